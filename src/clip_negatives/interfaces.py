@@ -1,0 +1,234 @@
+"""The data that flows between the stages, and the three kinds of plugin.
+
+data set x encoder -> features -> `Clusterer` -> `Clusters` -> `NegativeSampler` and `LossWeighting` -> the loss.
+
+N samples, D feature size, K clusters, B batch size of one process. Two similarities are kept apart everywhere: the *frozen*
+one (of the features that were clustered, r_ij) and the *live* one (what the model being trained thinks now, s_ij). All that
+this module carries is frozen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clustering:
+    """Hold the clusters of one modality.
+
+    Attributes:
+        labels: cluster of each sample, int64, shape (N,), 0 .. K-1, no cluster empty.
+        centroids: float32, shape (K, D), in the space of the features.
+    """
+
+    labels: Tensor
+    centroids: Tensor
+
+    @property
+    def n_samples(self) -> int:
+        """Return N."""
+        return int(self.labels.shape[0])
+
+    @property
+    def n_clusters(self) -> int:
+        """Return K."""
+        return int(self.centroids.shape[0])
+
+    def sizes(self) -> Tensor:
+        """Return the number of samples of each cluster, int64, shape (K,)."""
+        return self.labels.bincount(minlength=self.n_clusters)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clusters:
+    """Hold the image and the text clustering of one data set and how similar the clusters are.
+
+    Attributes:
+        image: clustering of the N images.
+        text: clustering of the N texts.
+        image_similarity: cosine between image centroids, float32, shape (K_image, K_image), -1 .. 1, diagonal 1.
+        text_similarity: cosine between text centroids, float32, shape (K_text, K_text), -1 .. 1, diagonal 1.
+        image_features: frozen unit-norm features, float32 or float16, shape (N, D_image), possibly memory-mapped; None if
+            they were not kept.
+        text_features: the same of the texts, shape (N, D_text).
+    """
+
+    image: Clustering
+    text: Clustering
+    image_similarity: Tensor
+    text_similarity: Tensor
+    image_features: Tensor | None = None
+    text_features: Tensor | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """Return N."""
+        return self.image.n_samples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IncorrectPairs:
+    """List explicit incorrect pairs: an image, and the text of another sample that is put in its own text's place.
+
+    Attributes:
+        image_index: sample whose image it is, int64, shape (M,).
+        text_index: sample whose text is put beside it, int64, shape (M,), never equal to `image_index`.
+    """
+
+    image_index: Tensor
+    text_index: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of pairs, M."""
+        return int(self.image_index.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LossTerms:
+    """Hold the log-weight b_ij of every incorrect pair (image i, text j), without an N x N matrix.
+
+    ``b_ij = image_table[image_labels[i], image_labels[j]] + text_table[text_labels[i], text_labels[j]]
+    - <factors[i], factors[j]>``; absent parts count 0. ``exp(b_ij)`` multiplies ``exp(logit)`` of the pair in the
+    denominator of InfoNCE: 0 leaves the pair as it is, -inf removes it. The positive pair (i = j) is never weighted.
+
+    Attributes:
+        image_labels: int64, shape (N,); goes with `image_table`.
+        image_table: float32, shape (K, K), values in [-inf, inf).
+        text_labels: int64, shape (N,); goes with `text_table`.
+        text_table: float32, shape (K', K'), values in [-inf, inf).
+        factors: float32, shape (N, R); subtracts an inner product of frozen features.
+        normalize: shift b so that the weights ``exp(b)`` of the incorrect pairs that are kept have mean 1, for every image
+            over its texts and for every text over its images. Weights then change which negatives count, not how many.
+    """
+
+    image_labels: Tensor | None = None
+    image_table: Tensor | None = None
+    text_labels: Tensor | None = None
+    text_table: Tensor | None = None
+    factors: Tensor | None = None
+    normalize: bool = False
+
+    @property
+    def neutral(self) -> bool:
+        """Return whether every b_ij is 0, so that the loss is plain InfoNCE."""
+        return self.image_table is None and self.text_table is None and self.factors is None
+
+    @property
+    def n_samples(self) -> int | None:
+        """Return N, or None where the terms are neutral and fit any number of samples."""
+        for per_sample in (self.image_labels, self.text_labels, self.factors):
+            if per_sample is not None:
+                return int(per_sample.shape[0])
+        return None
+
+    def take(self, index: Tensor) -> LossTerms:
+        """Return the terms of the samples `index` (int64, shape (B,)): labels and factors of length B, the same tables."""
+        return self.map_samples(lambda per_sample: per_sample[index])
+
+    def map_samples(self, change: Callable[[Tensor], Tensor]) -> LossTerms:
+        """Return a copy whose per-sample tensors went through `change`; tables are shared."""
+        changed = {
+            name: change(value)
+            for name in ("image_labels", "text_labels", "factors")
+            if (value := getattr(self, name)) is not None
+        }
+        return dataclasses.replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> LossTerms:
+        """Return the terms with every tensor on `device`."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in dataclasses.fields(self)
+            if field.name != "normalize" and (value := getattr(self, field.name)) is not None
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SamplingContext:
+    """Tell a sampler what it samples for.
+
+    Attributes:
+        n_samples: N.
+        batch_size: samples of one batch of one process, B.
+        rank: this process, 0 .. world_size-1.
+        world_size: processes that train together; the loss contrasts the batches of one step of all of them.
+        seed: seed of the run; the same on all ranks.
+        clusters: the clusters of the data; None only for a sampler that declares ``requires_clusters = False``.
+        native_batches: the batches that the training loop would have drawn by itself, in its own order; None outside one.
+    """
+
+    n_samples: int
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    seed: int = 0
+    clusters: Clusters | None = None
+    native_batches: Iterable[list[int]] | None = None
+
+
+@runtime_checkable
+class Clusterer(Protocol):
+    """Group features."""
+
+    def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
+        """Cluster `features` (float, shape (N, D), unit norm); all randomness comes from `generator`."""
+        ...
+
+
+@runtime_checkable
+class NegativeSampler(Protocol):
+    """Decide which incorrect pairs a model sees: which samples share a batch, and which texts are exchanged.
+
+    It is a `torch.utils.data.DataLoader` batch sampler. Iterating yields the B sample indices of each batch of this rank.
+    """
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch, from where `load_state_dict` left off."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the exact number of batches of an epoch on this rank."""
+        ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (0, 1, ...) and start at its first batch."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resumes the epoch at the next batch not yet yielded: numbers and strings only."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        ...
+
+    def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        """Draw up to `per_image` texts of other samples for each image, for explicit incorrect pairs."""
+        ...
+
+
+@runtime_checkable
+class LossWeighting(Protocol):
+    """Decide how much each incorrect pair counts. Called once for each clustering, never inside a step."""
+
+    def __call__(self, clusters: Clusters) -> LossTerms:
+        """Return the log-weights for the samples of `clusters`."""
+        ...
+
+
+ClustererFactory = Callable[..., Clusterer]
+"""``factory(**options) -> Clusterer``."""
+
+NegativeSamplerFactory = Callable[..., NegativeSampler]
+"""``factory(context: SamplingContext, **options) -> NegativeSampler``; attribute ``requires_clusters`` (default True)."""
+
+LossWeightingFactory = Callable[..., LossWeighting]
+"""``factory(**options) -> LossWeighting``; attribute ``requires_clusters`` (default True)."""
