@@ -1,0 +1,16 @@
+"""k-means, the clustering of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clip_negatives import hookimpl
+from clip_negatives.interfaces import ClustererFactory
+
+
+@hookimpl
+def clip_negatives_register_clusterers() -> Mapping[str, ClustererFactory]:
+    """Register ``kmeans``."""
+    from clip_negatives_kmeans.clusterer import KMeans
+
+    return {"kmeans": KMeans}

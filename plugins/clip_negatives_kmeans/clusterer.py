@@ -1,0 +1,132 @@
+"""k-means by faiss on the CPU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import Clustering
+
+
+def default_n_clusters(n_samples: int) -> int:
+    """Return K for N samples: ``4 sqrt(N)``, at most N // 8, at least 2 (1 for a single sample).
+
+    Our choice: large enough that a cluster is a kind of thing and not a theme, small enough that it holds several samples and
+    that a K x K table stays small (K = 4,000 for a million samples, a table of 64 MB).
+    """
+    return max(min(2, n_samples), min(round(4 * math.sqrt(n_samples)), n_samples // 8))
+
+
+class KMeans:
+    """Cluster features with k-means (faiss-cpu), so that no cluster is empty.
+
+    Args:
+        n_clusters: K; None takes `default_n_clusters` of N.
+        n_iter: iterations of Lloyd's algorithm, at least 1.
+        n_redo: runs from different starts, of which the best is kept, at least 1.
+        spherical: whether centroids are kept at unit length, so that clusters are of cosine similarity.
+        seed: seed of the starts; None draws one from the generator that `fit` is given.
+        max_samples_per_cluster: centroids are trained on at most this many samples a cluster, chosen at random, and then all
+            samples are assigned.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int | None = None,
+        n_iter: int = 25,
+        n_redo: int = 1,
+        spherical: bool = True,
+        seed: int | None = None,
+        max_samples_per_cluster: int = 256,
+    ) -> None:
+        for name, value in (
+            ("n_clusters", n_clusters),
+            ("n_iter", n_iter),
+            ("n_redo", n_redo),
+            ("max_samples_per_cluster", max_samples_per_cluster),
+        ):
+            if value is not None and value < 1:
+                raise InputError(f"Expected {name} of at least 1 for kmeans, got {value}.")
+        self.n_clusters = n_clusters
+        self.n_iter = n_iter
+        self.n_redo = n_redo
+        self.spherical = spherical
+        self.seed = seed
+        self.max_samples_per_cluster = max_samples_per_cluster
+
+    def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
+        """Cluster `features`, float, shape (N, D).
+
+        Returns:
+            Labels int64 (N,) and centroids float32 (K, D); every cluster holds at least one sample.
+
+        Raises:
+            InputError: the shape or dtype is not that of features, a value is not finite, K > N, or there are fewer than K
+                different samples.
+        """
+        import faiss
+
+        _check(features)
+        n_samples, dim = features.shape
+        k = default_n_clusters(n_samples) if self.n_clusters is None else self.n_clusters
+        if k > n_samples:
+            raise InputError(f"Expected at most as many clusters as samples ({n_samples}), got n_clusters={k}.")
+        drawn = int(torch.randint(2**31 - 1, (1,), generator=generator))
+        engine = faiss.Kmeans(
+            dim,
+            k,
+            niter=self.n_iter,
+            nredo=self.n_redo,
+            seed=drawn if self.seed is None else self.seed,
+            spherical=self.spherical,
+            max_points_per_centroid=self.max_samples_per_cluster,
+            min_points_per_centroid=1,
+        )
+        data = features.float().contiguous().numpy()
+        engine.train(data)
+        distances, labels = engine.index.search(data, 1)
+        # With unit-length centroids faiss searches by inner product: larger is nearer. Turn it so that larger is farther.
+        far = torch.from_numpy(distances[:, 0]) * (-1.0 if self.spherical else 1.0)
+        centroids = torch.from_numpy(engine.centroids.copy()).view(k, dim)
+        return _without_empty(features.float(), torch.from_numpy(labels[:, 0].copy()), centroids, far, self.spherical)
+
+
+def _check(features: Tensor) -> None:
+    if features.ndim != 2 or 0 in features.shape:
+        raise InputError(f"Expected features of shape (N, D), got {tuple(features.shape)}.")
+    if not features.is_floating_point():
+        raise InputError(f"Expected floating-point features, got {features.dtype}.")
+    if not bool(features.isfinite().all()):
+        row = int((~features.isfinite()).any(dim=1).nonzero()[0])
+        raise InputError(f"Expected finite features, got NaN or infinity, first in row {row}. Look at that sample.")
+
+
+def _without_empty(features: Tensor, labels: Tensor, centroids: Tensor, far: Tensor, spherical: bool) -> Clustering:
+    """Give each empty cluster the sample that is farthest from its own centroid and does not leave that one empty."""
+    sizes = labels.bincount(minlength=len(centroids))
+    empty = (sizes == 0).nonzero().flatten().tolist()
+    if empty:
+        for sample in far.argsort(descending=True).tolist():
+            home = int(labels[sample])
+            if sizes[home] > 1 and not torch.equal(features[sample], centroids[home]):
+                cluster = empty.pop()
+                labels[sample], sizes[cluster] = cluster, 1
+                sizes[home] -= 1
+                vector = features[sample]
+                centroids[cluster] = F.normalize(vector, dim=0) if spherical else vector
+            if not empty:
+                break
+    if empty:
+        distinct = len(features.unique(dim=0))
+        raise InputError(
+            f"Expected at least {len(centroids)} different samples for as many clusters, got {distinct}. "
+            f"Use n_clusters={distinct} or fewer."
+        )
+    return Clustering(labels, centroids)

@@ -1,0 +1,46 @@
+from . import catalogue, functional, integrations, metrics, registry, sampling, similarity
+from .artifacts import ClustersFolder, read_clusters, write_clusters
+from .errors import ClipNegativesError
+from .functional import weighted_info_nce
+from .hookspecs import hookimpl, hookspec
+from .interfaces import (
+    Clusterer,
+    Clustering,
+    Clusters,
+    IncorrectPairs,
+    LossTerms,
+    LossWeighting,
+    NegativeSampler,
+    SamplingContext,
+)
+from .loss import NegativesClipLoss
+from .sampling import PlannedSampler
+
+__version__: str
+
+__all__ = [
+    "ClipNegativesError",
+    "Clusterer",
+    "Clustering",
+    "Clusters",
+    "ClustersFolder",
+    "IncorrectPairs",
+    "LossTerms",
+    "LossWeighting",
+    "NegativeSampler",
+    "NegativesClipLoss",
+    "PlannedSampler",
+    "SamplingContext",
+    "catalogue",
+    "functional",
+    "hookimpl",
+    "hookspec",
+    "integrations",
+    "metrics",
+    "read_clusters",
+    "registry",
+    "sampling",
+    "similarity",
+    "weighted_info_nce",
+    "write_clusters",
+]
