@@ -112,21 +112,19 @@ def _without_empty(features: Tensor, labels: Tensor, centroids: Tensor, far: Ten
     """Give each empty cluster the sample that is farthest from its own centroid and does not leave that one empty."""
     sizes = labels.bincount(minlength=len(centroids))
     empty = (sizes == 0).nonzero().flatten().tolist()
-    if empty:
-        for sample in far.argsort(descending=True).tolist():
-            home = int(labels[sample])
-            if sizes[home] > 1 and not torch.equal(features[sample], centroids[home]):
-                cluster = empty.pop()
-                labels[sample], sizes[cluster] = cluster, 1
-                sizes[home] -= 1
-                vector = features[sample]
-                centroids[cluster] = F.normalize(vector, dim=0) if spherical else vector
-            if not empty:
-                break
-    if empty:
-        distinct = len(features.unique(dim=0))
+    if empty and (distinct := len(features.unique(dim=0))) < len(centroids):
         raise InputError(
             f"Expected at least {len(centroids)} different samples for as many clusters, got {distinct}. "
             f"Use n_clusters={distinct} or fewer."
         )
+    farthest = iter(far.argsort(descending=True).tolist())
+    while empty:
+        sample = next(farthest)
+        home = int(labels[sample])
+        if sizes[home] > 1:
+            cluster = empty.pop()
+            labels[sample] = cluster
+            sizes[cluster] += 1
+            sizes[home] -= 1
+            centroids[cluster] = F.normalize(features[sample], dim=0) if spherical else features[sample]
     return Clustering(labels, centroids)

@@ -55,4 +55,8 @@ class UnknownNameError(PluginError):
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         listing = ", ".join(known) if known else "none is registered"
-        return cls(f"Expected the name of a {what} ({listing}), got {name!r}.{hint}")
+        return cls(f"Expected the name of {_article(what)} {what} ({listing}), got {name!r}.{hint}")
+
+
+def _article(noun: str) -> str:
+    return "an" if noun[0] in "aeiou" else "a"

@@ -116,8 +116,7 @@ def bind_options(owner: str, options: Sequence[Option], given: Mapping[str, obje
     known = {option.name: option for option in options}
     for key in given:
         if key not in known:
-            nearest = UnknownNameError.of("option", key, known)
-            raise OptionError(f"{owner!r}: {nearest}")
+            raise OptionError(str(UnknownNameError.of(f"option of {owner!r}", key, known)))
     return {key: known[key].parse(owner, value) for key, value in given.items()}
 
 

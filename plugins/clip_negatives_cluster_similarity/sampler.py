@@ -1,0 +1,125 @@
+"""Batches in which every image has reliable incorrect pairs, and explicit reliable pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import IncorrectPairs, SamplingContext
+from clip_negatives.sampling import PlannedSampler, require_clusters
+from clip_negatives.similarity import reliable_tables
+from clip_negatives_cluster_similarity.pairs import draw_pairs
+from clip_negatives_cluster_similarity.reliable import ReliableExchanges
+
+SWAPS = 64
+"""Exchanges with other steps that are tried for a sample that has no reliable partner in its own."""
+
+
+class ClusterSimilarity(PlannedSampler):
+    """Spread every cluster evenly over the steps of an epoch and see to it that each image has reliable incorrect pairs.
+
+    The exchange of the texts of samples i and j is *reliable* where their image clusters differ and the similarity of those
+    clusters is under a threshold, and the same holds for their text clusters.
+
+    From the paper (Tagami et al., WSCG 2024, abstract): images and texts are clustered, each for themselves, and the
+    similarity between clusters decides which incorrect pairs are made. Our choice: both tables must allow the pair; the
+    thresholds are quantiles by default; batches are stratified, because a sample then meets as few of its own kind as the
+    data allow: samples are sorted by cluster and dealt out, so that each step gets its share of each cluster, in random
+    order within clusters and anew each epoch.
+
+    Args:
+        context: what to sample for; needs clusters.
+        image_threshold: cosine at which two image clusters are too similar to exchange texts, -1 .. 1.
+        image_quantile: the same as the share of all pairs that stays under the threshold, 0 .. 1; a given threshold goes
+            first; none with no threshold asks for different clusters only.
+        text_threshold: as `image_threshold`, for text clusters.
+        text_quantile: as `image_quantile`, for text clusters.
+
+    Raises:
+        InputError: there are no clusters, a value is out of its range, or a sample has no reliable partner in the data.
+        DataError: one step needs more samples than there are.
+    """
+
+    def __init__(
+        self,
+        context: SamplingContext,
+        image_threshold: float | None = None,
+        image_quantile: float | None = 0.95,
+        text_threshold: float | None = None,
+        text_quantile: float | None = 0.95,
+    ) -> None:
+        super().__init__(context, self._plan)
+        clusters = require_clusters(context, "cluster_similarity")
+        tables = reliable_tables(
+            clusters,
+            image_threshold=image_threshold,
+            image_quantile=image_quantile,
+            text_threshold=text_threshold,
+            text_quantile=text_quantile,
+        )
+        self.reliable = ReliableExchanges(clusters.image.labels, clusters.text.labels, *tables)
+        self._refuse(self.reliable.hopeless(), "the whole data set")
+
+    def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        """Draw for each image up to `per_image` different texts whose exchange is reliable, uniformly among them.
+
+        Images with fewer reliable texts than `per_image` get all they have.
+
+        Raises:
+            InputError: `per_image` is less than 1.
+        """
+        return draw_pairs(self.reliable, per_image, generator)
+
+    def _plan(self, generator: torch.Generator) -> Tensor:
+        """Deal the samples, sorted by cluster, out to the steps, then mend the steps in which a sample stands alone."""
+        n, steps = self.context.n_samples, len(self)
+        shuffled = torch.randperm(n, generator=generator)
+        # The samples that fill no step are drawn before sorting: they would else always be of the last clusters.
+        used, spare = shuffled[: steps * self.step_size], shuffled[steps * self.step_size :]
+        kind = self.reliable.image_labels[used] * len(self.reliable.text_table) + self.reliable.text_labels[used]
+        rounds = used[kind.argsort(stable=True)].view(self.step_size, steps)
+        # Each round gives one sample to every step, in an order of its own.
+        order = torch.rand(self.step_size, steps, generator=generator).argsort(dim=1)
+        dealt = rounds.gather(1, order).T.contiguous()
+        # A rank takes a range of columns: unsorted, every rank gets every cluster.
+        columns = torch.rand(steps, self.step_size, generator=generator).argsort(dim=1)
+        return self._mend(dealt.gather(1, columns), spare, generator)
+
+    def _mend(self, plan: Tensor, spare: Tensor, generator: torch.Generator) -> Tensor:
+        """Exchange samples without a reliable partner in their step for others, from other steps or from the spare ones."""
+        places = torch.cat([plan.flatten(), spare])
+        for step in range(len(plan)):
+            while (alone := self._alone(places, step)).numel():
+                if not self._exchange(places, step, int(alone[0]), generator):
+                    self._refuse(alone, f"a step of {self.step_size} samples")
+        return places[: plan.numel()].view_as(plan)
+
+    def _alone(self, places: Tensor, step: int) -> Tensor:
+        """Return the samples of a step with no reliable partner there; the spare samples, after the last step, need none."""
+        if step >= len(self):
+            return places[:0]
+        members = places[step * self.step_size : (step + 1) * self.step_size]
+        return self.reliable.lonely(members, members)
+
+    def _exchange(self, places: Tensor, step: int, sample: int, generator: torch.Generator) -> bool:
+        """Swap `sample` with one of another step such that fewer samples of the two stand alone; say whether one was found."""
+        mine = int((places == sample).nonzero())
+        for theirs in torch.randint(len(places), (SWAPS,), generator=generator).tolist():
+            other = min(theirs // self.step_size, len(self))
+            if other == step:
+                continue
+            before = self._alone(places, step).numel() + self._alone(places, other).numel()
+            places[[mine, theirs]] = places[[theirs, mine]]
+            if self._alone(places, step).numel() + self._alone(places, other).numel() < before:
+                return True
+            places[[mine, theirs]] = places[[theirs, mine]]
+        return False
+
+    def _refuse(self, samples: Tensor, where: str) -> None:
+        if samples.numel():
+            raise InputError(
+                f"Expected every sample to have a reliable incorrect pair within {where}, got {samples.numel()} without "
+                f"(first: sample {int(samples[0])}). Raise image_quantile or text_quantile (or the thresholds), use more "
+                "clusters, or a larger batch."
+            )
