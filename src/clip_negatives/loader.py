@@ -1,0 +1,174 @@
+"""Loaders that yield what they yielded before and hand the sample index of each batch to the loss.
+
+The index of a batch must reach the loss together with its features, or weights go to the wrong pairs in silence. Here it
+travels inside the batch, from the worker that reads the samples to the moment the batch is handed out, so that prefetching
+workers cannot put it out of step. There is no global state: a loader and a loss share one `BatchIndex`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from clip_negatives.errors import DataError, InputError
+from clip_negatives.interfaces import NegativeSampler
+
+
+class BatchIndex:
+    """Hold the sample indices of the batches that the next call of the loss is about.
+
+    Args:
+        batches: how many batches the loss sees at once: 1, or the number of micro-batches that gradient accumulation with
+            full negatives concatenates, in their order.
+        observe: called with the index of every batch as it is handed out.
+    """
+
+    def __init__(self, batches: int = 1, observe: Callable[[Tensor], None] | None = None) -> None:
+        self._window: deque[Tensor] = deque(maxlen=batches)
+        self._observe = observe
+
+    def push(self, index: Tensor) -> None:
+        """Take the index of a batch that is now handed out, int64, shape (B,)."""
+        self._window.append(index)
+        if self._observe is not None:
+            self._observe(index)
+
+    def __call__(self) -> Tensor:
+        """Return the indices of the window, int64, shape (batches * B,).
+
+        Raises:
+            InputError: no batch was handed out yet.
+        """
+        if not self._window:
+            raise InputError("Expected a batch from the wrapped loader before the loss is called, got none. Iterate over it.")
+        return torch.cat(tuple(self._window))
+
+
+class _IndexedDataset(Dataset[Any]):
+    """Give each sample its index."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.dataset[index], index
+
+
+class _IndexedCollate:
+    """Collate the samples as before, and their indices beside them."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[tuple[Any, int]]) -> tuple[Any, Tensor]:
+        return self.collate([sample for sample, _ in samples]), torch.tensor([index for _, index in samples])
+
+
+class IndexedLoader:
+    """Iterate over a map-style `DataLoader` in the batches of a `NegativeSampler`.
+
+    It yields what the loader yields, and pushes the index of each batch to `batch_index` just before. All other settings of
+    the loader (workers, pinning, collation, ...) are kept.
+
+    Args:
+        loader: the loader of the training loop.
+        sampler: the batches to take.
+        batch_index: where the loss reads the index.
+
+    Raises:
+        DataError: the loader reads a stream, whose batches no sampler can choose.
+    """
+
+    def __init__(self, loader: DataLoader[Any], sampler: NegativeSampler, batch_index: BatchIndex) -> None:
+        if loader.batch_sampler is None:
+            raise DataError(
+                "Expected a loader over samples that can be asked for by index (such as csv data), got a stream. "
+                "Keep the stream's own order with the sampler in_batch."
+            )
+        self.sampler = sampler
+        self.batch_index = batch_index
+        self._loader = _with_batches(loader, sampler)
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch on this rank."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches of the epoch."""
+        for batch, index in self._loader:
+            self.batch_index.push(index)
+            yield batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the sampler."""
+        self.sampler.set_epoch(epoch)
+
+
+class KeyedLoader:
+    """Iterate over a stream of ``(*batch, keys)`` and turn the keys into sample indices for the loss.
+
+    Args:
+        loader: yields tuples whose last entry lists the keys of the samples.
+        rows: index of each key, or None where nothing looks samples up (then -1 stands for each).
+        batch_index: where the loss reads the index.
+    """
+
+    def __init__(self, loader: Iterable[Any], rows: Mapping[str, int] | None, batch_index: BatchIndex) -> None:
+        self._loader = loader
+        self._rows = rows
+        self.batch_index = batch_index
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the batches without their keys.
+
+        Raises:
+            DataError: a sample has a key that the clusters do not know.
+        """
+        for *batch, keys in self._loader:
+            self.batch_index.push(self._index(keys))
+            yield tuple(batch)
+
+    def _index(self, keys: list[str]) -> Tensor:
+        if self._rows is None:
+            return torch.full((len(keys),), -1)
+        unknown = next((key for key in keys if key not in self._rows), None)
+        if unknown is not None:
+            raise DataError(
+                f"Expected only samples that were clustered, got the key {unknown!r}, which the clusters folder does not "
+                "hold. Prepare it from the shards that are trained on."
+            )
+        return torch.tensor([self._rows[key] for key in keys])
+
+
+def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler) -> DataLoader[Any]:
+    """Return a loader like `loader` whose samples carry their index and whose batches are those of `sampler`."""
+    kept: dict[str, Any] = {
+        name: getattr(loader, name)
+        for name in (
+            "num_workers",
+            "pin_memory",
+            "timeout",
+            "worker_init_fn",
+            "multiprocessing_context",
+            "generator",
+            "persistent_workers",
+            "in_order",
+        )
+        if hasattr(loader, name)  # in_order came with torch 2.6
+    }
+    if loader.num_workers > 0:
+        kept["prefetch_factor"] = loader.prefetch_factor
+    return DataLoader(
+        _IndexedDataset(loader.dataset),
+        batch_sampler=sampler,
+        collate_fn=_IndexedCollate(loader.collate_fn),
+        **kept,
+    )
