@@ -20,6 +20,7 @@ class InBatch(PlannedSampler):
     """
 
     requires_clusters = False
+    keeps_native_order = True
 
     def __init__(self, context: SamplingContext) -> None:
         self._native = context.native_batches

@@ -228,7 +228,11 @@ ClustererFactory = Callable[..., Clusterer]
 """``factory(**options) -> Clusterer``."""
 
 NegativeSamplerFactory = Callable[..., NegativeSampler]
-"""``factory(context: SamplingContext, **options) -> NegativeSampler``; attribute ``requires_clusters`` (default True)."""
+"""``factory(context: SamplingContext, **options) -> NegativeSampler``.
+
+Attributes it may have: ``requires_clusters`` (default True); ``keeps_native_order`` (default False), which says that the
+batches are ``context.native_batches`` unchanged, so that it serves streams, whose batches nobody can choose.
+"""
 
 LossWeightingFactory = Callable[..., LossWeighting]
 """``factory(**options) -> LossWeighting``; attribute ``requires_clusters`` (default True)."""

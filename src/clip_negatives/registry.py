@@ -58,6 +58,14 @@ class Registered:
         """Return whether it needs the clusters of the data (``requires_clusters`` on the factory, default True)."""
         return bool(getattr(self.factory, "requires_clusters", True))
 
+    @property
+    def keeps_native_order(self) -> bool:
+        """Return whether a sampler leaves the loop's own batches as they are, so that it serves streams too.
+
+        Read from ``keeps_native_order`` on the factory, default False.
+        """
+        return bool(getattr(self.factory, "keeps_native_order", False))
+
 
 class Registry:
     """Hold the plugins of a set of distributions.

@@ -1,0 +1,8 @@
+"""open_clip: train through its own loop, with our batches and our loss.
+
+This package, with `clip_negatives.encoders.open_clip`, is the only place that imports open_clip or open_clip_train.
+"""
+
+from clip_negatives.integrations.open_clip.launch import TrainOptions, train
+
+__all__ = ["TrainOptions", "train"]

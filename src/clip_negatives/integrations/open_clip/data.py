@@ -1,0 +1,140 @@
+"""open_clip's training data, with batches from a negative sampler and their index for the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import webdataset
+from torch.utils.data import IterableDataset
+
+from clip_negatives import registry
+from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.errors import ArtifactError, UnsupportedError
+from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
+
+
+class CountedLoader:
+    """Carry the two counts that open_clip reads off a loader.
+
+    Attributes:
+        loader: yields ``(images, texts)``.
+        num_batches: batches of an epoch on this rank.
+        num_samples: samples of the data set.
+    """
+
+    def __init__(self, loader: IndexedLoader | KeyedLoader, num_batches: int, num_samples: int) -> None:
+        self.loader = loader
+        self.num_batches = num_batches
+        self.num_samples = num_samples
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch on this rank."""
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield ``(images, texts)``."""
+        return iter(self.loader)
+
+
+class TrainData:
+    """Stand for open_clip's ``DataInfo`` of the training data: it has ``dataloader`` and ``set_epoch``.
+
+    Args:
+        info: open_clip's own.
+        args: open_clip's arguments.
+        sampler: ``name`` or ``name:key=value,...``.
+        batch_index: where the loss reads the index of a batch.
+        folder: the clusters folder, whose keys name the samples of a stream.
+
+    Raises:
+        UnsupportedError: the data are a stream and the sampler chooses batches by index.
+    """
+
+    def __init__(
+        self, info: Any, args: Any, sampler: str, batch_index: BatchIndex, folder: ClustersFolder | None
+    ) -> None:
+        self._info, self._args, self._sampler = info, args, sampler
+        self._batch_index, self._folder = batch_index, folder
+        self.dataset = info.dataloader.dataset if is_indexable(info) else None
+        self.dataloader: CountedLoader
+        item = registry.default_registry().resolve("negative_sampler", sampler)[0]
+        if self.dataset is None and not item.keeps_native_order:
+            raise UnsupportedError(
+                f"Expected csv data for the sampler {item.name}, which chooses batches by index, got a webdataset stream. "
+                "Use --sampler in_batch with it (the weighting works on streams, by sample key), or export the data to csv."
+            )
+
+    def use(self, clusters: Clusters | None) -> None:
+        """Build the loader for these clusters."""
+        native = self._info.dataloader
+        if self.dataset is None:
+            table = None if self._folder is None else self._folder.samples
+            rows = None if table is None else {key: row for row, key in enumerate(table["key"].to_pylist())}
+            _keep_keys(native)
+            loader: IndexedLoader | KeyedLoader = KeyedLoader(native, rows, self._batch_index)
+            self.dataloader = CountedLoader(loader, native.num_batches, native.num_samples)
+            return
+        context = SamplingContext(
+            n_samples=len(self.dataset),
+            batch_size=self._args.batch_size,
+            rank=self._args.rank,
+            world_size=self._args.world_size,
+            seed=self._args.seed,
+            clusters=clusters,
+            native_batches=native.batch_sampler,
+        )
+        sampler = registry.create("negative_sampler", self._sampler, context)
+        loader = IndexedLoader(native, sampler, self._batch_index)
+        self.dataloader = CountedLoader(loader, len(loader), native.num_samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, of open_clip's own sampler or stream and of ours."""
+        self._info.set_epoch(epoch)
+        if isinstance(self.dataloader.loader, IndexedLoader):
+            self.dataloader.loader.set_epoch(epoch)
+
+
+def is_indexable(info: Any) -> bool:
+    """Return whether the data can be asked for a sample by index, as csv can and a webdataset stream cannot."""
+    dataset = getattr(info.dataloader, "dataset", None)
+    return dataset is not None and not isinstance(dataset, IterableDataset)
+
+
+def check_same_data(folder: ClustersFolder, info: Any) -> None:
+    """Make sure that a clusters folder is of the data that is trained on, text by text.
+
+    Raises:
+        ArtifactError: it is not. A stream is checked by key as it is read.
+    """
+    if not is_indexable(info) or not hasattr(info.dataloader.dataset, "captions"):
+        return
+    captions = [str(caption) for caption in info.dataloader.dataset.captions]
+    texts = folder.samples["text"].to_pylist()
+    if captions == texts:
+        return
+    differing = next((row for row, (a, b) in enumerate(zip(captions, texts, strict=False)) if a != b), None)
+    fault = f"row {differing} differs" if len(captions) == len(texts) else f"{len(texts)} texts for {len(captions)}"
+    raise ArtifactError(
+        f"Expected clusters of the data that is trained on, got {folder.path} of other data ({fault}). "
+        "Prepare it again: clip-negatives prepare."
+    )
+
+
+def _keep_keys(loader: Any) -> None:
+    """Let the stream carry ``__key__`` through its last stages; the order and the randomness of the stream stay the same.
+
+    Raises:
+        UnsupportedError: the stages of the stream are not those of open_clip 3.x.
+    """
+    stages = loader.pipeline[0].dataset.pipeline
+    for position, stage in enumerate(stages):
+        if getattr(getattr(stage, "f", None), "__name__", "") == "_to_tuple":
+            if stage.args == ("image", "text"):
+                stages[position] = webdataset.to_tuple("image", "text", "__key__")
+            return
+    raise UnsupportedError(
+        "Expected open_clip's webdataset stream to end in to_tuple('image', 'text'), got another. "
+        "Install open_clip_torch>=3.0,<4."
+    )

@@ -1,0 +1,83 @@
+"""Run open_clip's own training with our negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clip_negatives import registry
+from clip_negatives.errors import ClipNegativesError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """Say which negatives a training run has.
+
+    Attributes:
+        clusters: clusters folder of the training data; None prepares one, cached by the data and the encoders.
+        sampler: ``name`` or ``name:key=value,...`` of the negative sampler.
+        weighting: the same of the loss weighting.
+        backend: backend of the loss: "auto" or a name that `clip_negatives.functional.weighted_info_nce` knows.
+        refresh_every: re-cluster with the model being trained before every so many epochs; None never does.
+        image_encoder: encoder of the images, for clusters that are prepared here.
+        text_encoder: encoder of the texts, likewise.
+        clusterer: clusterer of the images and texts, for clusters that are prepared here.
+        text_clusterer: another clusterer for the texts.
+        on_batch: called with the sample indices (int64, shape (B,)) of every batch as it is handed out.
+    """
+
+    clusters: Path | None = None
+    sampler: str = "cluster_similarity"
+    weighting: str = "weighted_infonce"
+    backend: str = "auto"
+    refresh_every: int | None = None
+    image_encoder: str = "pixels"
+    text_encoder: str = "tfidf"
+    clusterer: str = "kmeans"
+    text_clusterer: str | None = None
+    on_batch: Callable[[Tensor], None] | None = None
+
+    @property
+    def requires_clusters(self) -> bool:
+        """Return whether the sampler or the weighting needs clusters.
+
+        Raises:
+            PluginError: a name or an option is unknown, or a value has the wrong type.
+        """
+        found = registry.default_registry()
+        sampler, _ = found.resolve("negative_sampler", self.sampler)
+        weighting, _ = found.resolve("loss_weighting", self.weighting)
+        return sampler.requires_clusters or weighting.requires_clusters
+
+
+def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None:
+    """Train as ``python -m open_clip_train.main`` does with `arguments`, with the negatives of `options`.
+
+    Everything that can be checked is checked before open_clip starts and writes its first file.
+
+    Args:
+        arguments: command line of open_clip_train, untouched.
+        options: which negatives; None is the paper's method.
+
+    Raises:
+        ClipNegativesError: something is not as expected; see the classes of `clip_negatives.errors`.
+    """
+    options = options or TrainOptions()
+    if options.refresh_every is not None and options.refresh_every < 1:
+        raise InputError(f"Expected refresh_every of at least 1 epoch, got {options.refresh_every}.")
+    needs_clusters = options.requires_clusters  # resolves the names before anything slow is imported
+    from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder
+    from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main
+
+    main = load_main()
+    parsed = check_arguments(arguments, options)
+    folder = first_folder(parsed, options) if needs_clusters or options.clusters is not None else None
+    with installed(main, Negatives(main, options, folder)):
+        outcome = main.main(list(arguments))
+    if outcome not in (None, 0):
+        raise ClipNegativesError("Expected open_clip to train, but it stopped; the line above says why.")

@@ -1,0 +1,134 @@
+"""The seam: three functions that open_clip's training looks up by name, replaced while it runs.
+
+``open_clip_train.main`` calls ``get_data``, ``create_loss`` and ``train_one_epoch``, each found in its own namespace. Nothing
+else of open_clip is touched, and the three are put back when training ends. What this relies on is looked for first, so that
+a version in which it moved gives an error and not another training.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import open_clip
+
+from clip_negatives import registry
+from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
+from clip_negatives.integrations.open_clip.launch import TrainOptions
+from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
+from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.loader import BatchIndex
+from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.refresh import refresh_due
+
+EXPECTED = {
+    "get_data": ("args", "preprocess_fns", "epoch", "tokenizer"),
+    "create_loss": ("args",),
+    "train_one_epoch": ("model", "data", "loss", "epoch"),
+}
+"""The functions that are replaced, and the parameters that each must have."""
+
+
+def load_main() -> ModuleType:
+    """Import open_clip's training and look for what the seam relies on; make our model configurations known to it.
+
+    Raises:
+        UnsupportedError: this version of open_clip has another structure.
+    """
+    import open_clip_train.main as main
+
+    release = version("open_clip_torch")
+    for name, parameters in EXPECTED.items():
+        function = getattr(main, name, None)
+        found = inspect.signature(function).parameters if callable(function) else {}
+        if not set(parameters) <= set(found):
+            raise UnsupportedError(
+                f"Expected open_clip_torch 3.x, whose training has {name}({', '.join(parameters)}), got {release} without it. "
+                "Install open_clip_torch>=3.0,<4."
+            )
+    open_clip.add_model_config(Path(__file__).parent / "models")
+    return main
+
+
+@contextmanager
+def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
+    """Let `negatives` stand in for open_clip's functions, and put them back at the end."""
+    originals = {name: getattr(main, name) for name in EXPECTED}
+    try:
+        for name in EXPECTED:
+            setattr(main, name, getattr(negatives, name))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(main, name, function)
+
+
+class Negatives:
+    """Stand in for the functions of one training run.
+
+    Args:
+        main: the module ``open_clip_train.main``, not yet changed.
+        options: which negatives.
+        folder: the clusters to start from; None where nothing needs clusters.
+    """
+
+    def __init__(self, main: ModuleType, options: TrainOptions, folder: ClustersFolder | None) -> None:
+        self.options = options
+        self.folder = folder
+        self._get_data = main.get_data
+        self._train_one_epoch = main.train_one_epoch
+        self._batch_index = BatchIndex()
+        self._clusters = None if folder is None else folder.clusters
+        self._args: Any = None
+        self._preprocess: Any = None
+
+    def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
+        """Return open_clip's data with its training loader wrapped."""
+        data: dict[str, Any] = self._get_data(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
+        if "train" not in data:
+            return data
+        self._args, self._preprocess = args, preprocess_fns[1]
+        self._batch_index = BatchIndex(args.accum_freq, self.options.on_batch)
+        if self.folder is not None:
+            check_same_data(self.folder, data["train"])
+        if self.options.refresh_every is not None and epoch > 0:
+            self._clusters = stored_clusters(args, epoch, self.options.refresh_every) or self._clusters
+        data["train"] = TrainData(data["train"], args, self.options.sampler, self._batch_index, self.folder)
+        data["train"].use(self._clusters)
+        return data
+
+    def create_loss(self, args: Any) -> NegativesClipLoss:
+        """Return our loss in the place of `open_clip.ClipLoss`."""
+        loss = NegativesClipLoss(
+            local_loss=args.local_loss,
+            gather_with_grad=args.gather_with_grad,
+            cache_labels=True,
+            rank=args.rank,
+            world_size=args.world_size,
+            use_horovod=args.horovod,
+            terms=self._terms(self._clusters),
+            batch_index=self._batch_index,
+            backend=self.options.backend,
+        ).to(args.device)
+        logging.info(f"clip-negatives: sampler {self.options.sampler}, weighting {self.options.weighting}")
+        return loss
+
+    def train_one_epoch(self, model: Any, data: dict[str, Any], loss: Any, epoch: int, *rest: Any, **named: Any) -> None:
+        """Re-cluster if it is time to, then train the epoch as open_clip does."""
+        if refresh_due(epoch, self.options.refresh_every):
+            self._clusters = recluster(model, data["train"].dataset, self._preprocess, self._args, self.options, epoch)
+            data["train"].use(self._clusters)
+            loss.set_terms(self._terms(self._clusters).to(self._args.device))
+        self._train_one_epoch(model, data, loss, epoch, *rest, **named)
+
+    def _terms(self, clusters: Clusters | None) -> LossTerms:
+        terms: LossTerms = registry.create("loss_weighting", self.options.weighting)(clusters)
+        return terms
