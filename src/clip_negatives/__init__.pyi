@@ -3,6 +3,7 @@ from .artifacts import ClustersFolder, read_clusters, write_clusters
 from .errors import ClipNegativesError
 from .functional import weighted_info_nce
 from .hookspecs import hookimpl, hookspec
+from .integrations.loop import attach
 from .interfaces import (
     Clusterer,
     Clustering,
@@ -31,6 +32,7 @@ __all__ = [
     "NegativesClipLoss",
     "PlannedSampler",
     "SamplingContext",
+    "attach",
     "catalogue",
     "functional",
     "hookimpl",

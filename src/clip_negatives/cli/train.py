@@ -1,0 +1,33 @@
+"""Train with open_clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(context_settings={"show_default": True})
+@click.option("--clusters", type=click.Path(path_type=Path), help="Clusters folder; without it one is prepared and cached.")
+@click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
+@click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
+@click.option("--backend", default="auto", help="Backend of the loss: auto, torch or chunked.")
+@click.option("--refresh-every", type=int, help="Re-cluster with the model being trained before every so many epochs.")
+@click.option("--image-encoder", default="pixels", help="Encoder of the images, for clusters prepared here.")
+@click.option("--text-encoder", default="tfidf", help="Encoder of the texts, for clusters prepared here.")
+@click.option("--clusterer", default="kmeans", help="Clusterer, NAME or NAME:key=value,...")
+@click.option("--text-clusterer", help="Another clusterer for the texts.")
+@click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
+def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
+    """Train a CLIP model with open_clip's own training loop and our negatives.
+
+    What stands after -- goes to open_clip_train untouched:
+
+    clip-negatives train --clusters clusters/ -- --train-data train.csv --model ViT-B-32 --epochs 5
+
+    On several processes: torchrun --nproc-per-node 2 -m clip_negatives train -- ...
+    """
+    from clip_negatives.integrations import open_clip
+
+    open_clip.train(open_clip_arguments, open_clip.TrainOptions(**options))

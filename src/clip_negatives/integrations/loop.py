@@ -1,0 +1,75 @@
+"""Any training loop over a `DataLoader`: wrap the loader, get the loss that goes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import distributed as dist
+from torch.utils.data import DataLoader
+
+from clip_negatives import registry
+from clip_negatives.artifacts import read_clusters
+from clip_negatives.interfaces import SamplingContext
+from clip_negatives.loader import BatchIndex, IndexedLoader
+from clip_negatives.loss import NegativesClipLoss
+
+
+def attach(
+    loader: DataLoader[Any],
+    clusters: str | Path,
+    *,
+    sampler: str = "cluster_similarity",
+    weighting: str = "weighted_infonce",
+    seed: int = 0,
+    backend: str = "auto",
+    local_loss: bool = False,
+    gather_with_grad: bool = False,
+    accumulate: int = 1,
+) -> tuple[IndexedLoader, NegativesClipLoss]:
+    """Return a loader and a loss that put our negatives into a training loop written for open_clip.
+
+    The loader yields what it yielded before, in other batches; the loss is called as `open_clip.ClipLoss` is and finds the
+    index of the batch by itself. Inside a process group both know their rank.
+
+    Args:
+        loader: the loop's own; its data set is asked for samples by index, in the order that was clustered.
+        clusters: clusters folder of that data set, made by ``clip-negatives prepare``.
+        sampler: ``name`` or ``name:key=value,...``.
+        weighting: the same.
+        seed: seed of the batches; the same on every rank.
+        backend: see `clip_negatives.functional.weighted_info_nce`.
+        local_loss: as in `open_clip.ClipLoss`.
+        gather_with_grad: as in `open_clip.ClipLoss`.
+        accumulate: micro-batches whose features are concatenated before the loss is called.
+
+    Raises:
+        ArtifactError: the folder is not a clusters folder, or is damaged.
+        PluginError: a name or an option is unknown, or a value has the wrong type.
+        InputError: the clusters are of another number of samples, or the loader has no batch size.
+        DataError: the loader reads a stream, or a batch is larger than the data.
+    """
+    folder = read_clusters(clusters)
+    grouped = dist.is_available() and dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
+    native: Any = loader.batch_sampler
+    context = SamplingContext(
+        n_samples=len(loader.dataset),  # type: ignore[arg-type]
+        batch_size=loader.batch_size or getattr(native, "batch_size", 0),
+        rank=rank,
+        world_size=world_size,
+        seed=seed,
+        clusters=folder.clusters,
+        native_batches=native,
+    )
+    batch_index = BatchIndex(accumulate)
+    loss = NegativesClipLoss(
+        local_loss=local_loss,
+        gather_with_grad=gather_with_grad,
+        rank=rank,
+        world_size=world_size,
+        terms=registry.create("loss_weighting", weighting)(folder.clusters),
+        batch_index=batch_index,
+        backend=backend,
+    )
+    return IndexedLoader(loader, registry.create("negative_sampler", sampler, context), batch_index), loss
