@@ -1,0 +1,165 @@
+"""One run of a comparison: train one method with one seed in a process of its own, then measure it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_negatives.artifacts import read_clusters
+from clip_negatives.compare.methods import Method
+from clip_negatives.errors import ClipNegativesError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PRELOADED = ("clip_negatives.integrations.open_clip.seam", "clip_negatives.metrics", "clip_negatives.compare.evaluate")
+"""Imported once by the server that runs are forked from, instead of in each run; imports start no threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Say what one run does.
+
+    Attributes:
+        method: which negatives.
+        seed: seed of open_clip: initial weights, augmentation, order.
+        arguments: command line of open_clip_train, without name, logs and seed.
+        clusters: clusters folder of the training data.
+        test_data: csv of the test gallery and queries.
+        group_column: column of the csv files that says which samples are of one item.
+        folder: where this run keeps its files.
+    """
+
+    method: Method
+    seed: int
+    arguments: tuple[str, ...]
+    clusters: Path
+    test_data: Path
+    group_column: str
+    folder: Path
+
+    @property
+    def train_arguments(self) -> list[str]:
+        """Return the whole command line of open_clip_train."""
+        return [*self.arguments, "--seed", str(self.seed), "--logs", str(self.folder), "--name", "run"]
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run `job` in a fresh process and return what it measured.
+
+    A process of its own gives each run the same start and a peak memory of its own.
+
+    Raises:
+        ClipNegativesError: the run failed; the message names its log.
+    """
+    shutil.rmtree(job.folder, ignore_errors=True)
+    job.folder.mkdir(parents=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    process = context.Process(target=_in_process, args=(job,))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.kill()
+        process.join()
+        raise
+    outcome = job.folder / "outcome.json"
+    log = job.folder / "output.log"
+    if not outcome.exists():
+        raise ClipNegativesError(
+            f"Expected the run of {job.method.name} with seed {job.seed} to finish, but its process ended with exit code "
+            f"{process.exitcode}. See {log}."
+        )
+    result: dict[str, Any] = json.loads(outcome.read_text())
+    if "error" in result:
+        raise ClipNegativesError(f"The run of {job.method.name} with seed {job.seed} failed: {result['error']} See {log}.")
+    return result
+
+
+def _in_process(job: Job) -> None:
+    """Be the process of a run: everything printed goes to its log, the outcome to a file."""
+    with (job.folder / "output.log").open("ab", buffering=0) as log:
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    try:
+        outcome = measure(job)
+    except ClipNegativesError as error:
+        outcome = {"error": str(error)}
+    except Exception as error:  # The traceback is in the log; the parent reports the rest.
+        traceback.print_exc()
+        outcome = {"error": f"{type(error).__name__}: {error}."}
+    partial = job.folder / "outcome.json.partial"
+    partial.write_text(json.dumps(outcome, indent=2))
+    partial.replace(job.folder / "outcome.json")
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Train and measure in this process.
+
+    Returns:
+        The fields of a run in the JSON of a comparison, see `clip_negatives.compare.study`.
+    """
+    import torch
+
+    from clip_negatives.compare.evaluate import false_negatives, ranks
+    from clip_negatives.integrations import open_clip
+
+    batches: list[Tensor] = []
+    times: list[float] = []
+
+    def on_batch(index: Tensor) -> None:
+        times.append(time.perf_counter())
+        batches.append(index.clone())
+
+    options = open_clip.TrainOptions(
+        clusters=job.clusters, sampler=job.method.sampler, weighting=job.method.weighting, on_batch=on_batch
+    )
+    started = time.perf_counter()
+    open_clip.train(job.train_arguments, options)
+    train_seconds = time.perf_counter() - started
+    peak = peak_memory()
+    folder = read_clusters(job.clusters)
+    outcome = {
+        "method": asdict(job.method),
+        "seed": job.seed,
+        "steps": len(times),
+        "seconds_per_step": step_seconds(times),
+        "train_seconds": train_seconds,
+        "peak_memory_mib": peak,
+        "peak_gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
+        "loss": losses(job.folder / "run" / "out.log"),
+        **false_negatives(batches, folder, job.method.weighting),
+        **ranks(job.train_arguments, job.folder / "run" / "checkpoints", job.test_data, job.group_column),
+    }
+    shutil.rmtree(job.folder / "run" / "checkpoints")  # the largest files by far, and no longer needed
+    return outcome
+
+
+def step_seconds(times: Sequence[float]) -> float | None:
+    """Return the median time between two batches; the median, as epochs begin and end between some of them."""
+    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False)) if len(times) > 1 else None
+
+
+def peak_memory() -> float:
+    """Return the peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def losses(log: Path) -> list[float]:
+    """Return the losses that open_clip logged, in order."""
+    marker = "Contrastive_loss: "
+    lines = log.read_text().splitlines()
+    return [float(line.split(marker)[1].split()[0]) for line in lines if marker in line]
