@@ -1,0 +1,85 @@
+"""Pairs listed in a csv file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from clip_negatives.dataset.source import read_image, stamp
+from clip_negatives.errors import DataError
+
+
+class CsvPairs:
+    """Read pairs as open_clip reads ``--train-data`` of csv: one row a pair, image paths relative to the working directory.
+
+    Args:
+        path: the csv file.
+        image_column: column with the path of the image.
+        text_column: column with the text.
+        separator: what stands between columns.
+        group_column: column that says which pairs show the same; None if there is none.
+
+    Raises:
+        DataError: the file is missing or empty, or has no such column.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        image_column: str = "filepath",
+        text_column: str = "title",
+        separator: str = "\t",
+        group_column: str | None = None,
+    ) -> None:
+        import pandas as pd
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"Expected a csv file, got {self.path}, which is not there. Name the file with the training data.")
+        try:
+            # The very call of open_clip, so that row i here is row i there.
+            table = pd.read_csv(self.path, sep=separator)
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"Expected a csv file separated by {separator!r}, got {self.path}: {reason}.") from error
+        for column in filter(None, (image_column, text_column, group_column)):
+            if column not in table.columns:
+                raise DataError(_no_column(self.path, column, [str(name) for name in table.columns], separator))
+        if table.empty:
+            raise DataError(f"Expected at least one pair in {self.path}, got a header only.")
+        self.image_paths: Sequence[str] = [str(value) for value in table[image_column]]
+        self.texts: Sequence[str] = [str(value) for value in table[text_column]]
+        self.groups: Sequence[str] | None = [str(value) for value in table[group_column]] if group_column else None
+        # Paths can repeat (several texts of one image), rows cannot.
+        self.keys: Sequence[str] = [str(row) for row in range(len(table))]
+
+    def images(self, start: int, stop: int) -> Iterator[Image.Image]:
+        """Yield the images of rows start .. stop-1 in RGB.
+
+        Raises:
+            DataError: a file is missing or no image; the message names it and its row.
+        """
+        for row in range(start, stop):
+            path = self.image_paths[row]
+            yield read_image(path, f"{path} (row {row} of {self.path})")
+
+    def fingerprint(self) -> str:
+        """Return a digest of paths, texts and groups and of each image's size and time of change."""
+        whole = hashlib.sha256()
+        for column in (self.image_paths, self.texts, self.groups or ()):
+            whole.update("\0".join(column).encode())
+            whole.update(b"\1")
+        for file in self.image_paths:
+            whole.update(stamp(file))
+        return whole.hexdigest()
+
+
+def _no_column(path: Path, column: str, columns: list[str], separator: str) -> str:
+    hint = ""
+    if len(columns) == 1 and (other := next((mark for mark in ("\t", ",", ";") if mark in columns[0]), None)):
+        hint = f" The columns seem to be separated by {other!r}, not by {separator!r}: say --csv-separator."
+    return f"Expected a column {column!r} in {path}, got {', '.join(map(repr, columns))}.{hint}"

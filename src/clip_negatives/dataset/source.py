@@ -1,0 +1,66 @@
+"""What every kind of image-text data offers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from PIL import Image, UnidentifiedImageError
+
+from clip_negatives.errors import DataError
+
+
+class PairSource(Protocol):
+    """Image-text pairs in a fixed order; sample i of the clusters is pair i.
+
+    Attributes:
+        keys: name of each pair, all different.
+        texts: text of each pair.
+        groups: what each pair shows (an item, a product), where the data say so.
+        image_paths: file of each image, where images are files.
+    """
+
+    @property
+    def keys(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def texts(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def groups(self) -> Sequence[str] | None: ...  # noqa: D102
+    @property
+    def image_paths(self) -> Sequence[str] | None: ...  # noqa: D102
+
+    def images(self, start: int, stop: int) -> Iterator[Image.Image]:
+        """Yield the images start .. stop-1 in RGB."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes when the pairs do."""
+        ...
+
+
+def read_image(opened: Any, what: str) -> Image.Image:
+    """Return an image in RGB, as open_clip's transforms make it.
+
+    Args:
+        opened: path or binary file.
+        what: what the message of an error calls it.
+
+    Raises:
+        DataError: it is missing or no image.
+    """
+    try:
+        with Image.open(opened) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+        fault = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as one"
+        raise DataError(f"Expected an image, got {what}, which {fault}. Repair it or leave it out.") from error
+
+
+def stamp(file: str) -> bytes:
+    """Return size and time of change of a file, for fingerprints."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return b"missing"
+    return f"{status.st_size} {status.st_mtime_ns}\0".encode()

@@ -1,0 +1,93 @@
+"""Pairs in webdataset tars."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import webdataset as wds
+from PIL import Image
+
+from clip_negatives.dataset.source import read_image, stamp
+from clip_negatives.errors import DataError
+
+
+class TarPairs:
+    """Read pairs from webdataset tars as open_clip does: image and ``.txt`` of one key.
+
+    Args:
+        urls: one or more local tars, with brace expansion, joined by ``::``.
+        group_field: field of the ``.json`` of a pair that says which pairs show the same; None if there is none.
+
+    Raises:
+        DataError: a tar is missing or damaged, a key repeats, or there is no pair.
+    """
+
+    EXTENSIONS = ("jpg", "png", "jpeg", "webp")
+
+    def __init__(self, urls: str, *, group_field: str | None = None) -> None:
+        import braceexpand
+
+        self.shards = [shard for part in urls.split("::") for shard in braceexpand.braceexpand(part)]
+        for shard in self.shards:
+            if not Path(shard).is_file():
+                raise DataError(f"Expected a tar file, got {shard}, which is not there. Name local tars.")
+        self._group_field = group_field
+        self.image_paths: Sequence[str] | None = None
+        keys, texts, groups = [], [], []
+        for sample in self._samples():
+            keys.append(sample["__key__"])
+            texts.append(sample["txt"].decode())
+            groups.append(self._group(sample))
+        if not keys:
+            raise DataError(f"Expected pairs of an image and a .txt in {urls}, got none.")
+        if len(set(keys)) < len(keys):
+            raise DataError(f"Expected every key once in {urls}, got {len(keys) - len(set(keys))} again. Rename the samples.")
+        self.keys: Sequence[str] = keys
+        self.texts: Sequence[str] = texts
+        self.groups: Sequence[str] | None = groups if group_field else None
+
+    def images(self, start: int, stop: int) -> Iterator[Image.Image]:
+        """Yield the images start .. stop-1 in RGB, in the order of the tars.
+
+        Raises:
+            DataError: an image cannot be read; the message names its key.
+        """
+
+        for sample in itertools.islice(self._samples(), start, stop):
+            data = next(sample[extension] for extension in self.EXTENSIONS if extension in sample)
+            yield read_image(io.BytesIO(data), f"the sample {sample['__key__']}")
+
+    def fingerprint(self) -> str:
+        """Return a digest of the name, size and time of change of each tar."""
+        whole = hashlib.sha256(str(self._group_field).encode())
+        for shard in self.shards:
+            whole.update(shard.encode() + b"\0" + stamp(shard))
+        return whole.hexdigest()
+
+    def _samples(self) -> Iterator[dict[str, bytes]]:
+
+        stages = wds.DataPipeline(wds.SimpleShardList(self.shards), wds.tarfile_to_samples())
+        try:
+            for sample in stages:
+                if "txt" in sample and any(extension in sample for extension in self.EXTENSIONS):
+                    yield sample
+        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+            reason = " ".join(str(error.args[0] if error.args else error).split())
+            raise DataError(f"Expected readable tars, got an error: {reason}. Write the shard again.") from error
+
+    def _group(self, sample: dict[str, bytes]) -> str:
+
+        if self._group_field is None:
+            return ""
+        fields = json.loads(sample.get("json", b"{}"))
+        if self._group_field not in fields:
+            raise DataError(
+                f"Expected the field {self._group_field!r} in the .json of each sample, got none in {sample['__key__']}."
+            )
+        return str(fields[self._group_field])
