@@ -1,0 +1,28 @@
+"""Write explicit incorrect pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("clusters", type=click.Path(path_type=Path))
+@click.option("--output", "-o", default="incorrect_pairs.parquet", type=click.Path(path_type=Path), help="File to write.")
+@click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
+@click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
+@click.option("--per-image", default=1, help="Pairs of each image, where there are so many.")
+@click.option("--batch-size", default=256, help="Batch that samplers without an own rule for pairs draw them from.")
+@click.option("--seed", default=0, help="Seed of the draw.")
+def generate(clusters: Path, output: Path, **options: Any) -> None:
+    """Write incorrect pairs of the clusters folder CLUSTERS as parquet.
+
+    Each row has an image, its correct text, the incorrect text put in its place, and how reliable that is.
+    """
+    from clip_negatives.artifacts import read_clusters
+    from clip_negatives.generate import generate as run
+
+    count = run(read_clusters(clusters), output, **options)
+    click.echo(f"{output}: {count} incorrect pairs")

@@ -1,0 +1,37 @@
+"""Make a clusters folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clip_negatives.cli.data_options import data_options
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("data")
+@click.argument("output", type=click.Path(path_type=Path))
+@data_options
+@click.option("--image-encoder", default="pixels", help="Encoder of the images.")
+@click.option("--text-encoder", default="tfidf", help="Encoder of the texts.")
+@click.option("--clusterer", default="kmeans", help="Clusterer, NAME or NAME:key=value,...")
+@click.option("--text-clusterer", help="Another clusterer for the texts.")
+@click.option("--seed", default=0, help="Seed of the clustering.")
+@click.option("--keep-features/--drop-features", default=True, help="Keep the features in the folder.")
+def prepare(data: str, output: Path, **options: Any) -> None:
+    """Encode and cluster DATA (a csv file or webdataset tars) and write the clusters folder OUTPUT.
+
+    Interrupted, it goes on where it stopped when the same command runs again.
+    """
+    from clip_negatives.dataset import open_pairs
+    from clip_negatives.prepare import prepare as run
+
+    reading = {name: options.pop(name) for name in ("dataset_type", "separator", "image_column", "text_column", "group_column")}
+    folder = run(open_pairs(data, **reading), output, **options)
+    clusters = folder.clusters
+    click.echo(
+        f"{output}: {clusters.n_samples} pairs, {clusters.image.n_clusters} image clusters, "
+        f"{clusters.text.n_clusters} text clusters"
+    )

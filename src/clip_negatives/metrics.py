@@ -1,0 +1,184 @@
+"""torchmetrics for retrieval and for false negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import LossTerms
+from clip_negatives.kernels import log_weights
+
+CHUNK = 1024
+"""Queries, or rows of a batch, that are compared with everything at a time."""
+
+
+def rank_at_k(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_groups: Tensor,
+    gallery_groups: Tensor,
+    top_k: Sequence[int] = (1, 5, 10),
+    *,
+    chunk_size: int = CHUNK,
+) -> Tensor:
+    """Compute Rank@k: the share of queries with an entry of their own group among the k most similar of the gallery.
+
+    Equals ``((q @ g.T).topk(k).indices -> groups == query group).any(1).mean()`` where no similarities tie. Entries that tie
+    with the best of the own group count as ranked before it, so a model that maps everything to one point scores 0, not 1.
+    Memory is chunk_size x gallery.
+
+    Args:
+        query_features: float, shape (Q, D).
+        gallery_features: float, shape (G, D).
+        query_groups: int64, shape (Q,); each occurs in the gallery.
+        gallery_groups: int64, shape (G,).
+        top_k: the values of k, each at least 1.
+        chunk_size: queries compared at a time.
+
+    Returns:
+        float32, one value within 0 .. 1 for each k.
+
+    Raises:
+        InputError: shapes do not fit, k is less than 1, or a query has no entry of its group.
+
+    Example:
+        >>> rank_at_k(torch.eye(3), torch.eye(3), torch.arange(3), torch.tensor([0, 2, 1]), (1, 3))
+        tensor([0.3333, 0.3333])
+    """
+    if query_features.ndim != 2 or query_features.shape[1:] != gallery_features.shape[1:] or 0 in query_features.shape:
+        raise InputError(
+            f"Expected query and gallery features of shapes (Q, D) and (G, D), got {tuple(query_features.shape)} and "
+            f"{tuple(gallery_features.shape)}."
+        )
+    if len(query_groups) != len(query_features) or len(gallery_groups) != len(gallery_features):
+        raise InputError("Expected one group for each query and each gallery entry, got another number.")
+    if min(top_k, default=0) < 1:
+        raise InputError(f"Expected every k to be at least 1, got {tuple(top_k)}.")
+    ranks = []
+    for features, groups in zip(query_features.split(chunk_size), query_groups.split(chunk_size), strict=True):
+        similarity = features @ gallery_features.T
+        own = groups[:, None] == gallery_groups[None, :]
+        if not bool(own.any(dim=1).all()):
+            raise InputError("Expected every query to have an entry of its group in the gallery, got one without.")
+        best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        ranks.append(((similarity >= best) & ~own).sum(dim=1) + 1)
+    rank = torch.cat(ranks)
+    return torch.stack([(rank <= k).float().mean() for k in top_k])
+
+
+def chance_rank_at_k(query_groups: Tensor, gallery_groups: Tensor, k: int) -> float:
+    """Return the Rank@k of random features: 1 - C(G - m, k) / C(G, k), m entries of the query's group, mean over queries.
+
+    Example:
+        >>> round(chance_rank_at_k(torch.arange(10), torch.arange(10), 1), 4)
+        0.1
+    """
+    n = len(gallery_groups)
+    own = (query_groups.unique(return_inverse=True)[0][:, None] == gallery_groups[None, :]).sum(dim=1).double()
+    _, inverse = query_groups.unique(return_inverse=True)
+    missed = torch.ones_like(own)
+    for drawn in range(min(k, n)):
+        missed = missed * ((n - own - drawn).clamp(min=0) / (n - drawn))
+    return float((1 - missed)[inverse].mean())
+
+
+class RankAtK(Metric):
+    """Collect features and compute `rank_at_k` in both directions.
+
+    Args:
+        top_k: the values of k.
+        chunk_size: queries compared at a time; a queries x gallery matrix is never held.
+
+    Example:
+        >>> metric = RankAtK(top_k=(1,))
+        >>> metric.update(torch.eye(3), torch.eye(3), torch.arange(3))
+        >>> {name: round(value.item(), 2) for name, value in metric.compute().items()}
+        {'image_to_text_rank_1': 1.0, 'text_to_image_rank_1': 1.0}
+    """
+
+    full_state_update = False
+    image_features: list[Tensor]
+    text_features: list[Tensor]
+    groups: list[Tensor]
+
+    def __init__(self, top_k: Sequence[int] = (1, 5, 10), chunk_size: int = CHUNK, **options: Any) -> None:
+        super().__init__(**options)
+        self.top_k = tuple(top_k)
+        self.chunk_size = chunk_size
+        for name in ("image_features", "text_features", "groups"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, image_features: Tensor, text_features: Tensor, groups: Tensor) -> None:
+        """Take pairs: image i and text i show group ``groups[i]``; features of shape (n, D), groups int64 (n,)."""
+        self.image_features.append(image_features)
+        self.text_features.append(text_features)
+        self.groups.append(groups)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return ``{direction}_rank_{k}`` for both directions and every k."""
+        image, text = dim_zero_cat(self.image_features), dim_zero_cat(self.text_features)
+        groups = dim_zero_cat(self.groups)
+        found = {}
+        for direction, queries, gallery in (("text_to_image", text, image), ("image_to_text", image, text)):
+            values = rank_at_k(queries, gallery, groups, groups, self.top_k, chunk_size=self.chunk_size)
+            found.update({f"{direction}_rank_{k}": value for k, value in zip(self.top_k, values, strict=True)})
+        return found
+
+
+class FalseNegatives(Metric):
+    """Count the incorrect pairs of batches that are in truth correct, before and after a weighting.
+
+    Example:
+        >>> metric = FalseNegatives()
+        >>> metric.update(torch.tensor([0, 0, 1, 2]))
+        >>> metric.compute()["per_anchor"]
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # batches, anchors, incorrect pairs, false ones, removed ones, false ones kept
+        self.add_state("counts", default=torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, groups: Tensor, terms: LossTerms | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            groups: what each sample shows, int64, shape (B,); pairs of one group are false negatives.
+            terms: log-weights of the batch; pairs with -inf are removed. None removes nothing.
+        """
+        n = len(groups)
+        false = removed = false_kept = 0
+        for start in range(0, n, CHUNK):
+            stop = min(start + CHUNK, n)
+            same = groups[start:stop, None] == groups[None, :]
+            same.diagonal(start).fill_(False)
+            gone = torch.zeros_like(same)
+            if terms is not None and not terms.neutral:
+                some = terms.map_samples(lambda part, start=start, stop=stop: part[start:stop])
+                gone = log_weights.block(some, terms, torch.float32) == -torch.inf
+                gone.diagonal(start).fill_(False)
+            false += int(same.sum())
+            removed += int(gone.sum())
+            false_kept += int((same & ~gone).sum())
+        self.counts += torch.tensor([1, n, n * (n - 1), false, removed, false_kept], dtype=torch.float64).to(self.counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return per_anchor, per_anchor_kept, removed_share (0 .. 1), removed_false_share (0 .. 1) and batches."""
+        batches, anchors, pairs, false, removed, false_kept = self.counts
+        return {
+            "per_anchor": false / anchors.clamp(min=1),
+            "per_anchor_kept": false_kept / anchors.clamp(min=1),
+            "removed_share": removed / pairs.clamp(min=1),
+            "removed_false_share": (false - false_kept) / false.clamp(min=1),
+            "batches": batches,
+        }
