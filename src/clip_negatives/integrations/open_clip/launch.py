@@ -71,13 +71,15 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     if options.refresh_every is not None and options.refresh_every < 1:
         raise InputError(f"Expected refresh_every of at least 1 epoch, got {options.refresh_every}.")
     needs_clusters = options.requires_clusters  # resolves the names before anything slow is imported
-    from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder
+    from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder, rank
     from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main
 
     main = load_main()
     parsed = check_arguments(arguments, options)
-    folder = first_folder(parsed, options) if needs_clusters or options.clusters is not None else None
-    with installed(main, Negatives(main, options, folder)):
+    needs_clusters = needs_clusters or options.clusters is not None
+    # The other ranks wait for rank 0 in open_clip's own rendezvous and read the folder after it.
+    folder = first_folder(parsed, options) if needs_clusters and rank() == 0 else None
+    with installed(main, Negatives(main, options, folder, needs_clusters=needs_clusters)):
         outcome = main.main(list(arguments))
     if outcome not in (None, 0):
         raise ClipNegativesError("Expected open_clip to train, but it stopped; the line above says why.")

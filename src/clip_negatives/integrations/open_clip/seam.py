@@ -23,6 +23,7 @@ from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
 from clip_negatives.integrations.open_clip.launch import TrainOptions
+from clip_negatives.integrations.open_clip.preflight import late_folder
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.loader import BatchIndex
@@ -77,16 +78,20 @@ class Negatives:
     Args:
         main: the module ``open_clip_train.main``, not yet changed.
         options: which negatives.
-        folder: the clusters to start from; None where nothing needs clusters.
+        folder: the clusters to start from; None where nothing needs clusters, and on ranks that read them later.
+        needs_clusters: whether clusters are needed.
     """
 
-    def __init__(self, main: ModuleType, options: TrainOptions, folder: ClustersFolder | None) -> None:
+    def __init__(
+        self, main: ModuleType, options: TrainOptions, folder: ClustersFolder | None, *, needs_clusters: bool
+    ) -> None:
         self.options = options
         self.folder = folder
+        self._needs_clusters = needs_clusters
         self._get_data = main.get_data
         self._train_one_epoch = main.train_one_epoch
         self._batch_index = BatchIndex()
-        self._clusters = None if folder is None else folder.clusters
+        self._clusters: Clusters | None = None
         self._args: Any = None
         self._preprocess: Any = None
 
@@ -97,7 +102,9 @@ class Negatives:
             return data
         self._args, self._preprocess = args, preprocess_fns[1]
         self._batch_index = BatchIndex(args.accum_freq, self.options.on_batch)
-        if self.folder is not None:
+        if self._needs_clusters:
+            self.folder = self.folder or late_folder(args, self.options)
+            self._clusters = self.folder.clusters
             check_same_data(self.folder, data["train"])
         if self.options.refresh_every is not None and epoch > 0:
             self._clusters = stored_clusters(args, epoch, self.options.refresh_every) or self._clusters
