@@ -35,18 +35,18 @@ class Job:
         method: which negatives.
         seed: seed of open_clip: initial weights, augmentation, order.
         arguments: command line of open_clip_train, without name, logs and seed.
+        model: open_clip's name of the model.
         clusters: clusters folder of the training data.
-        test_data: csv of the test gallery and queries.
-        group_column: column of the csv files that says which samples are of one item.
+        test: how the test pairs are read: arguments of `clip_negatives.dataset.open_pairs`.
         folder: where this run keeps its files.
     """
 
     method: Method
     seed: int
     arguments: tuple[str, ...]
+    model: str
     clusters: Path
-    test_data: Path
-    group_column: str
+    test: dict[str, Any]
     folder: Path
 
     @property
@@ -111,9 +111,7 @@ def measure(job: Job) -> dict[str, Any]:
     Returns:
         The fields of a run in the JSON of a comparison, see `clip_negatives.compare.study`.
     """
-    import torch
-
-    from clip_negatives.compare.evaluate import false_negatives, ranks
+    from clip_negatives.compare.evaluate import false_negatives, peak_gpu_memory, ranks
     from clip_negatives.integrations import open_clip
 
     batches: list[Tensor] = []
@@ -128,22 +126,23 @@ def measure(job: Job) -> dict[str, Any]:
     )
     started = time.perf_counter()
     open_clip.train(job.train_arguments, options)
-    train_seconds = time.perf_counter() - started
-    peak = peak_memory()
-    folder = read_clusters(job.clusters)
+    finished = time.perf_counter()
+    # Taken before the evaluation, which is the same for every method.
+    memory = {"peak_memory_mib": peak_memory(), "peak_gpu_memory_mib": peak_gpu_memory()}
+    checkpoints = job.folder / "run" / "checkpoints"
+    last = max(checkpoints.glob("epoch_*.pt"), key=lambda file: file.stat().st_mtime_ns)
     outcome = {
         "method": asdict(job.method),
         "seed": job.seed,
         "steps": len(times),
         "seconds_per_step": step_seconds(times),
-        "train_seconds": train_seconds,
-        "peak_memory_mib": peak,
-        "peak_gpu_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None,
-        "loss": losses(job.folder / "run" / "out.log"),
-        **false_negatives(batches, folder, job.method.weighting),
-        **ranks(job.train_arguments, job.folder / "run" / "checkpoints", job.test_data, job.group_column),
+        "train_seconds": finished - started,
+        **memory,
+        "losses": losses(job.folder / "run" / "out.log"),
+        **false_negatives(batches, read_clusters(job.clusters), job.method.weighting),
+        **ranks(job.model, last, job.test),
     }
-    shutil.rmtree(job.folder / "run" / "checkpoints")  # the largest files by far, and no longer needed
+    shutil.rmtree(checkpoints)  # the largest files by far, and no longer needed
     return outcome
 
 

@@ -1,0 +1,239 @@
+"""A whole comparison: data, clusters, all runs, statistics; what is finished is kept and not run again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from clip_negatives import catalogue
+from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.atomic import replaced_file
+from clip_negatives.compare.methods import BASELINE, Method, parse_methods
+from clip_negatives.compare.run import Job, run
+from clip_negatives.compare.statistics import Difference, Summary, paired_difference, summarise
+from clip_negatives.dataset import open_pairs
+from clip_negatives.errors import DataError, InputError
+from clip_negatives.prepare import prepare_cached
+
+MODEL = "clip-negatives-tiny"
+"""Model of a comparison that names none: small enough for two cores."""
+
+DEFAULTS = {
+    "--model": MODEL,
+    "--batch-size": "256",
+    "--lr": "1e-3",
+    "--wd": "0.1",
+    "--warmup": "20",
+    "--workers": "0",
+    "--precision": "fp32",
+    "--log-every-n-steps": "1",
+    "--save-frequency": "0",
+}
+"""Arguments of open_clip_train that a comparison sets where its user does not."""
+
+EPOCHS, QUICK_EPOCHS = 20, 2
+"""Epochs of a comparison, and of a quick one."""
+
+FIGURES = (
+    *(f"{direction}_rank_{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
+    "seconds_per_step",
+    "peak_memory_mib",
+    "false_negatives_per_anchor",
+    "false_negatives_kept_per_anchor",
+    "removed_share",
+)
+"""Fields of a run that are summarised over seeds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Hold the outcome.
+
+    Attributes:
+        setting: what was run, on what, with which versions.
+        runs: what each run measured, by method and seed.
+        summaries: mean and spread of each figure, by method.
+        differences: paired difference of each figure to the baseline, by method.
+    """
+
+    setting: dict[str, Any]
+    runs: list[dict[str, Any]]
+    summaries: dict[str, dict[str, Summary]]
+    differences: dict[str, dict[str, Difference]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON takes it."""
+        return asdict(self)
+
+
+def compare(
+    output: str | Path,
+    *,
+    methods: str = "in_batch,paper",
+    seeds: int = 3,
+    quick: bool = False,
+    test_data: str | None = None,
+    group_column: str | None = None,
+    image_encoder: str = "pixels",
+    text_encoder: str = "tfidf",
+    clusterer: str = "kmeans",
+    text_clusterer: str | None = None,
+    arguments: Sequence[str] = (),
+    on_run: Callable[[Job, int, int], None] | None = None,
+) -> Comparison:
+    """Train every method with every seed and compare.
+
+    All runs of a seed share model, initial weights, data, augmentation and number of steps, and go through open_clip's own
+    training. Finished runs are kept in `output`; the same call goes on after them.
+
+    Args:
+        output: folder for runs and results.
+        methods: see `clip_negatives.compare.parse_methods`; baseline and control are always among them.
+        seeds: runs of each method, with seeds 0, 1, ...
+        quick: train for two epochs instead of twenty.
+        test_data: csv or tars of the test pairs, needed with own ``--train-data``; the shipped catalogue has its own.
+        group_column: column that says which pairs show the same item; without it, equal texts do.
+        image_encoder: encoder of the images that are clustered.
+        text_encoder: encoder of the texts that are clustered.
+        clusterer: clusterer of both.
+        text_clusterer: another one for the texts.
+        arguments: more of open_clip_train's command line.
+        on_run: called before each run with its job, its number and the number of runs.
+
+    Raises:
+        ClipNegativesError: something is not as expected, or a run failed; finished runs are kept.
+    """
+    if seeds < 1:
+        raise InputError(f"Expected at least 1 seed, got {seeds}.")
+    output = Path(output).absolute()
+    chosen = parse_methods(methods)
+    line = _arguments(arguments, QUICK_EPOCHS if quick else EPOCHS)
+    line, train, test = _data(line, output, test_data, group_column)
+    started = time.perf_counter()
+    folder = prepare_cached(
+        open_pairs(**train),
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
+        clusterer=clusterer,
+        text_clusterer=text_clusterer,
+    )
+    prepared = time.perf_counter() - started
+    jobs = [
+        Job(method, seed, tuple(line), _value(line, "--model"), folder.path, test, _run_folder(output, method, seed))
+        for seed in range(seeds)
+        for method in chosen
+    ]
+    runs = []
+    for number, job in enumerate(jobs):
+        if on_run is not None:
+            on_run(job, number, len(jobs))
+        runs.append(_kept(job, folder) or _keep(job, folder, run(job)))
+    setting = {
+        "arguments": line,
+        "seeds": seeds,
+        "n_train": folder.clusters.n_samples,
+        "prepare_seconds": prepared,
+        "clusters": {key: value for key, value in folder.manifest.items() if key != "files"},
+        "versions": _versions(),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+    comparison = _summarise(setting, runs, chosen)
+    with replaced_file(output / "results.json") as file:
+        file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
+    return comparison
+
+
+def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], methods: Sequence[Method]) -> Comparison:
+    values = {
+        method.name: {figure: [one[figure] for one in runs if one["method"]["name"] == method.name] for figure in FIGURES}
+        for method in methods
+    }
+    summaries = {name: {figure: summarise(given) for figure, given in figures.items()} for name, figures in values.items()}
+    differences = {
+        name: {figure: paired_difference(given, values[BASELINE][figure]) for figure, given in figures.items()}
+        for name, figures in values.items()
+        if name != BASELINE
+    }
+    return Comparison(setting, runs, summaries, differences)
+
+
+def _arguments(given: Sequence[str], epochs: int) -> list[str]:
+    """Return the user's arguments with our defaults before them; argparse lets the last one win."""
+    for taken in ("--name", "--logs", "--seed", "--resume", "--val-data"):
+        if any(argument == taken or argument.startswith(f"{taken}=") for argument in given):
+            raise InputError(f"Expected arguments of open_clip_train without {taken}, which compare sets itself, got it.")
+    defaults = [part for pair in DEFAULTS.items() for part in pair]
+    return [*defaults, "--epochs", str(epochs), *given]
+
+
+def _value(line: Sequence[str], name: str, default: str = "") -> str:
+    """Return the value of an option, the last one if it is given twice."""
+    found = default
+    for here, after in zip(line, [*line[1:], ""], strict=True):
+        if here == name:
+            found = after
+        elif here.startswith(f"{name}="):
+            found = here.partition("=")[2]
+    return found
+
+
+def _data(
+    line: list[str], output: Path, test_data: str | None, group_column: str | None
+) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """Return the arguments with the training data, and how training and test pairs are read."""
+    train_data = _value(line, "--train-data")
+    if not train_data:
+        if test_data is not None:
+            raise DataError("Expected --train-data beside --test-data, got none. Give it after --.")
+        train = catalogue.export(output / "data" / "train", split="train", format="csv") / "train.csv"
+        test = catalogue.export(output / "data" / "test", split="test", format="csv") / "test.csv"
+        line = [*line, "--train-data", str(train), "--dataset-type", "csv"]
+        group_column = "item"
+        train_data, test_data = str(train), str(test)
+    if test_data is None:
+        raise DataError("Expected --test-data beside --train-data, to measure on pairs that are not trained on, got none.")
+    reading: dict[str, Any] = {
+        "separator": _value(line, "--csv-separator", "\t"),
+        "image_column": _value(line, "--csv-img-key", "filepath"),
+        "text_column": _value(line, "--csv-caption-key", "title"),
+        "group_column": group_column,
+    }
+    return line, {"location": train_data, **reading}, {"location": test_data, **reading}
+
+
+def _run_folder(output: Path, method: Method, seed: int) -> Path:
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in method.name)
+    return output / "runs" / f"{safe}-{hashlib.sha256(method.name.encode()).hexdigest()[:6]}-seed-{seed}"
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("clip-negatives", "open_clip_torch", "torch", "faiss-cpu")}
+
+
+def _identity(job: Job, folder: ClustersFolder) -> str:
+    """Return a digest of all that a run's outcome depends on."""
+    parts = [asdict(job.method), job.seed, job.arguments, job.test, folder.manifest["data"], _versions()]
+    parts.append({name: folder.manifest[name] for name in ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed")})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _kept(job: Job, folder: ClustersFolder) -> dict[str, Any] | None:
+    """Return the outcome of an earlier, equal run, or None."""
+    try:
+        stored: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return stored["run"] if stored.get("identity") == _identity(job, folder) else None
+
+
+def _keep(job: Job, folder: ClustersFolder, outcome: dict[str, Any]) -> dict[str, Any]:
+    with replaced_file(job.folder / "result.json") as file:
+        file.write_text(json.dumps({"identity": _identity(job, folder), "run": outcome}, indent=2) + "\n")
+    return outcome
