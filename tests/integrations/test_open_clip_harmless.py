@@ -1,0 +1,60 @@
+"""With in-batch negatives and uniform weights, training is open_clip's own, number for number."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import BATCH, ROWS, logged_losses
+
+PLAIN = """
+import sys, open_clip
+from clip_negatives.encoders.open_clip import MODELS
+open_clip.add_model_config(MODELS)  # only makes the name of the small model known
+from open_clip_train.main import main
+main(sys.argv[1:])
+"""
+
+OURS = ["-m", "clip_negatives", "train", "--sampler", "in_batch", "--weighting", "uniform", "--"]
+
+
+def _train(start: list[str], arguments: list[str], name: str, processes: int = 1) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, *start, *arguments, "--name", name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return logged_losses(Path(arguments[arguments.index("--logs") + 1]) / name / "out.log")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param(["--epochs", "2"], id="two epochs"),
+        pytest.param(["--accum-freq", "2", "--precision", "amp_bf16", "--workers", "2"], id="accumulation, bf16, workers"),
+    ],
+)
+def test_losses_equal_open_clip(arguments: list[str], tmp_path: Path, more: list[str]) -> None:
+    plain = tmp_path / "plain.py"
+    plain.write_text(PLAIN)
+    expected = _train([str(plain)], [*arguments, *more], "plain")
+    ours = _train(OURS, [*arguments, *more], "ours")
+    assert len(expected) == (2 if "--epochs" in more else 0.5) * (ROWS // BATCH)
+    assert ours == expected
+
+
+@pytest.mark.parametrize("more", [[], ["--local-loss", "--gather-with-grad"]], ids=["global loss", "local loss"])
+def test_losses_equal_open_clip_on_two_processes(arguments: list[str], tmp_path: Path, more: list[str]) -> None:
+    plain = tmp_path / "plain.py"
+    plain.write_text(PLAIN)
+    more = [*more, "--dist-backend", "gloo"]
+    expected = _train([str(plain)], [*arguments, *more], "plain", processes=2)
+    ours = _train(OURS, [*arguments, *more], "ours", processes=2)
+    assert len(expected) == ROWS // BATCH // 2
+    assert ours == expected

@@ -1,0 +1,154 @@
+"""Training through open_clip's own loop, in this process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import open_clip_train.main
+import pytest
+import torch
+from torch import Tensor
+
+from clip_negatives import read_clusters
+from clip_negatives.dataset import open_pairs
+from clip_negatives.errors import ClipNegativesError, DataError, InputError, UnsupportedError
+from clip_negatives.integrations.open_clip import TrainOptions, train
+from clip_negatives.prepare import prepare
+
+from .conftest import BATCH, ROWS, logged_losses
+
+
+def _losses(arguments: list[str], name: str) -> list[float]:
+    log = Path(arguments[arguments.index("--logs") + 1]) / name / "out.log"
+    return [float(text.split()[0]) for text in logged_losses(log)]
+
+
+def test_default_method_trains_and_every_sample_is_seen_at_most_once(arguments: list[str]) -> None:
+    seen: list[Tensor] = []
+    train([*arguments, "--name", "paper"], TrainOptions(on_batch=seen.append))
+    losses = _losses(arguments, "paper")
+    assert len(losses) == len(seen) == ROWS // BATCH
+    assert losses[-1] < losses[0]
+    together = torch.cat(seen)
+    assert len(together.unique()) == len(together) == ROWS
+
+
+def test_functions_of_open_clip_are_put_back(arguments: list[str]) -> None:
+    before = [getattr(open_clip_train.main, name) for name in ("get_data", "create_loss", "train_one_epoch")]
+    train([*arguments, "--name", "run"], TrainOptions(sampler="in_batch", weighting="uniform"))
+    assert before == [getattr(open_clip_train.main, name) for name in ("get_data", "create_loss", "train_one_epoch")]
+
+
+@pytest.mark.parametrize("backend", ["torch", "chunked"])
+def test_weights_reach_the_loss(arguments: list[str], backend: str) -> None:
+    """A weighting that removes every incorrect pair leaves a loss of 0, whatever the model does."""
+    train([*arguments, "--name", "none"], TrainOptions(weighting="random_reduction:share=1.0", backend=backend))
+    assert _losses(arguments, "none") == [0.0] * (ROWS // BATCH)
+
+
+def test_accumulation_passes_the_index_of_all_micro_batches(arguments: list[str]) -> None:
+    options = TrainOptions(weighting="weighted_infonce:similarity=sample")
+    train([*arguments, "--accum-freq", "2", "--name", "run"], options)
+    assert len(_losses(arguments, "run")) == ROWS // BATCH // 2
+
+
+def test_compiled_model(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    # What could go wrong is in the tracing; the default backend would spend minutes on building C++.
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    train([*arguments, "--torchcompile", "--name", "run"])
+    assert len(_losses(arguments, "run")) == ROWS // BATCH
+
+
+def test_resume_latest_goes_on_as_if_never_stopped(arguments: list[str]) -> None:
+    """The schedule of 2 epochs, stopped after one by keeping its first checkpoint only."""
+    options = TrainOptions(refresh_every=1)
+    train([*arguments, "--epochs", "3", "--name", "run"], options)
+    whole = _losses(arguments, "run")
+    run = Path(arguments[arguments.index("--logs") + 1]) / "run"
+    (run / "checkpoints" / "epoch_3.pt").unlink()
+    train([*arguments, "--epochs", "3", "--name", "run", "--resume", "latest"], options)
+    resumed = _losses(arguments, "run")[len(whole) :]
+    # Augmentation draws from the global generator, which open_clip does not resume: the losses are near, not equal.
+    assert len(resumed) == ROWS // BATCH
+    assert resumed == pytest.approx(whole[2 * ROWS // BATCH :], rel=0.2)
+
+
+def test_refresh_stores_clusters_of_the_model_and_changes_batches(arguments: list[str]) -> None:
+    seen: list[Tensor] = []
+    train([*arguments, "--epochs", "2", "--name", "run"], TrainOptions(refresh_every=1, on_batch=seen.append))
+    folder = Path(arguments[arguments.index("--logs") + 1]) / "run" / "clip_negatives" / "clusters-epoch-1"
+    clusters = read_clusters(folder).clusters
+    assert clusters.n_samples == ROWS
+    assert clusters.image_features is not None
+    assert clusters.image_features.shape == (ROWS, 128)
+    assert len(seen) == 2 * ROWS // BATCH
+    assert len(torch.cat(seen[ROWS // BATCH :]).unique()) == ROWS
+
+
+def test_webdataset_weights_by_key(arguments: list[str], shards: str) -> None:
+    place = arguments.index("--train-data")
+    arguments = [*arguments[:place], "--train-data", shards, "--dataset-type", "webdataset", *arguments[place + 4 :]]
+    arguments += ["--train-num-samples", str(ROWS)]
+    seen: list[Tensor] = []
+    options = TrainOptions(sampler="in_batch", on_batch=seen.append)
+    train([*arguments, "--name", "run"], options)
+    assert len(_losses(arguments, "run")) == ROWS // BATCH
+    assert int(torch.cat(seen).min()) >= 0
+    with pytest.raises(UnsupportedError, match="in_batch"):
+        train([*arguments, "--name", "batches"])
+
+
+def test_synthetic_data(arguments: list[str]) -> None:
+    place = arguments.index("--train-data")
+    arguments = [*arguments[:place], "--dataset-type", "synthetic", "--train-num-samples", "128", *arguments[place + 4 :]]
+    train([*arguments, "--name", "run"])
+    assert len(_losses(arguments, "run")) == 128 // BATCH
+
+
+@pytest.mark.parametrize(
+    "more", [["--siglip"], ["--distill-model", "RN50", "--distill-pretrained", "x"], ["--model", "coca_ViT-B-32"]]
+)
+def test_other_losses_are_refused(arguments: list[str], more: list[str]) -> None:
+    with pytest.raises(UnsupportedError, match="contrastive loss of CLIP"):
+        train([*arguments, *more, "--name", "run"])
+    assert not Path(arguments[arguments.index("--logs") + 1]).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "error", "words"),
+    [
+        (TrainOptions(sampler="in_bach"), [], ClipNegativesError, "Did you mean 'in_batch'"),
+        (TrainOptions(weighting="weighted_infonce:bta=1"), [], ClipNegativesError, "Did you mean 'beta'"),
+        (TrainOptions(clusterer="kmeans:n_clusters=100000"), [], InputError, "at most as many clusters as samples"),
+        (TrainOptions(), ["--train-data", "absent.csv"], DataError, "not there"),
+        (TrainOptions(), ["--csv-caption-key", "caption"], DataError, "'title'"),
+        (TrainOptions(), ["--csv-separator", ","], DataError, "--csv-separator"),
+        (TrainOptions(), ["--batch-size", "1000"], DataError, "smaller --batch-size"),
+        (TrainOptions(clusters=Path("absent")), [], ClipNegativesError, "clip-negatives prepare"),
+        (TrainOptions(refresh_every=0), [], InputError, "refresh_every"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    arguments: list[str], options: TrainOptions, more: list[str], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        train([*arguments, *more, "--name", "run"], options)
+    assert not Path(arguments[arguments.index("--logs") + 1]).exists()
+
+
+def test_clusters_of_other_data_are_refused(arguments: list[str], train_csv: Path, tmp_path: Path) -> None:
+    lines = train_csv.read_text().splitlines(keepends=True)
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    prepare(open_pairs(swapped), tmp_path / "clusters", progress=False)
+    with pytest.raises(ClipNegativesError, match="row 0 differs"):
+        train([*arguments, "--name", "run"], TrainOptions(clusters=tmp_path / "clusters"))
+
+
+def test_manifest_names_what_training_prepared(arguments: list[str]) -> None:
+    train([*arguments, "--name", "run"])
+    manifests = list(Path(os.environ["CLIP_NEGATIVES_CACHE"]).glob("*/manifest.json"))
+    assert any(json.loads(file.read_text())["n_samples"] == ROWS for file in manifests)
