@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,6 +57,19 @@ class TrainOptions:
         return sampler.requires_clusters or weighting.requires_clusters
 
 
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Take down at the end what open_clip adds to the root logger, or a second run would write into the first one's log."""
+    level, handlers = logging.root.level, list(logging.root.handlers)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
+        for handler in [added for added in logging.root.handlers if added not in handlers]:
+            logging.root.removeHandler(handler)
+            handler.close()
+
+
 def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None:
     """Train as ``python -m open_clip_train.main`` does with `arguments`, with the negatives of `options`.
 
@@ -79,7 +94,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     needs_clusters = needs_clusters or options.clusters is not None
     # The other ranks wait for rank 0 in open_clip's own rendezvous and read the folder after it.
     folder = first_folder(parsed, options) if needs_clusters and rank() == 0 else None
-    with installed(main, Negatives(main, options, folder, needs_clusters=needs_clusters)):
+    with _own_logging(), installed(main, Negatives(main, options, folder, needs_clusters=needs_clusters)):
         outcome = main.main(list(arguments))
     if outcome not in (None, 0):
         raise ClipNegativesError("Expected open_clip to train, but it stopped; the line above says why.")
