@@ -72,17 +72,19 @@ def weighted_info_nce(
         tensor(0.0001)
     """
     x, y = image_features, text_features
-    rectangle = all_image_features is not None or all_text_features is not None
-    all_x = all_image_features if all_image_features is not None else x
-    all_y = all_text_features if all_text_features is not None else y
+    if (all_image_features is None) != (all_text_features is None):
+        raise InputError("Expected all_image_features and all_text_features, got one of them. Give both or none.")
+    rectangle = all_image_features is not None
+    all_x = x if all_image_features is None else all_image_features
+    all_y = y if all_text_features is None else all_text_features
     if terms is None or terms.neutral:
         terms = all_terms = None
     elif not rectangle:
         all_terms = terms
     _check_features(x, y, all_x, all_y, positive_offset, chunk_size)
-    _check_terms(terms, all_terms, len(x), len(all_x))
-    scale = torch.as_tensor(logit_scale, device=x.device)
-    bias = None if logit_bias is None else torch.as_tensor(logit_bias, device=x.device)
+    _check_terms(terms, all_terms, x, all_x)
+    scale = _one_number("logit_scale", logit_scale, x.device)
+    bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
     if backend not in BACKENDS:
         raise InputError(f"Expected a backend among {', '.join(BACKENDS)}, got {backend!r}.")
     if backend == "auto":
@@ -120,7 +122,20 @@ def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) 
 
     Returns:
         float32, shape (M,), in [-inf, inf).
+
+    Raises:
+        InputError: the indices are not of one shape (M,).
+
+    Example:
+        >>> terms = LossTerms(image_labels=torch.tensor([0, 1]), image_table=torch.tensor([[0.0, -1.0], [-2.0, 0.0]]))
+        >>> pair_log_weights(terms, torch.tensor([0, 1]), torch.tensor([1, 0]))
+        tensor([-1., -2.])
     """
+    if image_index.ndim != 1 or image_index.shape != text_index.shape:
+        raise InputError(
+            f"Expected image and text indices of one shape (M,), got {tuple(image_index.shape)} and "
+            f"{tuple(text_index.shape)}."
+        )
     return log_weights.pairs(terms, image_index, text_index)
 
 
@@ -133,7 +148,7 @@ def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: 
     if all_x.shape != all_y.shape or all_x.shape[1:] != x.shape[1:]:
         raise InputError(
             f"Expected features of all processes of one shape (G, {x.shape[1]}), got {tuple(all_x.shape)} and "
-            f"{tuple(all_y.shape)}. Give both sides or none."
+            f"{tuple(all_y.shape)}. Gather both sides over the same processes."
         )
     if not 0 <= offset <= len(all_x) - len(x):
         raise InputError(f"Expected positive_offset within 0 .. {len(all_x) - len(x)} (G - B), got {offset}.")
@@ -145,13 +160,36 @@ def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: 
         raise InputError(f"Expected chunk_size of at least 1, got {chunk_size}.")
 
 
-def _check_terms(terms: LossTerms | None, all_terms: LossTerms | None, n: int, n_all: int) -> None:
-    """Refuse log-weights that are of other samples than the features."""
-    for name, given, samples in (("terms", terms, n), ("all_terms", all_terms, n_all)):
+def _check_terms(terms: LossTerms | None, all_terms: LossTerms | None, x: Tensor, all_x: Tensor) -> None:
+    """Refuse log-weights that are of other samples than the features, or lie on another device."""
+    for name, given, features in (("terms", terms, x), ("all_terms", all_terms, all_x)):
         if (given is None) != (terms is None):
-            raise InputError(f"Expected {name} beside terms and the features of all processes, got None.")
-        if given is not None and given.n_samples != samples:
             raise InputError(
-                f"Expected {name} of {samples} samples, as many as there are features, got {given.n_samples}. "
-                "Take those of the batch: terms.take(index)."
+                f"Expected {name} beside the features of all processes, got {given}. Give both or neither."
             )
+        if given is None:
+            continue
+        for part in (given.image_labels, given.text_labels, given.factors):
+            if part is not None and len(part) != len(features):
+                raise InputError(
+                    f"Expected {name} of {len(features)} samples, as many as there are features, got {len(part)}. "
+                    "Take those of the batch: terms.take(index)."
+                )
+        for labels, table in ((given.image_labels, given.image_table), (given.text_labels, given.text_table)):
+            if table is not None and (labels is None or table.ndim != 2 or table.shape[0] != table.shape[1]):
+                raise InputError(
+                    f"Expected {name} with a square table and its labels, got {tuple(table.shape)}, {labels}."
+                )
+        for tensor in (given.image_labels, given.image_table, given.text_labels, given.text_table, given.factors):
+            if tensor is not None and tensor.device != features.device:
+                raise InputError(
+                    f"Expected {name} on {features.device}, where the features are, got {tensor.device}. "
+                    "Move them: terms.to(features.device)."
+                )
+
+
+def _one_number(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+    """Return a scale or a bias as a tensor on `device`, of one element."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise InputError(f"Expected {name} of one element, got shape {tuple(value.shape)}.")
+    return torch.as_tensor(value, device=device)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed.nn
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.functional import weighted_info_nce
+from clip_negatives.gather import gather, gather_features
 from clip_negatives.interfaces import LossTerms
 
 TENSORS = ("image_labels", "image_table", "text_labels", "text_table", "factors")
@@ -23,7 +23,8 @@ class NegativesClipLoss(nn.Module):
 
     Constructor and call are those of `open_clip.ClipLoss`; what is new is keyword-only. Without terms, or with neutral ones,
     the result is that of `open_clip.ClipLoss`. The terms are buffers: they move with the module and are part of its
-    ``state_dict``.
+    ``state_dict``, which loads into a module built without them. What belongs to samples is looked up wherever it is; tables
+    are moved to the features once.
 
     Args:
         local_loss: compute the loss of this process's samples against all, not of all against all.
@@ -32,7 +33,7 @@ class NegativesClipLoss(nn.Module):
         rank: this process.
         world_size: number of processes; features and indices are gathered where it is over 1.
         use_horovod: not supported.
-        terms: log-weights of the data set, from a loss weighting; None is uniform.
+        terms: log-weights of the data set, from a loss weighting; None weighs nothing.
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a forward
             where no index is given and the terms are not neutral.
         backend: see `clip_negatives.functional.weighted_info_nce`.
@@ -43,8 +44,8 @@ class NegativesClipLoss(nn.Module):
 
     Example:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
-        >>> NegativesClipLoss()(features, features, torch.tensor(10.0), output_dict=True)
-        {'contrastive_loss': tensor(9.0796e-05)}
+        >>> NegativesClipLoss()(features, features, torch.tensor(3.0), output_dict=True)
+        {'contrastive_loss': tensor(0.0949)}
     """
 
     image_labels: Tensor | None
@@ -115,23 +116,32 @@ class NegativesClipLoss(nn.Module):
             InputError: the terms need an index and there is none, or it does not fit the batch or the data set.
         """
         terms = self.terms
-        batch = None if terms.neutral else terms.take(self._index(index, image_features, terms))
-        scale = {"backend": self.backend, "chunk_size": self.chunk_size}
+        batch = None if terms.neutral else self._batch_terms(index, image_features)
+        how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size}
         if self.world_size == 1:
-            loss = weighted_info_nce(image_features, text_features, logit_scale, logit_bias, terms=batch, **scale)
+            loss = weighted_info_nce(image_features, text_features, logit_scale, logit_bias, terms=batch, **how)
         else:
-            loss = self._gathered(image_features, text_features, logit_scale, logit_bias, batch, scale)
+            loss = self._gathered(image_features, text_features, logit_scale, logit_bias, batch, how)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _gathered(
-        self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, batch: LossTerms | None, more: dict[str, Any]
+        self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, batch: LossTerms | None, how: dict[str, Any]
     ) -> Tensor:
         """Return the loss against the samples of all processes."""
-        all_x, all_y = self._gather(x), self._gather(y)
+        gather_side = functools.partial(
+            gather_features,
+            local_loss=self.local_loss,
+            with_grad=self.gather_with_grad,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        all_x, all_y = gather_side(x), gather_side(y)
         # Every rank has the same tables, so only what belongs to samples travels.
-        everyone = None if batch is None else batch.map_samples(lambda part: torch.cat(_gather_plain(part, self.world_size)))
+        everyone = None
+        if batch is not None:
+            everyone = batch.map_samples(lambda part: torch.cat(gather(part, self.world_size)))
         if not self.local_loss:
-            return weighted_info_nce(all_x, all_y, scale, bias, terms=everyone, gathered=True, **more)
+            return weighted_info_nce(all_x, all_y, scale, bias, terms=everyone, gathered=True, **how)
         return weighted_info_nce(
             x,
             y,
@@ -142,20 +152,21 @@ class NegativesClipLoss(nn.Module):
             all_text_features=all_y,
             all_terms=everyone,
             positive_offset=self.rank * len(x),
-            **more,
+            **how,
         )
 
-    def _gather(self, features: Tensor) -> Tensor:
-        """Return the features of all processes; gradients flow as `open_clip.ClipLoss` lets them."""
-        if self.gather_with_grad:
-            return torch.cat(torch.distributed.nn.all_gather(features), dim=0)
-        parts = _gather_plain(features.detach(), self.world_size)
-        if not self.local_loss:
-            parts[self.rank] = features  # else no gradient would reach this process's features
-        return torch.cat(parts, dim=0)
+    def _batch_terms(self, index: Tensor | None, features: Tensor) -> LossTerms:
+        """Return the log-weights of the batch, on the device of the features."""
+        for name in ("image_table", "text_table"):
+            table = getattr(self, name)
+            if table is not None and table.device != features.device:
+                self.register_buffer(name, _move(table, features.device))
+        terms = self.terms
+        found = self._index(index, len(features), terms.n_samples or 0)
+        return terms.map_samples(lambda part: _move(part[_move(found, part.device)], features.device))
 
-    def _index(self, index: Tensor | None, features: Tensor, terms: LossTerms) -> Tensor:
-        """Return the index of the batch on the device of the features, checked where that costs no waiting."""
+    def _index(self, index: Tensor | None, batch_size: int, n_samples: int) -> Tensor:
+        """Return the index of the batch; its values are checked only where that costs no waiting."""
         if index is None and self.batch_index is not None:
             index = self.batch_index()
         if index is None:
@@ -163,18 +174,17 @@ class NegativesClipLoss(nn.Module):
                 "Expected the sample indices of the batch, which this weighting needs, got none. Give loss(..., index=index), "
                 "or let clip_negatives.attach wrap the loader."
             )
-        if index.shape != (len(features),):
+        if index.shape != (batch_size,) or index.dtype not in (torch.int64, torch.int32):
             raise InputError(
-                f"Expected one sample index for each of the {len(features)} features, got shape {tuple(index.shape)}."
+                f"Expected an int64 sample index for each of the {batch_size} features, got {index.dtype} of shape "
+                f"{tuple(index.shape)}."
             )
-        n = terms.n_samples or 0
-        if index.device.type == "cpu" and not 0 <= int(index.min()) <= int(index.max()) < n:
+        if index.device.type == "cpu" and batch_size and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
             raise InputError(
-                f"Expected sample indices within 0 .. {n - 1}, the samples that were clustered, got {int(index.min())} .. "
-                f"{int(index.max())}. Prepare the clusters from the data that is trained on."
+                f"Expected sample indices within 0 .. {n_samples - 1}, the samples that were clustered, got {int(index.min())} "
+                f".. {int(index.max())}. Prepare the clusters from the data that is trained on."
             )
-        held_on = next(tensor.device for tensor in (terms.image_labels, terms.text_labels, terms.factors) if tensor is not None)
-        return index.to(held_on, non_blocking=True)
+        return index
 
     def get_extra_state(self) -> dict[str, bool]:
         """Return what ``state_dict`` holds beside the buffers."""
@@ -186,14 +196,14 @@ class NegativesClipLoss(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Make room for buffers that this module was built without, or of another shape, before they are loaded."""
-        for name in TENSORS:
-            stored = state_dict.get(prefix + name)
-            self.register_buffer(name, None if stored is None else torch.empty_like(stored))
+        if prefix + "_extra_state" in state_dict:  # else it is the state of something else: keep what is here
+            device = next((buffer.device for buffer in self.buffers()), None)
+            for name in TENSORS:
+                stored = state_dict.get(prefix + name)
+                self.register_buffer(name, None if stored is None else torch.empty_like(stored, device=device))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-def _gather_plain(rows: Tensor, world_size: int) -> list[Tensor]:
-    """Return the rows of every process, without gradients, in the order of ranks."""
-    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size)]
-    dist.all_gather(parts, rows.contiguous())
-    return parts
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`; waits only where the copy would else be read before it has arrived."""
+    return tensor.to(device, non_blocking=device.type != "cpu")

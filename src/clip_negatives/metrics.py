@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def rank_at_k(
     """Compute Rank@k: the share of queries with an entry of their own group among the k most similar of the gallery.
 
     Equals ``((q @ g.T).topk(k).indices -> groups == query group).any(1).mean()`` where no similarities tie. Entries that tie
-    with the best of the own group count as ranked before it, so a model that maps everything to one point scores 0, not 1.
+    with the best of the own group count as ranked before it (pessimistic), so a model that maps everything to one point, or to
+    NaN, scores 0, not 1.
     Memory is chunk_size x gallery.
 
     Args:
@@ -49,7 +51,7 @@ def rank_at_k(
 
     Example:
         >>> rank_at_k(torch.eye(3), torch.eye(3), torch.arange(3), torch.tensor([0, 2, 1]), (1, 3))
-        tensor([0.3333, 0.3333])
+        tensor([0.3333, 1.0000])
     """
     if query_features.ndim != 2 or query_features.shape[1:] != gallery_features.shape[1:] or 0 in query_features.shape:
         raise InputError(
@@ -61,13 +63,15 @@ def rank_at_k(
     if min(top_k, default=0) < 1:
         raise InputError(f"Expected every k to be at least 1, got {tuple(top_k)}.")
     ranks = []
-    for features, groups in zip(query_features.split(chunk_size), query_groups.split(chunk_size), strict=True):
-        similarity = features @ gallery_features.T
-        own = groups[:, None] == gallery_groups[None, :]
+    for start in range(0, len(query_groups), chunk_size):
+        part = slice(start, start + chunk_size)
+        similarity = query_features[part] @ gallery_features.T
+        own = query_groups[part, None] == gallery_groups[None, :]
         if not bool(own.any(dim=1).all()):
             raise InputError("Expected every query to have an entry of its group in the gallery, got one without.")
         best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((similarity >= best) & ~own).sum(dim=1) + 1)
+        # Not "at least as similar": a similarity that is not a number must not put the own group first.
+        ranks.append((~(similarity < best) & ~own).sum(dim=1) + 1)
     rank = torch.cat(ranks)
     return torch.stack([(rank <= k).float().mean() for k in top_k])
 
@@ -75,17 +79,28 @@ def rank_at_k(
 def chance_rank_at_k(query_groups: Tensor, gallery_groups: Tensor, k: int) -> float:
     """Return the Rank@k of random features: 1 - C(G - m, k) / C(G, k), m entries of the query's group, mean over queries.
 
+    Args:
+        query_groups: int64, shape (Q,); a group that the gallery lacks is never found.
+        gallery_groups: int64, shape (G,).
+        k: how many of the gallery are drawn without putting back, at least 1; all of it where k is over G.
+
+    Raises:
+        InputError: k is less than 1.
+
     Example:
         >>> round(chance_rank_at_k(torch.arange(10), torch.arange(10), 1), 4)
         0.1
     """
+    if not 1 <= k:
+        raise InputError(f"Expected k of at least 1, got {k}.")
     n = len(gallery_groups)
-    own = (query_groups.unique(return_inverse=True)[0][:, None] == gallery_groups[None, :]).sum(dim=1).double()
-    _, inverse = query_groups.unique(return_inverse=True)
+    found, sizes = torch.unique(gallery_groups, return_counts=True)
+    place = torch.searchsorted(found, query_groups).clamp(max=len(found) - 1)
+    own = torch.where(found[place] == query_groups, sizes[place], 0).double()
     missed = torch.ones_like(own)
     for drawn in range(min(k, n)):
         missed = missed * ((n - own - drawn).clamp(min=0) / (n - drawn))
-    return float((1 - missed)[inverse].mean())
+    return float((1 - missed).mean())
 
 
 class RankAtK(Metric):
@@ -98,8 +113,8 @@ class RankAtK(Metric):
     Example:
         >>> metric = RankAtK(top_k=(1,))
         >>> metric.update(torch.eye(3), torch.eye(3), torch.arange(3))
-        >>> {name: round(value.item(), 2) for name, value in metric.compute().items()}
-        {'image_to_text_rank_1': 1.0, 'text_to_image_rank_1': 1.0}
+        >>> metric.compute()
+        {'text_to_image_rank_1': tensor(1.), 'image_to_text_rank_1': tensor(1.)}
     """
 
     full_state_update = False
@@ -134,6 +149,10 @@ class RankAtK(Metric):
 class FalseNegatives(Metric):
     """Count the incorrect pairs of batches that are in truth correct, before and after a weighting.
 
+    `compute` tells, over all batches: ``per_anchor``, false negatives for each image; ``per_anchor_kept``, those that the
+    terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of the false
+    ones, both 0 .. 1; ``batches``. Pairs whose weight is only lowered count as kept.
+
     Example:
         >>> metric = FalseNegatives()
         >>> metric.update(torch.tensor([0, 0, 1, 2]))
@@ -155,25 +174,33 @@ class FalseNegatives(Metric):
         Args:
             groups: what each sample shows, int64, shape (B,); pairs of one group are false negatives.
             terms: log-weights of the batch; pairs with -inf are removed. None removes nothing.
+
+        Raises:
+            InputError: the terms are of another number of samples.
         """
         n = len(groups)
-        false = removed = false_kept = 0
+        if terms is not None and terms.neutral:
+            terms = None
+        if terms is not None and terms.n_samples != n:
+            raise InputError(
+                f"Expected terms of {n} samples, one for each group, got {terms.n_samples}. Take those of the batch: "
+                "terms.take(index)."
+            )
+        self.counts[:3] += torch.tensor([1, n, n * (n - 1)]).to(self.counts)
         for start in range(0, n, CHUNK):
-            stop = min(start + CHUNK, n)
-            same = groups[start:stop, None] == groups[None, :]
+            part = slice(start, min(start + CHUNK, n))
+            same = groups[part, None] == groups[None, :]
             same.diagonal(start).fill_(False)
             gone = torch.zeros_like(same)
-            if terms is not None and not terms.neutral:
-                some = terms.map_samples(lambda part, start=start, stop=stop: part[start:stop])
+            if terms is not None:
+                some = terms.map_samples(operator.itemgetter(part))
                 gone = log_weights.block(some, terms, torch.float32) == -torch.inf
                 gone.diagonal(start).fill_(False)
-            false += int(same.sum())
-            removed += int(gone.sum())
-            false_kept += int((same & ~gone).sum())
-        self.counts += torch.tensor([1, n, n * (n - 1), false, removed, false_kept], dtype=torch.float64).to(self.counts)
+            # Added where they are, as reading them would wait for the device.
+            self.counts[3:] += torch.stack([same.sum(), gone.sum(), (same & ~gone).sum()]).to(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return per_anchor, per_anchor_kept, removed_share (0 .. 1), removed_false_share (0 .. 1) and batches."""
+        """Return the figures by name, float64 scalars."""
         batches, anchors, pairs, false, removed, false_kept = self.counts
         return {
             "per_anchor": false / anchors.clamp(min=1),

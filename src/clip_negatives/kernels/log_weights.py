@@ -5,26 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
 
 
-def block(images: LossTerms, texts: LossTerms, dtype: torch.dtype) -> Tensor:
-    """Return b for every image of `images` (R samples) with every text of `texts` (C samples), shape (R, C).
+def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype, *, images_are_rows: bool = True) -> Tensor:
+    """Return b for the samples of `rows` (R) with those of `columns` (C), a new tensor of shape (R, C).
 
-    Equals ``image_table[a_i, a_j] + text_table[c_i, c_j] - <factors_i, factors_j>``; absent parts count 0.
+    Equals ``image_table[a_i, a_j] + text_table[c_i, c_j] - <factors_i, factors_j>`` with image i and text j; absent parts
+    count 0. Where the images are the columns, the tables are read the other way round, as they need not be symmetric.
     """
-    parts = []
+    total = None
     for labels, table in (("image_labels", "image_table"), ("text_labels", "text_table")):
-        values = getattr(images, table)
+        values: Tensor | None = getattr(rows, table)
         if values is not None:
+            values = (values if images_are_rows else values.T).to(dtype)
             # Rows first: (R, K) is small, and the second look-up then reads within one row of it.
-            found = values.to(dtype).index_select(0, getattr(images, labels))
-            parts.append(found.index_select(1, getattr(texts, labels)))
-    if images.factors is not None and texts.factors is not None:
-        parts.append(-(images.factors.to(dtype) @ texts.factors.to(dtype).T))
-    total = parts[0]
-    for part in parts[1:]:
-        total.add_(part)
+            found = values.index_select(0, getattr(rows, labels)).index_select(1, getattr(columns, labels))
+            total = found if total is None else total.add_(found)
+    if rows.factors is not None and columns.factors is not None:
+        left, right = rows.factors.to(dtype), columns.factors.to(dtype).T
+        total = -(left @ right) if total is None else total.addmm_(left, right, alpha=-1)
+    if total is None:
+        raise InputError("Expected log-weights with a table or factors, got neutral ones. Leave them out.")
     return total
 
 
@@ -41,17 +44,12 @@ def pairs(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
     return total
 
 
-def mean_one_shift(weights: Tensor, dim: int) -> Tensor:
-    """Return what to subtract from b so that the kept weights have mean 1 along `dim`; 0 where none is kept.
+def mean_one_shift(log_sum: Tensor, kept: Tensor) -> Tensor:
+    """Return what to subtract from b so that the kept weights have mean 1; 0 where none is kept.
 
     Args:
-        weights: b, shape (R, C), with -inf where a pair is removed or is the positive, which is not counted.
-        dim: 1 for one shift a row, 0 for one a column.
-
-    Returns:
-        Shape (R,) or (C,).
+        log_sum: log of the sum of ``exp(b)`` over the kept incorrect pairs of each row or column.
+        kept: their number.
     """
-    kept = weights.isfinite().sum(dim=dim)
-    shift = weights.logsumexp(dim=dim) - kept.to(weights.dtype).log()
     # Where nothing is kept both terms are -inf and their difference is not a number.
-    return shift.masked_fill(kept == 0, 0.0)
+    return (log_sum - kept.to(log_sum.dtype).log()).masked_fill(kept == 0, 0.0)

@@ -16,11 +16,8 @@ def both(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, terms: LossTe
     Without log-weights this runs the operations of `open_clip.ClipLoss` in its order, so that results are equal to the bit:
     `shared` says whether it transposes one logit matrix (gathered features) or computes a second one (one process).
     """
-    logits = scale * x @ y.T
-    transposed = logits.T if shared else scale * y @ x.T
-    if bias is not None:
-        logits = logits + bias
-        transposed = logits.T if shared else transposed + bias
+    logits = _logits(x, y, scale, bias)
+    transposed = logits.T if shared else _logits(y, x, scale, bias)
     target = torch.arange(len(x), device=x.device)
     if terms is not None:
         weights = log_weights.block(terms, terms, _dtype(logits))
@@ -41,24 +38,27 @@ def rows(
     images_are_rows: bool,
 ) -> Tensor:
     """Return the mean cross-entropy of the rows; `images_are_rows` says which way the log-weights are looked up."""
-    logits = scale * x @ y.T
-    if bias is not None:
-        logits = logits + bias
+    logits = _logits(x, y, scale, bias)
     target = torch.arange(len(x), device=x.device) + offset
     if x_terms is not None and y_terms is not None:
-        dtype = _dtype(logits)
-        weights = (
-            log_weights.block(x_terms, y_terms, dtype) if images_are_rows else log_weights.block(y_terms, x_terms, dtype).T
-        )
+        weights = log_weights.block(x_terms, y_terms, _dtype(logits), images_are_rows=images_are_rows)
         logits = _weighted(logits, weights, target, x_terms.normalize)
     return F.cross_entropy(logits, target)
+
+
+def _logits(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    logits = scale * x @ y.T
+    if bias is not None:
+        logits += bias  # in place, as open_clip does, so that a bias of shape (1,) does not widen them under autocast
+    return logits
 
 
 def _weighted(logits: Tensor, weights: Tensor, target: Tensor, normalize: bool) -> Tensor:
     """Add the log-weights of the incorrect pairs to their logits."""
     weights = weights.scatter(1, target[:, None], -torch.inf)
     if normalize:
-        weights = weights - log_weights.mean_one_shift(weights, dim=1)[:, None]
+        kept = (weights > -torch.inf).sum(dim=1)
+        weights = weights - log_weights.mean_one_shift(weights.logsumexp(dim=1), kept)[:, None]
     return logits + weights.scatter(1, target[:, None], 0.0)
 
 

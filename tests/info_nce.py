@@ -1,0 +1,93 @@
+"""The loss written out by hand, and small problems to put into it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_negatives.interfaces import LossTerms
+
+BACKENDS = ("torch", "chunked")
+
+
+def naive_info_nce(x: Tensor, y: Tensor, scale: float, bias: float, b: Tensor, normalize: bool = False) -> float:
+    """Return the weighted loss of a square problem by two loops over Python floats; `b` is (image, text), its diagonal unused."""
+    n = len(x)
+    z = [[scale * sum(p * q for p, q in zip(x[i].tolist(), y[j].tolist(), strict=True)) + bias for j in range(n)] for i in range(n)]
+    total = 0.0
+    for i in range(n):
+        total += naive_row(z[i], b[i].tolist(), i, normalize)
+        total += naive_row([z[j][i] for j in range(n)], b[:, i].tolist(), i, normalize)
+    return total / (2 * n)
+
+
+def naive_row(z: list[float], b: list[float], positive: int, normalize: bool) -> float:
+    """Return the cross-entropy of one row."""
+    weights = [math.exp(value) for value in b]
+    kept = [j for j in range(len(z)) if j != positive and weights[j] > 0]
+    mean = sum(weights[j] for j in kept) / len(kept) if normalize and kept else 1.0
+    return math.log(1 + sum(weights[j] / mean * math.exp(z[j] - z[positive]) for j in kept))
+
+
+def features(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Return unit-norm features of images and texts that ask for gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    x = F.normalize(torch.randn(n, d, generator=generator, dtype=torch.float64), dim=1)
+    y = F.normalize(x + torch.randn(n, d, generator=generator, dtype=torch.float64), dim=1)
+    return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
+
+
+def weights(n: int, *, k: int = 3, seed: int = 0, normalize: bool = False, parts: str = "itf", drop: float = 0.2) -> LossTerms:
+    """Return log-weights of n samples with asymmetric tables (i, t) and factors (f), a share `drop` of the tables -inf."""
+    generator = torch.Generator().manual_seed(seed + 1)
+
+    def table() -> Tensor:
+        values = torch.randn(k, k, generator=generator)
+        return values.masked_fill(torch.rand(k, k, generator=generator) < drop, -torch.inf)
+
+    labels, tables = torch.randint(k, (2, n), generator=generator), (table(), table())
+    return LossTerms(
+        image_labels=labels[0] if "i" in parts else None,
+        image_table=tables[0] if "i" in parts else None,
+        text_labels=labels[1] if "t" in parts else None,
+        text_table=tables[1] if "t" in parts else None,
+        factors=torch.randn(n, 2, generator=generator) / 2 if "f" in parts else None,
+        normalize=normalize,
+    )
+
+
+def dense(terms: LossTerms | None, n: int) -> Tensor:
+    """Return b of every pair, float64, shape (n, n), by two loops."""
+    b = torch.zeros(n, n, dtype=torch.float64)
+    if terms is None:
+        return b
+    for i in range(n):
+        for j in range(n):
+            if terms.image_table is not None:
+                b[i, j] += terms.image_table[terms.image_labels[i], terms.image_labels[j]]
+            if terms.text_table is not None:
+                b[i, j] += terms.text_table[terms.text_labels[i], terms.text_labels[j]]
+            if terms.factors is not None:
+                b[i, j] -= (terms.factors[i].double() * terms.factors[j].double()).sum()
+    return b
+
+
+def swapped(terms: LossTerms) -> LossTerms:
+    """Return the terms that weigh (image j, text i) as `terms` weighs (image i, text j)."""
+    return LossTerms(
+        image_labels=terms.image_labels,
+        image_table=None if terms.image_table is None else terms.image_table.T,
+        text_labels=terms.text_labels,
+        text_table=None if terms.text_table is None else terms.text_table.T,
+        factors=terms.factors,
+        normalize=terms.normalize,
+    )
+
+
+def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
+    """Return the gradients of `loss`, 0 where there is none."""
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
