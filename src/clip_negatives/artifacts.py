@@ -1,8 +1,8 @@
-"""Read and write a clusters folder: safetensors, parquet and a JSON manifest; written whole or not at all; never pickle.
+"""Read and write a clusters folder: safetensors, parquet and JSON, never pickle; written whole or not at all.
 
-A folder holds ``manifest.json`` (what it was made from, and the size and SHA-256 of the other files), ``clusters.safetensors``
-(labels and centroids), ``samples.parquet`` (key, text, and where known image path and group of each sample) and, if kept,
-``features.safetensors``, which is memory-mapped when it is read.
+A folder holds ``manifest.json`` (what it was made from, and the size and SHA-256 of the other files),
+``clusters.safetensors`` (labels and centroids), ``samples.parquet`` (key, text, and where known image path and group
+of each sample) and, if kept, ``features.safetensors``, which is memory-mapped when it is read.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from clip_negatives.atomic import digest, replaced_folder
+from clip_negatives import __version__
+from clip_negatives.atomic import digest, replaced_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.similarity import centroid_similarity
@@ -29,7 +30,12 @@ from clip_negatives.similarity import centroid_similarity
 FORMAT = 1
 """Version of the layout; a folder of another version is refused."""
 
-MANIFEST, CLUSTERS, SAMPLES, FEATURES = "manifest.json", "clusters.safetensors", "samples.parquet", "features.safetensors"
+MANIFEST, CLUSTERS, SAMPLES, FEATURES = (
+    "manifest.json",
+    "clusters.safetensors",
+    "samples.parquet",
+    "features.safetensors",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +61,31 @@ def write_clusters(path: str | Path, clusters: Clusters, samples: pa.Table, mani
     Args:
         path: folder to make; an older clusters folder there is replaced.
         clusters: labels, centroids and, if they are to be kept, features.
-        samples: columns key and text, and where known image and group; one row a sample.
+        samples: columns key (all different) and text, and where known image and group; one row a sample.
         manifest: more entries for the manifest, as JSON takes them.
 
     Raises:
-        ArtifactError: there is something else under that name, it cannot be written, or the table is of other samples.
+        ArtifactError: there is something else under that name, it cannot be written, or clusters and table do not fit.
     """
     path = Path(path)
-    if samples.num_rows != clusters.n_samples or not {"key", "text"} <= set(samples.column_names):
-        raise ArtifactError(
-            f"Expected a table with columns key and text and {clusters.n_samples} rows, got {samples.column_names} and "
-            f"{samples.num_rows} rows."
-        )
+    fault = _misfit(clusters, samples)
+    if fault is None and pc.count_distinct(samples["key"]).as_py() < samples.num_rows:
+        fault = "a key repeats"
+    if fault is not None:
+        raise ArtifactError(f"Expected clusters and samples that fit together, got some that do not: {fault}.")
     with replaced_folder(path, known_by=MANIFEST) as folder:
-        _save(_tensors(clusters), folder / CLUSTERS)
+        write_tensors(_tensors(clusters), folder / CLUSTERS)
         pq.write_table(samples, folder / SAMPLES, compression="zstd")
         if clusters.image_features is not None and clusters.text_features is not None:
             features = {"image": clusters.image_features, "text": clusters.text_features}
-            _save(features, folder / FEATURES)
+            write_tensors(features, folder / FEATURES)
         files = {item.name: {"bytes": item.stat().st_size, "sha256": digest(item)} for item in sorted(folder.iterdir())}
         whole = {
             "format": FORMAT,
+            "package_version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "n_samples": clusters.n_samples,
-            "n_image_clusters": clusters.image.n_clusters,
-            "n_text_clusters": clusters.text.n_clusters,
             **manifest,
+            **_counts(clusters),
             "files": files,
         }
         (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
@@ -116,7 +121,11 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         )
     except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    _check_fit(path, clusters, samples)
+    fault = _misfit(clusters, samples)
+    if fault is None and any(manifest.get(name) != count for name, count in _counts(clusters).items()):
+        fault = f"{MANIFEST} gives other counts"
+    if fault is not None:
+        raise _damaged(path, fault)
     return ClustersFolder(path, clusters, samples, manifest)
 
 
@@ -129,8 +138,12 @@ def _tensors(clusters: Clusters) -> dict[str, Tensor]:
     }
 
 
-def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+def _counts(clusters: Clusters) -> dict[str, int]:
+    return {
+        "n_samples": clusters.n_samples,
+        "n_image_clusters": clusters.image.n_clusters,
+        "n_text_clusters": clusters.text.n_clusters,
+    }
 
 
 def _load(file: Path) -> dict[str, Tensor]:
@@ -152,26 +165,36 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{MANIFEST} cannot be read: {type(error).__name__}") from error
     if version != FORMAT:
-        raise ArtifactError(f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again.")
+        raise ArtifactError(
+            f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again."
+        )
     if not sound or not {CLUSTERS, SAMPLES} <= set(files):
         raise _damaged(path, f"{MANIFEST} does not list the files")
     result: dict[str, Any] = manifest
     return result
 
 
-def _check_fit(path: Path, clusters: Clusters, samples: pa.Table) -> None:
-    """Refuse parts that are each sound but of different data."""
+def _misfit(clusters: Clusters, samples: pa.Table) -> str | None:
+    """Say what keeps parts that are each sound from being of the same data, or None."""
     n = clusters.n_samples
-    for clustering, features in ((clusters.image, clusters.image_features), (clusters.text, clusters.text_features)):
-        labels = clustering.labels
-        if labels.dtype != torch.int64 or labels.shape != (n,) or clustering.centroids.ndim != 2 or n == 0:
-            raise _damaged(path, "labels or centroids have the wrong shape")
+    for name, clustering, features in (
+        ("image", clusters.image, clusters.image_features),
+        ("text", clusters.text, clusters.text_features),
+    ):
+        labels, centroids = clustering.labels, clustering.centroids
+        if labels.dtype != torch.int64 or labels.shape != (n,) or centroids.ndim != 2 or n == 0:
+            return f"{name} labels or centroids have the wrong shape or type"
         if not 0 <= int(labels.min()) <= int(labels.max()) < clustering.n_clusters:
-            raise _damaged(path, "a label names no cluster")
-        if features is not None and (features.ndim != 2 or len(features) != n):
-            raise _damaged(path, "the features are of another number of samples")
+            return f"{name} labels name clusters that do not exist"
+        if (empty := (clustering.sizes() == 0).nonzero().flatten()).numel():
+            return f"no {name} is in cluster {int(empty[0])}"
+        if not bool(centroids.isfinite().all()):
+            return f"{name} centroids are not finite"
+        if features is not None and features.shape != (n, centroids.shape[1]):
+            return f"the {name} features are of another number of samples or another size than the clusters"
     if samples.num_rows != n or not {"key", "text"} <= set(samples.column_names):
-        raise _damaged(path, f"{SAMPLES} is of another number of samples or lacks a column")
+        return f"the table of samples has {samples.num_rows} rows for {n} samples, or lacks a column key or text"
+    return None
 
 
 def _damaged(path: Path, fault: str) -> ArtifactError:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_negatives.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
 def replaced_folder(path: Path, *, known_by: str) -> Iterator[Path]:
-    """Give a temporary folder beside `path` that takes its place when the block ends well, and vanishes when it does not.
+    """Give a temporary folder beside `path` that takes its place when the block ends well, else vanishes.
 
     Args:
         path: the folder to make.
@@ -25,28 +30,29 @@ def replaced_folder(path: Path, *, known_by: str) -> Iterator[Path]:
     Raises:
         ArtifactError: `path` is something else, or cannot be written.
     """
-    if path.exists() and not (path.is_dir() and ((path / known_by).exists() or not any(path.iterdir()))):
-        raise ArtifactError(f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another.")
+    refuse_foreign(path, known_by=known_by)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise ArtifactError(f"Expected to write {path}, got {error.strerror or error}. Name another folder.") from error
+        raise _cannot_write(path, error) from error
+    old = folder.with_name(f"{folder.name}.old")
     try:
         yield folder
-        for file in folder.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for item in [*folder.rglob("*"), folder]:
+            _flush(item)
         folder.chmod(0o755)  # mkdtemp gave it to this user alone
-        old = folder.with_name(f"{folder.name}.old")
         if path.exists():
             path.rename(old)
         folder.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        _flush(path.parent)
     except OSError as error:
-        raise ArtifactError(f"Expected to write {path}, got {error.strerror or error}. Free space or name another.") from error
+        raise _cannot_write(path, error) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (folder, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -62,16 +68,68 @@ def replaced_file(path: Path) -> Iterator[Path]:
         yield partial
         _flush(partial)
         partial.replace(path)
+        _flush(path.parent)
     except OSError as error:
-        raise ArtifactError(f"Expected to write {path}, got {error.strerror or error}. Free space or name another.") from error
+        raise _cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():  # not where its folder is a file, say
+            partial.unlink()
+
+
+@contextmanager
+def sole_user(folder: Path) -> Iterator[None]:
+    """Make `folder` if it is not there and wait until no other process that calls this is using it.
+
+    The system frees the folder when a process ends, however it ends. Whoever has it may delete it.
+
+    Raises:
+        ArtifactError: it cannot be made or locked.
+    """
+    try:
+        descriptor = _locked(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_foreign(path: Path, *, known_by: str) -> None:
+    """Refuse to replace anything but an empty folder or one that holds a file `known_by`.
+
+    Raises:
+        ArtifactError: `path` is something else.
+    """
+    if path.exists() and not (path.is_dir() and ((path / known_by).exists() or not any(path.iterdir()))):
+        raise ArtifactError(
+            f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another."
+        )
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        OSError: the file cannot be written; safetensors by itself has an error of its own for a full disk.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error).rsplit(": ", 1)[-1], str(file)) from error
 
 
 def digest(file: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_310(stream)
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest_310(stream)
+        )
 
 
 def _digest_310(stream: Any) -> str:
@@ -82,6 +140,30 @@ def _digest_310(stream: Any) -> str:
     return whole.hexdigest()
 
 
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+def _locked(folder: Path) -> int:
+    """Return a descriptor of `folder` that holds its lock."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # While this process waited, the one before may have deleted the folder, and a third made another.
+            if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _flush(item: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    descriptor = os.open(item, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> ArtifactError:
+    return ArtifactError(f"Expected to write {path}, got: {error.strerror or error}. Free space or name another.")

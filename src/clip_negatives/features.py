@@ -6,23 +6,29 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from clip_negatives.atomic import replaced_file
+from clip_negatives import __version__
+from clip_negatives.atomic import replaced_file, write_tensors
 from clip_negatives.dataset import PairSource
 from clip_negatives.encoders import Encoder
+from clip_negatives.errors import DataError
 
 CHUNK = 512
 """Samples that are encoded between two writes; what an interruption loses at most."""
+
+FITTED_ON = 20_000
+"""Samples, evenly spaced over the data, that an encoder's projection is fitted on."""
 
 
 def encode(
@@ -30,55 +36,79 @@ def encode(
 ) -> tuple[Tensor, Tensor]:
     """Return image and text features of every pair.
 
-    Chunks are written to `folder` as they are made; a second call with the same data and encoders goes on after the last one.
-    A feature that is the zero vector (a text without a known word) stays zero: it is similar to nothing.
+    Chunks are written to `folder` as they are made; a second call with the same data and encoders goes on after the
+    last one and returns the very features that one call would have. Memory holds a few chunks, never all features.
+
+    A feature that is the zero vector (a text without a known piece of a word) stays zero: it is similar to nothing.
 
     Args:
         source: the data.
         image_encoder: encoder of the images.
         text_encoder: encoder of the texts.
-        folder: where chunks are kept; emptied if they are of other data or encoders.
+        folder: where chunks are kept; emptied if they are of other data or encoders. One process at a time.
         progress: show a progress bar on stderr.
 
     Returns:
-        Two tensors, float32, unit norm, shapes (N, D_image) and (N, D_text).
+        Two tensors, float32, unit norm or zero, shapes (N, D_image) and (N, D_text), memory-mapped from `folder`.
 
     Raises:
-        DataError: an image cannot be read.
+        DataError: an image cannot be read, or there are fewer than there are pairs.
         ArtifactError: the folder cannot be written.
     """
-    _claim(folder, {"data": source.fingerprint(), "image": image_encoder.name, "text": text_encoder.name, "chunk": CHUNK})
-    n = len(source.keys)
+    _claim(folder, source, image_encoder, text_encoder)
+    n = len(source)
     with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
-        image = _encode(
-            image_encoder, lambda start: source.images(start, n), n, folder / "image", _tick(bar, "Encoding images", n)
-        )
+        tasks = bar.add_task("Encoding images", total=n), bar.add_task("Encoding texts", total=n)
+        _encode(image_encoder, lambda start: source.images(start, n), n, folder / "image", _advance(bar, tasks[0]))
         if text_encoder.learn is not None:
             text_encoder.learn(source.texts)
-        text = _encode(
-            text_encoder, lambda start: source.texts[start:], n, folder / "text", _tick(bar, "Encoding texts", n)
-        )
-    return image, text
+        _encode(text_encoder, lambda start: source.texts[start:], n, folder / "text", _advance(bar, tasks[1]))
+    return _finished(image_encoder, folder / "image", n), _finished(text_encoder, folder / "text", n)
 
 
 def _encode(
-    encoder: Encoder, samples: Callable[[int], Iterable[Any]], n: int, folder: Path, tick: Callable[[int], None]
-) -> Tensor:
-    """Encode what has no chunk yet and return all of it, finished and at unit norm."""
+    encoder: Encoder, samples: Callable[[int], Iterable[Any]], n: int, folder: Path, advance: Callable[[int], None]
+) -> None:
+    """Write the chunks that are not there yet."""
     folder.mkdir(exist_ok=True)
-    parts: list[Tensor] = []
-    while (part := _read(folder / f"{len(parts):06d}.safetensors")) is not None:
-        parts.append(part)
-    done = sum(map(len, parts))
-    tick(done)
-    for batch in _chunks(samples(done) if done < n else ()):
-        encoded = encoder.encode(batch).float().contiguous()
-        with replaced_file(folder / f"{len(parts):06d}.safetensors") as file:
-            save_file({"features": encoded}, file)
-        parts.append(encoded)
-        tick(len(batch))
-    raw = torch.cat(parts)
-    return F.normalize(raw if encoder.finish is None else encoder.finish(raw), dim=1)
+    done = 0
+    while done < n and (chunk := _read(_chunk_file(folder, done))) is not None and len(chunk) == min(CHUNK, n - done):
+        done += len(chunk)
+    advance(done)
+    for batch in _chunks(samples(done)) if done < n else ():
+        with replaced_file(_chunk_file(folder, done)) as file:
+            write_tensors({"features": encoder.encode(batch).float()}, file)
+        done += len(batch)
+        advance(len(batch))
+    if done < n:
+        raise DataError(f"Expected {n} samples, got {done}: the data changed while they were read. Start again.")
+
+
+def _finished(encoder: Encoder, folder: Path, n: int) -> Tensor:
+    """Return the features that the chunks hold, projected if the encoder does that, at unit norm, memory-mapped."""
+    files = [_chunk_file(folder, start) for start in range(0, n, CHUNK)]
+    project = _projection(encoder, files, n)
+    whole, dim = folder.with_suffix(".float32"), 0
+    with replaced_file(whole) as partial, partial.open("wb") as stream:
+        for file in files:
+            features = F.normalize(project(load_file(file)["features"]), dim=1)
+            features.numpy().tofile(stream)
+            dim = features.shape[1]
+    return torch.from_file(str(whole), size=n * dim, dtype=torch.float32).view(n, dim)
+
+
+def _projection(encoder: Encoder, files: Sequence[Path], n: int) -> Callable[[Tensor], Tensor]:
+    """Return what maps a chunk to features."""
+    if encoder.fit is None:
+        return Tensor.contiguous
+    step = max(1, n // FITTED_ON)
+    # Chunks begin at multiples of CHUNK; the rows taken are 0, step, 2 * step, ... of the whole.
+    some = [load_file(file)["features"][-index * CHUNK % step :: step] for index, file in enumerate(files)]
+    return encoder.fit(torch.cat(some))
+
+
+def _chunk_file(folder: Path, start: int) -> Path:
+    return folder / f"{start // CHUNK:06d}.safetensors"
 
 
 def _chunks(samples: Iterable[Any]) -> Iterator[Sequence[Any]]:
@@ -95,15 +125,23 @@ def _read(file: Path) -> Tensor | None:
         return None
 
 
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Make the folder ready for chunks of `plan`; chunks of another plan go."""
+def _claim(folder: Path, source: PairSource, image_encoder: Encoder, text_encoder: Encoder) -> None:
+    """Make the folder ready for chunks of these data and encoders; other chunks go."""
+    plan = {
+        "data": source.fingerprint(),
+        "image": image_encoder.name,
+        "text": text_encoder.name,
+        "chunk": CHUNK,
+        # What another version learns may differ; features of two versions in one file would not be comparable.
+        "versions": [__version__, torch.__version__, version("scikit-learn")],
+    }
     file = folder / "plan.json"
-    if folder.exists() and (not file.exists() or file.read_text() != json.dumps(plan)):
-        shutil.rmtree(folder)
+    if not file.exists() or file.read_text() != json.dumps(plan):
+        for item in folder.iterdir() if folder.exists() else ():
+            shutil.rmtree(item) if item.is_dir() else item.unlink()
     with replaced_file(file) as partial:
         partial.write_text(json.dumps(plan))
 
 
-def _tick(bar: Progress, what: str, n: int) -> Callable[[int], None]:
-    task = bar.add_task(what, total=n)
+def _advance(bar: Progress, task: TaskID) -> Callable[[int], None]:
     return lambda count: bar.advance(task, count)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import pyarrow as pa
 
 from clip_negatives import registry
 from clip_negatives.artifacts import FORMAT, MANIFEST, ClustersFolder, read_clusters, write_clusters
+from clip_negatives.atomic import refuse_foreign, sole_user
 from clip_negatives.dataset import PairSource
+from clip_negatives.encoders import encoder_name
 from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
 from clip_negatives.errors import ArtifactError
@@ -40,7 +44,7 @@ def prepare(
     """Encode and cluster the pairs of `source` and write a clusters folder.
 
     An interrupted call leaves what it encoded beside `output`, and the next one with the same data and encoders goes on
-    there; `output` itself appears when it is whole.
+    there; `output` itself appears when it is whole. A second process that prepares the same folder waits.
 
     Args:
         source: the data.
@@ -50,7 +54,7 @@ def prepare(
         clusterer: ``name`` or ``name:key=value,...``, for images and texts.
         text_clusterer: another one for the texts.
         seed: seed of the clustering.
-        keep_features: write the features too; the weighting by similarity of samples needs them.
+        keep_features: write the features too; weightings by the similarity of samples, not of clusters, need them.
         progress: show progress bars on stderr.
 
     Raises:
@@ -59,58 +63,127 @@ def prepare(
         InputError: the clusterer refuses the features.
         ArtifactError: the folder cannot be written.
     """
-    output = Path(output)
-    _refuse_foreign(output)
-    for spec in filter(None, (clusterer, text_clusterer)):
-        registry.create("clusterer", spec)  # a wrong name or value ends it here, before hours of encoding
-    images, texts = image_encoder_of(image_encoder), text_encoder_of(text_encoder)
-    work = output.with_name(f".{output.name}.features")
+    output = Path(output).absolute()
+    # What can fail without the data fails before hours of encoding.
+    refuse_foreign(output, known_by=MANIFEST)
+    recipe = _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed)
+    recipe.check()
+    with sole_user(_work_folder(output)):
+        return _make(source, output, recipe, keep_features=keep_features, progress=progress)
+
+
+def prepare_cached(
+    source: PairSource,
+    *,
+    image_encoder: str = "pixels",
+    text_encoder: str = "tfidf",
+    clusterer: str = "kmeans",
+    text_clusterer: str | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> ClustersFolder:
+    """Return the clusters folder of these data and options from the cache, made if it is not there or is damaged.
+
+    The arguments are those of `prepare`; features are kept.
+
+    Raises:
+        ClipNegativesError: as `prepare`.
+    """
+    recipe = _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed)
+    folder = _cache_folder(source, recipe)
+    if (cached := _cached(folder)) is not None:
+        return cached
+    recipe.check()
+    work = _work_folder(folder)
+    with sole_user(work):
+        if (cached := _cached(folder)) is not None:  # made by the process that was waited for
+            shutil.rmtree(work)
+            return cached
+        return _make(source, folder, recipe, keep_features=True, progress=progress)
+
+
+def cache_folder(
+    source: PairSource,
+    *,
+    image_encoder: str = "pixels",
+    text_encoder: str = "tfidf",
+    clusterer: str = "kmeans",
+    text_clusterer: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Return where the cache keeps the clusters of these data and options: under a digest of all that decides them.
+
+    That is the data, the encoders with the content of their weights, the clusterers with their options and the version
+    of their distribution, and the seed. The cache lies in the environment variable ``CLIP_NEGATIVES_CACHE`` or,
+    without one, in the user's cache folder.
+
+    Raises:
+        PluginError: a name or option is unknown.
+    """
+    return _cache_folder(source, _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed))
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """Hold what, beside the data, decides the clusters."""
+
+    image_encoder: str
+    text_encoder: str
+    clusterer: str
+    text_clusterer: str
+    seed: int
+
+    def check(self) -> None:
+        """Build both clusterers, which refuses a wrong name or value."""
+        for spec in (self.clusterer, self.text_clusterer):
+            registry.create("clusterer", spec)
+
+
+def _make(source: PairSource, output: Path, recipe: _Recipe, *, keep_features: bool, progress: bool) -> ClustersFolder:
+    """Do what `prepare` does, in a work folder that nobody else uses."""
+    images, texts = image_encoder_of(recipe.image_encoder), text_encoder_of(recipe.text_encoder)
+    work = _work_folder(output)
     image_features, text_features = encode(source, images, texts, work, progress=progress)
-    clusters = cluster_features(
-        image_features, text_features, clusterer=clusterer, text_clusterer=text_clusterer, seed=seed
-    )
+    specs: dict[str, Any] = {"clusterer": recipe.clusterer, "text_clusterer": recipe.text_clusterer}
+    clusters = cluster_features(image_features, text_features, **specs, seed=recipe.seed)
+    if not keep_features:
+        clusters = dataclasses.replace(clusters, image_features=None, text_features=None)
     manifest = {
+        **dataclasses.asdict(recipe),
         "image_encoder": images.name,
         "text_encoder": texts.name,
-        "clusterer": clusterer,
-        "text_clusterer": text_clusterer or clusterer,
-        "seed": seed,
         "data": source.fingerprint(),
     }
-    if not keep_features:
-        clusters = type(clusters)(clusters.image, clusters.text, clusters.image_similarity, clusters.text_similarity)
     write_clusters(output, clusters, _samples(source), manifest)
     shutil.rmtree(work)
     return read_clusters(output)
 
 
-def prepare_cached(source: PairSource, **options: Any) -> ClustersFolder:
-    """Return the clusters folder of these data and options from the cache, made if it is not there or is damaged.
-
-    Args:
-        source: the data.
-        **options: those of `prepare` but `output`.
-
-    Raises:
-        ClipNegativesError: as `prepare`.
-    """
-    folder = cache_folder(source, **options)
-    if (folder / MANIFEST).exists():
-        try:
-            return read_clusters(folder)
-        except ArtifactError:
-            shutil.rmtree(folder)  # damaged: it is only a cache
-    return prepare(source, folder, **options)
-
-
-def cache_folder(source: PairSource, *, progress: bool = True, **options: Any) -> Path:
-    """Return where the cache keeps the clusters of these data and options.
-
-    It lies in the environment variable ``CLIP_NEGATIVES_CACHE`` or the user's cache folder.
-    """
+def _cache_folder(source: PairSource, recipe: _Recipe) -> Path:
     root = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("clip-negatives")
-    key = json.dumps({"format": FORMAT, "data": source.fingerprint(), **options}, sort_keys=True)
-    return Path(root) / f"clusters-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    encoders = encoder_name("image", recipe.image_encoder), encoder_name("text", recipe.text_encoder)
+    clusterers = _clusterer_name(recipe.clusterer), _clusterer_name(recipe.text_clusterer)
+    parts = FORMAT, source.fingerprint(), *encoders, *clusterers, recipe.seed
+    return Path(root).absolute() / f"clusters-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]}"
+
+
+def _cached(folder: Path) -> ClustersFolder | None:
+    """Return a cached folder, or None where it is not there or is damaged: it is only a cache."""
+    try:
+        return read_clusters(folder)
+    except ArtifactError:
+        return None
+
+
+def _clusterer_name(spec: str) -> str:
+    item, options = registry.default_registry().resolve("clusterer", spec)
+    given = ",".join(f"{option.name}={options.get(option.name, option.default)}" for option in item.options)
+    return f"{item.name}:{given} of {item.distribution} {item.version}"
+
+
+def _work_folder(output: Path) -> Path:
+    """Return where an interrupted call leaves what it encoded: beside the output, so that both are on one disk."""
+    return output.with_name(f".{output.name}.features")
 
 
 def _samples(source: PairSource) -> pa.Table:
@@ -120,10 +193,3 @@ def _samples(source: PairSource) -> pa.Table:
     if source.groups is not None:
         columns["group"] = list(source.groups)
     return pa.table(columns)
-
-
-def _refuse_foreign(output: Path) -> None:
-    """Refuse before encoding what writing would refuse after it."""
-    ours = output.is_dir() and ((output / MANIFEST).exists() or not any(output.iterdir()))
-    if output.exists() and not ours:
-        raise ArtifactError(f"Expected {output} to be absent, empty or a clusters folder, got something else. Name another.")

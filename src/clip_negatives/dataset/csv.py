@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
@@ -11,9 +13,16 @@ from PIL import Image
 from clip_negatives.dataset.source import read_image, stamp
 from clip_negatives.errors import DataError
 
+AHEAD = 64
+"""Images that are read at once, by threads."""
+
 
 class CsvPairs:
-    """Read pairs as open_clip reads ``--train-data`` of csv: one row a pair, image paths relative to the working directory.
+    """Read pairs as open_clip reads ``--train-data`` of csv: one row a pair.
+
+    Relative paths of images start at the working directory, not at the csv file, as they do in open_clip.
+    A row without a text has the text "nan", as it has when open_clip trains on it. A row without a group is a group of
+    its own.
 
     Args:
         path: the csv file.
@@ -39,7 +48,9 @@ class CsvPairs:
 
         self.path = Path(path)
         if not self.path.is_file():
-            raise DataError(f"Expected a csv file, got {self.path}, which is not there. Name the file with the training data.")
+            raise DataError(
+                f"Expected a csv file, got {self.path}, which is not there. Name the file with the training data."
+            )
         try:
             # The very call of open_clip, so that row i here is row i there.
             table = pd.read_csv(self.path, sep=separator)
@@ -53,9 +64,16 @@ class CsvPairs:
             raise DataError(f"Expected at least one pair in {self.path}, got a header only.")
         self.image_paths: Sequence[str] = [str(value) for value in table[image_column]]
         self.texts: Sequence[str] = [str(value) for value in table[text_column]]
-        self.groups: Sequence[str] | None = [str(value) for value in table[group_column]] if group_column else None
+        # An empty field says that nothing is known about the row, not that all such rows show the same.
+        self.groups: Sequence[str] | None = (
+            ["" if pd.isna(value) else str(value) for value in table[group_column]] if group_column else None
+        )
         # Paths can repeat (several texts of one image), rows cannot.
         self.keys: Sequence[str] = [str(row) for row in range(len(table))]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.keys)
 
     def images(self, start: int, stop: int) -> Iterator[Image.Image]:
         """Yield the images of rows start .. stop-1 in RGB.
@@ -63,12 +81,16 @@ class CsvPairs:
         Raises:
             DataError: a file is missing or no image; the message names it and its row.
         """
-        for row in range(start, stop):
-            path = self.image_paths[row]
-            yield read_image(path, f"{path} (row {row} of {self.path})")
+        with ThreadPoolExecutor() as pool:
+            for first in range(start, stop, AHEAD):
+                yield from pool.map(self._image, range(first, min(first + AHEAD, stop)))
 
     def fingerprint(self) -> str:
-        """Return a digest of paths, texts and groups and of each image's size and time of change."""
+        """Return a digest of paths, texts, groups and the size and time of change of each image, taken once."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         whole = hashlib.sha256()
         for column in (self.image_paths, self.texts, self.groups or ()):
             whole.update("\0".join(column).encode())
@@ -76,6 +98,10 @@ class CsvPairs:
         for file in self.image_paths:
             whole.update(stamp(file))
         return whole.hexdigest()
+
+    def _image(self, row: int) -> Image.Image:
+        path = self.image_paths[row]
+        return read_image(path, f"{path} (row {row} of {self.path}, counted from 0 after the header)")
 
 
 def _no_column(path: Path, column: str, columns: list[str], separator: str) -> str:

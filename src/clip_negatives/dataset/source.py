@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from clip_negatives.errors import DataError
+
+_DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+"""What PIL's decoders raise for files that are damaged or no image."""
 
 
 class PairSource(Protocol):
@@ -17,7 +22,7 @@ class PairSource(Protocol):
     Attributes:
         keys: name of each pair, all different.
         texts: text of each pair.
-        groups: what each pair shows (an item, a product), where the data say so.
+        groups: what each pair shows (an item, a product), where the data say so; empty for a pair of which they do not.
         image_paths: file of each image, where images are files.
     """
 
@@ -32,6 +37,10 @@ class PairSource(Protocol):
 
     def images(self, start: int, stop: int) -> Iterator[Image.Image]:
         """Yield the images start .. stop-1 in RGB."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of pairs, N."""
         ...
 
     def fingerprint(self) -> str:
@@ -52,7 +61,7 @@ def read_image(opened: Any, what: str) -> Image.Image:
     try:
         with Image.open(opened) as image:
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except _DECODING as error:
         fault = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as one"
         raise DataError(f"Expected an image, got {what}, which {fault}. Repair it or leave it out.") from error
 

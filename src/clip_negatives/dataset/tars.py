@@ -9,7 +9,9 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import braceexpand
 import webdataset as wds
 from PIL import Image
 
@@ -31,8 +33,6 @@ class TarPairs:
     EXTENSIONS = ("jpg", "png", "jpeg", "webp")
 
     def __init__(self, urls: str, *, group_field: str | None = None) -> None:
-        import braceexpand
-
         self.shards = [shard for part in urls.split("::") for shard in braceexpand.braceexpand(part)]
         for shard in self.shards:
             if not Path(shard).is_file():
@@ -42,15 +42,21 @@ class TarPairs:
         keys, texts, groups = [], [], []
         for sample in self._samples():
             keys.append(sample["__key__"])
-            texts.append(sample["txt"].decode())
+            texts.append(_text(sample))
             groups.append(self._group(sample))
         if not keys:
             raise DataError(f"Expected pairs of an image and a .txt in {urls}, got none.")
         if len(set(keys)) < len(keys):
-            raise DataError(f"Expected every key once in {urls}, got {len(keys) - len(set(keys))} again. Rename the samples.")
+            raise DataError(
+                f"Expected every key once in {urls}, got {len(keys) - len(set(keys))} again. Rename the samples."
+            )
         self.keys: Sequence[str] = keys
         self.texts: Sequence[str] = texts
         self.groups: Sequence[str] | None = groups if group_field else None
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.keys)
 
     def images(self, start: int, stop: int) -> Iterator[Image.Image]:
         """Yield the images start .. stop-1 in RGB, in the order of the tars.
@@ -58,7 +64,6 @@ class TarPairs:
         Raises:
             DataError: an image cannot be read; the message names its key.
         """
-
         for sample in itertools.islice(self._samples(), start, stop):
             data = next(sample[extension] for extension in self.EXTENSIONS if extension in sample)
             yield read_image(io.BytesIO(data), f"the sample {sample['__key__']}")
@@ -70,8 +75,8 @@ class TarPairs:
             whole.update(shard.encode() + b"\0" + stamp(shard))
         return whole.hexdigest()
 
-    def _samples(self) -> Iterator[dict[str, bytes]]:
-
+    def _samples(self) -> Iterator[dict[str, Any]]:
+        """Yield the samples that open_clip keeps: those with a text and an image."""
         stages = wds.DataPipeline(wds.SimpleShardList(self.shards), wds.tarfile_to_samples())
         try:
             for sample in stages:
@@ -81,13 +86,22 @@ class TarPairs:
             reason = " ".join(str(error.args[0] if error.args else error).split())
             raise DataError(f"Expected readable tars, got an error: {reason}. Write the shard again.") from error
 
-    def _group(self, sample: dict[str, bytes]) -> str:
-
+    def _group(self, sample: dict[str, Any]) -> str:
         if self._group_field is None:
             return ""
-        fields = json.loads(sample.get("json", b"{}"))
-        if self._group_field not in fields:
+        try:
+            return str(json.loads(sample.get("json", b"{}"))[self._group_field])
+        except (ValueError, KeyError, TypeError):
             raise DataError(
-                f"Expected the field {self._group_field!r} in the .json of each sample, got none in {sample['__key__']}."
-            )
-        return str(fields[self._group_field])
+                f"Expected the field {self._group_field!r} in the .json of each sample, got none in "
+                f"{sample['__key__']}. Name another --group-column or none."
+            ) from None
+
+
+def _text(sample: dict[str, Any]) -> str:
+    try:
+        return str(sample["txt"].decode())
+    except UnicodeDecodeError:
+        raise DataError(
+            f"Expected texts in UTF-8, got others in the sample {sample['__key__']}. Write the shard again."
+        ) from None

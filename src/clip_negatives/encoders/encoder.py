@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+Fit = Callable[[Tensor], Callable[[Tensor], Tensor]]
+"""``fit(raw (m, R)) -> project(raw (n, R)) -> (n, D)``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,14 +18,31 @@ class Encoder:
     """Turn images or texts into features.
 
     Attributes:
-        name: says model, weights and options; equal names give equal features of equal data.
         encode: takes some images (PIL, RGB) or texts, returns float32, shape (n, R).
         learn: takes all texts before any is encoded, for encoders that learn a vocabulary.
-        finish: takes what `encode` returned for all samples, shape (N, R), returns the features, shape (N, D), for encoders
-            that learn a projection.
+        fit: for encoders that learn a projection of what `encode` returns: takes that of some samples, evenly spaced
+            over the data, shape (m, R), and returns the function from (n, R) to features (n, D).
+        name: says model, weights and options; equal names give equal features of equal data. Given by `image_encoder`
+            and `text_encoder`.
     """
 
-    name: str
     encode: Callable[[Sequence[Any]], Tensor]
     learn: Callable[[Sequence[str]], None] | None = None
-    finish: Callable[[Tensor], Tensor] | None = None
+    fit: Fit | None = None
+    name: str = ""
+
+
+def batched(samples: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Split samples into parts of `size`, the last one perhaps smaller."""
+    return [samples[start : start + size] for start in range(0, len(samples), size)]
+
+
+def device() -> str:
+    """Return where models run: a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def first_line(error: Exception) -> str:
+    """Return class and first line of an error of another library, for a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.atomic import digest
-from clip_negatives.encoders.encoder import Encoder
+from clip_negatives.encoders.encoder import Encoder, batched, device, first_line
 from clip_negatives.errors import DataError, UnknownNameError
 
 BATCH = 64
@@ -24,55 +24,58 @@ MODELS = Path(__file__).parent.parent / "integrations" / "open_clip" / "models"
 
 def images(argument: str) -> Encoder:
     """Return the image tower of ``MODEL/PRETRAINED`` or ``MODEL/CHECKPOINT-FILE``."""
-    name, model, transform, _ = _load(argument)
+    model, transform, _ = _load(*_checked(argument))
 
     def encode(pictures: Sequence[Image.Image]) -> Tensor:
-        parts = [torch.stack([transform(picture) for picture in some]) for some in _batches(pictures)]
-        return _run(model.encode_image, parts)
+        return _run(model.encode_image, pictures, lambda some: torch.stack([transform(picture) for picture in some]))
 
-    return Encoder(name, encode)
+    return Encoder(encode)
 
 
 def texts(argument: str) -> Encoder:
     """Return the text tower of ``MODEL/PRETRAINED`` or ``MODEL/CHECKPOINT-FILE``."""
-    name, model, _, tokenizer = _load(argument)
+    model, _, tokenizer = _load(*_checked(argument))
 
     def encode(lines: Sequence[str]) -> Tensor:
-        return _run(model.encode_text, [tokenizer(list(some)) for some in _batches(lines)])
+        return _run(model.encode_text, lines, lambda some: tokenizer(list(some)))
 
-    return Encoder(name, encode)
+    return Encoder(encode)
 
 
-@functools.lru_cache(maxsize=1)
-def _load(argument: str) -> tuple[str, Any, Any, Any]:
-    """Return name, model, image transform and tokenizer; both towers of one model are loaded once."""
+def _checked(argument: str) -> tuple[str, str, int]:
+    """Return the model, its weights, and when those were changed, where they are a file: a new one is loaded anew."""
     import open_clip
 
     open_clip.add_model_config(MODELS)
-    model_name, slash, weights = argument.partition("/")
-    if model_name not in open_clip.list_models():
-        raise UnknownNameError.of("open_clip model", model_name, open_clip.list_models())
-    file = Path(weights)
-    known = open_clip.list_pretrained_tags_by_model(model_name)
-    if not slash or not (file.is_file() or weights in known):
+    model, _, weights = argument.partition("/")
+    if model not in open_clip.list_models():
+        near = get_close_matches(model, open_clip.list_models(), n=3)
+        hint = f"such as {', '.join(near)}" if near else "see open_clip.list_models()"
+        raise UnknownNameError(f"Expected the name of an open_clip model ({hint}), got {model!r}.")
+    if Path(weights).is_file():
+        return model, weights, Path(weights).stat().st_mtime_ns
+    known = open_clip.list_pretrained_tags_by_model(model)
+    if weights not in known:
+        tags = f"one of {', '.join(known)}" if known else "there are no known tags"
         raise DataError(
-            f"Expected open_clip:{model_name}/WEIGHTS with a checkpoint file or one of {', '.join(known) or 'no known tags'}, "
-            f"got {weights!r}."
+            f"Expected open_clip:{model}/WEIGHTS with a checkpoint file or a tag ({tags}), got {weights!r}."
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model, weights, 0
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
+    """Return model, image transform and tokenizer; the two towers of one model are loaded once."""
+    import open_clip
+
     try:
-        model, _, transform = open_clip.create_model_and_transforms(model_name, pretrained=weights, device=device)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"Expected weights of {model_name}, got {weights}: {str(error).strip().splitlines()[0]}") from error
-    label = digest(file)[:16] if file.is_file() else weights
-    return f"open_clip:{model_name}/{label}", model.eval(), transform, open_clip.get_tokenizer(model_name)
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights, device=device())
+    except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.
+        raise DataError(f"Expected weights of {name}, got {weights}: {first_line(error)}") from error
+    return model.eval(), transform, open_clip.get_tokenizer(name)
 
 
-def _batches(samples: Sequence[Any]) -> list[Sequence[Any]]:
-    return [samples[start : start + BATCH] for start in range(0, len(samples), BATCH)]
-
-
-@torch.inference_mode()
-def _run(tower: Any, parts: Sequence[Tensor]) -> Tensor:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.cat([tower(part.to(device), normalize=True).float().cpu() for part in parts])
+@torch.no_grad()
+def _run(tower: Any, samples: Sequence[Any], prepared: Callable[[Sequence[Any]], Tensor]) -> Tensor:
+    parts = [tower(prepared(some).to(device()), normalize=True).float().cpu() for some in batched(samples, BATCH)]
+    return torch.cat(parts)

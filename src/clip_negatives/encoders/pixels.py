@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,12 +12,11 @@ from torch import Tensor
 from clip_negatives.encoders.encoder import Encoder
 from clip_negatives.errors import OptionError
 
-LEARNED_FROM = 20_000
-"""Samples, evenly spaced over the data, that the principal components are learned from."""
-
 
 def pixels(size: int = 16, dim: int = 64) -> Encoder:
-    """Return an encoder of thumbnails.
+    """Return an encoder of thumbnails, as differences from the mean thumbnail.
+
+    An image that is the mean thumbnail itself has the zero vector, which is similar to nothing.
 
     Args:
         size: side of the thumbnail in pixels.
@@ -30,12 +29,12 @@ def pixels(size: int = 16, dim: int = 64) -> Encoder:
         small = [np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) for image in images]
         return torch.from_numpy(np.stack(small)).flatten(1) / 255.0
 
-    def finish(raw: Tensor) -> Tensor:
+    def fit(raw: Tensor) -> Callable[[Tensor], Tensor]:
         from sklearn.decomposition import PCA
 
-        learned_from = raw[:: max(1, len(raw) // LEARNED_FROM)].numpy()
-        components = min(dim, *learned_from.shape)
-        model = PCA(components, random_state=0).fit(learned_from)
-        return torch.from_numpy(model.transform(raw.numpy()).astype(np.float32))
+        if len(raw) == 1:  # no direction to speak of
+            return lambda some: torch.zeros(len(some), 1)
+        model = PCA(min(dim, *raw.shape), random_state=0).fit(raw.numpy())
+        return lambda some: torch.from_numpy(model.transform(some.numpy()).astype(np.float32))
 
-    return Encoder(f"pixels:size={size},dim={dim}", encode, finish=finish)
+    return Encoder(encode, fit=fit)

