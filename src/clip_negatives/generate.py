@@ -32,8 +32,9 @@ SCHEMA = pa.schema(
         ("weight", pa.float32()),
     ]
 )
-"""Columns: image path (or key, where images are not files), its correct text, the text put in its place, the sample that text
-is from, cosine between the two image clusters and between the two text clusters, weight of the pair before normalisation."""
+"""Columns: path of the image (or key, where images are not files), its correct text, the text put in its place, the
+key of the sample that text is from, cosine between the two image clusters and between the two text clusters, and the
+weight of the pair: ``exp`` of its log-weight, before the normalisation that only a batch has."""
 
 
 def generate(
@@ -47,6 +48,8 @@ def generate(
     seed: int = 0,
 ) -> int:
     """Write incorrect pairs of a data set as parquet, atomically, and return how many.
+
+    The same arguments give the same pairs. The file's own metadata say how they were made.
 
     Args:
         folder: the clusters.
@@ -66,7 +69,14 @@ def generate(
     context = SamplingContext(clusters.n_samples, min(batch_size, clusters.n_samples), seed=seed, clusters=clusters)
     drawn = registry.create("negative_sampler", sampler, context).incorrect_pairs(per_image, epoch_generator(seed, 0))
     terms = registry.create("loss_weighting", weighting)(clusters)
-    with replaced_file(Path(output)) as file, pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+    origin = {
+        "sampler": sampler,
+        "weighting": weighting,
+        "seed": str(seed),
+        "data": str(folder.manifest.get("data", "")),
+    }
+    schema = SCHEMA.with_metadata({f"clip_negatives.{name}": value for name, value in origin.items()})
+    with replaced_file(Path(output)) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for group in _row_groups(drawn, clusters, terms, folder.samples):
             writer.write_table(group)
     return len(drawn)

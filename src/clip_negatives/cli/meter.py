@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from clip_negatives.meter import Reading
 
 
 @click.command(context_settings={"show_default": True})
@@ -16,8 +20,8 @@ from rich.table import Table
 @click.option("--batch-size", default=256, help="Batch of all processes together.")
 @click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
 @click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
-@click.option("--threshold", default=0.9, help="Similarity of image clusters that counts as high, -1 .. 1.")
-@click.option("--seed", default=0, help="Seed of the batches.")
+@click.option("--threshold", default=0.9, help="Similarity of clusters, or of samples, that counts as high, -1 .. 1.")
+@click.option("--seed", default=0, help="Seed of the batches and of sampled pairs.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the reading to this file too.")
 def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: Any) -> None:
     """Show how many incorrect pairs of a batch are suspect, and what a method would do about it."""
@@ -26,18 +30,27 @@ def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: An
     from clip_negatives.meter import meter as run
 
     reading = run(read_clusters(clusters), batch_size, **options)
-    console = Console()
-    table = Table("incorrect pairs with", "share of pairs", "per anchor", title=f"In-batch pairs, batch of {batch_size}")
-    for row in reading.suspects:
-        table.add_row(row.kind, f"{row.share:.3%}", f"{row.per_anchor:.2f}")
-    console.print(table)
-    truth = reading.treatments[0].truth
-    table = Table("sampler", "weighting", "per anchor", "left after removal", "pairs removed")
-    table.title = f"False negatives (same {truth}) by method"
-    for item in reading.treatments:
-        left, removed = f"{item.per_anchor_kept:.2f}", f"{item.removed_share:.1%}"
-        table.add_row(item.sampler, item.weighting, f"{item.per_anchor:.2f}", left, removed)
-    console.print(table)
+    # In a pipe there is no width to keep to: let no column be cut.
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    for table in (_suspects(reading), _treatments(reading)):
+        console.print(table)
     if json_file is not None:
         with replaced_file(json_file) as file:
             file.write_text(json.dumps(reading.to_dict(), indent=2) + "\n")
+
+
+def _suspects(reading: Reading) -> Table:
+    table = Table("incorrect pairs with", "share of pairs", "per anchor", "counted on")
+    table.title = f"Incorrect pairs of a uniform batch of {reading.batch_size}"
+    for row in reading.suspects:
+        table.add_row(row.kind, f"{row.share:.3%}", f"{row.per_anchor:.2f}", "all pairs" if row.exact else "a sample")
+    return table
+
+
+def _treatments(reading: Reading) -> Table:
+    table = Table("sampler", "weighting", "false negative is", "per anchor", "kept", "their weight", "pairs removed")
+    table.title = f"What the method makes of them, in batches of {reading.batch_size}"
+    for item in reading.treatments:
+        numbers = f"{item.per_anchor:.2f}", f"{item.per_anchor_kept:.2f}", f"{item.false_weight:.2f}"
+        table.add_row(item.sampler, item.weighting, f"same {item.truth}", *numbers, f"{item.removed_share:.1%}")
+    return table
