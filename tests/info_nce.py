@@ -14,9 +14,12 @@ BACKENDS = ("torch", "chunked")
 
 
 def naive_info_nce(x: Tensor, y: Tensor, scale: float, bias: float, b: Tensor, normalize: bool = False) -> float:
-    """Return the weighted loss of a square problem by two loops over Python floats; `b` is (image, text), its diagonal unused."""
+    """Return the weighted loss of a square problem by loops over Python floats; b's diagonal is unused."""
     n = len(x)
-    z = [[scale * sum(p * q for p, q in zip(x[i].tolist(), y[j].tolist(), strict=True)) + bias for j in range(n)] for i in range(n)]
+    z = [
+        [scale * sum(p * q for p, q in zip(x[i].tolist(), y[j].tolist(), strict=True)) + bias for j in range(n)]
+        for i in range(n)
+    ]
     total = 0.0
     for i in range(n):
         total += naive_row(z[i], b[i].tolist(), i, normalize)
@@ -40,8 +43,10 @@ def features(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) 
     return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
 
 
-def weights(n: int, *, k: int = 3, seed: int = 0, normalize: bool = False, parts: str = "itf", drop: float = 0.2) -> LossTerms:
-    """Return log-weights of n samples with asymmetric tables (i, t) and factors (f), a share `drop` of the tables -inf."""
+def weights(
+    n: int, *, k: int = 3, seed: int = 0, normalize: bool = False, parts: str = "itf", drop: float = 0.2
+) -> LossTerms:
+    """Return log-weights of n samples with asymmetric tables (i, t) and factors (f), `drop` of the tables -inf."""
     generator = torch.Generator().manual_seed(seed + 1)
 
     def table() -> Tensor:

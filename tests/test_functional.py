@@ -38,7 +38,9 @@ def test_gathered_features_give_the_operations_of_open_clip_with_several_process
     x, y = features(9, 8, dtype=torch.float32)
     logits = 14.3 * x @ y.T
     target = torch.arange(9)
-    theirs = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+    theirs = (
+        torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
+    ) / 2
     ours = weighted_info_nce(x, y, 14.3, gathered=True, backend="torch")
     assert all(map(torch.equal, gradients(theirs, x, y), gradients(ours, x, y)))
     assert torch.equal(theirs, ours)
@@ -61,7 +63,9 @@ def test_equals_two_loops_for_any_shape(backend, n, d, k, chunk, seed):
     x, y = features(n, d, seed)
     terms = weights(n, k=k, seed=seed, normalize=seed % 2 == 0, drop=0.4)
     ours = weighted_info_nce(x, y, SCALE, terms=terms, backend=backend, chunk_size=chunk)
-    assert ours.item() == pytest.approx(naive_info_nce(x, y, 5.0, 0.0, dense(terms, n), terms.normalize), rel=1e-6, abs=1e-9)
+    assert ours.item() == pytest.approx(
+        naive_info_nce(x, y, 5.0, 0.0, dense(terms, n), terms.normalize), rel=1e-6, abs=1e-9
+    )
 
 
 @each_backend
@@ -83,7 +87,9 @@ def test_a_removed_sample_is_as_if_it_were_not_in_the_batch(backend):
 def test_all_negatives_removed_is_a_loss_of_zero_with_finite_gradients(backend, normalize):
     x, y = features(5, 4)
     scale = SCALE.clone().requires_grad_()
-    terms = LossTerms(image_labels=torch.zeros(5, dtype=torch.int64), image_table=torch.tensor([[-torch.inf]]), normalize=normalize)
+    terms = LossTerms(
+        image_labels=torch.zeros(5, dtype=torch.int64), image_table=torch.tensor([[-torch.inf]]), normalize=normalize
+    )
     loss = weighted_info_nce(x, y, scale, terms=terms, backend=backend)
     assert loss.item() == 0.0
     assert all(not gradient.any() for gradient in gradients(loss, x, y, scale))
@@ -132,10 +138,10 @@ def test_what_is_added_to_all_pairs_changes_nothing(backend):
         weighted_info_nce(x, y, SCALE, terms=terms, backend=backend),
         weighted_info_nce(x, y, SCALE, terms=raised, backend=backend),
     )
-    for given in (None, plain):
+    for each in (None, plain):
         torch.testing.assert_close(
-            weighted_info_nce(x, y, SCALE, terms=given, backend=backend),
-            weighted_info_nce(x, y, SCALE, 9.0, terms=given, backend=backend),
+            weighted_info_nce(x, y, SCALE, terms=each, backend=backend),
+            weighted_info_nce(x, y, SCALE, 9.0, terms=each, backend=backend),
         )
 
 

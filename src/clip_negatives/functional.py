@@ -35,15 +35,16 @@ def weighted_info_nce(
 ) -> Tensor:
     """Compute InfoNCE in both directions with log-weights on the incorrect pairs.
 
-    Equals in plain torch, with b as `LossTerms` says, 0 on the diagonal, and normalised by row in each direction if asked::
+    Equals in plain torch, with b as `LossTerms` says, 0 on the diagonal, and normalised by row in each direction if
+    asked::
 
         z = logit_scale * image_features @ text_features.T + logit_bias
         target = torch.arange(len(z))
         (F.cross_entropy(z + b, target) + F.cross_entropy(z.T + b.T, target)) / 2
 
     With b = 0 it is `open_clip.ClipLoss`, to the bit on the torch backend. A row all of whose negatives are removed
-    contributes 0. With `all_image_features` and `all_text_features` (``local_loss``) rows are this process's B samples,
-    columns the G of all processes.
+    contributes 0. With `all_image_features` and `all_text_features` (``local_loss``) the rows are this process's B
+    samples and the columns the G of all processes.
 
     Args:
         image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).

@@ -17,16 +17,16 @@ def gather(rows: Tensor, world_size: int) -> list[Tensor]:
     return parts
 
 
-def gather_features(features: Tensor, *, local_loss: bool, with_grad: bool, rank: int, world_size: int) -> Tensor:
+def gather_features(features: Tensor, rank: int, world_size: int, *, local_loss: bool, with_grad: bool) -> Tensor:
     """Return the features of all processes, shape (G, D); gradients flow as `open_clip.loss.gather_features` lets them.
 
     Args:
         features: this process's, shape (B, D).
+        rank: this process.
+        world_size: number of processes.
         local_loss: whether the caller computes only the loss of its own samples.
         with_grad: send gradients back to the processes whose features they are. Without it they reach this process's
             features in the result, and not even those with `local_loss`, which has them beside the result.
-        rank: this process.
-        world_size: number of processes.
     """
     if with_grad:
         all_gather: Any = torch.distributed.nn.all_gather

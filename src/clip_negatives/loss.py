@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,10 +20,10 @@ TENSORS = ("image_labels", "image_table", "text_labels", "text_table", "factors"
 class NegativesClipLoss(nn.Module):
     """Compute `open_clip.ClipLoss` with log-weights on the incorrect pairs.
 
-    Constructor and call are those of `open_clip.ClipLoss`; what is new is keyword-only. Without terms, or with neutral ones,
-    the result is that of `open_clip.ClipLoss`. The terms are buffers: they move with the module and are part of its
-    ``state_dict``, which loads into a module built without them. What belongs to samples is looked up wherever it is; tables
-    are moved to the features once.
+    Constructor and call are those of `open_clip.ClipLoss`; what is new is keyword-only. Without terms, or with neutral
+    ones, the result is that of `open_clip.ClipLoss`. The terms are buffers: they move with the module and are part of
+    its ``state_dict``, which loads into a module built without them. What belongs to samples is looked up wherever it
+    is; tables are moved to the features once.
 
     Args:
         local_loss: compute the loss of this process's samples against all, not of all against all.
@@ -34,8 +33,8 @@ class NegativesClipLoss(nn.Module):
         world_size: number of processes; features and indices are gathered where it is over 1.
         use_horovod: not supported.
         terms: log-weights of the data set, from a loss weighting; None weighs nothing.
-        batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a forward
-            where no index is given and the terms are not neutral.
+        batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
+            forward where no index is given and the terms are not neutral.
         backend: see `clip_negatives.functional.weighted_info_nce`.
         chunk_size: the same.
 
@@ -128,14 +127,8 @@ class NegativesClipLoss(nn.Module):
         self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, batch: LossTerms | None, how: dict[str, Any]
     ) -> Tensor:
         """Return the loss against the samples of all processes."""
-        gather_side = functools.partial(
-            gather_features,
-            local_loss=self.local_loss,
-            with_grad=self.gather_with_grad,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        all_x, all_y = gather_side(x), gather_side(y)
+        grads = {"local_loss": self.local_loss, "with_grad": self.gather_with_grad}
+        all_x, all_y = (gather_features(side, self.rank, self.world_size, **grads) for side in (x, y))
         # Every rank has the same tables, so only what belongs to samples travels.
         everyone = None
         if batch is not None:
@@ -171,8 +164,8 @@ class NegativesClipLoss(nn.Module):
             index = self.batch_index()
         if index is None:
             raise InputError(
-                "Expected the sample indices of the batch, which this weighting needs, got none. Give loss(..., index=index), "
-                "or let clip_negatives.attach wrap the loader."
+                "Expected the sample indices of the batch, which this weighting needs, got none. "
+                "Give loss(..., index=index), or let clip_negatives.attach wrap the loader."
             )
         if index.shape != (batch_size,) or index.dtype not in (torch.int64, torch.int32):
             raise InputError(
@@ -181,8 +174,8 @@ class NegativesClipLoss(nn.Module):
             )
         if index.device.type == "cpu" and batch_size and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
             raise InputError(
-                f"Expected sample indices within 0 .. {n_samples - 1}, the samples that were clustered, got {int(index.min())} "
-                f".. {int(index.max())}. Prepare the clusters from the data that is trained on."
+                f"Expected sample indices within 0 .. {n_samples - 1}, the samples that were clustered, got "
+                f"{int(index.min())} .. {int(index.max())}. Prepare the clusters from the data that is trained on."
             )
         return index
 

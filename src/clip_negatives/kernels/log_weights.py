@@ -12,8 +12,8 @@ from clip_negatives.interfaces import LossTerms
 def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype, *, images_are_rows: bool = True) -> Tensor:
     """Return b for the samples of `rows` (R) with those of `columns` (C), a new tensor of shape (R, C).
 
-    Equals ``image_table[a_i, a_j] + text_table[c_i, c_j] - <factors_i, factors_j>`` with image i and text j; absent parts
-    count 0. Where the images are the columns, the tables are read the other way round, as they need not be symmetric.
+    Equals ``image_table[a_i, a_j] + text_table[c_i, c_j] - <factors_i, factors_j>`` with image i and text j; absent
+    parts count 0. Where the images are the columns, tables, which need not be symmetric, are read the other way round.
     """
     total = None
     for labels, table in (("image_labels", "image_table"), ("text_labels", "text_table")):

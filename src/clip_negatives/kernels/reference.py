@@ -1,4 +1,4 @@
-"""Backend "torch": the loss as its formula reads. Holds the logits, as open_clip does, and the log-weights beside them."""
+"""Backend "torch": the loss as its formula reads. Holds the logits, as open_clip does, and the log-weights as well."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from clip_negatives.kernels import log_weights
 def both(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, terms: LossTerms | None, *, shared: bool) -> Tensor:
     """Return half the mean cross-entropy of the rows plus half that of the columns.
 
-    Without log-weights this runs the operations of `open_clip.ClipLoss` in its order, so that results are equal to the bit:
-    `shared` says whether it transposes one logit matrix (gathered features) or computes a second one (one process).
+    Without log-weights this runs the operations of `open_clip.ClipLoss` in its order, so that results are equal to the
+    bit: `shared` says whether it transposes one logit matrix (gathered features) or computes a second (one process).
     """
     logits = _logits(x, y, scale, bias)
     transposed = logits.T if shared else _logits(y, x, scale, bias)

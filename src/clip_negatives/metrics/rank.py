@@ -1,8 +1,7 @@
-"""torchmetrics for retrieval and for false negatives."""
+"""Rank@k of retrieval, never with a queries x gallery matrix."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,11 +11,9 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from clip_negatives.errors import InputError
-from clip_negatives.interfaces import LossTerms
-from clip_negatives.kernels import log_weights
 
 CHUNK = 1024
-"""Queries, or rows of a batch, that are compared with everything at a time."""
+"""Queries that are compared with the whole gallery at a time."""
 
 
 def rank_at_k(
@@ -30,10 +27,13 @@ def rank_at_k(
 ) -> Tensor:
     """Compute Rank@k: the share of queries with an entry of their own group among the k most similar of the gallery.
 
-    Equals ``((q @ g.T).topk(k).indices -> groups == query group).any(1).mean()`` where no similarities tie. Entries that tie
-    with the best of the own group count as ranked before it (pessimistic), so a model that maps everything to one point, or to
-    NaN, scores 0, not 1.
-    Memory is chunk_size x gallery.
+    Equals, where no similarities tie::
+
+        nearest = (query_features @ gallery_features.T).topk(k).indices
+        (gallery_groups[nearest] == query_groups[:, None]).any(dim=1).float().mean()
+
+    Ties are pessimistic: entries as similar as the best of the own group count as ranked before it, so a model that
+    maps everything to one point, or to NaN, scores 0, not 1. Memory is chunk_size x gallery.
 
     Args:
         query_features: float, shape (Q, D).
@@ -77,7 +77,9 @@ def rank_at_k(
 
 
 def chance_rank_at_k(query_groups: Tensor, gallery_groups: Tensor, k: int) -> float:
-    """Return the Rank@k of random features: 1 - C(G - m, k) / C(G, k), m entries of the query's group, mean over queries.
+    """Return the Rank@k of random features: the mean over queries of 1 - C(G - m, k) / C(G, k).
+
+    m is the number of entries of the query's group among the G of the gallery.
 
     Args:
         query_groups: int64, shape (Q,); a group that the gallery lacks is never found.
@@ -91,7 +93,7 @@ def chance_rank_at_k(query_groups: Tensor, gallery_groups: Tensor, k: int) -> fl
         >>> round(chance_rank_at_k(torch.arange(10), torch.arange(10), 1), 4)
         0.1
     """
-    if not 1 <= k:
+    if k < 1:
         raise InputError(f"Expected k of at least 1, got {k}.")
     n = len(gallery_groups)
     found, sizes = torch.unique(gallery_groups, return_counts=True)
@@ -131,8 +133,8 @@ class RankAtK(Metric):
 
     def update(self, image_features: Tensor, text_features: Tensor, groups: Tensor) -> None:
         """Take pairs: image i and text i show group ``groups[i]``; features of shape (n, D), groups int64 (n,)."""
-        self.image_features.append(image_features)
-        self.text_features.append(text_features)
+        self.image_features.append(image_features.detach())  # a graph would keep the whole model's activations
+        self.text_features.append(text_features.detach())
         self.groups.append(groups)
 
     def compute(self) -> dict[str, Tensor]:
@@ -144,68 +146,3 @@ class RankAtK(Metric):
             values = rank_at_k(queries, gallery, groups, groups, self.top_k, chunk_size=self.chunk_size)
             found.update({f"{direction}_rank_{k}": value for k, value in zip(self.top_k, values, strict=True)})
         return found
-
-
-class FalseNegatives(Metric):
-    """Count the incorrect pairs of batches that are in truth correct, before and after a weighting.
-
-    `compute` tells, over all batches: ``per_anchor``, false negatives for each image; ``per_anchor_kept``, those that the
-    terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of the false
-    ones, both 0 .. 1; ``batches``. Pairs whose weight is only lowered count as kept.
-
-    Example:
-        >>> metric = FalseNegatives()
-        >>> metric.update(torch.tensor([0, 0, 1, 2]))
-        >>> metric.compute()["per_anchor"]
-        tensor(0.5000, dtype=torch.float64)
-    """
-
-    full_state_update = False
-    counts: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        # batches, anchors, incorrect pairs, false ones, removed ones, false ones kept
-        self.add_state("counts", default=torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
-
-    def update(self, groups: Tensor, terms: LossTerms | None = None) -> None:
-        """Take a batch.
-
-        Args:
-            groups: what each sample shows, int64, shape (B,); pairs of one group are false negatives.
-            terms: log-weights of the batch; pairs with -inf are removed. None removes nothing.
-
-        Raises:
-            InputError: the terms are of another number of samples.
-        """
-        n = len(groups)
-        if terms is not None and terms.neutral:
-            terms = None
-        if terms is not None and terms.n_samples != n:
-            raise InputError(
-                f"Expected terms of {n} samples, one for each group, got {terms.n_samples}. Take those of the batch: "
-                "terms.take(index)."
-            )
-        self.counts[:3] += torch.tensor([1, n, n * (n - 1)]).to(self.counts)
-        for start in range(0, n, CHUNK):
-            part = slice(start, min(start + CHUNK, n))
-            same = groups[part, None] == groups[None, :]
-            same.diagonal(start).fill_(False)
-            gone = torch.zeros_like(same)
-            if terms is not None:
-                some = terms.map_samples(operator.itemgetter(part))
-                gone = log_weights.block(some, terms, torch.float32) == -torch.inf
-                gone.diagonal(start).fill_(False)
-            # Added where they are, as reading them would wait for the device.
-            self.counts[3:] += torch.stack([same.sum(), gone.sum(), (same & ~gone).sum()]).to(self.counts)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Return the figures by name, float64 scalars."""
-        batches, anchors, pairs, false, removed, false_kept = self.counts
-        return {
-            "per_anchor": false / anchors.clamp(min=1),
-            "per_anchor_kept": false_kept / anchors.clamp(min=1),
-            "removed_share": removed / pairs.clamp(min=1),
-            "removed_false_share": (false - false_kept) / false.clamp(min=1),
-            "batches": batches,
-        }

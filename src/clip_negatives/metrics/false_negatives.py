@@ -1,0 +1,82 @@
+"""How many incorrect pairs of a batch are in truth correct, and how many of them a weighting removes."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import LossTerms
+from clip_negatives.kernels import log_weights
+
+CHUNK = 1024
+"""Samples of a batch that are compared with the whole batch at a time."""
+
+
+class FalseNegatives(Metric):
+    """Count the incorrect pairs of batches that are in truth correct, before and after a weighting.
+
+    `compute` tells, over all batches: ``per_anchor``, false negatives for each image; ``per_anchor_kept``, those that
+    the terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of
+    the false ones, both 0 .. 1; ``batches``. Pairs whose weight is only lowered count as kept.
+
+    Example:
+        >>> metric = FalseNegatives()
+        >>> metric.update(torch.tensor([0, 0, 1, 2]))
+        >>> metric.compute()["per_anchor"]
+        tensor(0.5000, dtype=torch.float64)
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        # batches, anchors, incorrect pairs, false ones, removed ones, false ones kept
+        self.add_state("counts", default=torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, groups: Tensor, terms: LossTerms | None = None) -> None:
+        """Take a batch.
+
+        Args:
+            groups: what each sample shows, int64, shape (B,); pairs of one group are false negatives.
+            terms: log-weights of the batch; pairs with -inf are removed. None removes nothing.
+
+        Raises:
+            InputError: the terms are of another number of samples.
+        """
+        n = len(groups)
+        if terms is not None and terms.neutral:
+            terms = None
+        if terms is not None and terms.n_samples != n:
+            raise InputError(
+                f"Expected terms of {n} samples, one for each group, got {terms.n_samples}. Take those of the batch: "
+                "terms.take(index)."
+            )
+        self.counts[:3] += torch.tensor([1, n, n * (n - 1)]).to(self.counts)
+        for start in range(0, n, CHUNK):
+            part = slice(start, min(start + CHUNK, n))
+            same = groups[part, None] == groups[None, :]
+            same.diagonal(start).fill_(False)
+            gone = torch.zeros_like(same)
+            if terms is not None:
+                some = terms.map_samples(operator.itemgetter(part))
+                gone = log_weights.block(some, terms, torch.float32) == -torch.inf
+                gone.diagonal(start).fill_(False)
+            # Added where they are, as reading them would wait for the device.
+            self.counts[3:] += torch.stack([same.sum(), gone.sum(), (same & ~gone).sum()]).to(self.counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the figures by name, float64 scalars."""
+        batches, anchors, pairs, false, removed, false_kept = self.counts
+        return {
+            "per_anchor": false / anchors.clamp(min=1),
+            "per_anchor_kept": false_kept / anchors.clamp(min=1),
+            "removed_share": removed / pairs.clamp(min=1),
+            "removed_false_share": (false - false_kept) / false.clamp(min=1),
+            "batches": batches,
+        }

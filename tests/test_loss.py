@@ -1,0 +1,146 @@
+"""The loss as a module, in one process."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+
+import pytest
+import torch
+from open_clip import ClipLoss
+
+from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.functional import weighted_info_nce
+from clip_negatives.interfaces import LossTerms
+from clip_negatives.loss import NegativesClipLoss
+from tests.info_nce import features, gradients, weights
+
+INDEX = torch.tensor([9, 2, 2, 17])
+
+
+def test_constructor_and_call_are_those_of_open_clip():
+    for ours, theirs in ((NegativesClipLoss, ClipLoss), (NegativesClipLoss.forward, ClipLoss.forward)):
+        ours, theirs = inspect.signature(ours).parameters.values(), inspect.signature(theirs).parameters.values()
+        shared = [p for p in ours if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        assert [(p.name, p.default) for p in shared] == [(p.name, p.default) for p in theirs]
+
+
+@pytest.mark.parametrize("terms", [None, LossTerms()])
+def test_neutral_terms_give_open_clips_loss_and_need_no_index(terms):
+    x, y = features(16, 8, dtype=torch.float32)
+    scale = torch.tensor(14.3, requires_grad=True)
+    theirs, ours = ClipLoss()(x, y, scale), NegativesClipLoss(terms=terms)(x, y, scale)
+    assert torch.equal(theirs, ours)
+    assert all(map(torch.equal, gradients(theirs, x, y, scale), gradients(ours, x, y, scale)))
+    assert NegativesClipLoss().state_dict().keys() == {"_extra_state"}
+
+
+def test_output_dict_has_the_one_key_that_the_loop_adds_up():
+    x, y = features(4, 8)
+    found = NegativesClipLoss()(image_features=x, text_features=y, logit_scale=torch.tensor(9.0), output_dict=True)
+    assert list(found) == ["contrastive_loss"]
+
+
+@pytest.mark.parametrize("backend", ["torch", "chunked"])
+def test_terms_are_looked_up_by_the_index_given_or_asked_for(backend):
+    x, y = features(4, 8)
+    terms = weights(20, normalize=True)
+    expected = weighted_info_nce(x, y, 9.0, -1.0, terms=terms.take(INDEX))
+    given = NegativesClipLoss(terms=terms, backend=backend, chunk_size=3)
+    asked = NegativesClipLoss(terms=terms, batch_index=lambda: INDEX, backend=backend)
+    torch.testing.assert_close(given(x, y, 9.0, -1.0, index=INDEX), expected)
+    torch.testing.assert_close(given(x, y, 9.0, -1.0, index=INDEX.int()), expected)
+    torch.testing.assert_close(asked(x, y, 9.0, -1.0), expected)
+
+
+def test_a_given_index_goes_before_the_one_asked_for():
+    x, y = features(4, 8)
+    terms = weights(20)
+    loss = NegativesClipLoss(terms=terms, batch_index=lambda: pytest.fail("asked although an index was given"))
+    torch.testing.assert_close(loss(x, y, 9.0, index=INDEX), weighted_info_nce(x, y, 9.0, terms=terms.take(INDEX)))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (None, r"indices of the batch, which this weighting needs, got none. Give loss\(..., index=index\)"),
+        (INDEX[:3], r"for each of the 4 features, got torch.int64 of shape \(3,\)"),
+        (INDEX[:, None], r"got torch.int64 of shape \(4, 1\)"),
+        (INDEX.float(), "got torch.float32"),
+        (INDEX + 3, r"within 0 .. 19, the samples that were clustered, got 5 .. 20"),
+        (INDEX - 3, r"got -1 .. 14"),
+    ],
+)
+def test_refuses_an_index_that_does_not_fit(index, message):
+    x, y = features(4, 8)
+    with pytest.raises(InputError, match=message):
+        NegativesClipLoss(terms=weights(20))(x, y, 9.0, index=index)
+
+
+def test_refuses_horovod():
+    with pytest.raises(UnsupportedError, match=r"got --horovod. Start it with torchrun"):
+        NegativesClipLoss(use_horovod=True)
+
+
+def test_terms_can_be_exchanged_after_reclustering():
+    x, y = features(4, 8)
+    loss, first, second = (
+        NegativesClipLoss(terms=weights(20)),
+        weights(20),
+        weights(20, k=5, seed=1, parts="t", normalize=True),
+    )
+    loss.set_terms(second)
+    torch.testing.assert_close(loss(x, y, 9.0, index=INDEX), weighted_info_nce(x, y, 9.0, terms=second.take(INDEX)))
+    assert set(loss.state_dict()) == {"text_labels", "text_table", "_extra_state"}
+    loss.set_terms(LossTerms())
+    torch.testing.assert_close(loss(x, y, 9.0), weighted_info_nce(x, y, 9.0))
+    loss.set_terms(first)
+    torch.testing.assert_close(loss(x, y, 9.0, index=INDEX), weighted_info_nce(x, y, 9.0, terms=first.take(INDEX)))
+
+
+@pytest.mark.parametrize(
+    "into", [None, LossTerms(), weights(7, k=2, seed=5, parts="tf")], ids=["none", "neutral", "other"]
+)
+@pytest.mark.parametrize("parts", ["", "i", "itf"])
+def test_state_goes_through_a_file_into_a_loss_built_with_other_terms(into, parts):
+    terms = weights(20, parts=parts, normalize=True) if parts else LossTerms(normalize=True)
+    stored = io.BytesIO()
+    torch.save(NegativesClipLoss(terms=terms).state_dict(), stored)
+    stored.seek(0)
+    loaded = NegativesClipLoss(terms=into)
+    loaded.load_state_dict(torch.load(stored, weights_only=True))
+    for name in LossTerms.__dataclass_fields__:
+        one, other = getattr(loaded.terms, name), getattr(terms, name)
+        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_state_of_a_loss_inside_a_module():
+    outer = torch.nn.ModuleDict({"loss": NegativesClipLoss(terms=weights(20))})
+    loaded = torch.nn.ModuleDict({"loss": NegativesClipLoss()})
+    loaded.load_state_dict(outer.state_dict())
+    assert torch.equal(loaded["loss"].terms.factors, outer["loss"].terms.factors)
+
+
+def test_the_state_of_something_else_leaves_the_terms_alone():
+    loss = NegativesClipLoss(terms=weights(20))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        loss.load_state_dict({})
+    loss.load_state_dict({}, strict=False)
+    assert torch.equal(loss.terms.factors, weights(20).factors)
+
+
+def test_terms_move_with_the_module_and_are_copied_with_it():
+    loss = NegativesClipLoss(terms=weights(20))
+    assert copy.deepcopy(loss).terms.image_labels.tolist() == loss.terms.image_labels.tolist()
+    assert {tensor.device.type for tensor in loss.to("meta").buffers()} == {"meta"}
+    assert not list(loss.parameters())
+
+
+def test_terms_on_another_device_follow_the_features():
+    x, y = features(4, 8)
+    terms = weights(20)
+    loss = NegativesClipLoss(terms=terms)
+    found = loss(x.to("meta"), y.to("meta"), torch.tensor(9.0), index=INDEX)
+    assert found.device.type == "meta"
+    assert loss.image_table.device.type == "meta" and loss.image_labels.device.type == "cpu"
