@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,9 +37,9 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     from clip_negatives.compare import compare as run
     from clip_negatives.compare import output as show
 
-    console, errors = Console(), Console(stderr=True)
     # A terminal has its own width; a file or a pipe gets all columns.
-    width = None if console.is_terminal else 160
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    errors = Console(stderr=True)
 
     def announce(job: Job, number: int, total: int) -> None:
         errors.print(f"run {number + 1} of {total}: {job.method.name}, seed {job.seed}", highlight=False)
@@ -48,8 +49,8 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     except KeyboardInterrupt:
         errors.print(f"Stopped. Finished runs are kept in {output}; the same command goes on after them.")
         raise SystemExit(130) from None
-    console.print(show.ranks_table(comparison), width=width)
-    console.print(show.cost_table(comparison), width=width)
+    console.print(show.ranks_table(comparison))
+    console.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
         show.plot(comparison, output / f"ranks.{suffix}")
     console.print(f"Results: {output / 'results.json'}, {output / 'ranks.png'}")
