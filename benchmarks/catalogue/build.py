@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import random
 from collections.abc import Iterator
 from multiprocessing import Pool
