@@ -94,7 +94,7 @@ class KMeans:
         distances, labels = engine.index.search(data, 1)
         # With unit-length centroids faiss searches by inner product: larger is nearer. Turn it so that larger is farther.
         far = torch.from_numpy(distances[:, 0]) * (-1.0 if self.spherical else 1.0)
-        centroids = torch.from_numpy(engine.centroids.copy()).view(k, dim)
+        centroids = torch.tensor(engine.centroids).view(k, dim)
         return _without_empty(features.float(), torch.from_numpy(labels[:, 0].copy()), centroids, far, self.spherical)
 
 

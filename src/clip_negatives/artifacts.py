@@ -165,9 +165,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{MANIFEST} cannot be read: {type(error).__name__}") from error
     if version != FORMAT:
-        raise ArtifactError(
-            f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again."
-        )
+        raise ArtifactError(f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again.")
     if not sound or not {CLUSTERS, SAMPLES} <= set(files):
         raise _damaged(path, f"{MANIFEST} does not list the files")
     result: dict[str, Any] = manifest

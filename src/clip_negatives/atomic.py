@@ -102,9 +102,7 @@ def refuse_foreign(path: Path, *, known_by: str) -> None:
         ArtifactError: `path` is something else.
     """
     if path.exists() and not (path.is_dir() and ((path / known_by).exists() or not any(path.iterdir()))):
-        raise ArtifactError(
-            f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another."
-        )
+        raise ArtifactError(f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another.")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -125,11 +123,7 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def digest(file: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest_310(stream)
-        )
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_310(stream)
 
 
 def _digest_310(stream: Any) -> str:

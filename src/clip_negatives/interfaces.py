@@ -134,7 +134,7 @@ class LossTerms:
 
     def map_samples(self, change: Callable[[Tensor], Tensor]) -> LossTerms:
         """Return a copy whose per-sample tensors went through `change`; tables are shared."""
-        changed = {
+        changed: dict[str, Any] = {
             name: change(value)
             for name in ("image_labels", "text_labels", "factors")
             if (value := getattr(self, name)) is not None
@@ -143,7 +143,7 @@ class LossTerms:
 
     def to(self, device: torch.device | str) -> LossTerms:
         """Return the terms with every tensor on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, non_blocking=True)
             for field in dataclasses.fields(self)
             if field.name != "normalize" and (value := getattr(self, field.name)) is not None

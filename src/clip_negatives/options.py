@@ -125,7 +125,8 @@ def _hints(factory: Callable[..., Any], parameters: Sequence[inspect.Parameter])
     written = {item.name: item.annotation for item in parameters if item.annotation is not item.empty}
     module = sys.modules.get(factory.__module__)
     try:
-        return typing.get_type_hints(type("_Options", (), {"__annotations__": written}), globalns=vars(module) if module else {})
+        names = vars(module) if module else {}
+        return typing.get_type_hints(type("_Options", (), {"__annotations__": written}), globalns=names)
     except NameError as error:
         raise PluginLoadError(f"The options of {factory!r} have an annotation that cannot be resolved: {error}.") from None
 

@@ -26,7 +26,13 @@ def refresh_due(epoch: int, every: int | None) -> bool:
 
 
 def cluster_features(
-    image_features: Tensor, text_features: Tensor, *, clusterer: str, text_clusterer: str | None = None, seed: int, epoch: int = 0
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    clusterer: str,
+    text_clusterer: str | None = None,
+    seed: int,
+    epoch: int = 0,
 ) -> Clusters:
     """Cluster the features of both modalities.
 

@@ -43,7 +43,8 @@ class Catalogue:
     def image(self, row: int) -> Image.Image:
         """Return the picture of a listing, RGB, on white."""
         with Image.open(io.BytesIO(self.table["image"][row].as_py())) as image:
-            return image.convert("RGB")
+            picture: Image.Image = image.convert("RGB")
+            return picture
 
 
 def load(split: str = "train") -> Catalogue:

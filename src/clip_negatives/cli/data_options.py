@@ -8,12 +8,8 @@ from typing import Any
 import click
 
 _OPTIONS = (
-    click.option(
-        "--dataset-type", type=click.Choice(["auto", "csv", "webdataset"]), default="auto", help="Kind of the data."
-    ),
-    click.option(
-        "--csv-separator", "separator", default="\t", show_default="tab", help="What stands between csv columns."
-    ),
+    click.option("--dataset-type", type=click.Choice(["auto", "csv", "webdataset"]), default="auto", help="Kind of the data."),
+    click.option("--csv-separator", "separator", default="\t", show_default="tab", help="What stands between csv columns."),
     click.option("--csv-img-key", "image_column", default="filepath", help="Csv column with the path of the image."),
     click.option("--csv-caption-key", "text_column", default="title", help="Csv column with the text."),
     click.option("--group-column", help="Column (or field of the tars' json) that says which pairs show the same."),

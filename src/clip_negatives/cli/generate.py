@@ -10,9 +10,7 @@ import click
 
 @click.command(context_settings={"show_default": True})
 @click.argument("clusters", type=click.Path(path_type=Path))
-@click.option(
-    "--output", "-o", default="incorrect_pairs.parquet", type=click.Path(path_type=Path), help="File to write."
-)
+@click.option("--output", "-o", default="incorrect_pairs.parquet", type=click.Path(path_type=Path), help="File to write.")
 @click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
 @click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--per-image", default=1, help="Pairs of each image, where there are so many.")

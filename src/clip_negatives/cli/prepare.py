@@ -28,9 +28,7 @@ def prepare(data: str, output: Path, **options: Any) -> None:
     from clip_negatives.dataset import open_pairs
     from clip_negatives.prepare import prepare as run
 
-    reading = {
-        name: options.pop(name) for name in ("dataset_type", "separator", "image_column", "text_column", "group_column")
-    }
+    reading = {name: options.pop(name) for name in ("dataset_type", "separator", "image_column", "text_column", "group_column")}
     folder = run(open_pairs(data, **reading), output, **options)
     clusters = folder.clusters
     click.echo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -148,7 +149,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 def step_seconds(times: Sequence[float]) -> float | None:
     """Return the median time between two batches; the median, as epochs begin and end between some of them."""
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False)) if len(times) > 1 else None
+    return statistics.median(after - before for before, after in itertools.pairwise(times)) if len(times) > 1 else None
 
 
 def peak_memory() -> float:

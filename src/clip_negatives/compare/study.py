@@ -12,37 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clip_negatives import catalogue
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.atomic import replaced_file
+from clip_negatives.compare.arguments import resolve_data, value_of, with_defaults
 from clip_negatives.compare.methods import BASELINE, Method, parse_methods
 from clip_negatives.compare.run import Job, run
 from clip_negatives.compare.statistics import Difference, Summary, paired_difference, summarise
 from clip_negatives.dataset import open_pairs
-from clip_negatives.errors import DataError, InputError
+from clip_negatives.errors import InputError
 from clip_negatives.prepare import prepare_cached
-
-MODEL = "clip-negatives-tiny"
-"""Model of a comparison that names none: small enough for two cores."""
-
-DEFAULTS = {
-    "--model": MODEL,
-    "--batch-size": "256",
-    "--lr": "4e-3",
-    "--beta1": "0.9",
-    "--beta2": "0.98",
-    "--eps": "1e-6",
-    "--wd": "0.1",
-    "--warmup": "10",
-    "--workers": "0",
-    "--precision": "fp32",
-    "--log-every-n-steps": "1",
-    "--save-frequency": "0",
-}
-"""Arguments of open_clip_train that a comparison sets where its user does not."""
-
-EPOCHS, QUICK_EPOCHS = 20, 2
-"""Epochs of a comparison, and of a quick one."""
 
 FIGURES = (
     *(f"{direction}_rank_{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
@@ -117,8 +95,8 @@ def compare(
         raise InputError(f"Expected at least 1 seed, got {seeds}.")
     output = Path(output).absolute()
     chosen = parse_methods(methods)
-    line = _arguments(arguments, QUICK_EPOCHS if quick else EPOCHS)
-    line, train, test = _data(line, output, test_data, group_column)
+    line = with_defaults(arguments, quick=quick)
+    line, train, test = resolve_data(line, output, test_data, group_column)
     started = time.perf_counter()
     folder = prepare_cached(
         open_pairs(**train),
@@ -129,7 +107,7 @@ def compare(
     )
     prepared = time.perf_counter() - started
     jobs = [
-        Job(method, seed, tuple(line), _value(line, "--model"), folder.path, test, _run_folder(output, method, seed))
+        Job(method, seed, tuple(line), value_of(line, "--model"), folder.path, test, _run_folder(output, method, seed))
         for seed in range(seeds)
         for method in chosen
     ]
@@ -167,50 +145,6 @@ def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], methods: Seq
     return Comparison(setting, runs, summaries, differences)
 
 
-def _arguments(given: Sequence[str], epochs: int) -> list[str]:
-    """Return the user's arguments with our defaults before them; argparse lets the last one win."""
-    for taken in ("--name", "--logs", "--seed", "--resume", "--val-data"):
-        if any(argument == taken or argument.startswith(f"{taken}=") for argument in given):
-            raise InputError(f"Expected arguments of open_clip_train without {taken}, which compare sets itself, got it.")
-    defaults = [part for pair in DEFAULTS.items() for part in pair]
-    return [*defaults, "--epochs", str(epochs), *given]
-
-
-def _value(line: Sequence[str], name: str, default: str = "") -> str:
-    """Return the value of an option, the last one if it is given twice."""
-    found = default
-    for here, after in zip(line, [*line[1:], ""], strict=True):
-        if here == name:
-            found = after
-        elif here.startswith(f"{name}="):
-            found = here.partition("=")[2]
-    return found
-
-
-def _data(
-    line: list[str], output: Path, test_data: str | None, group_column: str | None
-) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-    """Return the arguments with the training data, and how training and test pairs are read."""
-    train_data = _value(line, "--train-data")
-    if not train_data:
-        if test_data is not None:
-            raise DataError("Expected --train-data beside --test-data, got none. Give it after --.")
-        train = catalogue.export(output / "data" / "train", split="train", format="csv") / "train.csv"
-        test = catalogue.export(output / "data" / "test", split="test", format="csv") / "test.csv"
-        line = [*line, "--train-data", str(train), "--dataset-type", "csv"]
-        group_column = "item"
-        train_data, test_data = str(train), str(test)
-    if test_data is None:
-        raise DataError("Expected --test-data beside --train-data, to measure on pairs that are not trained on, got none.")
-    reading: dict[str, Any] = {
-        "separator": _value(line, "--csv-separator", "\t"),
-        "image_column": _value(line, "--csv-img-key", "filepath"),
-        "text_column": _value(line, "--csv-caption-key", "title"),
-        "group_column": group_column,
-    }
-    return line, {"location": train_data, **reading}, {"location": test_data, **reading}
-
-
 def _run_folder(output: Path, method: Method, seed: int) -> Path:
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in method.name)
     return output / "runs" / f"{safe}-{hashlib.sha256(method.name.encode()).hexdigest()[:6]}-seed-{seed}"
@@ -223,7 +157,8 @@ def _versions() -> dict[str, str]:
 def _identity(job: Job, folder: ClustersFolder) -> str:
     """Return a digest of all that a run's outcome depends on."""
     parts = [asdict(job.method), job.seed, job.arguments, job.test, folder.manifest["data"], _versions()]
-    parts.append({name: folder.manifest[name] for name in ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed")})
+    made_by = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed")
+    parts.append({name: folder.manifest[name] for name in made_by})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -48,9 +48,7 @@ class CsvPairs:
 
         self.path = Path(path)
         if not self.path.is_file():
-            raise DataError(
-                f"Expected a csv file, got {self.path}, which is not there. Name the file with the training data."
-            )
+            raise DataError(f"Expected a csv file, got {self.path}, which is not there. Name the file with the training data.")
         try:
             # The very call of open_clip, so that row i here is row i there.
             table = pd.read_csv(self.path, sep=separator)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
@@ -60,7 +60,8 @@ def read_image(opened: Any, what: str) -> Image.Image:
     """
     try:
         with Image.open(opened) as image:
-            return image.convert("RGB")
+            picture: Image.Image = image.convert("RGB")
+            return picture
     except _DECODING as error:
         fault = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as one"
         raise DataError(f"Expected an image, got {what}, which {fault}. Repair it or leave it out.") from error
@@ -69,7 +70,7 @@ def read_image(opened: Any, what: str) -> Image.Image:
 def stamp(file: str) -> bytes:
     """Return size and time of change of a file, for fingerprints."""
     try:
-        status = os.stat(file)
+        status = Path(file).stat()
     except OSError:
         return b"missing"
     return f"{status.st_size} {status.st_mtime_ns}\0".encode()

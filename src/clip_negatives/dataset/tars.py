@@ -47,9 +47,7 @@ class TarPairs:
         if not keys:
             raise DataError(f"Expected pairs of an image and a .txt in {urls}, got none.")
         if len(set(keys)) < len(keys):
-            raise DataError(
-                f"Expected every key once in {urls}, got {len(keys) - len(set(keys))} again. Rename the samples."
-            )
+            raise DataError(f"Expected every key once in {urls}, got {len(keys) - len(set(keys))} again. Rename the samples.")
         self.keys: Sequence[str] = keys
         self.texts: Sequence[str] = texts
         self.groups: Sequence[str] | None = groups if group_field else None

@@ -41,9 +41,7 @@ class Blocks:
         """Return a view of the positives of the block whose first row is `start`."""
         return block.diagonal(start + self.offset)[: len(block)]
 
-    def logits(
-        self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def logits(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, their logits with every column, scratch of the same shape); the next block overwrites both."""
         dtype = sum_dtype(x, y)
         columns = y.to(dtype).T

@@ -52,9 +52,7 @@ class TrainData:
         UnsupportedError: the data are a stream and the sampler chooses batches by index.
     """
 
-    def __init__(
-        self, info: Any, args: Any, sampler: str, batch_index: BatchIndex, folder: ClustersFolder | None
-    ) -> None:
+    def __init__(self, info: Any, args: Any, sampler: str, batch_index: BatchIndex, folder: ClustersFolder | None) -> None:
         self._info, self._args, self._sampler = info, args, sampler
         self._batch_index, self._folder = batch_index, folder
         self.dataset = info.dataloader.dataset if is_indexable(info) else None

@@ -7,6 +7,7 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -35,7 +36,7 @@ def check_arguments(arguments: Sequence[str], options: TrainOptions) -> Namespac
         DataError: there are no training data, or they cannot be used as given.
         InputError: the run's name is taken, or an option needs other data.
     """
-    args = parse_args(list(arguments))
+    args: Namespace = parse_args(list(arguments))
     for asked, what in (
         (args.distill_model is not None, "--distill-model"),
         (args.siglip, "--siglip"),
@@ -103,7 +104,7 @@ def late_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
         ) from error
 
 
-def encoding(options: TrainOptions) -> dict[str, str | None]:
+def encoding(options: TrainOptions) -> dict[str, Any]:
     """Return the options of `clip_negatives.prepare.prepare` for clusters that training prepares by itself."""
     return {
         "image_encoder": options.image_encoder,
@@ -156,8 +157,6 @@ def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:
     logging.warning("Synthetic data are one picture and one text: their clusters are random, for timing only.")
     n, generator = args.train_num_samples, epoch_generator(args.seed, 0)
     image, text = (F.normalize(torch.randn(n, SYNTHETIC_DIM, generator=generator), dim=1) for _ in range(2))
-    clusters = cluster_features(
-        image, text, clusterer=options.clusterer, text_clusterer=options.text_clusterer, seed=args.seed
-    )
+    clusters = cluster_features(image, text, clusterer=options.clusterer, text_clusterer=options.text_clusterer, seed=args.seed)
     samples = pa.table({"key": [str(row) for row in range(n)], "text": ["Dummy caption"] * n})
     return ClustersFolder(Path("synthetic"), clusters, samples, {})

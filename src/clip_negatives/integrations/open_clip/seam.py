@@ -46,6 +46,8 @@ def load_main() -> ModuleType:
     """
     import open_clip_train.main as main
 
+    checked: ModuleType = main
+
     release = version("open_clip_torch")
     for name, parameters in EXPECTED.items():
         function = getattr(main, name, None)
@@ -56,7 +58,7 @@ def load_main() -> ModuleType:
                 "Install open_clip_torch>=3.0,<4."
             )
     open_clip.add_model_config(Path(__file__).parent / "models")
-    return main
+    return checked
 
 
 @contextmanager
@@ -82,9 +84,7 @@ class Negatives:
         needs_clusters: whether clusters are needed.
     """
 
-    def __init__(
-        self, main: ModuleType, options: TrainOptions, folder: ClustersFolder | None, *, needs_clusters: bool
-    ) -> None:
+    def __init__(self, main: ModuleType, options: TrainOptions, folder: ClustersFolder | None, *, needs_clusters: bool) -> None:
         self.options = options
         self.folder = folder
         self._needs_clusters = needs_clusters
