@@ -231,6 +231,8 @@ def test_auto_takes_what_select_backend_says():
     x, y = features(4, 4, dtype=torch.float32)
     assert select_backend(torch.device("cpu"), 4, 4)[0] == "torch"
     assert select_backend(torch.device("cpu"), 4096, 4096)[0] == "chunked"
+    assert select_backend(torch.device("cuda"), 4096, 4096)[0] == "torch"
+    assert select_backend(torch.device("cuda"), 8192, 65536)[0] == "chunked"
     assert torch.equal(weighted_info_nce(x, y, 9.0), weighted_info_nce(x, y, 9.0, backend="torch"))
 
 

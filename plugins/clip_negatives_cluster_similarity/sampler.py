@@ -89,10 +89,15 @@ class ClusterSimilarity(PlannedSampler):
     def _mend(self, plan: Tensor, spare: Tensor, generator: torch.Generator) -> Tensor:
         """Exchange samples without a reliable partner in their step for others, from other steps or from the spare ones."""
         places = torch.cat([plan.flatten(), spare])
-        for step in range(len(plan)):
+        pending = list(range(len(plan)))
+        while pending:
+            step = pending.pop()
             while (alone := self._alone(places, step)).numel():
-                if not self._exchange(places, step, int(alone[0]), generator):
+                other = self._exchange(places, step, int(alone[0]), generator)
+                if other is None:
                     self._refuse(alone, f"a step of {self.step_size} samples")
+                else:
+                    pending.append(other)  # it may have taken over a part of the trouble
         return places[: plan.numel()].view_as(plan)
 
     def _alone(self, places: Tensor, step: int) -> Tensor:
@@ -102,8 +107,8 @@ class ClusterSimilarity(PlannedSampler):
         members = places[step * self.step_size : (step + 1) * self.step_size]
         return self.reliable.lonely(members, members)
 
-    def _exchange(self, places: Tensor, step: int, sample: int, generator: torch.Generator) -> bool:
-        """Swap `sample` with one of another step such that fewer samples of the two stand alone; say whether one was found."""
+    def _exchange(self, places: Tensor, step: int, sample: int, generator: torch.Generator) -> int | None:
+        """Swap `sample` with one of another step such that fewer samples of the two stand alone; return that step, if any."""
         mine = int((places == sample).nonzero())
         for theirs in torch.randint(len(places), (SWAPS,), generator=generator).tolist():
             other = min(theirs // self.step_size, len(self))
@@ -112,9 +117,9 @@ class ClusterSimilarity(PlannedSampler):
             before = self._alone(places, step).numel() + self._alone(places, other).numel()
             places[[mine, theirs]] = places[[theirs, mine]]
             if self._alone(places, step).numel() + self._alone(places, other).numel() < before:
-                return True
+                return other
             places[[mine, theirs]] = places[[theirs, mine]]
-        return False
+        return None
 
     def _refuse(self, samples: Tensor, where: str) -> None:
         if samples.numel():

@@ -55,7 +55,7 @@ def attach(
     native: Any = loader.batch_sampler
     context = SamplingContext(
         n_samples=len(loader.dataset),  # type: ignore[arg-type]
-        batch_size=int(loader.batch_size or getattr(native, "batch_size", 0)),
+        batch_size=loader.batch_size or int(native.batch_size),
         rank=rank,
         world_size=world_size,
         seed=seed,

@@ -41,15 +41,18 @@ class Blocks:
         """Return a view of the positives of the block whose first row is `start`."""
         return block.diagonal(start + self.offset)[: len(block)]
 
-    def logits(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def logits(
+        self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Yield (rows, their logits with every column, scratch of the same shape); the next block overwrites both."""
         dtype = sum_dtype(x, y)
         columns = y.to(dtype).T
-        # One pair of buffers for all blocks: fresh ones would have their pages mapped in anew every time.
-        buffers = torch.empty(2, min(self.chunk, len(x)), len(y), dtype=dtype, device=x.device)
+        # One pair of buffers for all blocks: fresh ones would have their pages mapped in anew every time. Like the
+        # log-weights, they are laid out column by column.
+        buffers = torch.empty(2, len(y), min(self.chunk, len(x)), dtype=dtype, device=x.device)
         for start in range(0, len(x), self.chunk):
             part = slice(start, min(start + self.chunk, len(x)))
-            logits, scratch = buffers[:, : part.stop - start]
+            logits, scratch = buffers[:, :, : part.stop - start].mT
             torch.mm(scale.to(dtype) * x[part].to(dtype), columns, out=logits)
             if bias is not None:
                 logits += bias.to(dtype)
@@ -64,7 +67,8 @@ class Blocks:
         if self.x_terms is None or self.y_terms is None:
             return None
         some = self.x_terms.map_samples(operator.itemgetter(part))
-        found = log_weights.block(some, self.y_terms, like.dtype, images_are_rows=self.images_are_rows)
+        # The other way round and transposed: what is expanded first then has K x chunk entries, not K x G.
+        found = log_weights.block(self.y_terms, some, like.dtype, images_are_rows=not self.images_are_rows).T
         self.positives(found, part.start).fill_(-torch.inf)
         return found
 

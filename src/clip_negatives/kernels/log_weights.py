@@ -20,8 +20,8 @@ def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype, *, images_are
         values: Tensor | None = getattr(rows, table)
         if values is not None:
             values = (values if images_are_rows else values.T).to(dtype)
-            # Rows first: (R, K) is small, and the second look-up then reads within one row of it.
-            found = values.index_select(0, getattr(rows, labels)).index_select(1, getattr(columns, labels))
+            # Columns first: the second look-up then copies whole rows, which torch does on all threads and the first not.
+            found = values.index_select(1, getattr(columns, labels)).index_select(0, getattr(rows, labels))
             total = found if total is None else total.add_(found)
     if rows.factors is not None and columns.factors is not None:
         left, right = rows.factors.to(dtype), columns.factors.to(dtype).T

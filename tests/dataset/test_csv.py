@@ -1,0 +1,123 @@
+"""Csv data are read as open_clip reads them, and faults are one sentence that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from open_clip_train.data import CsvDataset
+
+from clip_negatives.dataset import CsvPairs, open_pairs
+from clip_negatives.errors import DataError
+from tests.pairs import listings, write_csv
+
+
+def test_rows_are_those_of_open_clip(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, 20)
+    theirs = CsvDataset(str(file), lambda image: image.convert("RGB"), "filepath", "title", "\t", tokenizer=list)
+    ours = CsvPairs(file)
+    assert len(ours) == len(theirs)
+    assert list(ours.texts) == [str(text) for text in theirs.captions]
+    assert list(ours.image_paths) == theirs.images
+    for row, image in enumerate(ours.images(0, len(ours))):
+        assert image.tobytes() == theirs[row][0].tobytes()
+
+
+def test_images_from_the_middle(tmp_path: Path) -> None:
+    source = CsvPairs(write_csv(tmp_path, 80))
+    assert [image.tobytes() for image in source.images(10, 75)] == [item[3].tobytes() for item in listings(80)[10:75]]
+
+
+def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path, 2)
+    (tmp_path / "list").mkdir()
+    name = next((tmp_path / "images").iterdir()).name
+    (tmp_path / "list" / "pairs.csv").write_text(f"filepath\ttitle\nimages/{name}\ta\n")
+    source = CsvPairs(tmp_path / "list" / "pairs.csv")
+    monkeypatch.chdir(tmp_path)
+    assert len(list(source.images(0, 1))) == 1
+
+
+def test_missing_text_is_what_open_clip_trains_on_and_missing_group_is_unknown(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("filepath\ttitle\titem\na.png\t\t\nb.png\tb\tx\n")
+    source = CsvPairs(file, group_column="item")
+    theirs = CsvDataset(str(file), None, "filepath", "title", "\t", tokenizer=list)
+    assert list(source.texts) == ["nan", "b"] == [str(text) for text in theirs.captions]
+    assert source.groups == ["", "x"]
+
+
+def test_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, 2)
+    with pytest.raises(DataError, match="column 'caption'.*'filepath', 'title', 'item'"):
+        CsvPairs(file, text_column="caption")
+    with pytest.raises(DataError, match="column 'brand'"):
+        CsvPairs(file, group_column="brand")
+
+
+def test_wrong_separator_is_guessed(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"separated by ',', not by '\\t': say --csv-separator"):
+        CsvPairs(write_csv(tmp_path, 2, separator=","))
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [("", "No columns"), ("filepath\ttitle\n", "header only"), ("filepath\ttitle\na\tb\tc\td\te\nx\ty\n", None)],
+)
+def test_csv_without_pairs(tmp_path: Path, content: str, fault: str | None) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text(content)
+    if fault is None:  # pandas takes the first columns as an index; open_clip would train on the same
+        assert len(CsvPairs(file)) == 2
+        return
+    with pytest.raises(DataError, match=fault):
+        CsvPairs(file)
+
+
+def test_binary_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_bytes(bytes(range(256)) * 10)
+    with pytest.raises(DataError, match=r"Expected a csv file|Expected a column"):
+        CsvPairs(file)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not there"):
+        CsvPairs(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "gone"])
+def test_bad_image_is_named_with_its_row(tmp_path: Path, damage: str) -> None:
+    source = CsvPairs(write_csv(tmp_path, 8))
+    file = Path(source.image_paths[5])
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes({"truncated": file.read_bytes()[:-200], "text": b"not an image", "empty": b""}[damage])
+    images = source.images(0, 8)
+    assert [next(images).size for _ in range(5)] == [(32, 32)] * 5
+    with pytest.raises(DataError, match=rf"{file.name} \(row 5 of .*pairs.csv.*Repair it or leave it out"):
+        next(images)
+
+
+def test_fingerprint_changes_with_the_pairs_and_only_then(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, 8)
+    first = CsvPairs(file).fingerprint()
+    assert CsvPairs(file).fingerprint() == first
+    assert CsvPairs(file, group_column="item").fingerprint() != first
+    image = Path(CsvPairs(file).image_paths[3])
+    data = image.read_bytes()
+    image.write_bytes(data + b"more")
+    assert CsvPairs(file).fingerprint() != first
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:-1], lines[-1].replace("\t", "\tnew ", 1)]))
+    assert CsvPairs(file).fingerprint() != first
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv"])
+def test_kind_is_told_by_the_ending_as_in_open_clip(tmp_path: Path, name: str) -> None:
+    file = write_csv(tmp_path, 2).rename(tmp_path / name)
+    assert isinstance(open_pairs(file), CsvPairs)
+    assert isinstance(open_pairs(file.rename(tmp_path / "pairs.txt"), dataset_type="csv"), CsvPairs)
+    with pytest.raises(DataError, match="--dataset-type"):
+        open_pairs(tmp_path / "pairs.txt")

@@ -1,0 +1,99 @@
+"""Webdataset tars give the pairs that open_clip keeps, in their order; faults are one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
+from clip_negatives.errors import DataError
+from tests.pairs import listings, png, write_csv, write_tar, write_tars
+
+
+def test_pairs_are_those_of_the_csv(tmp_path: Path) -> None:
+    tars, table = open_pairs(write_tars(tmp_path, 30), group_column="item"), CsvPairs(write_csv(tmp_path, 30), group_column="item")
+    assert isinstance(tars, TarPairs)
+    assert list(tars.keys) == [item[0] for item in listings(30)]
+    assert (list(tars.texts), list(tars.groups or ())) == (list(table.texts), list(table.groups or ()))
+    assert tars.image_paths is None
+    for start in (0, 17):
+        images = zip(tars.images(start, 30), table.images(start, 30), strict=True)
+        assert all(a.tobytes() == b.tobytes() for a, b in images)
+
+
+def test_shards_are_joined_as_in_open_clip(tmp_path: Path) -> None:
+    write_tars(tmp_path, 8)
+    joined = f"{tmp_path}/pairs-000001.tar::{tmp_path}/pairs-{{000000..000000}}.tar"
+    assert list(TarPairs(joined).keys) == [item[0] for item in (*listings(8)[4:], *listings(8)[:4])]
+
+
+def _pair(key: str, row: int = 0) -> dict[str, bytes]:
+    return {f"{key}.png": png(listings(8)[row][3]), f"{key}.txt": b"text"}
+
+
+def test_samples_without_text_or_image_are_left_out_as_in_open_clip(tmp_path: Path) -> None:
+    picture = png(listings(8)[0][3])
+    file = write_tar(tmp_path / "a.tar", {**_pair("one"), "two.png": picture, "three.txt": b"text", **_pair("four", 1)})
+    source = TarPairs(str(file))
+    assert list(source.keys) == ["one", "four"]
+    assert [image.tobytes() for image in source.images(0, 2)] == [listings(8)[row][3].tobytes() for row in (0, 1)]
+
+
+def test_repeated_key_is_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", _pair("one"))
+    with pytest.raises(DataError, match="every key once.*got 1 again"):
+        TarPairs(f"{tmp_path}/a.tar::{tmp_path}/b.tar")
+
+
+def test_missing_tar(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pairs-000002.tar, which is not there"):
+        TarPairs(write_tars(tmp_path, 8).replace("000001", "000002"))
+
+
+def test_truncated_tar(tmp_path: Path) -> None:
+    pattern = write_tars(tmp_path, 40)
+    file = tmp_path / "pairs-000001.tar"
+    file.write_bytes(file.read_bytes()[:9000])
+    with pytest.raises(DataError, match="Expected readable tars"):
+        TarPairs(pattern)
+
+
+def test_file_that_is_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"hello" * 1000)
+    with pytest.raises(DataError, match="Expected readable tars"):
+        TarPairs(str(tmp_path / "a.tar"))
+
+
+def test_tar_without_pairs(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="got none"):
+        TarPairs(str(write_tar(tmp_path / "a.tar", {"one.txt": b"text"})))
+
+
+@pytest.mark.parametrize("json", [{}, {"one.json": b"{}"}, {"one.json": b"{"}, {"one.json": b"[1]"}])
+def test_group_field_that_is_not_there(tmp_path: Path, json: dict[str, bytes]) -> None:
+    file = write_tar(tmp_path / "a.tar", {**_pair("one"), **json})
+    with pytest.raises(DataError, match="field 'item' .* got none in one"):
+        TarPairs(str(file), group_field="item")
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="UTF-8.*sample one"):
+        TarPairs(str(write_tar(tmp_path / "a.tar", {**_pair("one"), "one.txt": b"\xff\xfe\xff"})))
+
+
+def test_bad_image_is_named_by_its_key(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "a.tar", {**_pair("one"), "two.png": b"no image", "two.txt": b"text"})
+    images = TarPairs(str(file)).images(0, 2)
+    assert next(images).size == (32, 32)
+    with pytest.raises(DataError, match="sample two, which cannot be read"):
+        next(images)
+
+
+def test_fingerprint_changes_with_a_tar(tmp_path: Path) -> None:
+    pattern = write_tars(tmp_path, 8)
+    first = TarPairs(pattern).fingerprint()
+    assert TarPairs(pattern).fingerprint() == first
+    write_tar(tmp_path / "pairs-000001.tar", _pair("other"))
+    assert TarPairs(pattern).fingerprint() != first

@@ -1,0 +1,68 @@
+"""A few real listings of the catalogue, written as training data."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import tarfile
+from pathlib import Path
+
+from PIL import Image
+
+from clip_negatives import catalogue
+
+Listing = tuple[str, str, str, Image.Image]
+"""Key, text, item and picture."""
+
+
+@functools.cache
+def listings(n: int) -> tuple[Listing, ...]:
+    """Return n listings of the train split, several of each item."""
+    whole = catalogue.load("train")
+    keys, texts, items = whole.column("key"), whole.column("text"), whole.column("item")
+    rows = sorted(range(len(whole)), key=lambda row: (items[row], row))[:n]
+    return tuple((keys[row], texts[row], items[row], whole.image(row)) for row in rows)
+
+
+def write_csv(folder: Path, n: int = 64, *, separator: str = "\t") -> Path:
+    """Write ``pairs.csv`` and its images; columns filepath, title, item."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    with (folder / "pairs.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter=separator, lineterminator="\n")
+        writer.writerow(["filepath", "title", "item"])
+        for key, text, item, image in listings(n):
+            image.save(images / f"{key}.png")
+            writer.writerow([images / f"{key}.png", text, item])
+    return folder / "pairs.csv"
+
+
+def png(image: Image.Image) -> bytes:
+    """Return an image as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_tar(file: Path, members: dict[str, bytes]) -> Path:
+    """Write a tar with these members, in order."""
+    with tarfile.open(file, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return file
+
+
+def write_tars(folder: Path, n: int = 64, *, shards: int = 2) -> str:
+    """Write the listings of `write_csv` as webdataset tars and return their names with braces."""
+    some = listings(n)
+    size = -(-n // shards)
+    for shard in range(shards):
+        members = {}
+        for key, text, item, image in some[shard * size : (shard + 1) * size]:
+            members |= {f"{key}.png": png(image), f"{key}.txt": text.encode(), f"{key}.json": json.dumps({"item": item}).encode()}
+        write_tar(folder / f"pairs-{shard:06d}.tar", members)
+    return str(folder / f"pairs-{{000000..{shards - 1:06d}}}.tar")

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
+from clip_negatives.sampling import epoch_generator
+from clip_negatives.similarity import centroid_similarity
+from clip_negatives_cluster_similarity.sampler import ClusterSimilarity
+
+from ..conftest import make_clusters
+
+pytestmark = pytest.mark.keeps_global_rng
+
+
+def reliable(sampler: ClusterSimilarity, images: list[int], texts: list[int]) -> torch.Tensor:
+    return sampler.reliable.between(torch.tensor(images)[:, None], torch.tensor(texts)[None, :])
+
+
+@pytest.mark.parametrize("options", [{}, {"image_quantile": 0.5, "text_quantile": 0.5}, {"image_threshold": 0.3}])
+def test_every_image_has_a_reliable_pair_in_its_step(options: dict[str, float]) -> None:
+    sampler = ClusterSimilarity(SamplingContext(240, 8, clusters=make_clusters()), **options)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            assert reliable(sampler, batch, batch).any(dim=1).all()
+
+
+def two_clusters(n: int, small: int) -> Clusters:
+    """Return one cluster of n - small samples and one of `small`, in both modalities."""
+    labels = torch.zeros(n, dtype=torch.int64)
+    labels[:small] = 1
+    clustering = Clustering(labels, torch.eye(2))
+    table = centroid_similarity(clustering.centroids)
+    return Clusters(clustering, clustering, table, table)
+
+
+def test_steps_are_mended_where_dealing_alone_leaves_some_alone() -> None:
+    """Reliable: same-kind never. Samples 0 .. 9 of one kind, 90 of another, steps of 10: one of the ten each."""
+    sampler = ClusterSimilarity(SamplingContext(100, 10, clusters=two_clusters(100, 10)))
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        for batch in sampler:
+            assert sum(index < 10 for index in batch) == 1
+
+
+def test_mending_moves_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = ClusterSimilarity(SamplingContext(40, 10, clusters=two_clusters(40, 8)))
+    unmended = torch.arange(40).view(4, 10)  # the eight of the small cluster are all in the first step
+    mended = sampler._mend(unmended.clone(), torch.empty(0, dtype=torch.int64), epoch_generator(0, 0))
+    assert sorted(mended.flatten().tolist()) == list(range(40))
+    for row in mended.tolist():
+        assert reliable(sampler, row, row).any(dim=1).all()
+
+
+def test_data_without_any_reliable_pair() -> None:
+    with pytest.raises(InputError, match=r"within the whole data set, got 40 without.*Raise image_quantile"):
+        ClusterSimilarity(SamplingContext(40, 10, clusters=two_clusters(40, 0)))
+
+
+def test_steps_that_cannot_be_mended() -> None:
+    """Two of the small kind cannot serve ten steps."""
+    sampler = ClusterSimilarity(SamplingContext(100, 10, clusters=two_clusters(100, 2)))
+    with pytest.raises(InputError, match="a step of 10 samples"):
+        list(sampler)
+
+
+def test_clusters_are_spread_evenly_over_steps() -> None:
+    clusters = make_clusters(960)
+    sampler = ClusterSimilarity(SamplingContext(960, 96, clusters=clusters))
+    counts = torch.stack([clusters.image.labels[torch.tensor(batch)].bincount(minlength=12) for batch in sampler])
+    assert int((counts.amax(0) - counts.amin(0)).max()) <= 2
+
+
+def test_ranks_get_all_kinds() -> None:
+    clusters = make_clusters(960)
+    shards = [ClusterSimilarity(SamplingContext(960, 48, rank=rank, world_size=2, clusters=clusters)) for rank in (0, 1)]
+    for shard in shards:
+        seen = torch.cat([torch.tensor(batch) for batch in shard])
+        assert len(clusters.image.labels[seen].unique()) == 12
+
+
+@pytest.mark.parametrize("per_image", [1, 7])
+def test_pairs_are_reliable_and_uniform(per_image: int) -> None:
+    sampler = ClusterSimilarity(SamplingContext(240, 8, clusters=make_clusters()))
+    found = sampler.incorrect_pairs(per_image, epoch_generator(0, 0))
+    assert sampler.reliable.between(found.image_index, found.text_index).all()
+    assert torch.equal(found.image_index.bincount(minlength=240), torch.full((240,), per_image))
+    # Over many draws every reliable text of an image is drawn about equally often.
+    allowed = reliable(sampler, [0], list(range(240)))[0]
+    draws = torch.zeros(240)
+    for seed in range(200):
+        pairs = sampler.incorrect_pairs(5, epoch_generator(seed, 1))
+        draws[pairs.text_index[pairs.image_index == 0]] += 1
+    assert not draws[~allowed].any()
+    expected = 200 * 5 / int(allowed.sum())
+    assert abs(draws[allowed].mean() - expected) < 1e-3
+    assert float(((draws[allowed] - expected) ** 2 / expected).sum()) < 1.5 * int(allowed.sum())
+
+
+def test_more_pairs_than_there_are() -> None:
+    sampler = ClusterSimilarity(SamplingContext(100, 10, clusters=two_clusters(100, 10)))
+    found = sampler.incorrect_pairs(20, epoch_generator(0, 0))
+    counts = found.image_index.bincount(minlength=100)
+    assert counts[:10].tolist() == [20] * 10
+    assert counts[10:].tolist() == [10] * 90
+    with pytest.raises(InputError, match="at least 1 pair"):
+        sampler.incorrect_pairs(0, epoch_generator(0, 0))
+
+
+def test_needs_clusters_of_these_data() -> None:
+    with pytest.raises(InputError, match="clip-negatives prepare"):
+        ClusterSimilarity(SamplingContext(240, 8))
+    with pytest.raises(InputError, match="clusters of 200 samples.*got 240"):
+        ClusterSimilarity(SamplingContext(200, 8, clusters=make_clusters(240)))

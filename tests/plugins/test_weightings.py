@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from clip_negatives.errors import InputError
+from clip_negatives.functional import pair_log_weights, weighted_info_nce
+from clip_negatives.interfaces import Clusters
+from clip_negatives.similarity import reliable_tables, removed_share
+from clip_negatives_in_batch.weighting import Uniform
+from clip_negatives_random_reduction.weighting import RandomReduction
+from clip_negatives_weighted_infonce.weighting import WeightedInfoNCE
+
+pytestmark = pytest.mark.keeps_global_rng
+
+
+def every_pair(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    grid = torch.cartesian_prod(torch.arange(n), torch.arange(n))
+    off = grid[grid[:, 0] != grid[:, 1]]
+    return off[:, 0], off[:, 1]
+
+
+def test_uniform_is_neutral(clusters: Clusters) -> None:
+    assert Uniform()(clusters).neutral
+    assert Uniform()(None).neutral
+
+
+@pytest.mark.parametrize("text_beta", [0.0, 0.7])
+def test_cluster_weights_by_a_loop(clusters: Clusters, text_beta: float) -> None:
+    terms = WeightedInfoNCE(beta=2.0, text_beta=text_beta, image_quantile=0.8, text_threshold=0.6)(clusters)
+    image, text = reliable_tables(clusters, image_quantile=0.8, text_threshold=0.6)
+    rows, columns = every_pair(60)
+    found = pair_log_weights(terms, rows, columns)
+    for i, j, value in zip(rows.tolist(), columns.tolist(), found.tolist(), strict=True):
+        a, b = clusters.image.labels[i], clusters.image.labels[j]
+        c, d = clusters.text.labels[i], clusters.text.labels[j]
+        if not (image[a, b] and text[c, d]):
+            assert value == -math.inf
+        else:
+            expected = -2.0 * clusters.image_similarity[a, b] - text_beta * clusters.text_similarity[c, d]
+            assert value == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_sample_weights_equal_the_dense_formula(clusters: Clusters) -> None:
+    terms = WeightedInfoNCE(beta=1.5, text_beta=0.5, similarity="sample", remove=False)(clusters)
+    rows, columns = every_pair(50)
+    r = (clusters.image_features[rows] * clusters.image_features[columns]).sum(1)
+    t = (clusters.text_features[rows] * clusters.text_features[columns]).sum(1)
+    torch.testing.assert_close(pair_log_weights(terms, rows, columns), -1.5 * r - 0.5 * t)
+
+
+def test_weight_falls_as_images_grow_alike(clusters: Clusters) -> None:
+    """The sign: against the live similarity of hard-negative methods."""
+    terms = WeightedInfoNCE(remove=False)(clusters)
+    rows, columns = every_pair(60)
+    similarity = clusters.image_similarity[clusters.image.labels[rows], clusters.image.labels[columns]]
+    order = similarity.argsort()
+    assert (pair_log_weights(terms, rows, columns)[order].diff() <= 1e-6).all()
+
+
+def test_mean_weight_is_one_in_the_loss(clusters: Clusters) -> None:
+    """With equal logits the denominator then counts the kept negatives: loss = log(1 + kept) of each row."""
+    index = torch.arange(40)
+    terms = WeightedInfoNCE(image_quantile=0.7)(clusters).take(index)
+    same = torch.nn.functional.normalize(torch.ones(40, 4), dim=1)
+    image, text = reliable_tables(clusters, image_quantile=0.7, text_quantile=0.95)
+    a, c = clusters.image.labels[index], clusters.text.labels[index]
+    kept = (image[a][:, a] & text[c][:, c]).sum(1)
+    expected = torch.log1p(kept.float()).mean()
+    torch.testing.assert_close(weighted_info_nce(same, same, 1.0, terms=terms), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"beta": -1.0}, {"text_beta": -0.1}, {"beta": math.nan}, {"similarity": "pixel"}], ids=lambda o: next(iter(o))
+)
+def test_options_out_of_range(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        WeightedInfoNCE(**options)
+
+
+def test_sample_similarity_needs_features(clusters: Clusters) -> None:
+    bare = Clusters(clusters.image, clusters.text, clusters.image_similarity, clusters.text_similarity)
+    with pytest.raises(InputError, match="image features"):
+        WeightedInfoNCE(similarity="sample")(bare)
+    with pytest.raises(InputError, match="similarity=cluster"):
+        WeightedInfoNCE(similarity="sample", beta=0.0)(clusters)
+
+
+def test_random_reduction_drops_as_many_as_the_gate(clusters: Clusters) -> None:
+    share = removed_share(clusters, *reliable_tables(clusters, image_quantile=0.7, text_quantile=0.8))
+    found = RandomReduction(image_quantile=0.7, text_quantile=0.8)(clusters)
+    rows, columns = every_pair(240)
+    dropped = float((pair_log_weights(found, rows, columns) == -torch.inf).double().mean())
+    assert dropped == pytest.approx(share, abs=0.02)
+
+
+def test_random_reduction_knows_nothing_of_the_clusters(clusters: Clusters) -> None:
+    found = RandomReduction(share=0.5)(clusters)
+    rows, columns = every_pair(240)
+    dropped = (pair_log_weights(found, rows, columns) == -torch.inf).double()
+    same = clusters.image.labels[rows] == clusters.image.labels[columns]
+    assert float(dropped[same].mean()) == pytest.approx(0.5, abs=0.05)
+    assert float(dropped[~same].mean()) == pytest.approx(0.5, abs=0.02)
+    again = RandomReduction(share=0.5, seed=1)(clusters)
+    assert not torch.equal(found.image_labels, again.image_labels)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
+def test_random_reduction_at_its_ends(clusters: Clusters, share: float, expected: float) -> None:
+    table = RandomReduction(share=share)(clusters).image_table
+    assert float((table == -torch.inf).double().mean()) == expected
+
+
+@pytest.mark.parametrize("options", [{"share": 1.5}, {"share": -0.1}, {"n_groups": 1}])
+def test_random_reduction_refuses(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="Expected"):
+        RandomReduction(**options)

@@ -1,0 +1,183 @@
+"""A clusters folder is read as it was written, or refused with one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clip_negatives.artifacts import ClustersFolder, read_clusters, write_clusters
+from clip_negatives.errors import ArtifactError
+from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.similarity import centroid_similarity
+
+N = 12
+
+
+def _clustering(k: int, dim: int) -> Clustering:
+    centroids = F.normalize(torch.randn(k, dim, generator=torch.Generator().manual_seed(k)), dim=1)
+    return Clustering(torch.arange(N) % k, centroids)
+
+
+def _clusters() -> Clusters:
+    image, text = _clustering(3, 4), _clustering(4, 5)
+    return Clusters(
+        image,
+        text,
+        centroid_similarity(image.centroids),
+        centroid_similarity(text.centroids),
+        F.normalize(image.centroids[image.labels], dim=1),
+        F.normalize(text.centroids[text.labels], dim=1),
+    )
+
+
+def _samples(n: int = N) -> pa.Table:
+    return pa.table({"key": [f"k{row}" for row in range(n)], "text": ["text"] * n, "group": ["a", "b"] * (n // 2)})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a clusters folder."""
+    write_clusters(tmp_path / "clusters", _clusters(), _samples(), {"seed": 3})
+    return tmp_path / "clusters"
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    found, made = read_clusters(folder), _clusters()
+    assert isinstance(found, ClustersFolder)
+    for name in ("image_similarity", "text_similarity", "image_features", "text_features"):
+        assert torch.equal(getattr(found.clusters, name), getattr(made, name))
+    for a, b in ((found.clusters.image, made.image), (found.clusters.text, made.text)):
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.centroids, b.centroids)
+    assert found.samples.equals(_samples())
+    assert found.manifest["seed"] == 3
+    assert found.manifest["n_samples"] == N
+    assert {"package_version", "created", "n_image_clusters", "n_text_clusters"} <= set(found.manifest)
+
+
+def test_files_are_safetensors_parquet_and_json(folder: Path) -> None:
+    assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".parquet", ".json"}
+
+
+def test_features_can_be_left_out(tmp_path: Path) -> None:
+    clusters = dataclasses.replace(_clusters(), image_features=None, text_features=None)
+    write_clusters(tmp_path / "clusters", clusters, _samples(), {})
+    assert read_clusters(tmp_path / "clusters").clusters.image_features is None
+    assert not (tmp_path / "clusters" / "features.safetensors").exists()
+
+
+def test_features_are_not_read_until_they_are_used(tmp_path: Path) -> None:
+    n, dim = 200_000, 64  # 51 MB each
+    clustering = Clustering(torch.zeros(n, dtype=torch.int64), torch.ones(1, dim))
+    features = torch.zeros(n, dim)
+    clusters = Clusters(clustering, clustering, torch.ones(1, 1), torch.ones(1, 1), features, features.clone())
+    keys = pa.array(range(n)).cast(pa.string())
+    write_clusters(tmp_path / "clusters", clusters, pa.table({"key": keys, "text": keys}), {})
+    before = _resident()
+    found = read_clusters(tmp_path / "clusters")
+    assert found.clusters.image_features is not None
+    assert _resident() - before < 60  # of 102 MB
+    assert torch.equal(found.clusters.image_features[7], torch.zeros(dim))
+
+
+def _resident() -> float:
+    """Return the memory of this process that is its own, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))) / 1000
+
+
+@pytest.mark.parametrize("name", ["clusters.safetensors", "samples.parquet", "features.safetensors", "manifest.json"])
+def test_truncated_file_is_refused(folder: Path, name: str) -> None:
+    file = folder / name
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match=rf"{name}.*Prepare it again"):
+        read_clusters(folder)
+
+
+@pytest.mark.parametrize("name", ["clusters.safetensors", "samples.parquet"])
+def test_changed_file_of_the_same_size_is_refused(folder: Path, name: str) -> None:
+    file = folder / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=f"{name} was changed"):
+        read_clusters(folder)
+
+
+@pytest.mark.parametrize("name", ["clusters.safetensors", "samples.parquet", "features.safetensors"])
+def test_missing_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing"):
+        read_clusters(folder)
+
+
+def _without_files(manifest: dict[str, Any]) -> None:
+    del manifest["files"]
+
+
+def _outside(manifest: dict[str, Any]) -> None:
+    manifest["files"]["../other"] = {"bytes": 0, "sha256": ""}
+
+
+def _unlisted(manifest: dict[str, Any]) -> None:
+    del manifest["files"]["samples.parquet"]
+
+
+def _listed_wrongly(manifest: dict[str, Any]) -> None:
+    manifest["files"]["samples.parquet"] = "there"
+
+
+def _other_count(manifest: dict[str, Any]) -> None:
+    manifest["n_samples"] = 13
+
+
+@pytest.mark.parametrize("change", [_without_files, _outside, _unlisted, _listed_wrongly, _other_count])
+def test_changed_manifest_is_refused(folder: Path, change: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match="damaged.*Prepare it again"):
+        read_clusters(folder)
+
+
+def test_other_format_is_refused(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(ArtifactError, match="format 1, got 99"):
+        read_clusters(folder)
+
+
+def test_no_folder_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="clip-negatives prepare"):
+        read_clusters(tmp_path / "nothing")
+
+
+def _replace(**parts: Any) -> Clusters:
+    return dataclasses.replace(_clusters(), **parts)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "samples", "fault"),
+    [
+        (_clusters(), _samples(10), "10 rows for 12 samples"),
+        (_clusters(), _samples().drop_columns(["text"]), "lacks a column"),
+        (_clusters(), pa.table({"key": ["same"] * N, "text": ["text"] * N}), "a key repeats"),
+        (_replace(image=Clustering(torch.arange(N) % 3 + 1, torch.ones(3, 4))), _samples(), "do not exist"),
+        (_replace(text=Clustering(torch.zeros(N, dtype=torch.int64), torch.ones(4, 5))), _samples(), "no text is in cluster 1"),
+        (_replace(image=Clustering(torch.arange(N) % 3, torch.full((3, 4), torch.nan))), _samples(), "not finite"),
+        (_replace(image=Clustering((torch.arange(N) % 3).int(), torch.ones(3, 4))), _samples(), "shape or type"),
+        (_replace(text=Clustering(torch.arange(6) % 3, torch.ones(3, 5))), _samples(), "shape or type"),
+        (_replace(image_features=torch.ones(N, 7)), _samples(), "image features"),
+    ],
+)
+def test_parts_that_do_not_fit_are_not_written(tmp_path: Path, clusters: Clusters, samples: pa.Table, fault: str) -> None:
+    with pytest.raises(ArtifactError, match=fault):
+        write_clusters(tmp_path / "clusters", clusters, samples, {})
+    assert not list(tmp_path.iterdir())
