@@ -135,6 +135,7 @@ def measure(job: Job) -> dict[str, Any]:
     outcome = {
         "method": asdict(job.method),
         "seed": job.seed,
+        "clusters": str(job.clusters),
         "steps": len(times),
         "seconds_per_step": step_seconds(times),
         "train_seconds": finished - started,

@@ -1,0 +1,140 @@
+"""A whole comparison on a small part of the real catalogue."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clip_negatives import catalogue
+from clip_negatives.compare import Comparison, compare
+from clip_negatives.compare import run as run_module
+from clip_negatives.compare import study
+from clip_negatives.compare.output import cost_table, plot, ranks_table
+from clip_negatives.errors import ClipNegativesError, DataError, InputError
+
+EPOCHS = 2
+BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Return csv files with every sixth training listing and the test listings of the same items."""
+    folder = tmp_path_factory.mktemp("data")
+    train = catalogue.export(folder / "train", split="train", format="csv") / "train.csv"
+    test = catalogue.export(folder / "test", split="test", format="csv") / "test.csv"
+    rows = train.read_text().splitlines(keepends=True)
+    small = [rows[0], *rows[1::20]]
+    train.write_text("".join(small))
+    items = {row.split("\t")[3] for row in small}
+    test.write_text("".join(row for row in test.read_text().splitlines(keepends=True) if row.split("\t")[3] in items))
+    return str(train), str(test)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("compare")
+
+
+def start(output: Path, data: tuple[str, str], **more: object) -> Comparison:
+    arguments = ["--train-data", data[0], "--batch-size", str(BATCH), "--epochs", str(EPOCHS), "--device", "cpu"]
+    given: dict[str, object] = {"methods": "paper", "seeds": 2, "test_data": data[1], "group_column": "item", **more}
+    return compare(output, arguments=arguments, **given)
+
+
+@pytest.fixture(scope="module")
+def comparison(output: Path, data: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP_NEGATIVES_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return start(output, data)
+
+
+def test_every_field_is_measured(comparison: Comparison) -> None:
+    assert [(one["method"]["name"], one["seed"]) for one in comparison.runs] == [
+        (name, seed) for seed in (0, 1) for name in ("in_batch", "paper", "random_reduction")
+    ]
+    steps = EPOCHS * (comparison.setting["n_train"] // BATCH)
+    for one in comparison.runs:
+        assert one["steps"] == steps == len(one["losses"])
+        assert 0 < one["seconds_per_step"] < 60
+        assert 100 < one["peak_memory_mib"] < 20_000
+        assert 0 <= one["text_to_image_rank_1"] <= one["text_to_image_rank_5"] <= one["text_to_image_rank_10"] <= 1
+        assert one["chance_rank_1"] == pytest.approx(1 / one["queries"])
+    assert set(comparison.summaries) == {"in_batch", "paper", "random_reduction"}
+    assert set(comparison.differences) == {"paper", "random_reduction"}
+
+
+def test_methods_of_a_seed_start_from_the_same_weights(comparison: Comparison) -> None:
+    """The control with nothing dropped differs from the baseline in nothing; and seeds differ."""
+    first = {(one["method"]["name"], one["seed"]): one["losses"][0] for one in comparison.runs}
+    assert first["in_batch", 0] != first["in_batch", 1]
+
+
+def test_false_negatives_fall(comparison: Comparison) -> None:
+    figures = comparison.summaries
+    left = {name: values["false_negatives_kept_per_anchor"].mean for name, values in figures.items()}
+    assert left["paper"] < 0.5 * left["in_batch"]
+    shares = {name: values["removed_share"].mean for name, values in figures.items()}
+    assert shares["in_batch"] == 0
+    assert shares["random_reduction"] == pytest.approx(shares["paper"], abs=0.05)
+
+
+def test_finished_runs_are_kept(
+    comparison: Comparison, output: Path, data: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[object] = []
+
+    def count(job: run_module.Job) -> dict[str, object]:
+        ran.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "run", count)
+    monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(Path(comparison.runs[0]["clusters"]).parent))
+    again = start(output, data)
+    assert not ran
+    assert again.summaries == comparison.summaries
+    with pytest.raises(KeyboardInterrupt):
+        start(output, data, seeds=3)
+    assert len(ran) == 1
+    assert json.loads((output / "results.json").read_text())["setting"]["seeds"] == 2
+
+
+def test_tables_and_plot(comparison: Comparison, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    console = Console(record=True, width=160, file=(tmp_path / "shown").open("w"))
+    console.print(ranks_table(comparison))
+    console.print(cost_table(comparison))
+    shown = console.export_text()
+    assert "random_reduction" in shown
+    assert "By chance: @1" in shown
+    plot(comparison, tmp_path / "ranks.png")
+    assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failing_run_names_its_log(output: Path, data: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ClipNegativesError, match=r"in_batch with seed 0 failed.*output\.log"):
+        compare(
+            tmp_path / "out",
+            test_data=data[1],
+            group_column="item",
+            arguments=["--train-data", data[0], "--lr-scheduler", "const-cooldown"],
+        )
+
+
+@pytest.mark.parametrize(
+    ("more", "arguments", "error", "words"),
+    [
+        ({"seeds": 0}, [], InputError, "at least 1 seed"),
+        ({}, ["--seed", "3"], InputError, "without --seed"),
+        ({}, ["--train-data", "x.csv"], DataError, "--test-data"),
+        ({"test_data": "x.csv"}, [], DataError, "--train-data"),
+    ],
+)
+def test_bad_input(
+    more: dict[str, object], arguments: list[str], error: type[ClipNegativesError], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        compare(tmp_path / "out", arguments=arguments, **more)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from clip_negatives.compare import parse_methods
+from clip_negatives.errors import ClipNegativesError, InputError, OptionError, UnknownNameError
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("in_batch,paper", ["in_batch", "paper", "random_reduction"]),
+        ("paper", ["in_batch", "paper", "random_reduction"]),
+        ("random_reduction,in_batch", ["in_batch", "random_reduction"]),
+        (
+            "weighted_infonce:beta=2,normalize=false,cluster_similarity",
+            ["in_batch", "weighted_infonce:beta=2,normalize=false", "cluster_similarity", "random_reduction"],
+        ),
+    ],
+)
+def test_baseline_and_control_are_always_there(text: str, expected: list[str]) -> None:
+    assert [method.name for method in parse_methods(text)] == expected
+
+
+def test_what_a_method_stands_for() -> None:
+    methods = {m.name: (m.sampler, m.weighting) for m in parse_methods("paper,cluster_similarity,weighted_infonce:beta=2")}
+    assert methods["paper"] == ("cluster_similarity", "weighted_infonce")
+    assert methods["cluster_similarity"] == ("cluster_similarity", "uniform")
+    assert methods["weighted_infonce:beta=2"] == ("in_batch", "weighted_infonce:beta=2")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("papr", UnknownNameError, "Did you mean 'paper'"),
+        ("in_batch+weighted", UnknownNameError, "weighted_infonce"),
+        ("in_batch+weighted_infonce:bet=2", OptionError, "beta"),
+        ("paper,paper", InputError, "every method once"),
+    ],
+)
+def test_bad_methods(text: str, error: type[ClipNegativesError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        parse_methods(text)

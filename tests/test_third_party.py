@@ -1,0 +1,63 @@
+"""A plugin that somebody else wrote, built and installed beside our built wheel, is listed and trained with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+
+from clip_negatives import catalogue
+
+ROOT = Path(__file__).resolve().parents[1]
+THEIRS = Path(__file__).parent / "third_party" / "clip_negatives_neighbours"
+
+
+def _run(*command: str | Path, **more: object) -> str:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600, check=False, **more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the Python of a fresh venv with both wheels; everything else is seen through a .pth, as it is 5 GB."""
+    folder = tmp_path_factory.mktemp("third_party")
+    for source in (ROOT, THEIRS):
+        _run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder / "wheels", source)
+    venv.create(folder / "venv", with_pip=True)
+    python = folder / "venv" / "bin" / "python"
+    _run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", *sorted((folder / "wheels").glob("*.whl")))
+    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    # Paths of a .pth come after the venv's own packages, so both wheels are found before what this runs from.
+    (site / "heavy.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    assert str(site) in _run(python, "-c", "import clip_negatives; print(clip_negatives.__file__)")
+    return python
+
+
+def test_sampler_has_at_most_25_lines() -> None:
+    assert len((THEIRS / "clip_negatives_neighbours" / "__init__.py").read_text().splitlines()) <= 25
+
+
+def test_it_is_listed(python: Path) -> None:
+    shown = _run(python, "-m", "clip_negatives", "plugins")
+    assert "neighbours  (plugin neighbours of clip-negatives-neighbours 0.3.0)\n    run: int = 4\n" in shown
+
+
+def test_it_is_trained_with(python: Path, tmp_path: Path) -> None:
+    exported = catalogue.export(tmp_path / "data", split="test", format="csv")
+    small = exported / "small.csv"
+    small.write_text("".join((exported / "test.csv").read_text().splitlines(keepends=True)[:97]))
+    arguments = ["--train-data", small, "--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "32"]
+    arguments += ["--epochs", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--log-every-n-steps", "1"]
+    arguments += ["--logs", tmp_path / "logs", "--name", "run"]
+    options = ["--sampler", "neighbours:run=8", "--weighting", "uniform"]
+    environment = {**os.environ, "CLIP_NEGATIVES_CACHE": str(tmp_path / "cache")}
+    _run(python, "-m", "clip_negatives", "train", *options, "--", *arguments, env=environment)
+    log = (tmp_path / "logs" / "run" / "out.log").read_text()
+    assert log.count("Contrastive_loss") == 3
+    assert "sampler neighbours:run=8" in log
