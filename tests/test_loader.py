@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from clip_negatives.errors import DataError, InputError
+from clip_negatives.interfaces import SamplingContext
+from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
+from clip_negatives_in_batch.sampler import InBatch
+
+
+class Squares(Dataset):
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, row: int) -> dict[str, int]:
+        return {"row": row, "square": row * row}
+
+
+def wrapped(loader: DataLoader, **more: object) -> tuple[IndexedLoader, BatchIndex]:
+    index = BatchIndex(**more)
+    context = SamplingContext(20, 4, native_batches=loader.batch_sampler)
+    return IndexedLoader(loader, InBatch(context), index), index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_index_is_that_of_the_batch_under_prefetching(workers: int) -> None:
+    loader, index = wrapped(DataLoader(Squares(), batch_size=4, shuffle=True, num_workers=workers))
+    batches = 0
+    for batch in loader:
+        assert torch.equal(index(), batch["row"])
+        assert torch.equal(batch["square"], index() ** 2)
+        batches += 1
+    assert batches == len(loader) == 5
+
+
+def test_same_batches_as_without_us() -> None:
+    plain = DataLoader(Squares(), batch_size=4, shuffle=True)
+    torch.manual_seed(3)
+    expected = [batch["row"].tolist() for batch in plain]
+    torch.manual_seed(3)
+    assert [batch["row"].tolist() for batch in wrapped(plain)[0]] == expected
+
+
+def test_own_collation_is_kept() -> None:
+    loader, _ = wrapped(DataLoader(Squares(), batch_size=4, collate_fn=lambda samples: [one["square"] for one in samples]))
+    assert next(iter(loader)) == [0, 1, 4, 9]
+
+
+def test_window_of_accumulation_and_observer() -> None:
+    seen: list[torch.Tensor] = []
+    loader, index = wrapped(DataLoader(Squares(), batch_size=4), batches=2, observe=seen.append)
+    iterator = iter(loader)
+    next(iterator)
+    assert index().tolist() == [0, 1, 2, 3]
+    next(iterator)
+    assert index().tolist() == list(range(8))
+    next(iterator)
+    assert index().tolist() == list(range(4, 12))
+    assert len(seen) == 3
+
+
+def test_index_before_any_batch() -> None:
+    with pytest.raises(InputError, match="Iterate over it"):
+        BatchIndex()()
+
+
+def test_streams_are_refused() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(range(20))
+
+    loader = DataLoader(Stream(), batch_size=None)
+    with pytest.raises(DataError, match="in_batch"):
+        IndexedLoader(loader, InBatch(SamplingContext(20, 4)), BatchIndex())
+
+
+def test_keys_of_a_stream() -> None:
+    index = BatchIndex()
+    loader = KeyedLoader([("image", "text", ["b", "a"]), ("image", "text", ["c", "x"])], {"a": 0, "b": 1, "c": 2}, index)
+    iterator = iter(loader)
+    assert next(iterator) == ("image", "text")
+    assert index().tolist() == [1, 0]
+    with pytest.raises(DataError, match="'x'"):
+        next(iterator)
