@@ -61,8 +61,12 @@ def write_tars(folder: Path, n: int = 64, *, shards: int = 2) -> str:
     some = listings(n)
     size = -(-n // shards)
     for shard in range(shards):
-        members = {}
+        members: dict[str, bytes] = {}
         for key, text, item, image in some[shard * size : (shard + 1) * size]:
-            members |= {f"{key}.png": png(image), f"{key}.txt": text.encode(), f"{key}.json": json.dumps({"item": item}).encode()}
+            members |= {
+                f"{key}.png": png(image),
+                f"{key}.txt": text.encode(),
+                f"{key}.json": json.dumps({"item": item}).encode(),
+            }
         write_tar(folder / f"pairs-{shard:06d}.tar", members)
     return str(folder / f"pairs-{{000000..{shards - 1:06d}}}.tar")

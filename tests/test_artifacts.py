@@ -170,14 +170,20 @@ def _replace(**parts: Any) -> Clusters:
         (_clusters(), _samples().drop_columns(["text"]), "lacks a column"),
         (_clusters(), pa.table({"key": ["same"] * N, "text": ["text"] * N}), "a key repeats"),
         (_replace(image=Clustering(torch.arange(N) % 3 + 1, torch.ones(3, 4))), _samples(), "do not exist"),
-        (_replace(text=Clustering(torch.zeros(N, dtype=torch.int64), torch.ones(4, 5))), _samples(), "no text is in cluster 1"),
+        (
+            _replace(text=Clustering(torch.zeros(N, dtype=torch.int64), torch.ones(4, 5))),
+            _samples(),
+            "no text is in cluster 1",
+        ),
         (_replace(image=Clustering(torch.arange(N) % 3, torch.full((3, 4), torch.nan))), _samples(), "not finite"),
         (_replace(image=Clustering((torch.arange(N) % 3).int(), torch.ones(3, 4))), _samples(), "shape or type"),
         (_replace(text=Clustering(torch.arange(6) % 3, torch.ones(3, 5))), _samples(), "shape or type"),
         (_replace(image_features=torch.ones(N, 7)), _samples(), "image features"),
     ],
 )
-def test_parts_that_do_not_fit_are_not_written(tmp_path: Path, clusters: Clusters, samples: pa.Table, fault: str) -> None:
+def test_parts_that_do_not_fit_are_not_written(
+    tmp_path: Path, clusters: Clusters, samples: pa.Table, fault: str
+) -> None:
     with pytest.raises(ArtifactError, match=fault):
         write_clusters(tmp_path / "clusters", clusters, samples, {})
     assert not list(tmp_path.iterdir())

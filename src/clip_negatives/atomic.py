@@ -92,6 +92,8 @@ def sole_user(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        # Closing is not enough: a process that was forked meanwhile has the lock open too.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -102,7 +104,9 @@ def refuse_foreign(path: Path, *, known_by: str) -> None:
         ArtifactError: `path` is something else.
     """
     if path.exists() and not (path.is_dir() and ((path / known_by).exists() or not any(path.iterdir()))):
-        raise ArtifactError(f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another.")
+        raise ArtifactError(
+            f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another."
+        )
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -115,7 +119,7 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        save_file(_apart(tensors), file)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error).rsplit(": ", 1)[-1], str(file)) from error
 
@@ -123,7 +127,11 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def digest(file: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_310(stream)
+        return (
+            hashlib.file_digest(stream, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else _digest_310(stream)
+        )
 
 
 def _digest_310(stream: Any) -> str:
@@ -132,6 +140,17 @@ def _digest_310(stream: Any) -> str:
     while part := stream.read(2**20):
         whole.update(part)
     return whole.hexdigest()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors contiguous and none sharing memory with another, as safetensors wants them."""
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        shares = any(
+            tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in apart.values()
+        )
+        apart[name] = tensor.contiguous().clone() if shares else tensor.contiguous()
+    return apart
 
 
 def _locked(folder: Path) -> int:
@@ -160,4 +179,6 @@ def _flush(item: Path) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> ArtifactError:
-    return ArtifactError(f"Expected to write {path}, got: {error.strerror or error}. Free space or name another.")
+    reason = error.strerror or str(error)
+    where = f" ({error.filename})" if error.filename else ""
+    return ArtifactError(f"Expected to write {path}, got: {reason}{where}. Free space or name another.")

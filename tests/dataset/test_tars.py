@@ -12,7 +12,10 @@ from tests.pairs import listings, png, write_csv, write_tar, write_tars
 
 
 def test_pairs_are_those_of_the_csv(tmp_path: Path) -> None:
-    tars, table = open_pairs(write_tars(tmp_path, 30), group_column="item"), CsvPairs(write_csv(tmp_path, 30), group_column="item")
+    tars, table = (
+        open_pairs(write_tars(tmp_path, 30), group_column="item"),
+        CsvPairs(write_csv(tmp_path, 30), group_column="item"),
+    )
     assert isinstance(tars, TarPairs)
     assert list(tars.keys) == [item[0] for item in listings(30)]
     assert (list(tars.texts), list(tars.groups or ())) == (list(table.texts), list(table.groups or ()))
@@ -41,10 +44,13 @@ def test_samples_without_text_or_image_are_left_out_as_in_open_clip(tmp_path: Pa
 
 
 def test_repeated_key_is_refused(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_tar(tmp_path / f"{name}.tar", _pair("one"))
+    for name, keys in (("a", ("one", "two")), ("b", ("one", "three")), ("c", ("three",))):
+        write_tar(tmp_path / f"{name}.tar", {file: data for key in keys for file, data in _pair(key).items()})
     with pytest.raises(DataError, match="every key once.*got 1 again"):
         TarPairs(f"{tmp_path}/a.tar::{tmp_path}/b.tar")
+    # Where the same key ends one tar and begins the next, webdataset itself stumbles.
+    with pytest.raises(DataError, match="three.png: duplicate file name"):
+        TarPairs(f"{tmp_path}/b.tar::{tmp_path}/c.tar")
 
 
 def test_missing_tar(tmp_path: Path) -> None:
