@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,6 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def first_line(error: Exception) -> str:
-    """Return class and first line of an error of another library, for a sentence of ours."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
+def one_line(error: Exception) -> str:
+    """Return an error of another library on one line, shortened, for a sentence of ours."""
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 200)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, batched, device, first_line
+from clip_negatives.encoders.encoder import Encoder, batched, device, one_line
 from clip_negatives.errors import DataError, UnknownNameError
 
 BATCH = 64
@@ -57,7 +57,9 @@ def _checked(argument: str) -> tuple[str, str, int]:
     known = open_clip.list_pretrained_tags_by_model(model)
     if weights not in known:
         tags = f"one of {', '.join(known)}" if known else "there are no known tags"
-        raise DataError(f"Expected open_clip:{model}/WEIGHTS with a checkpoint file or a tag ({tags}), got {weights!r}.")
+        raise DataError(
+            f"Expected open_clip:{model}/WEIGHTS with a checkpoint file or a tag ({tags}), got {weights!r}."
+        )
     return model, weights, 0
 
 
@@ -69,7 +71,7 @@ def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
     try:
         model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights, device=device())
     except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.
-        raise DataError(f"Expected weights of {name}, got {weights}: {first_line(error)}") from error
+        raise DataError(f"Expected weights of {name}, got {weights}: {one_line(error)}") from error
     return model.eval(), transform, open_clip.get_tokenizer(name)
 
 

@@ -32,7 +32,7 @@ def pixels(size: int = 16, dim: int = 64) -> Encoder:
     def fit(raw: Tensor) -> Callable[[Tensor], Tensor]:
         from sklearn.decomposition import PCA
 
-        if len(raw) == 1:  # no direction to speak of
+        if bool((raw == raw[0]).all()):  # no direction to speak of
             return lambda some: torch.zeros(len(some), 1)
         model = PCA(min(dim, *raw.shape), random_state=0).fit(raw.numpy())
         return lambda some: torch.from_numpy(model.transform(some.numpy()).astype(np.float32))

