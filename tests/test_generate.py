@@ -1,0 +1,104 @@
+"""Explicit incorrect pairs are written with what makes them reliable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from clip_negatives import generate as module
+from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.errors import ArtifactError, InputError, UnknownNameError
+from clip_negatives.generate import SCHEMA, generate
+from clip_negatives.prepare import prepare
+from tests.pairs import listings, write_csv, write_tars
+
+N = 64
+CLUSTERER = "kmeans:n_clusters=6"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
+    """Return clusters of csv data."""
+    base = tmp_path_factory.mktemp("generate")
+    return prepare(CsvPairs(write_csv(base, N)), base / "clusters", clusterer=CLUSTERER, progress=False)
+
+
+def test_rows_say_what_the_tables_and_the_weighting_say(folder: ClustersFolder, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    count = generate(folder, file, per_image=2, weighting="weighted_infonce:beta=2,remove=no")
+    table = pq.read_table(file)
+    assert table.schema.equals(SCHEMA)
+    assert count == table.num_rows == 2 * N
+    row_of = {path: row for row, path in enumerate(folder.samples["image"].to_pylist())}
+    texts, clusters = folder.samples["text"].to_pylist(), folder.clusters
+    seen = set()
+    for pair in table.to_pylist():
+        i, j = row_of[pair["image"]], int(pair["incorrect_key"])
+        assert i != j
+        assert (pair["text"], pair["incorrect_text"]) == (texts[i], texts[j])
+        a, b = int(clusters.image.labels[i]), int(clusters.image.labels[j])
+        c, d = int(clusters.text.labels[i]), int(clusters.text.labels[j])
+        assert a != b  # the paper: texts of different image clusters are exchanged
+        similarity = float(clusters.image_similarity[a, b])
+        assert pair["image_cluster_similarity"] == pytest.approx(similarity)
+        assert pair["text_cluster_similarity"] == pytest.approx(float(clusters.text_similarity[c, d]))
+        assert pair["weight"] == pytest.approx(2.718281828 ** (-2 * similarity), rel=1e-5)
+        seen.add((i, j))
+    assert len(seen) == 2 * N
+
+
+def test_weights_of_a_neutral_weighting_are_one(folder: ClustersFolder, tmp_path: Path) -> None:
+    generate(folder, tmp_path / "pairs.parquet", sampler="in_batch", weighting="uniform", batch_size=16)
+    assert set(pq.read_table(tmp_path / "pairs.parquet")["weight"].to_pylist()) == {1.0}
+
+
+def test_same_seed_gives_the_same_pairs(folder: ClustersFolder, tmp_path: Path) -> None:
+    tables = []
+    for name, seed in (("one", 3), ("two", 3), ("other", 4)):
+        generate(folder, tmp_path / name, seed=seed)
+        tables.append(pq.read_table(tmp_path / name))
+    assert tables[0].equals(tables[1])
+    assert not tables[0].equals(tables[2])
+
+
+def test_file_says_how_it_was_made(folder: ClustersFolder, tmp_path: Path) -> None:
+    generate(folder, tmp_path / "pairs.parquet", seed=3)
+    metadata = pq.read_schema(tmp_path / "pairs.parquet").metadata
+    assert metadata[b"clip_negatives.sampler"] == b"cluster_similarity"
+    assert metadata[b"clip_negatives.seed"] == b"3"
+    assert metadata[b"clip_negatives.data"].decode() == folder.manifest["data"]
+
+
+def test_pairs_are_written_in_row_groups(
+    folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate(folder, tmp_path / "one")
+    monkeypatch.setattr(module, "ROWS", 10)
+    generate(folder, tmp_path / "many")
+    assert pq.read_metadata(tmp_path / "many").num_row_groups == 7
+    assert pq.read_table(tmp_path / "many").equals(pq.read_table(tmp_path / "one"))
+
+
+def test_images_without_files_are_named_by_key(tmp_path: Path) -> None:
+    folder = prepare(TarPairs(write_tars(tmp_path, N)), tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
+    generate(folder, tmp_path / "pairs.parquet")
+    table = pq.read_table(tmp_path / "pairs.parquet")
+    keys = {item[0] for item in listings(N)}
+    assert set(table["image"].to_pylist()) == keys
+    assert set(table["incorrect_key"].to_pylist()) <= keys
+
+
+def test_faults_leave_the_older_file(folder: ClustersFolder, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.parquet"
+    file.write_text("older")
+    with pytest.raises(InputError, match="at least 1 pair"):
+        generate(folder, file, per_image=0)
+    with pytest.raises(UnknownNameError):
+        generate(folder, file, weighting="unknown")
+    with pytest.raises(ArtifactError, match="Expected to write"):
+        generate(folder, file / "below")
+    assert file.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [file]

@@ -1,0 +1,212 @@
+"""A clusters folder is prepared whole or not at all, once for each data and recipe."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from clip_negatives import features
+from clip_negatives import prepare as module
+from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.encoders import Encoder, image_encoder
+from clip_negatives.errors import ArtifactError, DataError, InputError, UnknownNameError
+from clip_negatives.prepare import cache_folder, prepare, prepare_cached
+from tests.pairs import listings, write_csv, write_tars
+
+N = 64
+CLUSTERER = "kmeans:n_clusters=6"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> CsvPairs:
+    """Return pairs with groups."""
+    return CsvPairs(write_csv(tmp_path / "data", N), group_column="item")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep the cache of a test to itself."""
+    monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that grows by the number of images at each call of the image encoder."""
+    counts: list[int] = []
+    plain = image_encoder
+
+    def counting(spec: str) -> Encoder:
+        encoder = plain(spec)
+
+        def encode(images: Any) -> Any:
+            counts.append(len(images))
+            return encoder.encode(images)
+
+        return Encoder(encode, fit=encoder.fit, name=encoder.name)
+
+    monkeypatch.setattr(module, "image_encoder_of", counting)
+    return counts
+
+
+def test_folder_says_what_it_was_made_from(source: CsvPairs, tmp_path: Path) -> None:
+    folder = prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, seed=5, progress=False)
+    assert folder.samples.column_names == ["key", "text", "image", "group"]
+    assert folder.samples["text"].to_pylist() == [item[1] for item in listings(N)]
+    assert folder.samples["group"].to_pylist() == [item[2] for item in listings(N)]
+    assert folder.clusters.image.n_clusters == folder.clusters.text.n_clusters == 6
+    assert folder.clusters.image_features is not None
+    wanted = {
+        "image_encoder": "pixels:size=16,dim=64",
+        "text_encoder": "tfidf:dim=64",
+        "clusterer": CLUSTERER,
+        "text_clusterer": CLUSTERER,
+        "seed": 5,
+        "data": source.fingerprint(),
+    }
+    assert wanted.items() <= folder.manifest.items()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "data"]
+
+
+def test_same_data_and_seed_give_the_same_clusters(source: CsvPairs, tmp_path: Path) -> None:
+    tars = TarPairs(write_tars(tmp_path, N))
+    one, two, other = (
+        prepare(data, tmp_path / name, clusterer=CLUSTERER, seed=seed, progress=False).clusters.image.labels
+        for data, name, seed in ((source, "one", 1), (tars, "two", 1), (source, "other", 2))
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_texts_can_be_clustered_otherwise(source: CsvPairs, tmp_path: Path) -> None:
+    folder = prepare(
+        source,
+        tmp_path / "clusters",
+        clusterer=CLUSTERER,
+        text_clusterer="kmeans:n_clusters=4",
+        keep_features=False,
+        progress=False,
+    )
+    assert (folder.clusters.image.n_clusters, folder.clusters.text.n_clusters) == (6, 4)
+    assert folder.clusters.image_features is None
+
+
+def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("where", ["cluster_features", "write_clusters"])
+def test_interrupted_run_leaves_no_folder_and_goes_on(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encodings: list[int], where: str
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, where, interrupted)
+        prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
+    assert not (tmp_path / "clusters").exists()
+    prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
+    assert encodings == [N]  # once, in the first run
+
+
+def test_interrupted_run_leaves_the_older_folder(source: CsvPairs, tmp_path: Path) -> None:
+    prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
+    before = (tmp_path / "clusters" / "manifest.json").read_text()
+    Path(source.image_paths[9]).unlink()
+    with pytest.raises(DataError, match="row 9"):
+        prepare(CsvPairs(source.path), tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
+    assert (tmp_path / "clusters" / "manifest.json").read_text() == before
+
+
+def test_what_can_fail_without_data_fails_before_encoding(
+    source: CsvPairs, tmp_path: Path, encodings: list[int]
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("precious")
+    cases: tuple[tuple[str, dict[str, Any], type[Exception]], ...] = (
+        ("thesis", {}, ArtifactError),
+        ("clusters", {"clusterer": "kmens"}, UnknownNameError),
+        ("clusters", {"text_clusterer": "kmeans:n_clusters=0"}, InputError),
+        ("clusters", {"text_encoder": "tfidff"}, UnknownNameError),
+        ("data/pairs.csv/clusters", {}, ArtifactError),
+    )
+    for output, options, error in cases:
+        with pytest.raises(error):
+            prepare(source, tmp_path / output, **options, progress=False)
+    assert encodings == []
+    assert (tmp_path / "thesis" / "thesis.txt").read_text() == "precious"
+
+
+def test_cached_folder_is_used_again(source: CsvPairs, encodings: list[int]) -> None:
+    one = prepare_cached(source, clusterer=CLUSTERER, progress=False)
+    two = prepare_cached(CsvPairs(source.path, group_column="item"), clusterer=CLUSTERER, progress=False)
+    assert one.path == two.path == cache_folder(source, clusterer=CLUSTERER)
+    assert encodings == [N]
+
+
+def test_damaged_cache_is_made_again(source: CsvPairs, encodings: list[int]) -> None:
+    folder = prepare_cached(source, clusterer=CLUSTERER, progress=False)
+    (folder.path / "clusters.safetensors").write_bytes(b"")
+    assert prepare_cached(source, clusterer=CLUSTERER, progress=False).clusters.n_samples == N
+    assert encodings == [N, N]
+
+
+def test_cache_is_keyed_by_all_that_decides_the_clusters(source: CsvPairs, tmp_path: Path, cache: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"one")
+    folders = [
+        cache_folder(source),
+        cache_folder(source, seed=1),
+        cache_folder(source, image_encoder="pixels:dim=8"),
+        cache_folder(source, text_encoder="tfidf:dim=8"),
+        cache_folder(source, clusterer=CLUSTERER),
+        cache_folder(source, text_clusterer=CLUSTERER),
+        cache_folder(CsvPairs(source.path)),
+        cache_folder(source, image_encoder=f"timm:resnet18@{weights}"),
+    ]
+    weights.write_bytes(b"two")
+    folders.append(cache_folder(source, image_encoder=f"timm:resnet18@{weights}"))
+    assert len(set(folders)) == len(folders)
+    assert {folder.parent for folder in folders} == {cache}
+    # The same in other words.
+    assert (
+        cache_folder(source, image_encoder="pixels:dim=64,size=16", text_clusterer="kmeans:spherical=yes") == folders[0]
+    )
+
+
+def _prepare_cached(path: Path, log: Path) -> None:
+    def logging(spec: str) -> Encoder:
+        with log.open("a") as stream:
+            stream.write("encoded\n")
+        return image_encoder(spec)
+
+    with mock.patch("clip_negatives.prepare.image_encoder_of", logging):
+        prepare_cached(CsvPairs(path), clusterer=CLUSTERER, progress=False)
+
+
+def test_processes_that_start_together_prepare_once(source: CsvPairs, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_prepare_cached, args=(source.path, tmp_path / "log")) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert (tmp_path / "log").read_text() == "encoded\n"
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_progress_is_shown_on_stderr_only(source: CsvPairs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(source, tmp_path / "clusters", clusterer=CLUSTERER)
+    assert capsys.readouterr().out == ""
+    assert features.CHUNK >= N
