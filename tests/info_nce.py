@@ -43,9 +43,7 @@ def features(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) 
     return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
 
 
-def weights(
-    n: int, *, k: int = 3, seed: int = 0, normalize: bool = False, parts: str = "itf", drop: float = 0.2
-) -> LossTerms:
+def weights(n: int, *, k: int = 3, seed: int = 0, normalize: bool = False, parts: str = "itf", drop: float = 0.2) -> LossTerms:
     """Return log-weights of n samples with asymmetric tables (i, t) and factors (f), `drop` of the tables -inf."""
     generator = torch.Generator().manual_seed(seed + 1)
 

@@ -29,7 +29,8 @@ def test_neutral_terms_give_open_clips_loss_to_the_bit(terms, autocast, bias):
         inputs.append(torch.full(bias, -3.0, requires_grad=True))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         theirs, ours = ClipLoss()(*inputs), weighted_info_nce(*inputs, terms=terms, backend="torch")
-    assert torch.equal(theirs, ours) and theirs.dtype == ours.dtype
+    assert torch.equal(theirs, ours)
+    assert theirs.dtype == ours.dtype
     for their, our in zip(gradients(theirs, *inputs), gradients(ours, *inputs), strict=True):
         assert torch.equal(their, our)
 
@@ -38,9 +39,7 @@ def test_gathered_features_give_the_operations_of_open_clip_with_several_process
     x, y = features(9, 8, dtype=torch.float32)
     logits = 14.3 * x @ y.T
     target = torch.arange(9)
-    theirs = (
-        torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
-    ) / 2
+    theirs = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
     ours = weighted_info_nce(x, y, 14.3, gathered=True, backend="torch")
     assert all(map(torch.equal, gradients(theirs, x, y), gradients(ours, x, y)))
     assert torch.equal(theirs, ours)
@@ -63,9 +62,7 @@ def test_equals_two_loops_for_any_shape(backend, n, d, k, chunk, seed):
     x, y = features(n, d, seed)
     terms = weights(n, k=k, seed=seed, normalize=seed % 2 == 0, drop=0.4)
     ours = weighted_info_nce(x, y, SCALE, terms=terms, backend=backend, chunk_size=chunk)
-    assert ours.item() == pytest.approx(
-        naive_info_nce(x, y, 5.0, 0.0, dense(terms, n), terms.normalize), rel=1e-6, abs=1e-9
-    )
+    assert ours.item() == pytest.approx(naive_info_nce(x, y, 5.0, 0.0, dense(terms, n), terms.normalize), rel=1e-6, abs=1e-9)
 
 
 @each_backend
@@ -276,8 +273,8 @@ def test_refuses_features_that_do_not_fit(arguments, message):
         ({"all_image_features": X[:, :1], "all_text_features": X[:, :1]}, r"one shape \(G, 2\)"),
         ({"all_image_features": X, "all_text_features": X, "terms": TABLE}, "Expected all_terms"),
         ({"terms": TABLE.take(torch.tensor([0]))}, "terms of 3 samples, as many as there are features, got 1"),
-        ({"terms": LossTerms(image_table=torch.zeros(1, 1))}, "a square table and its labels"),
-        ({"terms": LossTerms(TABLE.image_labels, torch.zeros(1, 2))}, "a square table and its labels"),
+        ({"terms": LossTerms(image_table=torch.zeros(1, 1))}, "a square table and labels"),
+        ({"terms": LossTerms(TABLE.image_labels, torch.zeros(1, 2))}, "a square table and labels"),
         ({"terms": TABLE.to("meta")}, "terms on cpu, where the features are, got meta"),
     ],
 )

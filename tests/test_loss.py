@@ -99,9 +99,7 @@ def test_terms_can_be_exchanged_after_reclustering():
     torch.testing.assert_close(loss(x, y, 9.0, index=INDEX), weighted_info_nce(x, y, 9.0, terms=first.take(INDEX)))
 
 
-@pytest.mark.parametrize(
-    "into", [None, LossTerms(), weights(7, k=2, seed=5, parts="tf")], ids=["none", "neutral", "other"]
-)
+@pytest.mark.parametrize("into", [None, LossTerms(), weights(7, k=2, seed=5, parts="tf")], ids=["none", "neutral", "other"])
 @pytest.mark.parametrize("parts", ["", "i", "itf"])
 def test_state_goes_through_a_file_into_a_loss_built_with_other_terms(into, parts):
     terms = weights(20, parts=parts, normalize=True) if parts else LossTerms(normalize=True)
@@ -143,4 +141,5 @@ def test_terms_on_another_device_follow_the_features():
     loss = NegativesClipLoss(terms=terms)
     found = loss(x.to("meta"), y.to("meta"), torch.tensor(9.0), index=INDEX)
     assert found.device.type == "meta"
-    assert loss.image_table.device.type == "meta" and loss.image_labels.device.type == "cpu"
+    assert loss.image_table.device.type == "meta"
+    assert loss.image_labels.device.type == "cpu"

@@ -6,6 +6,7 @@ Both processes are started once for all tests: they write what they found into a
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,9 +51,7 @@ def _process(rank, folder):
             neutral = NegativesClipLoss(**how, backend=backend)
             found["neutral", backend, local_loss, with_grad] = _run(neutral, torch.float32, rank)
             for normalize in (False, True):
-                weighted = NegativesClipLoss(
-                    **how, terms=weights(N, normalize=normalize), backend=backend, chunk_size=3
-                )
+                weighted = NegativesClipLoss(**how, terms=weights(N, normalize=normalize), backend=backend, chunk_size=3)
                 result = _run(weighted, torch.float64, rank, index=INDEX[_part(rank)])
                 found["weighted", backend, normalize, local_loss, with_grad] = result
     found["metrics"] = _metrics(_part(rank))
@@ -72,7 +71,9 @@ def _metrics(part):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("processes"))
-    mp.spawn(_process, args=(folder,), nprocs=WORLD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1])  # the processes import this module by its name
+        mp.spawn(_process, args=(folder,), nprocs=WORLD)
     return [torch.load(f"{folder}/{rank}.pt") for rank in range(WORLD)]
 
 

@@ -17,8 +17,8 @@ BACKENDS = ("auto", "torch", "chunked")
 FEW_PAIRS = 256 * 256
 """Up to so many pairs "auto" takes the torch backend on the CPU.
 
-Measured on a 2-core EPYC, D = 512, float32, CPU time of a step over open_clip's: chunked takes 1.4 for 64 x 64, 1.0 for
-128 x 128, 0.84 for 256 x 256, where 1 ms is at stake, and 0.74 for 512 x 512; with normalised weights 1.7, 1.2, 0.92, 0.80.
+Measured on a 2-core EPYC, D = 512, float32, CPU time of a step over open_clip's: chunked takes 1.4 for 64 x 64, 1.0
+for 128 x 128, 0.84 for 256 x 256, where 1 ms is at stake, and 0.74 for 512 x 512.
 """
 
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192
@@ -180,7 +180,8 @@ def _check_terms(terms: LossTerms | None, all_terms: LossTerms | None, x: Tensor
                 )
         for labels, table in ((given.image_labels, given.image_table), (given.text_labels, given.text_table)):
             if table is not None and (labels is None or table.ndim != 2 or table.shape[0] != table.shape[1]):
-                raise InputError(f"Expected {name} with a square table and its labels, got {tuple(table.shape)}, {labels}.")
+                have = "no labels" if labels is None else "labels"
+                raise InputError(f"Expected {name} with a square table and labels, got {tuple(table.shape)} and {have}.")
         for tensor in (given.image_labels, given.image_table, given.text_labels, given.text_table, given.factors):
             if tensor is not None and tensor.device != features.device:
                 raise InputError(

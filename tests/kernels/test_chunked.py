@@ -195,4 +195,4 @@ def test_never_holds_a_matrix_of_all_pairs(rectangle, normalize):
     more = {"all_image_features": x, "all_text_features": y, "all_terms": terms} if rectangle else {}
     with _Largest() as largest:
         chunked(x, y, _number(5.0), terms=terms, chunk_size=chunk, **more).backward()
-    assert largest.elements == 2 * chunk * n, "the logits of one chunk of rows and a scratch of their size"
+    assert largest.elements == 3 * chunk * n, "the logits of one chunk of rows, their weights and a scratch"

@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.kernels.blocks import Blocks, LogSums, rows_at_once
+from clip_negatives.kernels.blocks import LogSums, Pairs, rows_at_once
 
 
 def both(
     x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, terms: LossTerms | None, *, chunk_size: int | None = None
 ) -> Tensor:
     """Return half the mean cross-entropy of the rows plus half that of the columns."""
-    loss: Tensor = _InfoNCE.apply(x, y, scale, bias, Blocks(terms, terms, 0, True, True, rows_at_once(y, chunk_size)))
+    loss: Tensor = _InfoNCE.apply(x, y, scale, bias, Pairs(terms, terms, 0, True, True, rows_at_once(y, chunk_size)))
     return loss
 
 
@@ -41,33 +41,32 @@ def rows(
     chunk_size: int | None = None,
 ) -> Tensor:
     """Return the mean cross-entropy of the rows; `images_are_rows` says which way the log-weights are looked up."""
-    blocks = Blocks(x_terms, y_terms, offset, images_are_rows, False, rows_at_once(y, chunk_size))
-    loss: Tensor = _InfoNCE.apply(x, y, scale, bias, blocks)
+    pairs = Pairs(x_terms, y_terms, offset, images_are_rows, False, rows_at_once(y, chunk_size))
+    loss: Tensor = _InfoNCE.apply(x, y, scale, bias, pairs)
     return loss
 
 
 class _InfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, blocks: Blocks) -> Tensor:
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, pairs: Pairs) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            negatives, weighed = LogSums(blocks, x, y), LogSums(blocks, x, y)
+            negatives, weighed = LogSums(pairs, x, y), LogSums(pairs, x, y)
             positive = torch.empty_like(negatives.row)
-            for part, logits, scratch in blocks.logits(x, y, scale, bias):
-                positive[part] = blocks.positives(logits, part.start)
-                weights = _keep_negatives(blocks, part, logits)
-                negatives.add(part, logits, scratch)
-                if weights is not None and blocks.normalize:
-                    weighed.add(part, weights, scratch)
-                    weighed.count(part, weights, scratch)
-            shift = blocks.shift(weighed.row, weighed.row_kept)
+            for block in pairs.blocks(x, y, scale, bias):
+                positive[block.part] = block.positive
+                negatives.add(block.part, block.negatives, block.scratch)
+                if block.weights is not None and pairs.normalize:
+                    weighed.add(block.part, block.weights, block.scratch)
+                    weighed.count(block.part, block.weights, block.scratch)
+            shift = pairs.shift(weighed.row, weighed.row_kept)
             row_loss, row_level, slope = _close(negatives.row, shift, positive)
             loss, column_level = row_loss.mean(), None
-            if blocks.columns_too:
-                shift = blocks.shift(weighed.column, weighed.column_kept)
+            if pairs.columns_too:
+                shift = pairs.shift(weighed.column, weighed.column_kept)
                 column_loss, column_level, column_slope = _close(negatives.column, shift, positive)
                 loss, slope = (loss + column_loss.mean()) / 2, slope + column_slope
         ctx.save_for_backward(x, y, scale, bias, row_level, column_level, slope)
-        ctx.blocks = blocks
+        ctx.pairs = pairs
         return loss
 
     @staticmethod
@@ -80,20 +79,19 @@ class _InfoNCE(torch.autograd.Function):
             x_grad = torch.empty(x.shape, dtype=slope.dtype, device=x.device) if wants_x or wants_scale else None
             y_grad = torch.zeros(y.shape, dtype=slope.dtype, device=x.device) if wants_y else None
             bias_grad = slope.new_zeros(())
-            for part, logits, scratch in ctx.blocks.logits(x, y, scale, bias):
-                _keep_negatives(ctx.blocks, part, logits)
+            for part, slopes, _, _, scratch in ctx.pairs.blocks(x, y, scale, bias):
                 if column_level is not None:
-                    torch.sub(logits, column_level, out=scratch).exp_()
-                logits.sub_(row_level[part, None]).exp_()
+                    torch.sub(slopes, column_level, out=scratch).exp_()
+                slopes.sub_(row_level[part, None]).exp_()
                 if column_level is not None:
-                    logits += scratch
-                ctx.blocks.positives(logits, part.start).copy_(slope[part])
+                    slopes += scratch
+                ctx.pairs.positives(slopes, part.start).copy_(slope[part])
                 if x_grad is not None:
-                    torch.mm(logits, columns, out=x_grad[part])
+                    torch.mm(slopes, columns, out=x_grad[part])
                 if y_grad is not None:
-                    y_grad.addmm_(logits.T, x[part].to(slope.dtype))
+                    y_grad.addmm_(slopes.T, x[part].to(slope.dtype))
                 if wants_bias:
-                    bias_grad += logits.sum()
+                    bias_grad += slopes.sum()
             factor = outer[0].to(slope.dtype) / (len(x) * (1 if column_level is None else 2))
             # Logits are linear in the scale, so its gradient needs no pass of its own.
             scale_grad = (x_grad * x).sum() * factor if wants_scale and x_grad is not None else None
@@ -105,16 +103,6 @@ class _InfoNCE(torch.autograd.Function):
                 (bias_grad * factor).to(bias.dtype).view(bias.shape) if wants_bias else None,
                 None,
             )
-
-
-def _keep_negatives(blocks: Blocks, part: slice, logits: Tensor) -> Tensor | None:
-    """Add the log-weights to a block of logits and -inf to its positives, in place; return the log-weights."""
-    weights = blocks.weights(part, logits)
-    if weights is None:
-        blocks.positives(logits, part.start).fill_(-torch.inf)
-    else:
-        logits += weights
-    return weights
 
 
 def _close(negatives: Tensor, shift: Tensor, positive: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,39 @@
+"""Say in every result file on what machine and with which versions it was measured."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "open_clip_torch", "clip-negatives", "numpy", "faiss-cpu")
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """Name the hardware, in the place of a host name that says nothing to others, and the versions."""
+    machine_info["node"] = os.environ.get("CLIP_NEGATIVES_MACHINE") or _processor()
+    machine_info["cores"] = os.cpu_count()
+    machine_info["threads"] = torch.get_num_threads()
+    machine_info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine_info["versions"] = {name: _version(name) for name in PACKAGES}
+
+
+def _processor() -> str:
+    """Return the name of the processor."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
