@@ -1,0 +1,88 @@
+"""The docs name what there is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import click
+import pytest
+
+from clip_negatives import catalogue, hookspecs
+from clip_negatives.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Return every call of clip-negatives in the code of a page, split into words."""
+    text = page.read_text()
+    code = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
+    inline = "\n".join(found for found in re.findall(r"`([^`\n]+)`", text) if re.match(r"clip-negatives [a-z]", found))
+    return [
+        shlex.split(match) for match in re.findall(r"clip-negatives ((?:compare|[a-z])[^\n&|]*)", f"{code}\n{inline}")
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_options_exist(page: Path) -> None:
+    for words in commands(page):
+        command: click.Command | None = main
+        with click.Context(main) as context:
+            while isinstance(command, click.Group):
+                command = command.get_command(context, words.pop(0)) if words else None
+                if command is not None and not isinstance(command, click.Group):
+                    break
+                if not words:
+                    break
+        assert command is not None, words
+        ours = words[: words.index("--")] if "--" in words else words
+        known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+        given = {word.partition("=")[0] for word in ours if word.startswith("-")}
+        assert given <= known, (page.name, command.name, given - known)
+
+
+def test_pages_have_commands() -> None:
+    assert sum(len(commands(page)) for page in PAGES) > 15
+
+
+def test_every_hook_is_documented_with_its_signature() -> None:
+    page = (ROOT / "docs" / "hooks.md").read_text()
+    hooks = [function for name, function in vars(hookspecs).items() if name.startswith("clip_negatives_")]
+    assert len(hooks) == 3
+    for function in hooks:
+        signature = str(inspect.signature(function)).replace("'", "")
+        assert f"def {function.__name__}{signature}" in page
+        assert inspect.getdoc(function) in page
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(re.findall(r"[\w-]+\.md", navigation))
+
+
+def test_every_dependency_is_justified() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    listed = re.search(r"\ndependencies = \[\n(.*?)\n\]", pyproject, re.DOTALL)
+    assert listed is not None
+    names = re.findall(r'"([\w-]+)', listed.group(1))
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert len(names) > 10
+    assert [name for name in names if f"| {name} |" not in page] == []
+
+
+def test_figures_of_the_catalogue() -> None:
+    page = (ROOT / "docs" / "catalogue.md").read_text()
+    for split in ("train", "test", "unseen"):
+        part = catalogue.load(split)
+        assert f"| {split} | {len(part)} | {len(set(part.column('item')))} |" in page
+    train, test = catalogue.load("train"), catalogue.load("test")
+    counts, n = Counter(train.column("item")), len(train)
+    others = sum(count * (count - 1) for count in counts.values()) / n
+    assert f"for a training listing | {others:.2f} |" in page
+    assert f"for each sample | {others / (n - 1) * 255:.2f} |" in page
+    assert f"training has too | {len(set(train.column('text')) & set(test.column('text')))} |" in page
