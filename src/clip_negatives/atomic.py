@@ -104,9 +104,7 @@ def refuse_foreign(path: Path, *, known_by: str) -> None:
         ArtifactError: `path` is something else.
     """
     if path.exists() and not (path.is_dir() and ((path / known_by).exists() or not any(path.iterdir()))):
-        raise ArtifactError(
-            f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another."
-        )
+        raise ArtifactError(f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another.")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -127,11 +125,7 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def digest(file: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
-        return (
-            hashlib.file_digest(stream, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _digest_310(stream)
-        )
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_310(stream)
 
 
 def _digest_310(stream: Any) -> str:
@@ -146,9 +140,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors contiguous and none sharing memory with another, as safetensors wants them."""
     apart: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        shares = any(
-            tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in apart.values()
-        )
+        shares = any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in apart.values())
         apart[name] = tensor.contiguous().clone() if shares else tensor.contiguous()
     return apart
 

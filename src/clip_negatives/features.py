@@ -46,7 +46,7 @@ def encode(
         image_encoder: encoder of the images.
         text_encoder: encoder of the texts.
         folder: where chunks are kept; emptied if they are of other data or encoders. One process at a time.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr where that is a terminal.
 
     Returns:
         Two tensors, float32, unit norm or zero, shapes (N, D_image) and (N, D_text), memory-mapped from `folder`.
@@ -57,7 +57,8 @@ def encode(
     """
     _claim(folder, source, image_encoder, text_encoder)
     n = len(source)
-    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (progress and console.is_terminal), transient=True) as bar:
         tasks = bar.add_task("Encoding images", total=n), bar.add_task("Encoding texts", total=n)
         _encode(image_encoder, lambda start: source.images(start, n), n, folder / "image", _advance(bar, tasks[0]))
         if text_encoder.learn is not None:

@@ -74,7 +74,7 @@ def weighted_info_nce(
     Raises:
         InputError: shapes, dtypes or devices do not fit, or the backend is unknown.
 
-    Example:
+    Examples:
         >>> x = torch.nn.functional.normalize(torch.eye(4), dim=1)
         >>> weighted_info_nce(x, x, 10.0)
         tensor(0.0001)
@@ -110,7 +110,7 @@ def weighted_info_nce(
 def select_backend(device: torch.device, rows: int, columns: int) -> tuple[str, str]:
     """Return the backend that "auto" takes for a rows x columns loss, and why.
 
-    Example:
+    Examples:
         >>> select_backend(torch.device("cpu"), 256, 256)
         ('torch', '65536 pairs on cpu are few: one matrix of logits is quickest')
     """
@@ -134,7 +134,7 @@ def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) 
     Raises:
         InputError: the indices are not of one shape (M,).
 
-    Example:
+    Examples:
         >>> terms = LossTerms(image_labels=torch.tensor([0, 1]), image_table=torch.tensor([[0.0, -1.0], [-2.0, 0.0]]))
         >>> pair_log_weights(terms, torch.tensor([0, 1]), torch.tensor([1, 0]))
         tensor([-1., -2.])

@@ -41,7 +41,7 @@ class NegativesClipLoss(nn.Module):
     Raises:
         UnsupportedError: horovod is asked for.
 
-    Example:
+    Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
         >>> NegativesClipLoss()(features, features, torch.tensor(3.0), output_dict=True)
         {'contrastive_loss': tensor(0.0949)}

@@ -72,7 +72,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, str]]:
     Raises:
         OptionError: an option is not of the form key=value, or is given twice.
 
-    Example:
+    Examples:
         >>> parse_spec("kmeans:n_clusters=8,seed=1")
         ('kmeans', {'n_clusters': '8', 'seed': '1'})
     """

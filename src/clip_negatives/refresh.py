@@ -18,7 +18,7 @@ from clip_negatives.similarity import centroid_similarity
 def refresh_due(epoch: int, every: int | None) -> bool:
     """Return whether clusters are made anew before `epoch` (0, 1, ...): each `every` epochs, never before the first.
 
-    Example:
+    Examples:
         >>> [epoch for epoch in range(7) if refresh_due(epoch, 3)]
         [3, 6]
     """

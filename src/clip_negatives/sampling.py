@@ -37,7 +37,7 @@ class PlannedSampler:
     Raises:
         DataError: one step needs more samples than there are.
 
-    Example:
+    Examples:
         >>> context = SamplingContext(n_samples=6, batch_size=2)
         >>> sampler = PlannedSampler(context, lambda generator: torch.arange(6).view(3, 2))
         >>> len(sampler), list(sampler)

@@ -21,7 +21,7 @@ def centroid_similarity(centroids: Tensor) -> Tensor:
     Returns:
         float32, shape (K, K), symmetric.
 
-    Example:
+    Examples:
         >>> centroid_similarity(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
         tensor([[1., 0.],
                 [0., 1.]])

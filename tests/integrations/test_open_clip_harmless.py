@@ -26,6 +26,8 @@ def _train(start: list[str], arguments: list[str], name: str, processes: int = 1
     launcher = [sys.executable]
     if processes > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        # Python 3.11's argparse takes --logs for an abbreviation of torchrun's own --logs-specs, unless "--" stands before it.
+        start = start if "--" in start else ["--", *start]
     command = [*launcher, *start, *arguments, "--name", name]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)

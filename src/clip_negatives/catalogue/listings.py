@@ -56,7 +56,7 @@ def load(split: str = "train") -> Catalogue:
     Raises:
         InputError: there is no such split.
 
-    Example:
+    Examples:
         >>> len(load("test"))
         1652
     """

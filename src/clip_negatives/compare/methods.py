@@ -50,7 +50,7 @@ def parse_methods(text: str) -> list[Method]:
         OptionError: an option is unknown or of another type.
         InputError: a method is named twice.
 
-    Example:
+    Examples:
         >>> [method.weighting for method in parse_methods("in_batch+weighted_infonce:beta=2,normalize=false")]
         ['uniform', 'weighted_infonce:beta=2,normalize=false', 'random_reduction']
     """

@@ -42,7 +42,7 @@ class Difference:
 def summarise(values: Sequence[float]) -> Summary:
     """Return mean and standard deviation.
 
-    Example:
+    Examples:
         >>> summarise([1.0, 3.0])
         Summary(mean=2.0, spread=1.4142135623730951)
     """
@@ -52,7 +52,7 @@ def summarise(values: Sequence[float]) -> Summary:
 def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Difference:
     """Return the mean difference of two runs of each seed and its Student t interval, which assumes normal differences.
 
-    Example:
+    Examples:
         >>> paired_difference([2.0, 4.0, 6.0], [1.0, 3.0, 5.0])
         Difference(mean=1.0, low=1.0, high=1.0)
     """

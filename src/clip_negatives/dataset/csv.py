@@ -54,7 +54,8 @@ class CsvPairs:
             table = pd.read_csv(self.path, sep=separator)
         except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"Expected a csv file separated by {separator!r}, got {self.path}: {reason}.") from error
+            hint = _separator_hint(self.path.read_bytes().split(b"\n", 1)[0].decode(errors="replace"), separator)
+            raise DataError(f"Expected a csv file separated by {separator!r}, got {self.path}: {reason}.{hint}") from error
         for column in filter(None, (image_column, text_column, group_column)):
             if column not in table.columns:
                 raise DataError(_no_column(self.path, column, [str(name) for name in table.columns], separator))
@@ -103,7 +104,13 @@ class CsvPairs:
 
 
 def _no_column(path: Path, column: str, columns: list[str], separator: str) -> str:
-    hint = ""
-    if len(columns) == 1 and (other := next((mark for mark in ("\t", ",", ";") if mark in columns[0]), None)):
-        hint = f" The columns seem to be separated by {other!r}, not by {separator!r}: say --csv-separator."
+    hint = _separator_hint(columns[0], separator) if len(columns) == 1 else ""
     return f"Expected a column {column!r} in {path}, got {', '.join(map(repr, columns))}.{hint}"
+
+
+def _separator_hint(header: str, separator: str) -> str:
+    """Say what seems to separate the columns of a header that lacks the separator."""
+    other = next((mark for mark in ("\t", ",", ";") if mark in header), None)
+    if separator in header or other is None:
+        return ""
+    return f" The columns seem to be separated by {other!r}, not by {separator!r}: say --csv-separator."

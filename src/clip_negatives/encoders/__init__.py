@@ -66,7 +66,7 @@ def encoder_name(modality: Modality, spec: str) -> str:
         UnknownNameError: there is no such encoder.
         OptionError: it has no such option, or lacks a model.
 
-    Example:
+    Examples:
         >>> encoder_name("image", "pixels:size=8")
         'pixels:size=8,dim=64'
     """

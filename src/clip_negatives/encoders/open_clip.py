@@ -57,9 +57,7 @@ def _checked(argument: str) -> tuple[str, str, int]:
     known = open_clip.list_pretrained_tags_by_model(model)
     if weights not in known:
         tags = f"one of {', '.join(known)}" if known else "there are no known tags"
-        raise DataError(
-            f"Expected open_clip:{model}/WEIGHTS with a checkpoint file or a tag ({tags}), got {weights!r}."
-        )
+        raise DataError(f"Expected open_clip:{model}/WEIGHTS with a checkpoint file or a tag ({tags}), got {weights!r}.")
     return model, weights, 0
 
 

@@ -16,9 +16,7 @@ from clip_negatives.errors import DataError
 def from_folder(folder: str) -> Encoder:
     """Return an encoder by the folder of a model."""
     if find_spec("sentence_transformers") is None:
-        raise DataError(
-            "Expected the package sentence-transformers, got none. Install it: pip install sentence-transformers."
-        )
+        raise DataError("Expected the package sentence-transformers, got none. Install it: pip install sentence-transformers.")
     if not Path(folder).is_dir():
         raise DataError(f"Expected the folder of a sentence-transformers model, got {folder}.")
     from sentence_transformers import SentenceTransformer

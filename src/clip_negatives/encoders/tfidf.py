@@ -34,9 +34,7 @@ def tfidf(dim: int = 64) -> Encoder:
         try:
             table = pieces.fit_transform(texts)
         except ValueError:
-            raise DataError(
-                "Expected texts with words in them for the encoder 'tfidf', got none. Use another one."
-            ) from None
+            raise DataError("Expected texts with words in them for the encoder 'tfidf', got none. Use another one.") from None
         components = max(1, min(dim, min(table.shape) - 1))
         with np.errstate(invalid="ignore"):  # the share of variance explained, which texts without any do not have
             learned.append(TruncatedSVD(components, random_state=0).fit(table))

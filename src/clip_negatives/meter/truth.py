@@ -14,7 +14,7 @@ from clip_negatives.artifacts import ClustersFolder
 def codes(values: Sequence[str]) -> Tensor:
     """Return a number for each value, equal for equal values, int64, shape (N,); an empty value equals no other.
 
-    Example:
+    Examples:
         >>> codes(["shoe", "", "hat", "", "shoe"])
         tensor([2, 3, 1, 4, 2])
     """

@@ -24,7 +24,7 @@ class FalseNegatives(Metric):
     the terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of
     the false ones, both 0 .. 1; ``batches``. Pairs whose weight is only lowered count as kept.
 
-    Example:
+    Examples:
         >>> metric = FalseNegatives()
         >>> metric.update(torch.tensor([0, 0, 1, 2]))
         >>> metric.compute()["per_anchor"]

@@ -49,7 +49,7 @@ def rank_at_k(
     Raises:
         InputError: shapes do not fit, k is less than 1, or a query has no entry of its group.
 
-    Example:
+    Examples:
         >>> rank_at_k(torch.eye(3), torch.eye(3), torch.arange(3), torch.tensor([0, 2, 1]), (1, 3))
         tensor([0.3333, 1.0000])
     """
@@ -89,7 +89,7 @@ def chance_rank_at_k(query_groups: Tensor, gallery_groups: Tensor, k: int) -> fl
     Raises:
         InputError: k is less than 1.
 
-    Example:
+    Examples:
         >>> round(chance_rank_at_k(torch.arange(10), torch.arange(10), 1), 4)
         0.1
     """
@@ -112,7 +112,7 @@ class RankAtK(Metric):
         top_k: the values of k.
         chunk_size: queries compared at a time; a queries x gallery matrix is never held.
 
-    Example:
+    Examples:
         >>> metric = RankAtK(top_k=(1,))
         >>> metric.update(torch.eye(3), torch.eye(3), torch.arange(3))
         >>> metric.compute()
