@@ -143,7 +143,7 @@ def test_changed_manifest_is_refused(folder: Path, change: Any) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     change(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ArtifactError, match="damaged.*Prepare it again"):
+    with pytest.raises(ArtifactError, match=r"damaged.*Prepare it again"):
         read_clusters(folder)
 
 
@@ -181,9 +181,7 @@ def _replace(**parts: Any) -> Clusters:
         (_replace(image_features=torch.ones(N, 7)), _samples(), "image features"),
     ],
 )
-def test_parts_that_do_not_fit_are_not_written(
-    tmp_path: Path, clusters: Clusters, samples: pa.Table, fault: str
-) -> None:
+def test_parts_that_do_not_fit_are_not_written(tmp_path: Path, clusters: Clusters, samples: pa.Table, fault: str) -> None:
     with pytest.raises(ArtifactError, match=fault):
         write_clusters(tmp_path / "clusters", clusters, samples, {})
     assert not list(tmp_path.iterdir())

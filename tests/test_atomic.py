@@ -14,9 +14,17 @@ from clip_negatives.atomic import replaced_file, replaced_folder, sole_user, wri
 from clip_negatives.errors import ArtifactError
 
 
-def _make(path: Path, content: str) -> None:
+def _make(path: Path, content: str, fault: type[BaseException] | None = None) -> None:
     with replaced_folder(path, known_by="mark") as folder:
         (folder / "mark").write_text(content)
+        if fault is not None:
+            raise fault
+
+
+def _write_half(path: Path) -> None:
+    with replaced_file(path) as file:
+        file.write_text("half")
+        raise KeyboardInterrupt
 
 
 def test_folder_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
@@ -29,16 +37,13 @@ def test_folder_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("fault", [KeyboardInterrupt, RuntimeError])
 def test_interrupted_folder_leaves_the_old_one(tmp_path: Path, fault: type[BaseException]) -> None:
     _make(tmp_path / "made", "one")
-    with pytest.raises(fault), replaced_folder(tmp_path / "made", known_by="mark") as folder:
-        (folder / "mark").write_text("half")
-        raise fault
+    with pytest.raises(fault):
+        _make(tmp_path / "made", "half", fault)
     assert (tmp_path / "made" / "mark").read_text() == "one"
     assert list(tmp_path.iterdir()) == [tmp_path / "made"]
 
 
-def test_interruption_between_the_two_renames_restores_the_old_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interruption_between_the_two_renames_restores_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _make(tmp_path / "made", "one")
     rename = Path.rename
 
@@ -73,9 +78,8 @@ def test_place_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
 
 def test_interrupted_file_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "made").write_text("one")
-    with pytest.raises(KeyboardInterrupt), replaced_file(tmp_path / "made") as file:
-        file.write_text("half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        _write_half(tmp_path / "made")
     assert (tmp_path / "made").read_text() == "one"
     assert list(tmp_path.iterdir()) == [tmp_path / "made"]
 

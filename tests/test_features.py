@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -22,7 +21,8 @@ from clip_negatives.dataset import CsvPairs
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import DataError
 from clip_negatives.features import encode
-from tests.pairs import write_csv
+
+from .pairs import write_csv
 
 N = 60
 
@@ -132,9 +132,7 @@ def test_fewer_samples_than_dimensions(tmp_path: Path) -> None:
     assert images.shape[1] <= 3
 
 
-def test_data_that_shrink_while_they_are_read(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_that_shrink_while_they_are_read(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def images(start: int, stop: int) -> Iterator[Image.Image]:
         return CsvPairs.images(source, start, min(stop, 40))
 
@@ -168,7 +166,6 @@ def test_killed_process_loses_at_most_a_chunk(source: CsvPairs, tmp_path: Path, 
     work = tmp_path / "work"
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(source.path), str(work)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60

@@ -13,7 +13,8 @@ from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.errors import ArtifactError, InputError, UnknownNameError
 from clip_negatives.generate import SCHEMA, generate
 from clip_negatives.prepare import prepare
-from tests.pairs import listings, write_csv, write_tars
+
+from .pairs import listings, write_csv, write_tars
 
 N = 64
 CLUSTERER = "kmeans:n_clusters=6"
@@ -72,9 +73,7 @@ def test_file_says_how_it_was_made(folder: ClustersFolder, tmp_path: Path) -> No
     assert metadata[b"clip_negatives.data"].decode() == folder.manifest["data"]
 
 
-def test_pairs_are_written_in_row_groups(
-    folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pairs_are_written_in_row_groups(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(folder, tmp_path / "one")
     monkeypatch.setattr(module, "ROWS", 10)
     generate(folder, tmp_path / "many")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,7 +18,8 @@ from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.encoders import Encoder, image_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnknownNameError
 from clip_negatives.prepare import cache_folder, prepare, prepare_cached
-from tests.pairs import listings, write_csv, write_tars
+
+from .pairs import listings, write_csv, write_tars
 
 N = 64
 CLUSTERER = "kmeans:n_clusters=6"
@@ -106,13 +109,12 @@ def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) 
 
 @pytest.mark.parametrize("where", ["cluster_features", "write_clusters"])
 def test_interrupted_run_leaves_no_folder_and_goes_on(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encodings: list[int], where: str
+    source: CsvPairs, tmp_path: Path, encodings: list[int], where: str
 ) -> None:
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, where, interrupted)
+    with mock.patch.object(module, where, interrupted), pytest.raises(KeyboardInterrupt):
         prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
     assert not (tmp_path / "clusters").exists()
     prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
@@ -128,9 +130,7 @@ def test_interrupted_run_leaves_the_older_folder(source: CsvPairs, tmp_path: Pat
     assert (tmp_path / "clusters" / "manifest.json").read_text() == before
 
 
-def test_what_can_fail_without_data_fails_before_encoding(
-    source: CsvPairs, tmp_path: Path, encodings: list[int]
-) -> None:
+def test_what_can_fail_without_data_fails_before_encoding(source: CsvPairs, tmp_path: Path, encodings: list[int]) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("precious")
     cases: tuple[tuple[str, dict[str, Any], type[Exception]], ...] = (
@@ -179,29 +179,30 @@ def test_cache_is_keyed_by_all_that_decides_the_clusters(source: CsvPairs, tmp_p
     assert len(set(folders)) == len(folders)
     assert {folder.parent for folder in folders} == {cache}
     # The same in other words.
-    assert (
-        cache_folder(source, image_encoder="pixels:dim=64,size=16", text_clusterer="kmeans:spherical=yes") == folders[0]
-    )
+    assert cache_folder(source, image_encoder="pixels:dim=64,size=16", text_clusterer="kmeans:spherical=yes") == folders[0]
 
 
-def _prepare_cached(path: Path, log: Path) -> None:
-    def logging(spec: str) -> Encoder:
-        with log.open("a") as stream:
-            stream.write("encoded\n")
+SCRIPT = """
+    import sys
+    from pathlib import Path
+    from clip_negatives import prepare
+    from clip_negatives.dataset import CsvPairs
+    from clip_negatives.encoders import image_encoder
+
+    def logging(spec):
+        with Path(sys.argv[2]).open("a") as stream:
+            stream.write("encoded\\n")
         return image_encoder(spec)
 
-    with mock.patch("clip_negatives.prepare.image_encoder_of", logging):
-        prepare_cached(CsvPairs(path), clusterer=CLUSTERER, progress=False)
+    prepare.image_encoder_of = logging
+    prepare.prepare_cached(CsvPairs(sys.argv[1]), clusterer=sys.argv[3], progress=False)
+"""
 
 
 def test_processes_that_start_together_prepare_once(source: CsvPairs, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_prepare_cached, args=(source.path, tmp_path / "log")) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(source.path), str(tmp_path / "log"), CLUSTERER]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     assert (tmp_path / "log").read_text() == "encoded\n"
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

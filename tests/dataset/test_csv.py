@@ -9,7 +9,8 @@ from open_clip_train.data import CsvDataset
 
 from clip_negatives.dataset import CsvPairs, open_pairs
 from clip_negatives.errors import DataError
-from tests.pairs import listings, write_csv
+
+from ..pairs import listings, write_csv
 
 
 def test_rows_are_those_of_open_clip(tmp_path: Path) -> None:
@@ -49,7 +50,7 @@ def test_missing_text_is_what_open_clip_trains_on_and_missing_group_is_unknown(t
 
 def test_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 2)
-    with pytest.raises(DataError, match="column 'caption'.*'filepath', 'title', 'item'"):
+    with pytest.raises(DataError, match=r"column 'caption'.*'filepath', 'title', 'item'"):
         CsvPairs(file, text_column="caption")
     with pytest.raises(DataError, match="column 'brand'"):
         CsvPairs(file, group_column="brand")

@@ -8,7 +8,8 @@ import pytest
 
 from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
 from clip_negatives.errors import DataError
-from tests.pairs import listings, png, write_csv, write_tar, write_tars
+
+from ..pairs import listings, png, write_csv, write_tar, write_tars
 
 
 def test_pairs_are_those_of_the_csv(tmp_path: Path) -> None:
@@ -46,10 +47,10 @@ def test_samples_without_text_or_image_are_left_out_as_in_open_clip(tmp_path: Pa
 def test_repeated_key_is_refused(tmp_path: Path) -> None:
     for name, keys in (("a", ("one", "two")), ("b", ("one", "three")), ("c", ("three",))):
         write_tar(tmp_path / f"{name}.tar", {file: data for key in keys for file, data in _pair(key).items()})
-    with pytest.raises(DataError, match="every key once.*got 1 again"):
+    with pytest.raises(DataError, match=r"every key once.*got 1 again"):
         TarPairs(f"{tmp_path}/a.tar::{tmp_path}/b.tar")
     # Where the same key ends one tar and begins the next, webdataset itself stumbles.
-    with pytest.raises(DataError, match="three.png: duplicate file name"):
+    with pytest.raises(DataError, match=r"three.png: duplicate file name"):
         TarPairs(f"{tmp_path}/b.tar::{tmp_path}/c.tar")
 
 
@@ -80,12 +81,12 @@ def test_tar_without_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("json", [{}, {"one.json": b"{}"}, {"one.json": b"{"}, {"one.json": b"[1]"}])
 def test_group_field_that_is_not_there(tmp_path: Path, json: dict[str, bytes]) -> None:
     file = write_tar(tmp_path / "a.tar", {**_pair("one"), **json})
-    with pytest.raises(DataError, match="field 'item' .* got none in one"):
+    with pytest.raises(DataError, match=r"field 'item' .* got none in one"):
         TarPairs(str(file), group_field="item")
 
 
 def test_text_that_is_not_utf8(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="UTF-8.*sample one"):
+    with pytest.raises(DataError, match=r"UTF-8.*sample one"):
         TarPairs(str(write_tar(tmp_path / "a.tar", {**_pair("one"), "one.txt": b"\xff\xfe\xff"})))
 
 

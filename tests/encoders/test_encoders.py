@@ -15,7 +15,8 @@ from torch import Tensor
 
 from clip_negatives.encoders import Encoder, encoder_name, image_encoder, text_encoder
 from clip_negatives.errors import ClipNegativesError, DataError, OptionError, UnknownNameError
-from tests.pairs import listings
+
+from ..pairs import listings
 
 TEXTS = [item[1] for item in listings(96)]
 IMAGES = [item[3] for item in listings(96)]
@@ -165,9 +166,7 @@ def test_transformers_averages_the_tokens_of_each_text_alone(tmp_path: Path) -> 
     words = sorted({word for text in TEXTS for word in text.lower().replace(",", " ").split()})
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *words]))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    config = BertConfig(
-        vocab_size=2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
+    config = BertConfig(vocab_size=2000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertModel(config).save_pretrained(tmp_path)
     encoder = text_encoder(f"transformers:{tmp_path}")
     together = encoder.encode(TEXTS)

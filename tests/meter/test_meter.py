@@ -19,7 +19,8 @@ from clip_negatives.interfaces import LossTerms, SamplingContext
 from clip_negatives.meter import codes, meter, treatments, truth_of
 from clip_negatives.meter.suspects import SAMPLED_PAIRS
 from clip_negatives.prepare import prepare
-from tests.pairs import write_csv
+
+from ..pairs import write_csv
 
 N = 64
 WEIGHTING = "weighted_infonce:image_quantile=0.7"
@@ -157,7 +158,7 @@ def test_values_out_of_range(folder: ClustersFolder) -> None:
     for batch_size in (1, N + 1):
         with pytest.raises(InputError, match=f"batch size within 2 .. {N}"):
             meter(folder, batch_size)
-    with pytest.raises(InputError, match="threshold within -1 .. 1"):
+    with pytest.raises(InputError, match=r"threshold within -1 .. 1"):
         meter(folder, 16, threshold=1.5)
     with pytest.raises(UnknownNameError):
         meter(folder, 16, sampler="unknown")

@@ -9,7 +9,6 @@ import click
 
 from clip_negatives.cli.data_options import data_options
 
-
 ENCODERS = """\b
 Encoders of images: pixels, efficientnet-lite0, timm:NAME, timm:NAME@FILE, open_clip:MODEL/WEIGHTS
 Encoders of texts:  tfidf, minilm, transformers:FOLDER, sentence_transformers:FOLDER, open_clip:MODEL/WEIGHTS
