@@ -2,7 +2,7 @@
 
 Small by default; the sizes of the documentation, and a result file::
 
-    CLIP_NEGATIVES_BENCHMARK_SIZES=4096,8192 pytest benchmarks/test_loss_benchmark.py --benchmark-json results.json
+    BENCHMARK_FULL=1 pytest benchmarks/test_loss_benchmark.py --benchmark-json results.json
 
 Each line that is printed, and ``extra_info`` in the file, gives the time over that of open_clip's unweighted loss with
 as many pairs in the same run, and the peak memory of a step, measured in a process of its own. As a program it prints
@@ -31,7 +31,7 @@ from clip_negatives.interfaces import LossTerms
 
 FEATURES, CLUSTERS, SCALE = 512, 256, 14.3
 WEIGHTS = ("none", "weighted", "normalized")
-SIZES = [int(size) for size in os.environ.get("CLIP_NEGATIVES_BENCHMARK_SIZES", "512").split(",")]
+SIZES = [1024, 4096, 8192] if os.environ.get("BENCHMARK_FULL") == "1" else [512]
 CASES = [("open_clip", "none"), *((backend, w) for w in WEIGHTS for backend in ("torch", "chunked"))]
 
 

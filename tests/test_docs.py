@@ -23,9 +23,7 @@ def commands(page: Path) -> list[list[str]]:
     text = page.read_text()
     code = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     inline = "\n".join(found for found in re.findall(r"`([^`\n]+)`", text) if re.match(r"clip-negatives [a-z]", found))
-    return [
-        shlex.split(match) for match in re.findall(r"clip-negatives ((?:compare|[a-z])[^\n&|]*)", f"{code}\n{inline}")
-    ]
+    return [shlex.split(match) for match in re.findall(r"clip-negatives ((?:compare|[a-z])[^\n&|]*)", f"{code}\n{inline}")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

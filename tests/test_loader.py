@@ -43,6 +43,22 @@ def test_same_batches_as_without_us() -> None:
     assert [batch["row"].tolist() for batch in wrapped(plain)[0]] == expected
 
 
+class Damaged(Squares):
+    def __getitem__(self, row: int) -> dict[str, int]:
+        if row == 6:
+            raise FileNotFoundError(2, "No such file", "6.png")
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_sample_that_cannot_be_read_is_named(workers: int) -> None:
+    loader, _ = wrapped(DataLoader(Damaged(), batch_size=4, num_workers=workers))
+    iterator = iter(loader)
+    next(iterator)
+    with pytest.raises(DataError, match=r"^Expected a sample 6 .* got: .*'6.png'. Repair it\.$"):
+        next(iterator)
+
+
 def test_own_collation_is_kept() -> None:
     loader, _ = wrapped(DataLoader(Squares(), batch_size=4, collate_fn=lambda samples: [one["square"] for one in samples]))
     assert next(iter(loader)) == [0, 1, 4, 9]

@@ -14,7 +14,9 @@ from clip_negatives.sampling import PlannedSampler, epoch_generator
 from .conftest import make_clusters
 
 N, B = 100, 8
-SAMPLERS = [item.name for item in registry.default_registry().items("negative_sampler") if item.distribution == "clip-negatives"]
+SAMPLERS = [
+    item.name for item in registry.default_registry().items("negative_sampler") if item.distribution == "clip-negatives"
+]
 
 
 def make(name: str, rank: int = 0, world_size: int = 1, seed: int = 0, n: int = N, batch_size: int = B) -> NegativeSampler:

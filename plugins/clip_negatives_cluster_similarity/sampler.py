@@ -111,7 +111,7 @@ class ClusterSimilarity(PlannedSampler):
         """Swap `sample` with one of another step such that fewer samples of the two stand alone; return that step, if any."""
         mine = int((places == sample).nonzero())
         for theirs in torch.randint(len(places), (SWAPS,), generator=generator).tolist():
-            other = min(theirs // self.step_size, len(self))
+            other: int = min(theirs // self.step_size, len(self))
             if other == step:
                 continue
             before = self._alone(places, step).numel() + self._alone(places, other).numel()

@@ -59,17 +59,25 @@ class _IndexedDataset(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.dataset[index], index
+        try:
+            return self.dataset[index], index
+        except OSError as error:  # a file that is missing or damaged: pillow's errors are of this class
+            return DataError(f"Expected a sample {index} (counted from 0) that can be read, got: {error}. Repair it."), index
 
 
 class _IndexedCollate:
-    """Collate the samples as before, and their indices beside them."""
+    """Collate the samples as before, and their indices beside them; an error of one of them stands for the batch.
+
+    As a value, and not raised in the worker, or torch would wrap its message into a traceback.
+    """
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
     def __call__(self, samples: list[tuple[Any, int]]) -> tuple[Any, Tensor]:
-        return self.collate([sample for sample, _ in samples]), torch.tensor([index for _, index in samples])
+        index = torch.tensor([index for _, index in samples])
+        error = next((sample for sample, _ in samples if isinstance(sample, DataError)), None)
+        return error or self.collate([sample for sample, _ in samples]), index
 
 
 class IndexedLoader:
@@ -102,8 +110,14 @@ class IndexedLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        """Yield the batches of the epoch."""
+        """Yield the batches of the epoch.
+
+        Raises:
+            DataError: a file of a sample is missing or damaged.
+        """
         for batch, index in self._loader:
+            if isinstance(batch, DataError):
+                raise batch
             self.batch_index.push(index)
             yield batch
 

@@ -55,7 +55,9 @@ def test_pictures_are_small_colourful_and_on_white() -> None:
 
 def test_texts_hold_the_label_but_not_the_tone() -> None:
     whole = catalogue.load("all")
-    assert not any("skin tone" in text for text, tone in zip(whole.column("text"), whole.column("tone"), strict=True) if tone != "0")
+    assert not any(
+        "skin tone" in text for text, tone in zip(whole.column("text"), whole.column("tone"), strict=True) if tone != "0"
+    )
     per_item: dict[str, set[str]] = {}
     for item, text in zip(whole.column("item"), whole.column("text"), strict=True):
         per_item.setdefault(item, set()).add(text)

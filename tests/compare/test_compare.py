@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from clip_negatives import catalogue
-from clip_negatives.compare import Comparison, compare
+from clip_negatives.compare import Comparison, compare, study
 from clip_negatives.compare import run as run_module
-from clip_negatives.compare import study
 from clip_negatives.compare.output import cost_table, plot, ranks_table
 from clip_negatives.errors import ClipNegativesError, DataError, InputError
 

@@ -112,5 +112,5 @@ def test_more_pairs_than_there_are() -> None:
 def test_needs_clusters_of_these_data() -> None:
     with pytest.raises(InputError, match="clip-negatives prepare"):
         ClusterSimilarity(SamplingContext(240, 8))
-    with pytest.raises(InputError, match="clusters of 200 samples.*got 240"):
+    with pytest.raises(InputError, match=r"clusters of 200 samples.*got 240"):
         ClusterSimilarity(SamplingContext(200, 8, clusters=make_clusters(240)))

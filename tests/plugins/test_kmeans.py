@@ -45,7 +45,7 @@ def test_no_cluster_is_empty_among_duplicates() -> None:
 
 
 def test_too_few_different_samples() -> None:
-    with pytest.raises(InputError, match="at least 4 different samples.*got 3.*n_clusters=3"):
+    with pytest.raises(InputError, match=r"at least 4 different samples.*got 3.*n_clusters=3"):
         KMeans(n_clusters=4).fit(features(3).repeat(10, 1), generator=generator())
 
 

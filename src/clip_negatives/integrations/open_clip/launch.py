@@ -57,14 +57,26 @@ class TrainOptions:
         return sampler.requires_clusters or weighting.requires_clusters
 
 
+def _loggers() -> list[logging.Logger]:
+    """Return every logger there is."""
+    named = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in named if isinstance(logger, logging.Logger))]
+
+
 @contextmanager
 def _own_logging() -> Iterator[None]:
-    """Take down at the end what open_clip adds to the root logger, or a second run would write into the first one's log."""
-    level, handlers = logging.root.level, list(logging.root.handlers)
+    """Undo at the end what open_clip does to logging.
+
+    It adds handlers to the root logger: a second run would write into the first one's log. And it sets the level of every
+    logger there is: torch's would print their statistics when the process ends.
+    """
+    levels = {logger: logger.level for logger in _loggers()}
+    handlers = list(logging.root.handlers)
     try:
         yield
     finally:
-        logging.root.setLevel(level)
+        for logger in _loggers():
+            logger.setLevel(levels.get(logger, logging.NOTSET))
         for handler in [added for added in logging.root.handlers if added not in handlers]:
             logging.root.removeHandler(handler)
             handler.close()

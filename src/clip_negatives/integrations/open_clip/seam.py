@@ -1,8 +1,8 @@
 """The seam: three functions that open_clip's training looks up by name, replaced while it runs.
 
 ``open_clip_train.main`` calls ``get_data``, ``create_loss`` and ``train_one_epoch``, each found in its own namespace. Nothing
-else of open_clip is touched, and the three are put back when training ends. What this relies on is looked for first, so that
-a version in which it moved gives an error and not another training.
+else of open_clip is touched (on CPUs, `cpu_ddp` mends its distributed training), and the three are put back when training
+ends. What this relies on is looked for first, so that a version in which it moved gives an error and not another training.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import open_clip
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
 from clip_negatives.integrations.open_clip.launch import TrainOptions
 from clip_negatives.integrations.open_clip.preflight import late_folder
@@ -68,7 +69,8 @@ def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
     try:
         for name in EXPECTED:
             setattr(main, name, getattr(negatives, name))
-        yield
+        with cpu_ddp():
+            yield
     finally:
         for name, function in originals.items():
             setattr(main, name, function)
