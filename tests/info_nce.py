@@ -35,6 +35,47 @@ def naive_row(z: list[float], b: list[float], positive: int, normalize: bool) ->
     return math.log(1 + sum(weights[j] / mean * math.exp(z[j] - z[positive]) for j in kept))
 
 
+def naive_treated(
+    x: Tensor,
+    y: Tensor,
+    scale: float,
+    bias: float,
+    b: Tensor,
+    *,
+    normalize: bool = False,
+    margin: float | None = None,
+    positive_rate: float | list[float] | None = None,
+    hardness: float = 0.0,
+    groups: list[int] | None = None,
+) -> float:
+    """Return the loss of a square problem with every treatment of its pairs, by loops over Python floats."""
+    n = len(x)
+    s = (x.double() @ y.double().T).tolist()
+    groups = list(range(n)) if groups is None else groups
+    rates = positive_rate if isinstance(positive_rate, list) else [positive_rate] * n
+    total = 0.0
+    for transposed in (False, True):
+        for i in range(n):
+            cosine = [s[j][i] if transposed else s[i][j] for j in range(n)]
+            weight = [float(b[j, i] if transposed else b[i, j]) for j in range(n)]
+            z = [scale * value + bias for value in cosine]
+            positives = [j for j in range(n) if groups[j] == groups[i]]
+            kept = [j for j in range(n) if j not in positives and weight[j] > -math.inf]
+            kept = [j for j in kept if margin is None or cosine[j] <= cosine[i] + margin]
+            w = {j: math.exp(weight[j] + hardness * z[j]) for j in kept}
+            if (normalize or hardness) and kept:
+                mean = sum(w.values()) / len(kept)
+                w = {j: value / mean for j, value in w.items()}
+            negatives = sum(w[j] * math.exp(z[j]) for j in kept)
+            if rates[i] is not None:
+                mean_positive = sum(math.exp(z[j]) for j in positives) / len(positives)
+                estimate = (negatives - rates[i] * len(kept) * mean_positive) / (1 - rates[i])
+                negatives = max(estimate, len(kept) * math.exp(bias - scale))
+            total += math.log(negatives + sum(math.exp(z[j]) for j in positives))
+            total -= sum(z[j] for j in positives) / len(positives)
+    return total / (2 * n)
+
+
 def features(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     """Return unit-norm features of images and texts that ask for gradients."""
     generator = torch.Generator().manual_seed(seed)

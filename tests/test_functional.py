@@ -217,7 +217,7 @@ def test_survives_torch_compile(backend):
         model = Model()
     x, y = features(6, 4)
     expected = model(x, y)
-    compiled = torch.compile(model, backend="aot_eager")(x, y)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)(x, y)
     torch.testing.assert_close(compiled, expected)
     parameters = list(model.parameters())
     for one, other in zip(gradients(compiled, *parameters), gradients(expected, *parameters), strict=True):
@@ -229,7 +229,9 @@ def test_auto_takes_what_select_backend_says():
     assert select_backend(torch.device("cpu"), 4, 4)[0] == "torch"
     assert select_backend(torch.device("cpu"), 4096, 4096)[0] == "chunked"
     assert select_backend(torch.device("cuda"), 4096, 4096)[0] == "torch"
-    assert select_backend(torch.device("cuda"), 8192, 65536)[0] == "chunked"
+    chosen, why = select_backend(torch.device("cuda"), 8192, 65536)
+    assert chosen == ("triton" if torch.cuda.is_available() else "chunked"), why
+    assert "no triton, features of torch.float64" in select_backend(torch.device("cpu"), 999, 999, dtype=torch.float64)[1]
     assert torch.equal(weighted_info_nce(x, y, 9.0), weighted_info_nce(x, y, 9.0, backend="torch"))
 
 
@@ -266,7 +268,14 @@ def test_refuses_features_that_do_not_fit(arguments, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "cuda"}, "a backend among auto, torch, chunked, got 'cuda'"),
+        ({"backend": "cuda"}, "a backend among auto, torch, chunked, triton, got 'cuda'"),
+        ({"margin": 3.0}, r"a margin of cosines within -2 .. 2, got 3.0"),
+        ({"hardness": -1.0}, "hardness of at least 0, got -1.0"),
+        ({"positive_rate": 1.0}, "positive_rate within 0 .. 1, without 1, got 1.0"),
+        ({"positive_rate": torch.zeros(2)}, r"positive_rate as a number or of shape \(3,\), got shape \(2,\)"),
+        ({"groups": torch.zeros(2, dtype=torch.int64)}, r"groups of shape \(3,\), a group for each sample, got \(2,\)"),
+        ({"groups": torch.zeros(3)}, "int64 groups, got torch.float32"),
+        ({"all_image_features": X, "all_text_features": X, "groups": torch.zeros(3).long()}, "groups and all_groups"),
         ({"chunk_size": 0}, "chunk_size of at least 1, got 0"),
         ({"positive_offset": 1}, r"positive_offset within 0 .. 0 \(G - B\), got 1"),
         ({"all_image_features": X}, "Give both or none"),

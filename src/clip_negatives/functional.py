@@ -7,11 +7,14 @@ import functools
 import torch
 from torch import Tensor
 
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.kernels import chunked, log_weights, reference
+from clip_negatives.kernels import dense, log_weights
+from clip_negatives.kernels.objective import Objective, anchor_losses
+from clip_negatives.kernels.pairs import Pairs, Side
+from clip_negatives.kernels.support import triton_is_missing
 
-BACKENDS = ("auto", "torch", "chunked")
+BACKENDS = ("auto", "torch", "chunked", "triton")
 """Names that `weighted_info_nce` takes."""
 
 FEW_PAIRS = 256 * 256
@@ -32,9 +35,14 @@ def weighted_info_nce(
     logit_bias: Tensor | float | None = None,
     *,
     terms: LossTerms | None = None,
+    margin: float | None = None,
+    positive_rate: Tensor | float | None = None,
+    hardness: float = 0.0,
+    groups: Tensor | None = None,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
     all_terms: LossTerms | None = None,
+    all_groups: Tensor | None = None,
     positive_offset: int = 0,
     gathered: bool = False,
     backend: str = "auto",
@@ -53,26 +61,49 @@ def weighted_info_nce(
     contributes 0. With `all_image_features` and `all_text_features` (``local_loss``) the rows are this process's B
     samples and the columns the G of all processes.
 
+    Four more ways to treat incorrect pairs can be mixed freely, with each other and with `terms`; each does nothing by
+    default. They go by what the model thinks now (s_ij, the *live* similarity), `terms` by frozen features. For anchor i,
+    an image or a text, with N_i its incorrect pairs that are kept and P_i its positives::
+
+        n_i = sum over N_i of exp(z_ij + b_ij)
+        loss_i = log(n_i + sum over P_i of exp(z_ip)) - mean over P_i of z_ip
+
+    * `margin` takes j out of N_i where ``s_ij > s_ii + margin``, as Qwen3-Embedding does (arXiv:2506.05176, 0.1);
+    * `groups` puts every sample of i's group into P_i: the targets of SupCon (arXiv:2004.11362) and UniCL (2204.03610);
+      pairs of a group are never weighted;
+    * `hardness` = beta adds ``beta z_ij`` to b_ij and scales the weights of N_i to mean 1 (Robinson et al., 2010.04592);
+      it *raises* the weight of what the model finds similar;
+    * `positive_rate` = t replaces n_i by ``max((n_i - t |N_i| p_i) / (1 - t), |N_i| exp(logit_bias - logit_scale))`` with
+      p_i the mean of exp(z_ip): the debiased estimate of Chuang et al. (2007.00224), t being how probably an incorrect
+      pair is correct.
+
     Args:
         image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).
         text_features: the same, shape (B, D).
-        logit_scale: factor of the cosines, exp already applied, a number or one element.
+        logit_scale: factor of the cosines, exp already applied, a positive number or one element.
         logit_bias: added to every logit; None is 0.
         terms: log-weights of the B samples, `LossTerms.take` of the batch; None weighs nothing.
+        margin: difference of cosines, -2 .. 2; None keeps every pair.
+        positive_rate: 0 <= t < 1, one number or one for each of the B samples, shape (B,); None does not debias.
+        hardness: beta, at least 0.
+        groups: group of each of the B samples, int64, shape (B,); None is a group for each.
         all_image_features: shape (G, D), given for both sides or for none.
         all_text_features: shape (G, D).
         all_terms: log-weights of the G samples.
+        all_groups: group of each of the G samples.
         positive_offset: row of the G in which the first of the B samples stands.
         gathered: the features are those of all processes; ClipLoss then transposes its logits instead of computing them
             twice, which this follows so that results are equal to the bit.
-        backend: "torch" (holds B x G), "chunked" (never does, any device), or "auto", see `select_backend`.
-        chunk_size: rows that "chunked" takes at a time; None chooses by memory.
+        backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
+            `select_backend`.
+        chunk_size: rows that "chunked" and "triton" take at a time; None chooses by memory.
 
     Returns:
         A scalar of the precision of the sums, differentiable in features, scale and bias.
 
     Raises:
-        InputError: shapes, dtypes or devices do not fit, or the backend is unknown.
+        InputError: shapes, dtypes or devices do not fit, a value is out of its range, or the backend is unknown.
+        UnsupportedError: the triton backend is asked for where it cannot run.
 
     Examples:
         >>> x = torch.nn.functional.normalize(torch.eye(4), dim=1)
@@ -89,25 +120,35 @@ def weighted_info_nce(
         terms = all_terms = None
     elif not rectangle:
         all_terms = terms
+    if not rectangle:
+        all_groups = groups
     _check_features(x, y, all_x, all_y, positive_offset, chunk_size)
     _check_terms(terms, all_terms, x, all_x)
+    _check_treatments(margin, positive_rate, hardness, groups, all_groups, len(x), len(all_x))
     scale = _one_number("logit_scale", logit_scale, x.device)
     bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
-    if backend not in BACKENDS:
-        raise InputError(f"Expected a backend among {', '.join(BACKENDS)}, got {backend!r}.")
-    if backend == "auto":
-        backend = select_backend(x.device, len(x), len(all_x))[0]
-    if not rectangle and backend == "torch":
-        return reference.both(x, y, scale, bias, terms, shared=gathered)
+    backend = _backend(backend, x, len(all_x))
+    plain = terms is None and margin is None and positive_rate is None and hardness == 0 and groups is None
+    if plain and backend == "torch":
+        return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
+    objective = Objective(
+        normalize=hardness > 0 or (terms is not None and terms.normalize),
+        positive_rate=positive_rate,
+        grouped=groups is not None,
+        margin=margin,
+        hardness=hardness,
+    )
+    sides = Side.of(terms, groups), Side.of(all_terms, all_groups)
+    pairs = Pairs(*sides, *_tables(terms), offset=positive_offset, columns_too=not rectangle)
+    losses = functools.partial(anchor_losses, objective=objective, backend=backend, chunk_size=chunk_size)
     if not rectangle:
-        return chunked.both(x, y, scale, bias, terms, chunk_size=chunk_size)
-    kernel = reference.rows if backend == "torch" else functools.partial(chunked.rows, chunk_size=chunk_size)
-    by_image = kernel(x, all_y, scale, bias, terms, all_terms, positive_offset, images_are_rows=True)
-    by_text = kernel(y, all_x, scale, bias, terms, all_terms, positive_offset, images_are_rows=False)
-    return (by_image + by_text) / 2
+        return torch.cat(losses(x, y, scale, bias, pairs)).mean()
+    by_image = losses(x, all_y, scale, bias, pairs)
+    by_text = losses(y, all_x, scale, bias, pairs.transposed_tables())
+    return torch.cat(by_image + by_text).mean()
 
 
-def select_backend(device: torch.device, rows: int, columns: int) -> tuple[str, str]:
+def select_backend(device: torch.device, rows: int, columns: int, *, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
     """Return the backend that "auto" takes for a rows x columns loss, and why.
 
     Examples:
@@ -117,7 +158,10 @@ def select_backend(device: torch.device, rows: int, columns: int) -> tuple[str, 
     pairs = rows * columns
     if pairs <= (FEW_PAIRS if device.type == "cpu" else FEW_PAIRS_OF_ACCELERATORS):
         return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is quickest"
-    return "chunked", f"{pairs} pairs on {device.type}: blocks need fewer products and less memory"
+    missing = triton_is_missing(device, dtype)
+    if missing is None:
+        return "triton", f"{pairs} pairs on {device.type}: fused kernels"
+    return "chunked", f"{pairs} pairs on {device.type}: blocks need fewer products and less memory; no triton, {missing}"
 
 
 def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
@@ -143,7 +187,17 @@ def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) 
         raise InputError(
             f"Expected image and text indices of one shape (M,), got {tuple(image_index.shape)} and {tuple(text_index.shape)}."
         )
-    return log_weights.pairs(terms, image_index, text_index)
+    return log_weights.of_pairs(terms, image_index, text_index)
+
+
+def _backend(name: str, x: Tensor, n_columns: int) -> str:
+    """Return the backend that was asked for, once it is known to exist and to run here."""
+    if name not in BACKENDS:
+        raise InputError(f"Expected a backend among {', '.join(BACKENDS)}, got {name!r}.")
+    missing = triton_is_missing(x.device, x.dtype) if name == "triton" else None
+    if missing is not None:
+        raise UnsupportedError(f"Expected a CUDA device and what the triton backend needs, got {missing}. Use backend 'auto'.")
+    return select_backend(x.device, len(x), n_columns, dtype=x.dtype)[0] if name == "auto" else name
 
 
 def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: int, chunk_size: int | None) -> None:
@@ -188,6 +242,38 @@ def _check_terms(terms: LossTerms | None, all_terms: LossTerms | None, x: Tensor
                     f"Expected {name} on {features.device}, where the features are, got {tensor.device}. "
                     "Move them: terms.to(features.device)."
                 )
+
+
+def _check_treatments(
+    margin: float | None,
+    rate: Tensor | float | None,
+    hardness: float,
+    groups: Tensor | None,
+    all_groups: Tensor | None,
+    n: int,
+    n_all: int,
+) -> None:
+    """Refuse values out of their range; reads no value of a tensor."""
+    if margin is not None and not -2 <= margin <= 2:
+        raise InputError(f"Expected a margin of cosines within -2 .. 2, got {margin}.")
+    if not 0 <= hardness < float("inf"):
+        raise InputError(f"Expected hardness of at least 0, got {hardness}.")
+    if isinstance(rate, Tensor):
+        if rate.shape not in ((), (n,)):
+            raise InputError(f"Expected positive_rate as a number or of shape ({n},), got shape {tuple(rate.shape)}.")
+    elif rate is not None and not 0 <= rate < 1:
+        raise InputError(f"Expected positive_rate within 0 .. 1, without 1, got {rate}.")
+    for name, found, size in (("groups", groups, n), ("all_groups", all_groups, n_all)):
+        if (found is None) != (groups is None):
+            raise InputError("Expected groups and all_groups beside the features of all processes, got one of them.")
+        if found is not None and found.dtype not in (torch.int64, torch.int32):
+            raise InputError(f"Expected int64 {name}, got {found.dtype}.")
+        if found is not None and found.shape != (size,):
+            raise InputError(f"Expected {name} of shape ({size},), a group for each sample, got {tuple(found.shape)}.")
+
+
+def _tables(terms: LossTerms | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if terms is None else (terms.image_table, terms.text_table)
 
 
 def _one_number(name: str, value: Tensor | float, device: torch.device) -> Tensor:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_negatives.functional import weighted_info_nce
+from clip_negatives.kernels import chunked as chunked_backend
+from clip_negatives.kernels.pairs import Pairs, PairSums, Side
 from tests.info_nce import BACKENDS, dense, features, gradients, naive_info_nce, weights
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -186,13 +188,17 @@ class _Largest(TorchDispatchMode):
         return found
 
 
-@each_normalize
-@pytest.mark.parametrize("rectangle", [False, True])
-def test_never_holds_a_matrix_of_all_pairs(rectangle, normalize):
+@pytest.mark.parametrize("columns_too", [False, True])
+@pytest.mark.parametrize("hardness", [0.0, 1.0])
+def test_never_holds_a_matrix_of_all_pairs(columns_too, hardness):
     n, chunk, d = 128, 16, 4
-    x, y = features(n, d, dtype=torch.float32)
-    terms = weights(n, normalize=normalize)
-    more = {"all_image_features": x, "all_text_features": y, "all_terms": terms} if rectangle else {}
+    x, y = (side.detach() for side in features(n, d, dtype=torch.float32))
+    terms = weights(n)
+    side = Side.of(terms, None)
+    pairs = Pairs(side, side, terms.image_table, terms.text_table, columns_too=columns_too, hardness=hardness)
     with _Largest() as largest:
-        chunked(x, y, _number(5.0), terms=terms, chunk_size=chunk, **more).backward()
-    assert largest.elements == 3 * chunk * n, "the logits of one chunk of rows, their weights and a scratch"
+        sums = chunked_backend.forward(x, y, torch.tensor(5.0), None, pairs, chunk_size=chunk)
+        grads = PairSums(*map(torch.ones_like, sums))
+        chunked_backend.backward(x, y, torch.tensor(5.0), None, pairs, sums, grads, chunk_size=chunk)
+    buffers = 4 if hardness else 3
+    assert largest.elements == buffers * chunk * n, "the logits of a chunk of rows, their weights, a scratch, their sum"

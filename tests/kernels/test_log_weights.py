@@ -5,34 +5,52 @@ from __future__ import annotations
 import pytest
 import torch
 
-from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.kernels import log_weights
+from clip_negatives.kernels import log_weights, weight_sums
+from clip_negatives.kernels.pairs import IMPORTANCE, KEPT, Pairs, PairSums, Side, empty_sums
 from tests.info_nce import dense, weights
+
+
+def pairs_of(rows: LossTerms, columns: LossTerms, **more: object) -> Pairs:
+    return Pairs(Side.of(rows, None), Side.of(columns, None), rows.image_table, rows.text_table, **more)
 
 
 @pytest.mark.parametrize("parts", ["i", "t", "f", "if", "itf"])
 @pytest.mark.parametrize("images_are_rows", [False, True])
 def test_a_block_is_that_part_of_the_matrix_of_all_pairs(parts, images_are_rows):
     terms = weights(8, parts=parts)
-    rows, columns = torch.tensor([1, 6, 3]), torch.tensor([0, 2, 5, 7])
+    rows, columns = torch.tensor([1, 6, 3, 2]), torch.tensor([0, 2, 5, 7])
     b = dense(terms, 8)
     expected = b[rows][:, columns] if images_are_rows else b.T[rows][:, columns]
-    found = log_weights.block(terms.take(rows), terms.take(columns), torch.float64, images_are_rows=images_are_rows)
-    torch.testing.assert_close(found, expected)
+    pairs = pairs_of(terms.take(rows), terms.take(columns))
+    pairs = pairs if images_are_rows else pairs.transposed_tables()
+    torch.testing.assert_close(log_weights.everything(pairs, torch.float64), expected)
+    out, spare = torch.full((2, 4, 3), torch.nan, dtype=torch.float64)
+    log_weights.write_block(pairs, slice(1, 4), out.T, spare.T)
+    torch.testing.assert_close(out.T, expected[1:4])
 
 
-def test_a_block_may_be_written_without_harm_to_the_terms():
-    terms = LossTerms(image_labels=torch.arange(3), image_table=torch.zeros(3, 3))
-    log_weights.block(terms, terms, torch.float32).fill_(7.0)
-    assert not terms.image_table.any()
+@pytest.mark.parametrize("parts", ["i", "t", "it", ""])
+@pytest.mark.parametrize("columns_too", [False, True])
+@pytest.mark.parametrize("shift", [0.0, -300.0])
+def test_sums_of_weights_follow_from_the_histogram(parts, columns_too, shift):
+    n, offset = 9, 3
+    terms = weights(n, k=4, parts=parts, drop=0.4)
+    if terms.image_table is not None:
+        terms.image_table[2] += shift  # so low that its exponential would vanish
+    rows = terms if columns_too else terms.take(torch.arange(offset, 8))
+    pairs = pairs_of(rows, terms, columns_too=columns_too, offset=0 if columns_too else offset)
+    b = dense(terms, n).fill_diagonal_(-torch.inf)
+    sides = [b, b.T] if columns_too else [b[offset:8]]
+    empty = [empty_sums(len(side), b) for side in sides] + [b.new_zeros(6, 0)] * (2 - len(sides))
+    for found, side in zip(weight_sums.add(PairSums(*empty), pairs, n), sides, strict=False):
+        torch.testing.assert_close(found[IMPORTANCE], side.logsumexp(dim=1))
+        torch.testing.assert_close(found[KEPT], (side > -torch.inf).sum(1).double())
 
 
-def test_neutral_terms_have_no_block():
-    with pytest.raises(InputError, match="got neutral ones"):
-        log_weights.block(LossTerms(), LossTerms(), torch.float32)
-
-
-def test_mean_one_shift_leaves_what_is_empty_alone():
-    log_sum, kept = torch.tensor([-torch.inf, 3.0]), torch.tensor([0, 2])
-    torch.testing.assert_close(log_weights.mean_one_shift(log_sum, kept), torch.tensor([0.0, 3.0 - 0.693147]))
+def test_the_histogram_serves_tables_of_few_clusters_only():
+    few, many, factors = weights(64, k=3, parts="it"), weights(64, k=60, parts="it"), weights(64, k=3)
+    assert weight_sums.applies(pairs_of(few, few), 64, 64)
+    assert not weight_sums.applies(pairs_of(many, many), 64, 64)
+    assert not weight_sums.applies(pairs_of(factors, factors), 64, 64)
+    assert not weight_sums.applies(pairs_of(few, few, hardness=1.0), 64, 64)

@@ -1,9 +1,6 @@
-"""Backends of the loss, one file each, and the log-weights that they share.
+"""Sums over the pairs of a batch, one backend a file, and the loss that is made of them.
 
-Every backend has two functions of one signature:
-
-* ``both(x, y, scale, bias, terms)``: x and y are (n, D), pair i is row i of both; half the mean cross-entropy of the
-  rows plus half that of the columns;
-* ``rows(x, y, scale, bias, x_terms, y_terms, offset, images_are_rows)``: x is (B, D), y is (G, D), the positive of row
-  i is row ``offset + i`` of y; the mean cross-entropy of the rows.
+`objective` asks a backend for a few sums over the pairs of each anchor (`pairs.PairSums`) and turns them into the loss. `dense`
+computes them as the formulas read; `chunked` and `fused` never hold a matrix of all pairs, share one operator (`op`) and offer
+two functions of one signature, ``forward`` and ``backward``.
 """

@@ -1,76 +1,70 @@
-"""The log-weights b of a block of incorrect pairs, looked up; never more than the block is held."""
+"""The log-weights b of incorrect pairs, looked up; never more than a block of them is held."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
+from clip_negatives.kernels.pairs import Pairs, Side
 
 
-def block(
-    rows: LossTerms,
-    columns: LossTerms,
-    dtype: torch.dtype = torch.float32,
-    *,
-    images_are_rows: bool = True,
-    buffers: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Return b for the samples of `rows` (R) with those of `columns` (C), shape (R, C).
-
-    Equals ``image_table[a_i, a_j] + text_table[c_i, c_j] - <factors_i, factors_j>`` with image i and text j; absent
-    parts count 0. Where the images are the columns, tables, which need not be symmetric, are read the other way round.
-
-    Args:
-        rows: log-weights of the samples of the rows.
-        columns: the same of the columns.
-        dtype: of the result.
-        images_are_rows: whether the rows are the images and the columns the texts.
-        buffers: two contiguous tensors of the shape and dtype of the result; both are overwritten, the first is returned.
-
-    Raises:
-        InputError: the terms are neutral.
-    """
-    held = [part for part in (rows.image_labels, rows.text_labels, rows.factors) if part is not None]
-    if rows.neutral or not held:
-        raise InputError("Expected log-weights with a table or factors, got neutral ones. Leave them out.")
-    shape = len(held[0]), columns.n_samples or 0
-    out, spare = buffers or (torch.empty(shape, dtype=dtype, device=held[0].device) for _ in range(2))
-    empty = True
-    for labels, table in (("image_labels", "image_table"), ("text_labels", "text_table")):
-        values: Tensor | None = getattr(rows, table)
-        if values is not None:
-            values = (values if images_are_rows else values.T).to(dtype)
-            # Columns first: the second look-up then copies whole rows, on all threads.
-            half = values.index_select(1, getattr(columns, labels))
-            found = torch.index_select(half, 0, getattr(rows, labels), out=out if empty else spare)
-            out, empty = found if empty else out.add_(found), False
-    if rows.factors is not None and columns.factors is not None:
-        left, right = rows.factors.to(dtype), columns.factors.to(dtype).T
-        torch.addmm(out, left, right, beta=0 if empty else 1, alpha=-1, out=out)
-    return out
+def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return b for the images of some samples with the texts of others, shape (R, C); the terms are not neutral."""
+    sides = Side.of(rows, None), Side.of(columns, None)
+    return everything(Pairs(*sides, rows.image_table, rows.text_table), dtype)
 
 
-def pairs(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
-    """Return b of explicit pairs, image ``image_index[m]`` with text ``text_index[m]``, float32, shape (M,)."""
-    total = torch.zeros(image_index.shape, device=image_index.device)
-    for labels, table in (("image_labels", "image_table"), ("text_labels", "text_table")):
-        values = getattr(terms, table)
-        if values is not None:
-            of = getattr(terms, labels)
-            total = total + values[of[image_index], of[text_index]]
-    if terms.factors is not None:
-        total = total - (terms.factors[image_index] * terms.factors[text_index]).sum(dim=1)
+def everything(pairs: Pairs, dtype: torch.dtype) -> Tensor:
+    """Return b of all pairs, shape (B, G)."""
+    total: Tensor | None = None
+    for mine, theirs, table in _tables(pairs, pairs.rows):
+        found = table.to(dtype)[mine][:, theirs]
+        total = found if total is None else total + found
+    if pairs.rows.factors is not None and pairs.columns.factors is not None:
+        product = pairs.rows.factors.to(dtype) @ pairs.columns.factors.to(dtype).T
+        total = -product if total is None else total - product
+    if total is None:
+        raise ValueError("Expected pairs with a table or factors, got neither.")
     return total
 
 
-def mean_one_shift(log_sum: Tensor, kept: Tensor) -> Tensor:
-    """Return what to subtract from b so that the kept weights have mean 1; 0 where none is kept.
+def write_block(pairs: Pairs, rows: slice, out: Tensor, spare: Tensor) -> Tensor:
+    """Return `out` with b of some rows with all columns in it, shape (R, C); `spare` is overwritten.
 
-    Args:
-        log_sum: log of the sum of ``exp(b)`` over the kept incorrect pairs of each row or column.
-        kept: their number.
+    Both lie column by column: what is expanded first then has K x R entries, not K x C, and the second look-up copies whole
+    rows of memory, on all threads.
     """
-    # Where nothing is kept both terms are -inf and their difference is not a number.
-    return (log_sum - kept.to(log_sum.dtype).log()).masked_fill(kept == 0, 0.0)
+    some, columns = pairs.rows.part(rows), pairs.columns
+    empty = True
+    for mine, theirs, table in _tables(pairs, some):
+        half = table.to(out.dtype).index_select(0, mine).T.contiguous()
+        torch.index_select(half, 0, theirs, out=(out if empty else spare).T)
+        if not empty:
+            out += spare
+        empty = False
+    if some.factors is not None and columns.factors is not None:
+        left, right = columns.factors.to(out.dtype), some.factors.to(out.dtype)
+        torch.addmm(out.T, left, right.T, beta=0 if empty else 1, alpha=-1, out=out.T)
+    return out
+
+
+def _tables(pairs: Pairs, rows: Side) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the tables there are, each with its labels of the rows and of the columns."""
+    columns = pairs.columns
+    found = [
+        (rows.image_labels, columns.image_labels, pairs.image_table),
+        (rows.text_labels, columns.text_labels, pairs.text_table),
+    ]
+    return [(a, b, table) for a, b, table in found if a is not None and b is not None and table is not None]
+
+
+def of_pairs(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
+    """Return b of explicit pairs, image ``image_index[m]`` with text ``text_index[m]``, float32, shape (M,)."""
+    total = torch.zeros(image_index.shape, device=image_index.device)
+    for labels, table in ((terms.image_labels, terms.image_table), (terms.text_labels, terms.text_table)):
+        if table is not None and labels is not None:
+            total = total + table[labels[image_index], labels[text_index]]
+    if terms.factors is not None:
+        total = total - (terms.factors[image_index] * terms.factors[text_index]).sum(dim=1)
+    return total

@@ -1,0 +1,128 @@
+"""Margin, debiasing, hardness and groups: what each equals, alone and mixed, whichever backend computes it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clip_negatives.functional import weighted_info_nce
+from tests.info_nce import BACKENDS, dense, features, gradients, naive_treated, weights
+
+each_backend = pytest.mark.parametrize("backend", BACKENDS)
+SCALE = torch.tensor(4.0, dtype=torch.float64)
+
+treatments = st.fixed_dictionaries(
+    {},
+    optional={
+        "margin": st.sampled_from([-0.3, 0.0, 0.1]),
+        "positive_rate": st.sampled_from([0.0, 0.05, 0.3]),
+        "hardness": st.sampled_from([0.25, 1.0]),
+        "groups": st.integers(1, 5),
+    },
+)
+
+
+@each_backend
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(n=st.integers(1, 9), chunk=st.integers(1, 12), seed=st.integers(0, 99), weighted=st.booleans(), how=treatments)
+def test_equals_loops_by_hand_in_every_mixture(backend, n, chunk, seed, weighted, how):
+    x, y = features(n, 4, seed)
+    terms = weights(n, seed=seed, normalize=seed % 2 == 0, parts=["i", "t", "it", "itf"][seed % 4]) if weighted else None
+    if "groups" in how:
+        generator = torch.Generator().manual_seed(seed)
+        how = how | {"groups": torch.randint(how["groups"], (n,), generator=generator)}
+    ours = weighted_info_nce(x, y, SCALE, -1.0, terms=terms, backend=backend, chunk_size=chunk, **how)
+    if "groups" in how:
+        how = how | {"groups": how["groups"].tolist()}
+    expected = naive_treated(x, y, 4.0, -1.0, dense(terms, n), normalize=weighted and terms.normalize, **how)
+    assert ours.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+@each_backend
+@pytest.mark.parametrize("which", ["margin", "positive_rate", "hardness", "groups", "all"])
+def test_gradients_of_everything(backend, which):
+    n = 6
+    x, y = features(n, 3)
+    scale, bias = SCALE.clone().requires_grad_(), torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    how = {
+        "margin": 0.15,
+        "positive_rate": torch.linspace(0.0, 0.2, n, dtype=torch.float64),
+        "hardness": 0.5,
+        "groups": torch.tensor([0, 1, 0, 2, 3, 1]),
+    }
+    how = how if which == "all" else {which: how[which]}
+    terms = weights(n, drop=0.1)
+
+    def loss(x, y, scale, bias):
+        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
+        return weighted_info_nce(x, y, scale, bias, terms=terms, backend=backend, chunk_size=4, **how)
+
+    # A pair that crosses the margin makes a step: keep the differences smaller than any distance to it.
+    assert torch.autograd.gradcheck(loss, (x, y, scale, bias), eps=1e-7, atol=1e-5)
+
+
+@each_backend
+def test_rows_of_each_process_against_all_average_to_the_whole(backend):
+    n, half = 8, 4
+    x, y = features(n, 4)
+    groups = torch.tensor([0, 1, 2, 0, 1, 4, 4, 5])
+    rates = torch.linspace(0.0, 0.2, n, dtype=torch.float64)
+    terms = weights(n, normalize=True)
+    how = {"margin": 0.2, "hardness": 0.5, "backend": backend, "chunk_size": 3}
+    whole = weighted_info_nce(x, y, SCALE, terms=terms, groups=groups, positive_rate=rates, **how)
+    parts = []
+    for start in (0, half):
+        mine = slice(start, start + half)
+        index = torch.arange(n)[mine]
+        parts.append(
+            weighted_info_nce(
+                x[mine],
+                y[mine],
+                SCALE,
+                terms=terms.take(index),
+                groups=groups[mine],
+                positive_rate=rates[mine],
+                all_image_features=x,
+                all_text_features=y,
+                all_terms=terms,
+                all_groups=groups,
+                positive_offset=start,
+                **how,
+            )
+        )
+    torch.testing.assert_close((parts[0] + parts[1]) / 2, whole)
+
+
+@each_backend
+def test_identities(backend):
+    x, y = features(7, 4)
+    plain = weighted_info_nce(x, y, SCALE, backend=backend)
+    slopes = gradients(plain, x, y)
+    for how in (
+        {"margin": 2.0},
+        {"positive_rate": 0.0},
+        {"hardness": 0.0},
+        {"groups": torch.arange(7)},
+    ):
+        found = weighted_info_nce(x, y, SCALE, backend=backend, **how)
+        torch.testing.assert_close(found, plain)
+        for one, other in zip(gradients(found, x, y), slopes, strict=True):
+            torch.testing.assert_close(one, other)
+    # One group for all: every pair is positive, so the loss is the cross-entropy to the uniform distribution.
+    z = SCALE * x @ y.T
+    uniform = -(F.log_softmax(z, 1).mean() + F.log_softmax(z, 0).mean()) / 2
+    torch.testing.assert_close(
+        weighted_info_nce(x, y, SCALE, groups=torch.zeros(7, dtype=torch.int64), backend=backend), uniform
+    )
+
+
+@each_backend
+def test_no_negative_left_is_finite(backend):
+    x, y = features(5, 4)
+    for how in ({"margin": -2.0}, {"margin": -2.0, "hardness": 1.0, "positive_rate": 0.1}, {"positive_rate": 0.99}):
+        loss = weighted_info_nce(x, y, torch.tensor(100.0, dtype=torch.float64), backend=backend, **how)
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in gradients(loss, x, y))
