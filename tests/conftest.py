@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import entry_points
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is first imported, which decides there and then
 
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.similarity import centroid_similarity

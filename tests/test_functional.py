@@ -231,7 +231,7 @@ def test_auto_takes_what_select_backend_says():
     assert select_backend(torch.device("cuda"), 4096, 4096)[0] == "torch"
     chosen, why = select_backend(torch.device("cuda"), 8192, 65536)
     assert chosen == ("triton" if torch.cuda.is_available() else "chunked"), why
-    assert "no triton, features of torch.float64" in select_backend(torch.device("cpu"), 999, 999, dtype=torch.float64)[1]
+    assert "triton: features of torch.float64" in select_backend(torch.device("cpu"), 999, 999, dtype=torch.float64)[1]
     assert torch.equal(weighted_info_nce(x, y, 9.0), weighted_info_nce(x, y, 9.0, backend="torch"))
 
 

@@ -159,9 +159,12 @@ def select_backend(device: torch.device, rows: int, columns: int, *, dtype: torc
     if pairs <= (FEW_PAIRS if device.type == "cpu" else FEW_PAIRS_OF_ACCELERATORS):
         return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is quickest"
     missing = triton_is_missing(device, dtype)
-    if missing is None:
+    if missing is None and device.type == "cuda":  # interpreted kernels are for tests
         return "triton", f"{pairs} pairs on {device.type}: fused kernels"
-    return "chunked", f"{pairs} pairs on {device.type}: blocks need fewer products and less memory; no triton, {missing}"
+    return (
+        "chunked",
+        f"{pairs} pairs on {device.type}: blocks need fewer products and less memory (triton: {missing or 'interpreted'})",
+    )
 
 
 def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:

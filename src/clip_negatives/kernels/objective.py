@@ -105,7 +105,7 @@ def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, objective: Objective) 
         lowest: the lowest logit there can be, a scalar.
         objective: what to make of them.
     """
-    negatives, n_mates, kept = sums[NEGATIVES], sums[N_MATES], sums[KEPT]
+    negatives, n_mates, kept = sums[NEGATIVES], sums[N_MATES].detach(), sums[KEPT].detach()
     if objective.normalize:
         # Where nothing is kept both are -inf and their difference is not a number.
         negatives = negatives - (sums[IMPORTANCE] - kept.log()).masked_fill(kept == 0, 0.0)
