@@ -27,7 +27,7 @@ WIDE_TABLE_BYTES = 256 * 2**20
 
 _MM_TAKES_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
 
-LOG2_E = math.log2(math.e)
+LOG2_E, LN_2 = math.log2(math.e), math.log(2.0)
 
 
 def forward(
@@ -40,28 +40,34 @@ def forward(
     columns = empty_sums(len(y) if pairs.columns_too else 0, rows)
     written = [NEGATIVES] + [IMPORTANCE] * pairs.importance + [2, 3, 4] * (pairs.rows.groups is not None) + [KEPT] * pairs.count
     for start, stop in problem.chunks(chunk_size):
-        n = stop - start
-        row_tiles, column_tiles = problem.n_tiles(n)
-        of_rows = rows.new_empty(n_parts, column_tiles, n)
-        of_columns = rows.new_empty(n_parts, row_tiles if pairs.columns_too else 0, len(y))
-        tiles.sums_kernel[(row_tiles * column_tiles,)](
+        down, across = problem.n_tiles(stop - start)
+        height, width = problem.tile["BM"], problem.tile["BN"]
+        of_rows = rows.new_empty(n_parts, across, down, height)
+        of_columns = rows.new_empty(n_parts, down, across, width if pairs.columns_too else 0)
+        shifts = rows.new_empty(n_parts, down, across)
+        tiles.sums_kernel[(down * across,)](
             *problem.arguments(),
             of_rows,
             of_columns,
-            *problem.sizes(n, start),
+            shifts,
+            *problem.sizes(stop - start, start),
             **problem.flags(),
             COUNT=pairs.count,
         )
+        more = empty_sums(len(y) if pairs.columns_too else 0, rows)
         for part in written:
-            add = torch.logsumexp if part < LOGARITHMIC else torch.sum
-            rows[part, start:stop] = add(of_rows[part], 0)
-        if pairs.columns_too:
-            more = empty_sums(len(y), rows)
-            for part in written:
-                add = torch.logsumexp if part < LOGARITHMIC else torch.sum
-                more[part] = add(of_columns[part], 0)
-            add_sums(columns, more)
+            rows[part, start:stop] = _total(of_rows[part], shifts[part].T, part)[: stop - start]
+            if pairs.columns_too:
+                more[part] = _total(of_columns[part], shifts[part], part)[: len(y)]
+        add_sums(columns, more)
     return PairSums(rows, columns)
+
+
+def _total(of_tiles: Tensor, shifts: Tensor, part: int) -> Tensor:
+    """Return one of the sums of all rows, or columns, from those of the tiles, (tiles, tiles, samples), and their shifts."""
+    if part >= LOGARITHMIC:
+        return of_tiles.sum(0).flatten()
+    return (of_tiles.log2() + shifts[:, :, None]).mul_(LN_2).logsumexp(0).flatten()
 
 
 def backward(
@@ -80,10 +86,16 @@ def backward(
     if not pairs.hardness:
         pairs = dataclasses.replace(pairs, importance=False)  # weights alone have no slope
     problem = _Problem(x, y, scale, bias, pairs)
-    levels = [(side * LOG2_E).masked_fill(side == -torch.inf, torch.inf).contiguous() for side in sums]
     # Slopes of a half-precision type must neither vanish nor overflow: the largest gradient becomes 1, and is put back below.
-    largest = torch.cat([side.flatten() for side in grads]).abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
-    scaled = [(side / largest).contiguous() for side in grads]
+    # Those of the negatives have one sign, that of dL, as the loss rises with every one of them: it becomes plus.
+    everything = torch.cat([side.flatten() for side in grads])
+    largest = everything.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    of_negatives = torch.cat([side[NEGATIVES] for side in grads]).sum()
+    factor = largest.copysign(of_negatives)
+    scaled = [side / factor for side in grads]
+    levels = [(side * LOG2_E).masked_fill(side == -torch.inf, torch.inf) for side in sums]
+    for level, gradient in zip(levels, scaled, strict=True):
+        level[NEGATIVES] -= gradient[NEGATIVES].clamp(min=0).log2()
     x_grad = x.new_empty(x.shape, dtype=torch.float32) if wants[0] else None
     y_grad = y.new_zeros(y.shape, dtype=torch.float32) if wants[1] else None
     chunks = problem.chunks(chunk_size)
@@ -106,7 +118,7 @@ def backward(
             x_grad[start:stop] = _product(some, problem.y)
         if y_grad is not None:
             y_grad += _product(some.T, problem.x[start:stop])
-    return tuple(None if grad is None else grad.mul_(largest) for grad in (x_grad, y_grad))  # type: ignore[return-value]
+    return tuple(None if grad is None else grad.mul_(factor) for grad in (x_grad, y_grad))  # type: ignore[return-value]
 
 
 class _Problem:
@@ -124,7 +136,7 @@ class _Problem:
         if interpreted():
             self.tile = {"BM": 32, "BN": 32, "BK": 32, "BR": 16, "GROUP": 2}
         else:
-            self.tile = {"BM": 128, "BN": 128, "BK": 64 if half else 32, "BR": 32, "GROUP": 8}
+            self.tile = {"BM": 128, "BN": 128 if half else 64, "BK": 64 if half else 32, "BR": 32, "GROUP": 8}
             self.tile |= {"num_warps": 8, "num_stages": 3}
 
     def n_tiles(self, n_rows: int) -> tuple[int, int]:
@@ -147,7 +159,7 @@ class _Problem:
         r = 0 if self.rows.factors is None else self.rows.factors.shape[1]
         strides = [0 if table is None else table.stride(0) for table in (self.image, self.text)]
         pairs = self.pairs
-        return [n_rows, len(self.y), start, self.x.shape[1], r, pairs.offset, float(pairs.hardness), *strides]
+        return [n_rows, len(self.y), start, self.x.shape[1], r, pairs.offset, pairs.hardness or None, *strides]
 
     def flags(self) -> dict[str, Any]:
         """Return what the kernels are compiled for."""

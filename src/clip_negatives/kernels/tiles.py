@@ -23,17 +23,20 @@ def sums_kernel(
     x, y, scale, bias, image_table, text_table,
     row_image, row_text, row_factors, row_groups, row_limits,
     column_image, column_text, column_factors, column_groups, column_limits,
-    row_sums, column_sums, n_rows, n_columns, first_row, d, r, offset, hardness, image_stride, text_stride,
+    row_sums, column_sums, shifts, n_rows, n_columns, first_row, d, r, offset, hardness, image_stride, text_stride,
     IMPORTANCE: tl.constexpr, COUNT: tl.constexpr, COLUMNS: tl.constexpr, WIDE_IMAGE: tl.constexpr, WIDE_TEXT: tl.constexpr,
     EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
 ):
     """Write the six sums (see `clip_negatives.kernels.pairs`) of the rows and of the columns of each tile.
 
-    ``row_sums[part, column tile, row]`` and ``column_sums[part, row tile, column]``, float32. Parts that are not asked for are
-    left as they are.
+    ``row_sums[part, column tile, row]`` and ``column_sums[part, row tile, column]``, float32, rows and columns rounded up to
+    whole tiles. Logarithmic parts are written as sums of powers of two, to be read as ``log2(sum) + shifts[part, row tile,
+    column tile]``: a logarithm in the tile costs more than all of its exponentials. Parts that are not asked for are left as
+    they are.
     """
-    row_tile, column_tile = _place(tl.cdiv(n_rows, BM), tl.cdiv(n_columns, BN), GROUP)
+    n_row_tiles, n_column_tiles = tl.cdiv(n_rows, BM), tl.cdiv(n_columns, BN)
+    row_tile, column_tile = _place(n_row_tiles, n_column_tiles, GROUP)
     rows, columns = row_tile * BM + tl.arange(0, BM), column_tile * BN + tl.arange(0, BN)
     z, b = _logits_and_weights(
         x, y, scale, bias, image_table, text_table, row_image, row_text, row_factors, column_image, column_text, column_factors,
@@ -41,35 +44,46 @@ def sums_kernel(
         EVEN, PRECISION, BM, BN, BK, BR,
     )
     negative, mates = _kinds(row_groups, column_groups, rows, columns, n_rows, n_columns, first_row, offset)
-    row_keep = _within(negative, z, row_limits, first_row + rows, rows < n_rows, 1)
-    column_keep = row_keep
-    if COLUMNS:
-        column_keep = _within(negative, z, column_limits, columns, columns < n_columns, 0)
-    row_out = row_sums + column_tile.to(tl.int64) * n_rows + rows
-    row_part = tl.cdiv(n_columns, BN).to(tl.int64) * n_rows
-    column_out = column_sums + row_tile.to(tl.int64) * n_columns + columns
-    column_part = tl.cdiv(n_rows, BM).to(tl.int64) * n_columns
-    row_there, column_there = rows < n_rows, columns < n_columns
+    row_out = row_sums + column_tile.to(tl.int64) * n_row_tiles * BM + rows
+    column_out = column_sums + row_tile.to(tl.int64) * n_column_tiles * BN + columns
+    shift_out = shifts + row_tile * n_column_tiles + column_tile
+    # From one part to the next.
+    n_tiles = n_row_tiles.to(tl.int64) * n_column_tiles
+    next_rows, next_columns = n_tiles * BM, n_tiles * BN
 
-    either = row_keep | column_keep
-    _store_log_sums(z + b + hardness * z, either, row_keep, column_keep, row_out, column_out, row_there, column_there, COLUMNS)
-    if IMPORTANCE:
-        row_at, column_at = row_out + row_part, column_out + column_part
-        _store_log_sums(b + hardness * z, either, row_keep, column_keep, row_at, column_at, row_there, column_there, COLUMNS)
-    if row_groups is not None:
-        row_at, column_at = row_out + 2 * row_part, column_out + 2 * column_part
-        _store_log_sums(z, mates, mates, mates, row_at, column_at, row_there, column_there, COLUMNS)
-        alike, counted = tl.where(mates, z, 0.0) * LN_2, mates.to(tl.float32)
-        tl.store(row_at + row_part, tl.sum(alike, 1), mask=row_there)
-        tl.store(row_at + 2 * row_part, tl.sum(counted, 1), mask=row_there)
+    row_keep, column_keep = negative, negative
+    if row_limits is not None:
+        row_keep = _within(negative, z, row_limits + first_row + rows, rows < n_rows, 1)
         if COLUMNS:
-            tl.store(column_at + column_part, tl.sum(alike, 0), mask=column_there)
-            tl.store(column_at + 2 * column_part, tl.sum(counted, 0), mask=column_there)
+            column_keep = _within(negative, z, column_limits + columns, columns < n_columns, 0)
+            negative = row_keep | column_keep
+        else:
+            negative = row_keep
+    weight = b
+    if hardness is not None:
+        weight += hardness * z
+    _store_log_sums(
+        z + weight, negative, row_keep, column_keep, row_out, column_out, shift_out, COLUMNS, row_limits is not None
+    )
+    if IMPORTANCE:
+        row_at, column_at, shift_at = row_out + next_rows, column_out + next_columns, shift_out + n_tiles
+        _store_log_sums(
+            weight, negative, row_keep, column_keep, row_at, column_at, shift_at, COLUMNS, row_limits is not None
+        )
+    if row_groups is not None:
+        row_at, column_at, shift_at = row_out + 2 * next_rows, column_out + 2 * next_columns, shift_out + 2 * n_tiles
+        _store_log_sums(z, mates, mates, mates, row_at, column_at, shift_at, COLUMNS, False)
+        alike, counted = tl.where(mates, z, 0.0) * LN_2, mates.to(tl.float32)
+        tl.store(row_at + next_rows, tl.sum(alike, 1))
+        tl.store(row_at + 2 * next_rows, tl.sum(counted, 1))
+        if COLUMNS:
+            tl.store(column_at + next_columns, tl.sum(alike, 0))
+            tl.store(column_at + 2 * next_columns, tl.sum(counted, 0))
     if COUNT:
         kept = b > float("-inf")
-        tl.store(row_out + 5 * row_part, tl.sum((row_keep & kept).to(tl.float32), 1), mask=row_there)
+        tl.store(row_out + 5 * next_rows, tl.sum((row_keep & kept).to(tl.float32), 1))
         if COLUMNS:
-            tl.store(column_out + 5 * column_part, tl.sum((column_keep & kept).to(tl.float32), 0), mask=column_there)
+            tl.store(column_out + 5 * next_columns, tl.sum((column_keep & kept).to(tl.float32), 0))
 
 
 @triton.jit
@@ -85,7 +99,8 @@ def slopes_kernel(
 ):
     """Write dL/dlogits of each tile to ``out[row, column]``.
 
-    Levels are the sums of the forward pass (+inf for a sum over nothing), grads their gradients, both ``[part, anchor]``.
+    Levels are the sums of the forward pass (+inf for a sum over nothing), grads their gradients, both ``[part, anchor]``. Those
+    of part 0, which are not negative, are in its levels already, as ``level - log2(grad)``: that frees registers.
     """
     row_tile, column_tile = _place(tl.cdiv(n_rows, BM), tl.cdiv(n_columns, BN), GROUP)
     rows, columns = row_tile * BM + tl.arange(0, BM), column_tile * BN + tl.arange(0, BN)
@@ -97,28 +112,40 @@ def slopes_kernel(
     negative, mates = _kinds(row_groups, column_groups, rows, columns, n_rows, n_columns, first_row, offset)
     row_there, column_there = rows < n_rows, columns < n_columns
     row_at = first_row + rows
-    row_keep = _within(negative, z, row_limits, row_at, row_there, 1)
-    value = z + b + hardness * z
-    total = _slopes(value, row_keep, row_levels + row_at, row_grads + row_at, row_there, 1) * (1.0 + hardness)
+    keep = negative
+    if row_limits is not None:
+        keep = _within(negative, z, row_limits + row_at, row_there, 1)
+    weight = b
+    steepness = 1.0
+    if hardness is not None:
+        weight += hardness * z
+        steepness += hardness
+    total = tl.exp2(z + weight - tl.load(row_levels + row_at, mask=row_there, other=float("inf"))[:, None]) * steepness
     if IMPORTANCE:
         level, grad = row_levels + total_rows + row_at, row_grads + total_rows + row_at
-        total += _slopes(b + hardness * z, row_keep, level, grad, row_there, 1) * hardness
+        total += _slopes(weight, level, grad, row_there, 1) * hardness
+    if COLUMNS:
+        level, grad = column_levels + columns, column_grads + columns
+        found = tl.exp2(z + weight - tl.load(level, mask=column_there, other=float("inf"))[None, :]) * steepness
+        if IMPORTANCE:
+            found += _slopes(weight, level + n_columns, grad + n_columns, column_there, 0) * hardness
+        if row_limits is not None:  # then rows and columns do not keep the same pairs
+            total = tl.where(keep, total, 0.0)
+            keep = _within(negative, z, column_limits + columns, column_there, 0)
+            total += tl.where(keep, found, 0.0)
+            keep = negative
+        else:
+            total += found
+    total = tl.where(keep, total, 0.0)
     if row_groups is not None:
         level, grad = row_levels + 2 * total_rows + row_at, row_grads + 2 * total_rows + row_at
-        total += _slopes(z, mates, level, grad, row_there, 1)
-        linear = tl.load(grad + total_rows, mask=row_there, other=0.0)
-        total += tl.where(mates, linear[:, None], 0.0)
-    if COLUMNS:
-        column_keep = _within(negative, z, column_limits, columns, column_there, 0)
-        level, grad = column_levels + columns, column_grads + columns
-        total += _slopes(value, column_keep, level, grad, column_there, 0) * (1.0 + hardness)
-        if IMPORTANCE:
-            total += _slopes(b + hardness * z, column_keep, level + n_columns, grad + n_columns, column_there, 0) * hardness
-        if row_groups is not None:
-            total += _slopes(z, mates, level + 2 * n_columns, grad + 2 * n_columns, column_there, 0)
-            linear = tl.load(grad + 3 * n_columns, mask=column_there, other=0.0)
-            total += tl.where(mates, linear[None, :], 0.0)
-    at = out + rows[:, None].to(tl.int64) * n_columns + columns[None, :]
+        found = _slopes(z, level, grad, row_there, 1) + tl.load(grad + total_rows, mask=row_there, other=0.0)[:, None]
+        if COLUMNS:
+            level, grad = column_levels + 2 * n_columns + columns, column_grads + 2 * n_columns + columns
+            found += _slopes(z, level, grad, column_there, 0)
+            found += tl.load(grad + n_columns, mask=column_there, other=0.0)[None, :]
+        total += tl.where(mates, found, 0.0)
+    at = out + (rows[:, None] * n_columns + columns[None, :])
     tl.store(at, total.to(out.dtype.element_ty), mask=row_there[:, None] & column_there[None, :])
 
 
@@ -140,18 +167,24 @@ def _logits_and_weights(
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr,
 ):
     """Return the logits and the log-weights of a tile."""
-    rows = first_row + tl.where(rows < n_rows, rows, 0)
-    columns = tl.where(columns < n_columns, columns, 0)
-    z = _products(x, y, rows, columns, d, EVEN, PRECISION, BM, BN, BK) * (tl.load(scale).to(tl.float32) * LOG2_E)
+    row_there, column_there = rows < n_rows, columns < n_columns
+    # Rows that are not there are read as the first one: cheaper than a mask in every step of the product.
+    some_rows, some_columns = first_row + tl.where(row_there, rows, 0), tl.where(column_there, columns, 0)
+    z = _products(x, y, some_rows, some_columns, d, EVEN, PRECISION, BM, BN, BK) * (tl.load(scale).to(tl.float32) * LOG2_E)
     if bias is not None:
         z += tl.load(bias).to(tl.float32) * LOG2_E
-    b = tl.zeros((BM, BN), dtype=tl.float32)
+    # Added in the type of the tables: half the registers where that is float16.
     if image_table is not None:
-        b += _look_up(image_table, row_image, column_image, rows, columns, image_stride, WIDE_IMAGE)
-    if text_table is not None:
-        b += _look_up(text_table, row_text, column_text, rows, columns, text_stride, WIDE_TEXT)
+        found = _look_up(image_table, row_image, column_image, some_rows, columns, column_there, image_stride, WIDE_IMAGE)
+        if text_table is not None:
+            found += _look_up(text_table, row_text, column_text, some_rows, columns, column_there, text_stride, WIDE_TEXT)
+        b = found.to(tl.float32)
+    elif text_table is not None:
+        b = _look_up(text_table, row_text, column_text, some_rows, columns, column_there, text_stride, WIDE_TEXT).to(tl.float32)
+    else:
+        b = tl.zeros((BM, BN), dtype=tl.float32)
     if row_factors is not None:
-        b -= _products(row_factors, column_factors, rows, columns, r, False, PRECISION, BM, BN, BR) * LOG2_E
+        b -= _products(row_factors, column_factors, some_rows, some_columns, r, False, PRECISION, BM, BN, BR) * LOG2_E
     return z, b
 
 
@@ -177,13 +210,13 @@ def _products(
 
 
 @triton.jit
-def _look_up(table, row_labels, column_labels, rows, columns, stride, WIDE: tl.constexpr):
+def _look_up(table, row_labels, column_labels, rows, columns, there, stride, WIDE: tl.constexpr):
     """Return the entries of a table for a tile; a wide one has a column for each sample, which are read side by side."""
-    mine = tl.load(row_labels + rows).to(tl.int64)
-    theirs = columns.to(tl.int64)
+    mine = tl.load(row_labels + rows).to(tl.int32) * stride
+    theirs = columns
     if not WIDE:
-        theirs = tl.load(column_labels + columns).to(tl.int64)
-    return tl.load(table + mine[:, None] * stride + theirs[None, :]).to(tl.float32)
+        theirs = tl.load(column_labels + columns, mask=there, other=0).to(tl.int32)
+    return tl.load(table + (mine[:, None] + theirs[None, :]), mask=there[None, :], other=0.0)
 
 
 @triton.jit
@@ -201,29 +234,37 @@ def _kinds(row_groups, column_groups, rows, columns, n_rows, n_columns, first_ro
 
 
 @triton.jit
-def _within(negative, z, limits, at, there, AXIS: tl.constexpr):
+def _within(negative, z, limit, there, AXIS: tl.constexpr):
     """Return which incorrect pairs are within the limits of their anchor."""
-    if limits is not None:
-        negative = negative & (z <= tl.expand_dims(tl.load(limits + at, mask=there, other=0.0), AXIS))
-    return negative
+    return negative & (z <= tl.expand_dims(tl.load(limit, mask=there, other=0.0), AXIS))
 
 
 @triton.jit
 def _store_log_sums(
-    values, either, row_keep, column_keep, row_at, column_at, row_there, column_there, COLUMNS: tl.constexpr
+    values, keep, row_keep, column_keep, row_at, column_at, shift_at, COLUMNS: tl.constexpr, LIMITS: tl.constexpr
 ):
-    """Write the log-sum-exp, in units of 1, of the rows and of the columns of a tile; `either` is what any of them keeps."""
-    values = tl.where(either, values, float("-inf"))
+    """Write the sums of powers of two of the rows and of the columns of a tile, and what they are shifted by.
+
+    `keep` is what any of them keeps; with LIMITS, rows and columns keep different parts of it.
+    """
+    values = tl.where(keep, values, float("-inf"))
     shift = tl.maximum(tl.max(values), NOTHING) - HEADROOM
     power = tl.exp2(values - shift)
-    tl.store(row_at, (tl.log2(tl.sum(tl.where(row_keep, power, 0.0), 1)) + shift) * LN_2, mask=row_there)
+    tl.store(shift_at, shift)
+    kept = power
+    if LIMITS:
+        kept = tl.where(row_keep, power, 0.0)
+    tl.store(row_at, tl.sum(kept, 1))
     if COLUMNS:
-        tl.store(column_at, (tl.log2(tl.sum(tl.where(column_keep, power, 0.0), 0)) + shift) * LN_2, mask=column_there)
+        kept = power
+        if LIMITS:
+            kept = tl.where(column_keep, power, 0.0)
+        tl.store(column_at, tl.sum(kept, 0))
 
 
 @triton.jit
-def _slopes(values, keep, level, grad, there, AXIS: tl.constexpr):
+def _slopes(values, level, grad, there, AXIS: tl.constexpr):
     """Return the derivatives of a log-sum-exp by its values, times the gradient of the sum."""
     level = tl.expand_dims(tl.load(level, mask=there, other=float("inf")), AXIS)
     grad = tl.expand_dims(tl.load(grad, mask=there, other=0.0), AXIS)
-    return tl.where(keep, tl.exp2(values - level) * grad, 0.0)
+    return tl.exp2(values - level) * grad
