@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import io
 
@@ -14,7 +15,7 @@ from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.functional import weighted_info_nce
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.loss import NegativesClipLoss
-from tests.info_nce import features, gradients, weights
+from tests.info_nce import BACKENDS, features, gradients, weights
 
 INDEX = torch.tensor([9, 2, 2, 17])
 
@@ -143,3 +144,27 @@ def test_terms_on_another_device_follow_the_features():
     assert found.device.type == "meta"
     assert loss.image_table.device.type == "meta"
     assert loss.image_labels.device.type == "cpu"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_terms_may_ask_for_every_treatment(backend):
+    n = 12
+    data = weights(n, normalize=True)
+    live = {"groups": torch.arange(n) % 5, "positive_rate": torch.linspace(0, 0.2, n), "hardness": 0.5, "margin": 0.2}
+    index = torch.tensor([7, 2, 9, 4, 0])
+    x, y = features(5, 4)
+    scale = torch.tensor(5.0, dtype=torch.float64)
+    loss = NegativesClipLoss(terms=dataclasses.replace(data, **live), backend=backend)
+    batch = {name: value[index] if isinstance(value, torch.Tensor) else value for name, value in live.items()}
+    expected = weighted_info_nce(x, y, scale, terms=data.take(index), backend=backend, **batch)
+    torch.testing.assert_close(loss(x, y, scale, index=index), expected)
+    other = NegativesClipLoss(backend=backend)
+    other.load_state_dict(loss.state_dict())
+    torch.testing.assert_close(other(x, y, scale, index=index), expected)
+
+
+def test_terms_that_belong_to_no_sample_need_no_index():
+    x, y = features(5, 4)
+    scale = torch.tensor(5.0, dtype=torch.float64)
+    loss = NegativesClipLoss(terms=LossTerms(hardness=0.5, positive_rate=torch.tensor(0.1)))
+    torch.testing.assert_close(loss(x, y, scale), weighted_info_nce(x, y, scale, hardness=0.5, positive_rate=0.1))

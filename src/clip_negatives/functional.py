@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
@@ -37,7 +39,7 @@ def weighted_info_nce(
     terms: LossTerms | None = None,
     margin: float | None = None,
     positive_rate: Tensor | float | None = None,
-    hardness: float = 0.0,
+    hardness: float | None = None,
     groups: Tensor | None = None,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
@@ -45,6 +47,7 @@ def weighted_info_nce(
     all_groups: Tensor | None = None,
     positive_offset: int = 0,
     gathered: bool = False,
+    ring: bool = False,
     backend: str = "auto",
     chunk_size: int | None = None,
 ) -> Tensor:
@@ -61,9 +64,10 @@ def weighted_info_nce(
     contributes 0. With `all_image_features` and `all_text_features` (``local_loss``) the rows are this process's B
     samples and the columns the G of all processes.
 
-    Four more ways to treat incorrect pairs can be mixed freely, with each other and with `terms`; each does nothing by
-    default. They go by what the model thinks now (s_ij, the *live* similarity), `terms` by frozen features. For anchor i,
-    an image or a text, with N_i its incorrect pairs that are kept and P_i its positives::
+    Four more ways to treat incorrect pairs can be mixed freely, with each other and with log-weights; what is None is as
+    `terms` say, which by default do nothing. They go by what the model thinks now (s_ij, the *live* similarity), the
+    log-weights by frozen features. For anchor i, an image or a text, with N_i its incorrect pairs that are kept and P_i
+    its positives::
 
         n_i = sum over N_i of exp(z_ij + b_ij)
         loss_i = log(n_i + sum over P_i of exp(z_ip)) - mean over P_i of z_ip
@@ -82,18 +86,22 @@ def weighted_info_nce(
         text_features: the same, shape (B, D).
         logit_scale: factor of the cosines, exp already applied, a positive number or one element.
         logit_bias: added to every logit; None is 0.
-        terms: log-weights of the B samples, `LossTerms.take` of the batch; None weighs nothing.
-        margin: difference of cosines, -2 .. 2; None keeps every pair.
-        positive_rate: 0 <= t < 1, one number or one for each of the B samples, shape (B,); None does not debias.
+        terms: how to treat the pairs of the B samples, `LossTerms.take` of the batch; None leaves them as they are.
+        margin: difference of cosines, -2 .. 2.
+        positive_rate: 0 <= t < 1, one number or one for each of the B samples, shape (B,).
         hardness: beta, at least 0.
-        groups: group of each of the B samples, int64, shape (B,); None is a group for each.
+        groups: group of each of the B samples, int64, shape (B,).
         all_image_features: shape (G, D), given for both sides or for none.
         all_text_features: shape (G, D).
-        all_terms: log-weights of the G samples.
+        all_terms: terms of the G samples.
         all_groups: group of each of the G samples.
         positive_offset: row of the G in which the first of the B samples stands.
         gathered: the features are those of all processes; ClipLoss then transposes its logits instead of computing them
             twice, which this follows so that results are equal to the bit.
+        ring: contrast with the samples of all processes of `torch.distributed`, whose texts pass by one process after the
+            other, so that no process holds more than its own and those of one other. The result is this process's share
+            of the loss, as with ``local_loss``; feature gradients are those of the sum over the processes. Not together
+            with `all_image_features`; "torch" then means "chunked".
         backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
             `select_backend`.
         chunk_size: rows that "chunked" and "triton" take at a time; None chooses by memory.
@@ -114,33 +122,26 @@ def weighted_info_nce(
     if (all_image_features is None) != (all_text_features is None):
         raise InputError("Expected all_image_features and all_text_features, got one of them. Give both or none.")
     rectangle = all_image_features is not None
+    if ring and (rectangle or gathered or not dist.is_initialized()):
+        raise InputError("Expected features of this process alone and torch.distributed to be initialised with ring=True.")
     all_x = x if all_image_features is None else all_image_features
     all_y = y if all_text_features is None else all_text_features
-    if terms is None or terms.neutral:
-        terms = all_terms = None
-    elif not rectangle:
-        all_terms = terms
-    if not rectangle:
-        all_groups = groups
+    terms = terms or LossTerms()
+    all_terms = terms if not rectangle else all_terms or (None if terms.n_samples else terms)
     _check_features(x, y, all_x, all_y, positive_offset, chunk_size)
     _check_terms(terms, all_terms, x, all_x)
-    _check_treatments(margin, positive_rate, hardness, groups, all_groups, len(x), len(all_x))
+    how = _treatment(terms, margin, positive_rate, hardness, len(x))
+    mine, everyone = Side.of(terms, groups), Side.of(all_terms, all_groups if rectangle else groups)
+    _check_groups(mine.groups, everyone.groups, len(x), len(all_x))
     scale = _one_number("logit_scale", logit_scale, x.device)
     bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
     backend = _backend(backend, x, len(all_x))
-    plain = terms is None and margin is None and positive_rate is None and hardness == 0 and groups is None
-    if plain and backend == "torch":
+    if backend == "torch" and not ring and not terms.weighted and how.plain and mine.groups is None:
         return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
-    objective = Objective(
-        normalize=hardness > 0 or (terms is not None and terms.normalize),
-        positive_rate=positive_rate,
-        grouped=groups is not None,
-        margin=margin,
-        hardness=hardness,
-    )
-    sides = Side.of(terms, groups), Side.of(all_terms, all_groups)
-    pairs = Pairs(*sides, *_tables(terms), offset=positive_offset, columns_too=not rectangle)
-    losses = functools.partial(anchor_losses, objective=objective, backend=backend, chunk_size=chunk_size)
+    how = dataclasses.replace(how, grouped=mine.groups is not None)
+    tables = terms.image_table, terms.text_table
+    pairs = Pairs(mine, everyone, *tables, offset=positive_offset, columns_too=not rectangle)
+    losses = functools.partial(anchor_losses, objective=how, backend=backend, chunk_size=chunk_size, ring=ring)
     if not rectangle:
         return torch.cat(losses(x, y, scale, bias, pairs)).mean()
     by_image = losses(x, all_y, scale, bias, pairs)
@@ -222,13 +223,11 @@ def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: 
         raise InputError(f"Expected chunk_size of at least 1, got {chunk_size}.")
 
 
-def _check_terms(terms: LossTerms | None, all_terms: LossTerms | None, x: Tensor, all_x: Tensor) -> None:
-    """Refuse log-weights that are of other samples than the features, or lie on another device."""
+def _check_terms(terms: LossTerms, all_terms: LossTerms | None, x: Tensor, all_x: Tensor) -> None:
+    """Refuse terms that are of other samples than the features, or lie on another device."""
+    if all_terms is None:
+        raise InputError("Expected all_terms beside terms and the features of all processes, got None. Give both or neither.")
     for name, given, features in (("terms", terms, x), ("all_terms", all_terms, all_x)):
-        if (given is None) != (terms is None):
-            raise InputError(f"Expected {name} beside the features of all processes, got {given}. Give both or neither.")
-        if given is None:
-            continue
         for part in (given.image_labels, given.text_labels, given.factors):
             if part is not None and len(part) != len(features):
                 raise InputError(
@@ -247,16 +246,13 @@ def _check_terms(terms: LossTerms | None, all_terms: LossTerms | None, x: Tensor
                 )
 
 
-def _check_treatments(
-    margin: float | None,
-    rate: Tensor | float | None,
-    hardness: float,
-    groups: Tensor | None,
-    all_groups: Tensor | None,
-    n: int,
-    n_all: int,
-) -> None:
-    """Refuse values out of their range; reads no value of a tensor."""
+def _treatment(
+    terms: LossTerms, margin: float | None, rate: Tensor | float | None, hardness: float | None, n: int
+) -> Objective:
+    """Return what to make of the pairs; refuses values out of their range, but reads no value of a tensor."""
+    margin = terms.margin if margin is None else margin
+    rate = terms.positive_rate if rate is None else rate
+    hardness = terms.hardness if hardness is None else hardness
     if margin is not None and not -2 <= margin <= 2:
         raise InputError(f"Expected a margin of cosines within -2 .. 2, got {margin}.")
     if not 0 <= hardness < float("inf"):
@@ -266,17 +262,19 @@ def _check_treatments(
             raise InputError(f"Expected positive_rate as a number or of shape ({n},), got shape {tuple(rate.shape)}.")
     elif rate is not None and not 0 <= rate < 1:
         raise InputError(f"Expected positive_rate within 0 .. 1, without 1, got {rate}.")
+    normalize = hardness > 0 or (terms.weighted and terms.normalize)
+    return Objective(normalize, rate, margin=margin, hardness=hardness)
+
+
+def _check_groups(groups: Tensor | None, all_groups: Tensor | None, n: int, n_all: int) -> None:
+    """Refuse groups that are of other samples than the features."""
+    if (groups is None) != (all_groups is None):
+        raise InputError("Expected groups and all_groups beside the features of all processes, got one of them.")
     for name, found, size in (("groups", groups, n), ("all_groups", all_groups, n_all)):
-        if (found is None) != (groups is None):
-            raise InputError("Expected groups and all_groups beside the features of all processes, got one of them.")
         if found is not None and found.dtype not in (torch.int64, torch.int32):
             raise InputError(f"Expected int64 {name}, got {found.dtype}.")
         if found is not None and found.shape != (size,):
             raise InputError(f"Expected {name} of shape ({size},), a group for each sample, got {tuple(found.shape)}.")
-
-
-def _tables(terms: LossTerms | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if terms is None else (terms.image_table, terms.text_table)
 
 
 def _one_number(name: str, value: Tensor | float, device: torch.device) -> Tensor:

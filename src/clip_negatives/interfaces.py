@@ -90,6 +90,10 @@ class IncorrectPairs:
         return int(self.image_index.shape[0])
 
 
+TENSORS_OF_TERMS = ("image_labels", "image_table", "text_labels", "text_table", "factors", "groups", "positive_rate")
+"""The attributes of `LossTerms` that are tensors."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class LossTerms:
     """Hold the log-weight b_ij of every incorrect pair (image i, text j), without an N x N matrix.
@@ -106,6 +110,13 @@ class LossTerms:
         factors: float32, shape (N, R); subtracts an inner product of frozen features.
         normalize: shift b so that the weights ``exp(b)`` of the incorrect pairs that are kept have mean 1, for every image
             over its texts and for every text over its images. Weights then change which negatives count, not how many.
+        groups: samples of one group are positives of each other, int64, shape (N,); no b applies to them.
+        positive_rate: how probably an incorrect pair is correct, 0 <= t < 1, float32, shape (N,) or (); debiases.
+        hardness: beta >= 0; weighs up what the model itself finds similar.
+        margin: difference of cosines, as the model sees them, over which a pair is no negative.
+
+    The last four go by the model that is trained, the others by frozen features;
+    `clip_negatives.functional.weighted_info_nce` has the formulas.
     """
 
     image_labels: Tensor | None = None
@@ -114,19 +125,31 @@ class LossTerms:
     text_table: Tensor | None = None
     factors: Tensor | None = None
     normalize: bool = False
+    groups: Tensor | None = None
+    positive_rate: Tensor | None = None
+    hardness: float = 0.0
+    margin: float | None = None
+
+    @property
+    def weighted(self) -> bool:
+        """Return whether any b_ij may differ from 0."""
+        return self.image_table is not None or self.text_table is not None or self.factors is not None
 
     @property
     def neutral(self) -> bool:
-        """Return whether every b_ij is 0, so that the loss is plain InfoNCE."""
-        return self.image_table is None and self.text_table is None and self.factors is None
+        """Return whether the loss is plain InfoNCE."""
+        live = self.groups is not None or self.positive_rate is not None or self.hardness > 0 or self.margin is not None
+        return not self.weighted and not live
 
     @property
     def n_samples(self) -> int | None:
-        """Return N, or None where the terms are neutral and fit any number of samples."""
-        for per_sample in (self.image_labels, self.text_labels, self.factors):
-            if per_sample is not None:
-                return int(per_sample.shape[0])
-        return None
+        """Return N, or None where nothing belongs to a sample, so that the terms fit any number of them."""
+        return next((int(value.shape[0]) for value in self._per_sample().values()), None)
+
+    def _per_sample(self) -> dict[str, Tensor]:
+        """Return the tensors that have an entry for each sample."""
+        names = ("image_labels", "text_labels", "factors", "groups", "positive_rate")
+        return {name: value for name in names if (value := getattr(self, name)) is not None and value.ndim > 0}
 
     def take(self, index: Tensor) -> LossTerms:
         """Return the terms of the samples `index` (int64, shape (B,)): labels and factors of length B, the same tables."""
@@ -134,19 +157,13 @@ class LossTerms:
 
     def map_samples(self, change: Callable[[Tensor], Tensor]) -> LossTerms:
         """Return a copy whose per-sample tensors went through `change`; tables are shared."""
-        changed: dict[str, Any] = {
-            name: change(value)
-            for name in ("image_labels", "text_labels", "factors")
-            if (value := getattr(self, name)) is not None
-        }
+        changed: dict[str, Any] = {name: change(value) for name, value in self._per_sample().items()}
         return dataclasses.replace(self, **changed)
 
     def to(self, device: torch.device | str) -> LossTerms:
         """Return the terms with every tensor on `device`."""
         moved: dict[str, Any] = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if field.name != "normalize" and (value := getattr(self, field.name)) is not None
+            name: value.to(device, non_blocking=True) for name in TENSORS_OF_TERMS if (value := getattr(self, name)) is not None
         }
         return dataclasses.replace(self, **moved)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +12,7 @@ from torch import Tensor, nn
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.functional import weighted_info_nce
 from clip_negatives.gather import gather, gather_features
-from clip_negatives.interfaces import LossTerms
-
-TENSORS = ("image_labels", "image_table", "text_labels", "text_table", "factors")
-"""The tensors of `LossTerms`, which are buffers of the module."""
+from clip_negatives.interfaces import TENSORS_OF_TERMS, LossTerms
 
 
 class NegativesClipLoss(nn.Module):
@@ -35,6 +33,8 @@ class NegativesClipLoss(nn.Module):
         terms: log-weights of the data set, from a loss weighting; None weighs nothing.
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
             forward where no index is given and the terms are not neutral.
+        ring: with several processes, let the texts of the others pass by instead of gathering all samples: the loss and the
+            gradients are those of ``local_loss`` with ``gather_with_grad``, the memory that of two processes' samples.
         backend: see `clip_negatives.functional.weighted_info_nce`.
         chunk_size: the same.
 
@@ -64,6 +64,7 @@ class NegativesClipLoss(nn.Module):
         *,
         terms: LossTerms | None = None,
         batch_index: Callable[[], Tensor] | None = None,
+        ring: bool = False,
         backend: str = "auto",
         chunk_size: int | None = None,
     ) -> None:
@@ -76,20 +77,21 @@ class NegativesClipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.batch_index = batch_index
+        self.ring = ring
         self.backend = backend
         self.chunk_size = chunk_size
         self.set_terms(terms or LossTerms())
 
     def set_terms(self, terms: LossTerms) -> None:
         """Take other log-weights, after re-clustering."""
-        self._normalize = terms.normalize
-        for name in TENSORS:
+        self._others = LossTerms(normalize=terms.normalize, hardness=terms.hardness, margin=terms.margin)
+        for name in TENSORS_OF_TERMS:
             self.register_buffer(name, getattr(terms, name))
 
     @property
     def terms(self) -> LossTerms:
         """Return the log-weights of the data set."""
-        return LossTerms(**{name: getattr(self, name) for name in TENSORS}, normalize=self._normalize)
+        return dataclasses.replace(self._others, **{name: getattr(self, name) for name in TENSORS_OF_TERMS})
 
     def forward(
         self,
@@ -117,7 +119,8 @@ class NegativesClipLoss(nn.Module):
         terms = self.terms
         batch = None if terms.neutral else self._batch_terms(index, image_features)
         how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size}
-        if self.world_size == 1:
+        if self.world_size == 1 or self.ring:
+            how["ring"] = self.world_size > 1
             loss = weighted_info_nce(image_features, text_features, logit_scale, logit_bias, terms=batch, **how)
         else:
             loss = self._gathered(image_features, text_features, logit_scale, logit_bias, batch, how)
@@ -149,7 +152,9 @@ class NegativesClipLoss(nn.Module):
         )
 
     def _batch_terms(self, index: Tensor | None, features: Tensor) -> LossTerms:
-        """Return the log-weights of the batch, on the device of the features."""
+        """Return the terms of the batch, on the device of the features."""
+        if self.terms.n_samples is None:
+            return self.terms
         for name in ("image_table", "text_table"):
             table = getattr(self, name)
             if table is not None and table.device != features.device:
@@ -179,19 +184,19 @@ class NegativesClipLoss(nn.Module):
             )
         return index
 
-    def get_extra_state(self) -> dict[str, bool]:
+    def get_extra_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` holds beside the buffers."""
-        return {"normalize": self._normalize}
+        return {name: getattr(self._others, name) for name in ("normalize", "hardness", "margin")}
 
-    def set_extra_state(self, state: dict[str, bool]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take what `get_extra_state` returned."""
-        self._normalize = bool(state["normalize"])
+        self._others = LossTerms(**state)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         """Make room for buffers that this module was built without, or of another shape, before they are loaded."""
         if prefix + "_extra_state" in state_dict:  # else it is the state of something else: keep what is here
             device = next((buffer.device for buffer in self.buffers()), None)
-            for name in TENSORS:
+            for name in TENSORS_OF_TERMS:
                 stored = state_dict.get(prefix + name)
                 self.register_buffer(name, None if stored is None else torch.empty_like(stored, device=device))
         super()._load_from_state_dict(state_dict, prefix, *rest)

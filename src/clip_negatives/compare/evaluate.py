@@ -53,7 +53,7 @@ def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting
     terms: LossTerms = registry.create("loss_weighting", weighting)(folder.clusters)
     metric = FalseNegatives()
     for index in batches:
-        metric.update(groups[index], None if terms.neutral else terms.take(index))
+        metric.update(groups[index], terms.take(index))
     found = {name: float(value) for name, value in metric.compute().items()}
     return {
         "false_negatives_truth": truth,

@@ -10,9 +10,15 @@ from clip_negatives.kernels.pairs import Pairs, Side
 
 
 def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return b for the images of some samples with the texts of others, shape (R, C); the terms are not neutral."""
-    sides = Side.of(rows, None), Side.of(columns, None)
-    return everything(Pairs(*sides, rows.image_table, rows.text_table), dtype)
+    """Return b for the images of some samples with the texts of others, shape (R, C), -inf within a group."""
+    sides = Side.of(rows), Side.of(columns)
+    shape = rows.n_samples or 0, columns.n_samples or 0
+    b = torch.zeros(shape, dtype=dtype)
+    if rows.weighted:
+        b = everything(Pairs(*sides, rows.image_table, rows.text_table), dtype)
+    if rows.groups is not None and columns.groups is not None:
+        b = b.masked_fill(rows.groups[:, None] == columns.groups.to(b.device), -torch.inf)
+    return b
 
 
 def everything(pairs: Pairs, dtype: torch.dtype) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clip_negatives.kernels import dense, op, weight_sums
 from clip_negatives.kernels.pairs import IMPORTANCE, KEPT, MATE_LOGITS, MATES, N_MATES, NEGATIVES, Pairs, sum_dtype
+from clip_negatives.kernels.ring import pair_sums as ring_sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,12 @@ class Objective:
     hardness: float = 0.0
 
     @property
+    def plain(self) -> bool:
+        """Return whether the loss is InfoNCE with whatever log-weights there are, as they are."""
+        treated = self.normalize or self.grouped or self.hardness > 0
+        return not treated and self.positive_rate is None and self.margin is None
+
+    @property
     def counts(self) -> bool:
         """Return whether the number of kept pairs is needed."""
         return self.normalize or self.positive_rate is not None
@@ -57,6 +64,7 @@ def anchor_losses(
     objective: Objective,
     backend: str,
     chunk_size: int | None = None,
+    ring: bool = False,
 ) -> list[Tensor]:
     """Return the losses of the rows x as anchors and, where columns are anchors too, those of the columns y.
 
@@ -69,6 +77,7 @@ def anchor_losses(
         objective: what to make of the sums.
         backend: "torch", "chunked" or "triton".
         chunk_size: rows at a time; None chooses.
+        ring: whether the samples of all processes are contrasted; x and y are then this process's.
     """
     dtype = sum_dtype(x, y)
     own = y if len(y) == len(x) else y[pairs.offset : pairs.offset + len(x)]
@@ -83,10 +92,12 @@ def anchor_losses(
         pairs = dataclasses.replace(pairs, rows=pairs.rows._replace(limits=limits))
         if pairs.columns_too:
             pairs = dataclasses.replace(pairs, columns=pairs.columns._replace(limits=limits))
-    from_histogram = objective.counts and weight_sums.applies(pairs, len(x), len(y))
+    from_histogram = objective.counts and not ring and weight_sums.applies(pairs, len(x), len(y))
     if not from_histogram:
         pairs = dataclasses.replace(pairs, importance=objective.normalize, count=objective.counts)
-    if backend == "torch":
+    if ring:
+        sums = ring_sums(x, y, scale, bias, pairs, backend="chunked" if backend == "torch" else backend, chunk_size=chunk_size)
+    elif backend == "torch":
         sums = dense.pair_sums(x, y, scale, bias, pairs)
     else:
         sums = op.pair_sums(x, y, scale, bias, pairs, backend=backend, chunk_size=chunk_size)

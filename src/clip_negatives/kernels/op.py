@@ -28,7 +28,8 @@ def pair_sums(
     return PairSums(rows, columns)
 
 
-def _backend(name: str) -> Any:
+def backend_named(name: str) -> Any:
+    """Return the module of a backend."""
     if name == "chunked":
         return chunked
     from clip_negatives.kernels import fused  # imports triton
@@ -70,7 +71,7 @@ def _pair_sums(
     columns = Side(column_image_labels, column_text_labels, column_factors, column_groups, column_limits)
     pairs = Pairs(rows, columns, image_table, text_table, offset, columns_too, hardness, importance, count)
     with torch.autocast(x.device.type, enabled=False):
-        sums: PairSums = _backend(backend).forward(x, y, scale, bias, pairs, chunk_size=chunk_size)
+        sums: PairSums = backend_named(backend).forward(x, y, scale, bias, pairs, chunk_size=chunk_size)
     return sums.rows, sums.columns
 
 
@@ -118,7 +119,7 @@ def _pair_sums_backward(
     pairs = Pairs(of_rows, of_columns, image_table, text_table, offset, columns_too, hardness, importance, count)
     sums, grads = PairSums(rows, columns), PairSums(row_grads, column_grads)
     with torch.autocast(x.device.type, enabled=False):
-        found = _backend(backend).backward(
+        found = backend_named(backend).backward(
             x, y, scale, bias, pairs, sums, grads, wants=(wants_x, wants_y), chunk_size=chunk_size
         )
     none = rows.new_empty(0)
@@ -149,13 +150,13 @@ def _backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (x_grad * factor).to(x.dtype) if wants_x else None,
         (y_grad * factor).to(y.dtype) if wants_y else None,
         (x_grad * x).sum().to(scale.dtype).view(scale.shape) if wants_scale else None,
-        _bias_grad(rows, columns, row_grads, column_grads, hardness).to(bias.dtype).view(bias.shape) if wants_bias else None,
+        bias_grad(rows, columns, row_grads, column_grads, hardness).to(bias.dtype).view(bias.shape) if wants_bias else None,
         *(None for _ in optional),
         *(None for _ in ctx.how),
     )
 
 
-def _bias_grad(rows: Tensor, columns: Tensor, row_grads: Tensor, column_grads: Tensor, hardness: float) -> Tensor:
+def bias_grad(rows: Tensor, columns: Tensor, row_grads: Tensor, column_grads: Tensor, hardness: float) -> Tensor:
     """Return dL of the bias: it moves every sum by as much as the logits do, wherever there is anything to sum."""
     total = rows.new_zeros(())
     for sums, grads in ((rows, row_grads), (columns, column_grads)):

@@ -53,10 +53,11 @@ class Side(NamedTuple):
     limits: Tensor | None = None
 
     @classmethod
-    def of(cls, terms: LossTerms | None, groups: Tensor | None) -> Side:
-        """Return what the terms of a batch and its groups say of its samples."""
+    def of(cls, terms: LossTerms | None, groups: Tensor | None = None) -> Side:
+        """Return what the terms of a batch say of its samples; `groups` go before those of the terms."""
         if terms is None:
             return cls(groups=groups)
+        groups = terms.groups if groups is None else groups
         image_labels = None if terms.image_table is None else terms.image_labels
         text_labels = None if terms.text_table is None else terms.text_labels
         return cls(image_labels, text_labels, terms.factors, groups)

@@ -35,7 +35,7 @@ def treatments(folder: ClustersFolder, batch_size: int, sampler: str, weighting:
     pairs = batch_size * (batch_size - 1)
     looked_at = [torch.tensor(batch) for batch in itertools.islice(composed, max(1, min(BATCHES, PAIRS // pairs)))]
     for kind, truth in truths_of(folder).items():
-        tallies = [_tally(truth[index], terms if terms.neutral else terms.take(index)) for index in looked_at]
+        tallies = [_tally(truth[index], terms.take(index)) for index in looked_at]
         kept, weight, false, false_kept, false_weight = torch.stack(tallies).mean(dim=0).tolist()
         mean_weight = weight / kept if kept else 0.0
         yield Treatment(
@@ -73,7 +73,7 @@ def _tally(truth: Tensor, terms: LossTerms) -> Tensor:
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
         weight = torch.ones(rows.stop - start, n)
-        if not terms.neutral:
+        if terms.n_samples is not None:
             weight = log_weights.block(terms.map_samples(operator.itemgetter(rows)), terms, torch.float32).exp()
         weight.diagonal(start).zero_()  # the correct pairs, which are neither kept nor removed
         false = truth[rows, None] == truth[None, :]

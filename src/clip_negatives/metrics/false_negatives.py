@@ -50,7 +50,7 @@ class FalseNegatives(Metric):
             InputError: the terms are of another number of samples.
         """
         n = len(groups)
-        if terms is not None and terms.neutral:
+        if terms is not None and terms.n_samples is None:
             terms = None
         if terms is not None and terms.n_samples != n:
             raise InputError(
