@@ -1,8 +1,10 @@
-"""k-means by faiss on the CPU."""
+"""k-means: by faiss on the CPU, in torch on a GPU."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,9 @@ from torch import Tensor
 
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clustering
+from clip_negatives_kmeans.lloyd import Lloyd
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def default_n_clusters(n_samples: int) -> int:
@@ -22,7 +27,7 @@ def default_n_clusters(n_samples: int) -> int:
 
 
 class KMeans:
-    """Cluster features with k-means (faiss-cpu), so that no cluster is empty.
+    """Cluster features with k-means, so that no cluster is empty.
 
     Args:
         n_clusters: K; None takes `default_n_clusters` of N.
@@ -32,9 +37,12 @@ class KMeans:
         seed: seed of the starts; None draws one from the generator that `fit` is given.
         max_samples_per_cluster: centroids are trained on at most this many samples a cluster, chosen at random, and then all
             samples are assigned.
+        device: "cpu" (faiss) or a CUDA device such as "cuda" (torch, `clip_negatives_kmeans.lloyd`). Their starts differ, so
+            their clusters do; how well they fit does not.
+        precision: in which nearest centroids are searched on a GPU: "float32", "tf32" (float32 on tensor cores) or "bfloat16".
 
     Raises:
-        InputError: a value is out of its range.
+        InputError: a value is out of its range, or the device is not there.
     """
 
     def __init__(
@@ -45,6 +53,8 @@ class KMeans:
         spherical: bool = True,
         seed: int | None = None,
         max_samples_per_cluster: int = 256,
+        device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
         for name, value in (
             ("n_clusters", n_clusters),
@@ -60,6 +70,10 @@ class KMeans:
         self.spherical = spherical
         self.seed = seed
         self.max_samples_per_cluster = max_samples_per_cluster
+        self.device = _device(device)
+        if precision not in PRECISIONS:
+            raise InputError(f"Expected precision to be one of {', '.join(PRECISIONS)} for kmeans, got {precision!r}.")
+        self.precision = precision
 
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
         """Cluster `features`, float, shape (N, D).
@@ -71,20 +85,27 @@ class KMeans:
             InputError: the shape or dtype is not that of features, a value is not finite, K > N, or there are fewer than K
                 different samples.
         """
-        import faiss
-
         _check(features)
-        n_samples, dim = features.shape
+        n_samples = len(features)
         k = default_n_clusters(n_samples) if self.n_clusters is None else self.n_clusters
         if k > n_samples:
             raise InputError(f"Expected at most as many clusters as samples ({n_samples}), got n_clusters={k}.")
         drawn = int(torch.randint(2**31 - 1, (1,), generator=generator))
+        run = self._by_faiss if self.device.type == "cpu" else self._by_torch
+        labels, centroids, far = run(features, k, drawn if self.seed is None else self.seed)
+        return _without_empty(features, labels, centroids, far, self.spherical)
+
+    def _by_faiss(self, features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, centroids, and how far each sample is from its centroid."""
+        import faiss
+
+        dim = features.shape[1]
         engine = faiss.Kmeans(
             dim,
             k,
             niter=self.n_iter,
             nredo=self.n_redo,
-            seed=drawn if self.seed is None else self.seed,
+            seed=seed,
             spherical=self.spherical,
             max_points_per_centroid=self.max_samples_per_cluster,
             min_points_per_centroid=1,
@@ -94,8 +115,41 @@ class KMeans:
         distances, labels = engine.index.search(data, 1)
         # With unit-length centroids faiss searches by inner product: larger is nearer. Turn it so that larger is farther.
         far = torch.from_numpy(distances[:, 0]) * (-1.0 if self.spherical else 1.0)
-        centroids = torch.tensor(engine.centroids).view(k, dim)
-        return _without_empty(features.float(), torch.from_numpy(labels[:, 0].copy()), centroids, far, self.spherical)
+        return torch.from_numpy(labels[:, 0].copy()), torch.tensor(engine.centroids).view(k, dim), far
+
+    def _by_torch(self, features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same from the device; only the samples that centroids are trained on are held there at once."""
+        generator = torch.Generator().manual_seed(seed)
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        lloyd = Lloyd(k, self.n_iter, self.n_redo, self.spherical, dtype)
+        some = torch.randperm(len(features), generator=generator)[: k * self.max_samples_per_cluster].sort().values
+        with _tf32(self.precision == "tf32"):
+            centroids = lloyd.centroids(features[some].to(self.device, torch.float32), generator=generator)
+            labels, far = lloyd.assign(features, centroids)
+        return labels.cpu(), centroids.cpu(), far.cpu()
+
+
+def _device(name: str) -> torch.device:
+    """Return the device, once it is known to be there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"Expected a device such as cpu or cuda for kmeans, got {name!r}.") from error
+    there = torch.cuda.device_count() if device.type == "cuda" else int(device.type == "cpu")
+    if (device.index or 0) >= there:
+        raise InputError(f"Expected the device cpu, or cuda where there is a GPU, for kmeans, got {name!r} and no such device.")
+    return device
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Let products of float32 run on tensor cores in between."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _check(features: Tensor) -> None:
@@ -126,5 +180,6 @@ def _without_empty(features: Tensor, labels: Tensor, centroids: Tensor, far: Ten
             labels[sample] = cluster
             sizes[cluster] += 1
             sizes[home] -= 1
-            centroids[cluster] = F.normalize(features[sample], dim=0) if spherical else features[sample]
+            point = features[sample].float()
+            centroids[cluster] = F.normalize(point, dim=0) if spherical else point
     return Clustering(labels, centroids)

@@ -1,9 +1,9 @@
 """Sums over the pairs of all processes, with the texts of the others passing by: nothing of the size of all samples is held.
 
 Every process keeps its images and hands texts on to its neighbour, together with what belongs to them: labels, and the sums
-of their columns so far. After as many steps as there are processes everything is back home. The backward pass goes round once more,
-with the gradients of the texts. Its feature gradients are those of the sum of the losses of all processes, as those of
-open_clip's ``--local-loss --gather-with-grad`` are.
+of their columns so far. After as many steps as there are processes everything is back home. The backward pass goes round
+once more, with the gradients of the texts. Its feature gradients are those of the sum of the losses of all processes, as those
+of open_clip's ``--local-loss --gather-with-grad`` are.
 """
 
 from __future__ import annotations
