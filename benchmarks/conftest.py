@@ -5,24 +5,35 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
-PACKAGES = ("torch", "open_clip_torch", "clip-negatives", "numpy", "faiss-cpu")
+PACKAGES = ("torch", "triton", "open_clip_torch", "clip-negatives", "faiss-cpu", "memeff", "inf-cl")
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """Name the hardware, in the place of a host name that says nothing to others, and the versions."""
-    machine_info["node"] = os.environ.get("CLIP_NEGATIVES_MACHINE") or _processor()
+    machine_info["node"] = processor()
     machine_info["cores"] = os.cpu_count()
     machine_info["threads"] = torch.get_num_threads()
     machine_info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    machine_info["driver"] = _driver() if torch.cuda.is_available() else None
+    for name in ("release", "python_build", "python_compiler"):
+        machine_info.pop(name, None)
+    machine_info["cpu"] = {name: machine_info["cpu"].get(name) for name in ("brand_raw", "count", "arch")}
     machine_info["versions"] = {name: _version(name) for name in PACKAGES}
 
 
-def _processor() -> str:
+def _driver() -> str:
+    """Return the version of the driver of the GPU."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+
+
+def processor() -> str:
     """Return the name of the processor."""
     information = Path("/proc/cpuinfo")
     if information.exists():

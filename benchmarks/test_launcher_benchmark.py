@@ -74,6 +74,7 @@ def test_launcher(benchmark: Any, request: Any, tmp_path: Path, method: str) -> 
     subprocess.run([sys.executable, "-m", "clip_negatives", "prepare", data, str(clusters)], check=True, capture_output=True)
     negatives = ["--sampler", "in_batch", "--weighting", "uniform"] if method == "in_batch" else []
     ours = ["-m", "clip_negatives", "train", "--clusters", str(clusters), *negatives, "--"]
+    benchmark.group = "launcher, the small model on the catalogue, batches of 128"
     ratios: list[float] = []
     seconds: dict[str, list[float]] = {"open_clip": [], method: []}
 
@@ -92,6 +93,12 @@ def test_launcher(benchmark: Any, request: Any, tmp_path: Path, method: str) -> 
         ratios.append(math.exp(logs / 2))
 
     benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1)
-    figures = {"batch_size": 128, "over_open_clip": statistics.median(ratios), "rounds": ratios, "seconds_per_step": seconds}
+    figures = {
+        "method": method,
+        "batch_size": 128,
+        "over_open_clip": statistics.median(ratios),
+        "rounds": ratios,
+        "seconds_per_step": seconds,
+    }
     benchmark.extra_info.update(figures)
     request.config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{method}: {figures}")

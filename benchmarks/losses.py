@@ -1,0 +1,120 @@
+"""The losses that are compared: ours, open_clip's, and fused ones from PyPI where they are installed and can run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from open_clip import ClipLoss
+from torch import Tensor
+
+from clip_negatives.functional import weighted_info_nce
+from clip_negatives.interfaces import LossTerms
+from clip_negatives.kernels.support import triton_is_missing
+
+SCALE = 14.3
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def weights(kind: str, n: int, k: int) -> LossTerms | None:
+    """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized")."""
+    if kind == "none":
+        return None
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.randint(k, (2, n), generator=generator)
+    tables = -torch.rand(2, k, k, generator=generator)
+    return LossTerms(labels[0], tables[0], labels[1], tables[1], normalize=kind == "normalized").to(DEVICE)
+
+
+def losses(n: int, k: int) -> dict[str, Loss]:
+    """Return every loss that can run here by its name, open_clip's first."""
+    found: dict[str, Loss] = {"open_clip": ClipLoss()}
+    backends = (
+        ["torch", "chunked"] if triton_is_missing(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["torch", "chunked", "triton"]
+    )
+    for backend in backends:
+        for kind in ("none", "weighted", "normalized"):
+            found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
+    if DEVICE.type == "cuda":
+        found["open_clip compiled"] = torch.compile(ClipLoss())
+        found |= _peers()
+    return found
+
+
+def _ours(backend: str, terms: LossTerms | None) -> Loss:
+    return lambda x, y, scale: weighted_info_nce(x, y, scale, terms=terms, backend=backend)
+
+
+def _peers() -> dict[str, Loss]:
+    """Return the fused losses of other packages; none takes weights, and memeff's scale is a constant without a gradient."""
+    found: dict[str, Loss] = {}
+    if find_spec("memeff"):
+        from memeff import MemoryEfficientCLIPLoss
+
+        memeff = MemoryEfficientCLIPLoss(temperature=1 / SCALE, normalized_inputs=True, stable=False)
+        found["memeff"] = lambda x, y, scale: memeff(x, y)
+    if find_spec("inf_cl"):
+        from inf_cl import cal_flash_loss
+
+        def inf_cl(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+            return (cal_flash_loss(x, y, scale=scale).mean() + cal_flash_loss(y, x, scale=scale).mean()) / 2
+
+        found["inf-cl"] = inf_cl
+    return found
+
+
+def make_step(loss: Loss, n: int, d: int, *, backward: bool = True) -> Callable[[], None]:
+    """Return a step of n pairs of d features: the loss, and its gradients to features and scale."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (F.normalize(side, dim=1) for side in torch.randn(2, n, d, generator=generator))
+    x, y = (side.to(DEVICE, DTYPE).requires_grad_() for side in (x, y))
+    scale = torch.tensor(SCALE, device=DEVICE, requires_grad=True)
+
+    def step() -> None:
+        value = loss(x, y, scale)
+        if backward:
+            torch.autograd.grad(value, (x, y, scale), allow_unused=True)
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+def floor_seconds(n: int, d: int) -> float:
+    """Return the least a forward and backward pass can take here: 8 n^2 d operations at the rate of a large product.
+
+    Each tile of the matrix of all pairs is computed once forward (2 n^2 d) and once backward, and serves two products there.
+    """
+    return 8 * n * n * d / matmul_rate()
+
+
+def matmul_rate() -> float:
+    """Return the operations a second of a product of two large square matrices, the best of several."""
+    if DEVICE not in _RATES:
+        size = 8192 if DEVICE.type == "cuda" else 2048
+        a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
+        out = torch.empty_like(a)
+        _RATES[DEVICE] = 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out))
+    return _RATES[DEVICE]
+
+
+_RATES: dict[torch.device, float] = {}
+
+
+def _best_seconds(work: Callable[[], object], rounds: int = 12) -> float:
+    import time
+
+    best = math.inf
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
