@@ -7,10 +7,10 @@ from torch import Tensor
 
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import IncorrectPairs, SamplingContext
-from clip_negatives.sampling import PlannedSampler, require_clusters
+from clip_negatives.sampling import PlannedSampler, permutation, require_clusters, shuffle_rows
 from clip_negatives.similarity import reliable_tables
 from clip_negatives_cluster_similarity.pairs import draw_pairs
-from clip_negatives_cluster_similarity.reliable import ReliableExchanges
+from clip_negatives_cluster_similarity.reliable import AT_ONCE, ReliableExchanges
 
 SWAPS = 64
 """Exchanges with other steps that are tried for a sample that has no reliable partner in its own."""
@@ -74,21 +74,51 @@ class ClusterSimilarity(PlannedSampler):
     def _plan(self, generator: torch.Generator) -> Tensor:
         """Deal the samples, sorted by cluster, out to the steps, then mend the steps in which a sample stands alone."""
         n, steps = self.context.n_samples, len(self)
-        shuffled = torch.randperm(n, generator=generator)
+        shuffled = permutation(n, generator)
         # The samples that fill no step are drawn before sorting: they would else always be of the last clusters.
-        used, spare = shuffled[: steps * self.step_size], shuffled[steps * self.step_size :]
-        kind = self.reliable.image_labels[used] * len(self.reliable.text_table) + self.reliable.text_labels[used]
-        rounds = used[kind.argsort(stable=True)].view(self.step_size, steps)
+        used, spare = shuffled[: steps * self.step_size], shuffled[steps * self.step_size :].clone()
+        rounds = self._sorted_by_kind(used, spare).view(self.step_size, steps)
+        del shuffled, used
         # Each round gives one sample to every step, in an order of its own.
-        order = torch.rand(self.step_size, steps, generator=generator).argsort(dim=1)
-        dealt = rounds.gather(1, order).T.contiguous()
+        shuffle_rows(rounds, generator)
         # A rank takes a range of columns: unsorted, every rank gets every cluster.
-        columns = torch.rand(steps, self.step_size, generator=generator).argsort(dim=1)
-        return self._mend(dealt.gather(1, columns), spare, generator)
+        plan = rounds.T
+        shuffle_rows(plan, generator)
+        return self._mend(plan, spare, generator)
+
+    def _sorted_by_kind(self, samples: Tensor, others: Tensor) -> Tensor:
+        """Return the samples sorted by their kind (image and text cluster), those of one kind in the order they came in.
+
+        A counting sort, a part at a time: besides the result it holds nothing that grows with the samples. `others` are the
+        rest of the data set: what is counted in its own order needs no look-ups in memory at random.
+        """
+        n_text = len(self.reliable.text_table)
+        counts = torch.zeros(len(self.reliable.image_table) * n_text, dtype=torch.int64)
+        for image, text in zip(
+            self.reliable.image_labels.split(AT_ONCE), self.reliable.text_labels.split(AT_ONCE), strict=True
+        ):
+            counts += (image * n_text + text).bincount(minlength=len(counts))
+        counts -= self._kind(others).bincount(minlength=len(counts))
+        free = counts.cumsum(0) - counts  # the next free place of each kind
+        result = torch.empty_like(samples)
+        for part in samples.split(AT_ONCE):
+            kind, order = self._kind(part).sort(stable=True)
+            present, sizes = kind.unique_consecutive(return_counts=True)
+            before = sizes.cumsum(0) - sizes
+            result[(free[present] - before).repeat_interleave(sizes) + torch.arange(len(part))] = part[order]
+            free[present] += sizes
+        return result
+
+    def _kind(self, samples: Tensor) -> Tensor:
+        """Return image and text cluster of each sample as one number."""
+        index = samples.long()
+        return self.reliable.image_labels[index] * len(self.reliable.text_table) + self.reliable.text_labels[index]
 
     def _mend(self, plan: Tensor, spare: Tensor, generator: torch.Generator) -> Tensor:
         """Exchange samples without a reliable partner in their step for others, from other steps or from the spare ones."""
-        places = torch.cat([plan.flatten(), spare])
+        places = plan.new_empty(plan.numel() + len(spare))
+        places[: plan.numel()].view_as(plan).copy_(plan)
+        places[plan.numel() :] = spare
         pending = list(range(len(plan)))
         while pending:
             step = pending.pop()
@@ -104,7 +134,7 @@ class ClusterSimilarity(PlannedSampler):
         """Return the samples of a step with no reliable partner there; the spare samples, after the last step, need none."""
         if step >= len(self):
             return places[:0]
-        members = places[step * self.step_size : (step + 1) * self.step_size]
+        members = places[step * self.step_size : (step + 1) * self.step_size].long()
         return self.reliable.lonely(members, members)
 
     def _exchange(self, places: Tensor, step: int, sample: int, generator: torch.Generator) -> int | None:

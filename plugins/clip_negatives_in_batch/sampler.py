@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clip_negatives.interfaces import SamplingContext
-from clip_negatives.sampling import PlannedSampler
+from clip_negatives.sampling import PlannedSampler, permutation
 
 
 class InBatch(PlannedSampler):
@@ -43,5 +43,5 @@ class InBatch(PlannedSampler):
 
     def _shuffle(self, generator: torch.Generator) -> Tensor:
         steps = self.context.n_samples // self.step_size
-        order = torch.randperm(self.context.n_samples, generator=generator)
+        order = permutation(self.context.n_samples, generator)
         return order[: steps * self.step_size].view(steps, self.step_size)

@@ -16,10 +16,27 @@ Plan = Callable[[torch.Generator], Tensor]
 """``plan(generator) -> (steps, world_size * B)``: the sample indices of every step of one epoch, each at most once."""
 
 
+SHUFFLED_AT_ONCE = 2**20
+"""Entries whose order `shuffle_rows` draws at a time."""
+
+
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
     """Return a CPU generator for one epoch of one seed, the same on every rank and unlike that of any other epoch."""
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
+
+
+def permutation(n: int, generator: torch.Generator) -> Tensor:
+    """Return 0 .. n-1 in random order, int32 wherever that is wide enough: an epoch may have 1e9 samples."""
+    return torch.randperm(n, generator=generator, dtype=torch.int32 if n <= 2**31 - 1 else torch.int64)
+
+
+def shuffle_rows(rows: Tensor, generator: torch.Generator) -> None:
+    """Put each row in a random order of its own, in place; only some rows are copied at a time."""
+    at_once = max(1, SHUFFLED_AT_ONCE // max(1, rows.shape[1]))
+    for some in rows.split(at_once):
+        order = torch.rand(some.shape, generator=generator).argsort(dim=1)
+        some.copy_(some.gather(1, order))
 
 
 class PlannedSampler:
@@ -31,7 +48,7 @@ class PlannedSampler:
 
     Args:
         context: what to sample for.
-        plan: returns the indices of all steps of an epoch, int64, shape (steps, world_size * B), where
+        plan: returns the indices of all steps of an epoch, int64 or int32, shape (steps, world_size * B), where
             ``steps = N // (world_size * B)``.
 
     Raises:
@@ -79,7 +96,7 @@ class PlannedSampler:
             yield shard[self._position - 1].tolist()
 
     def planned(self, epoch: int) -> Tensor:
-        """Return the indices of every step of `epoch`, int64, shape (steps, world_size * B).
+        """Return the indices of every step of `epoch`, int64 or int32, shape (steps, world_size * B).
 
         Raises:
             InputError: the plan has another shape.
@@ -122,7 +139,7 @@ class PlannedSampler:
             raise InputError(
                 f"Expected 1 .. {self.step_size - 1} pairs per image (a step holds {self.step_size} samples), got {per_image}."
             )
-        steps = self.plan(generator)
+        steps = self.plan(generator).long()
         # Everyone in a step looks the same few places to the right, around the end: the texts of one image all differ.
         order = torch.rand(len(steps), self.step_size - 1, generator=generator).argsort(dim=1)
         shifts = order[:, :per_image] + 1
