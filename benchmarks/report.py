@@ -114,6 +114,10 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "over open_clip ": _figure("peak_mib_over_open_clip", "{:.2f}"),
         "floor": _figure("floor_over_achieved", "{:.2f}"),
     },
+    "training step": {
+        "loss": _figure("name", "{}"),
+        "seconds a step": lambda row: f"{row['stats']['min']:.4g}",
+    },
     "k-means": {
         "device": _figure("device", "{}"),
         "precision": _figure("precision", "{}"),

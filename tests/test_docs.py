@@ -84,3 +84,10 @@ def test_figures_of_the_catalogue() -> None:
     assert f"for a training listing | {others:.2f} |" in page
     assert f"for each sample | {others / (n - 1) * 255:.2f} |" in page
     assert f"training has too | {len(set(train.column('text')) & set(test.column('text')))} |" in page
+
+
+def test_the_page_of_benchmarks_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import report
+
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == report.page(), "Write it anew: python benchmarks/report.py"

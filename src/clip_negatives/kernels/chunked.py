@@ -113,16 +113,22 @@ def backward(
     blocks = _Blocks(x, y, scale, bias, pairs, chunk_size)
     for part in blocks.parts():
         mates = blocks.load(part)
-        slopes = None if mates is None else (grads.rows[MATE_LOGITS, part, None] + columns.linear(mates)) * mates
-        for term in blocks.terms(mates):
-            if pairs.columns_too:
-                columns.write_slopes(term.columns, term, out=blocks.scratch)
-            found = rows.part(part).write_slopes(term.rows, term, out=term.rows)
-            if pairs.columns_too:
-                found += blocks.scratch
-            slopes = found.clone() if slopes is None and blocks.keeps_logits else found if slopes is None else slopes + found
-        if slopes is None:
-            continue
+        here = rows.part(part)
+
+        def slopes_of(term: Term, here: _Anchors = here) -> Tensor:
+            if not pairs.columns_too:
+                return here.write_slopes(term.rows, term, out=term.rows)
+            of_columns = columns.write_slopes(term.columns, term, out=blocks.scratch)
+            return here.write_slopes(term.rows, term, out=term.rows).add_(of_columns)
+
+        terms = blocks.terms(mates)
+        slopes = slopes_of(next(terms))
+        if blocks.keeps_logits:
+            slopes = slopes.clone()  # the next term comes in the same memory
+        for term in terms:
+            slopes += slopes_of(term)
+        if mates is not None:
+            slopes += (grads.rows[MATE_LOGITS, part, None] + columns.linear(mates)) * mates
         if x_grad is not None:
             torch.mm(slopes, blocks.columns, out=x_grad[part])
         if y_grad is not None:

@@ -148,6 +148,7 @@ class _Problem:
         if size is None:
             rows = SLOPES_BYTES // (len(self.y) * self.x.element_size())
             size = max(1, rows // self.tile["BM"]) * self.tile["BM"]
+        size = min(size, max(1, (2**31 - 1) // len(self.y)))  # places in a chunk are 32-bit numbers
         return [(start, min(start + size, len(self.x))) for start in range(0, len(self.x), size)]
 
     def arguments(self) -> list[Any]:
