@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--quick", is_flag=True, help="Two epochs instead of twenty: a look in a few minutes.")
+@click.option("--quick", is_flag=True, help="Two epochs instead of twenty, two seeds: a look in a few minutes.")
 @click.option("--methods", default="in_batch,paper", help="Methods, separated by commas: see below.")
-@click.option("--seeds", default=3, help="Runs of each method.")
+@click.option("--seeds", type=int, help="Runs of each method.  [default: 3; with --quick 2]")
 @click.option("--output", default="compare", type=click.Path(path_type=Path), help="Folder for runs, results and plot.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file too.")
 @click.option("--test-data", help="Test pairs (csv or tars), with --train-data of your own after --.")

@@ -58,7 +58,7 @@ def compare(
     output: str | Path,
     *,
     methods: str = "in_batch,paper",
-    seeds: int = 3,
+    seeds: int | None = None,
     quick: bool = False,
     test_data: str | None = None,
     group_column: str | None = None,
@@ -77,7 +77,7 @@ def compare(
     Args:
         output: folder for runs and results.
         methods: see `clip_negatives.compare.parse_methods`; baseline and control are always among them.
-        seeds: runs of each method, with seeds 0, 1, ...
+        seeds: runs of each method, with seeds 0, 1, ...; None is 3, or 2 if quick.
         quick: train for two epochs instead of twenty.
         test_data: csv or tars of the test pairs, needed with own ``--train-data``; the shipped catalogue has its own.
         group_column: column that says which pairs show the same item; without it, equal texts do.
@@ -91,6 +91,7 @@ def compare(
     Raises:
         ClipNegativesError: something is not as expected, or a run failed; finished runs are kept.
     """
+    seeds = (2 if quick else 3) if seeds is None else seeds
     if seeds < 1:
         raise InputError(f"Expected at least 1 seed, got {seeds}.")
     output = Path(output).absolute()
