@@ -14,11 +14,11 @@ DOCS = HERE.parent / "docs"
 
 HEAD = """# Benchmarks
 
-Written by `python benchmarks/report.py` from the result files under `benchmarks/results/`, one folder a machine. Times are the
-best of ten rounds; ratios are to open_clip's unweighted `ClipLoss` in the same run. Losses are forward and backward, with
-gradients to both feature matrices and the scale. *Weighted* has two tables of log-weights over image and text clusters,
-*normalized* scales them to mean 1. *Floor* is the time that `8 B² D` operations take at the measured rate of a large product,
-over the time achieved: 1 is the limit of the hardware.
+Written by `python benchmarks/report.py` from the result files under `benchmarks/results/`, one folder a machine. Times
+are the best of ten rounds; ratios are medians over rounds, in each of which open_clip's unweighted `ClipLoss` takes the
+step before. Losses are forward and backward, with gradients to both feature matrices and the scale. *Weighted* has two
+tables of log-weights over image and text clusters, *normalized* scales them to mean 1. *Floor* is the time that
+`8 B² D` operations take at the measured rate of a large product, over the time achieved: 1 is the limit of the hardware.
 
 Run them on your machine, small or at full size:
 

@@ -142,8 +142,9 @@ def test_data_that_shrink_while_they_are_read(source: CsvPairs, tmp_path: Path, 
 
 
 SCRIPT = """
-    import sys, time
+    import signal, sys, time
     from pathlib import Path
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
     from clip_negatives import features
     from clip_negatives.dataset import CsvPairs
     from clip_negatives.encoders import Encoder, image_encoder, text_encoder
@@ -152,7 +153,7 @@ SCRIPT = """
     plain = image_encoder("pixels:dim=8")
 
     def slowly(images):
-        time.sleep(0.3)
+        time.sleep(0.6)
         return plain.encode(images)
 
     encoder = Encoder(slowly, fit=plain.fit, name=plain.name)
