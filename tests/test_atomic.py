@@ -109,9 +109,9 @@ def _use(folder: Path, log: Path) -> None:
             stream.write("in\n")
         (folder / "file").touch(exist_ok=False)  # the one before took it away
         (folder / "file").unlink()
-        folder.rmdir()
         with log.open("a") as stream:
             stream.write("out\n")
+        folder.rmdir()  # last: without the folder the next may begin
 
 
 def test_one_process_at_a_time_uses_a_folder(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
 def sole_user(folder: Path) -> Iterator[None]:
     """Make `folder` if it is not there and wait until no other process that calls this is using it.
 
-    The system frees the folder when a process ends, however it ends. Whoever has it may delete it.
+    The system frees the folder when a process ends, however it ends. Whoever has it may delete it, as the last thing
+    that is done with it: the next process makes another and goes on at once.
 
     Raises:
         ArtifactError: it cannot be made or locked.
