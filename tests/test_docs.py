@@ -58,6 +58,15 @@ def test_every_hook_is_documented_with_its_signature() -> None:
         assert inspect.getdoc(function) in page
 
 
+def test_included_files_are_there() -> None:
+    marks = [line for page in PAGES for line in page.read_text().splitlines() if re.match(r"-+\s*8", line)]
+    assert len(marks) == 2
+    for mark in marks:
+        included = re.fullmatch(r'--8<-- "(.+)"', mark)
+        assert included is not None, mark
+        assert (ROOT / included.group(1)).is_file(), mark
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
     assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(re.findall(r"[\w-]+\.md", navigation))
