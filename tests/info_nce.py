@@ -47,6 +47,8 @@ def naive_treated(
     positive_rate: float | list[float] | None = None,
     hardness: float = 0.0,
     groups: list[int] | None = None,
+    attract: bool = True,
+    positive_weight: float = 1.0,
 ) -> float:
     """Return the loss of a square problem with every treatment of its pairs, by loops over Python floats."""
     n = len(x)
@@ -59,8 +61,9 @@ def naive_treated(
             cosine = [s[j][i] if transposed else s[i][j] for j in range(n)]
             weight = [float(b[j, i] if transposed else b[i, j]) for j in range(n)]
             z = [scale * value + bias for value in cosine]
-            positives = [j for j in range(n) if groups[j] == groups[i]]
-            kept = [j for j in range(n) if j not in positives and weight[j] > -math.inf]
+            mates = [j for j in range(n) if groups[j] == groups[i]]
+            positives = mates if attract else [i]
+            kept = [j for j in range(n) if j not in mates and weight[j] > -math.inf]
             kept = [j for j in kept if margin is None or cosine[j] <= cosine[i] + margin]
             w = {j: math.exp(weight[j] + hardness * z[j]) for j in kept}
             if (normalize or hardness) and kept:
@@ -71,8 +74,9 @@ def naive_treated(
                 mean_positive = sum(math.exp(z[j]) for j in positives) / len(positives)
                 estimate = (negatives - rates[i] * len(kept) * mean_positive) / (1 - rates[i])
                 negatives = max(estimate, len(kept) * math.exp(bias - scale))
-            total += math.log(negatives + sum(math.exp(z[j]) for j in positives))
-            total -= sum(z[j] for j in positives) / len(positives)
+            told_from = negatives + positive_weight * sum(math.exp(z[j]) for j in positives)
+            if told_from > 0:
+                total += math.log(told_from) - sum(z[j] for j in positives) / len(positives)
     return total / (2 * n)
 
 

@@ -1,4 +1,5 @@
-from . import catalogue, functional, integrations, metrics, registry, sampling, similarity
+from . import anchors, catalogue, functional, integrations, metrics, registry, sampling, similarity
+from .anchors import AnchorLoss, Anchors
 from .artifacts import ClustersFolder, read_clusters, write_clusters
 from .errors import ClipNegativesError
 from .functional import weighted_info_nce
@@ -20,6 +21,8 @@ from .sampling import PlannedSampler
 __version__: str
 
 __all__ = [
+    "AnchorLoss",
+    "Anchors",
     "ClipNegativesError",
     "Clusterer",
     "Clustering",
@@ -32,6 +35,7 @@ __all__ = [
     "NegativesClipLoss",
     "PlannedSampler",
     "SamplingContext",
+    "anchors",
     "attach",
     "catalogue",
     "functional",

@@ -8,12 +8,13 @@ of each sample) and, if kept, ``features.safetensors``, which is memory-mapped w
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -118,6 +119,8 @@ def read_clusters(path: str | Path) -> ClustersFolder:
             text_similarity=centroid_similarity(tensors["text_centroids"]),
             image_features=features.get("image"),
             text_features=features.get("text"),
+            texts=codes(samples["text"]),
+            groups=codes(samples["group"]) if "group" in samples.column_names else None,
         )
     except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
@@ -127,6 +130,21 @@ def read_clusters(path: str | Path) -> ClustersFolder:
     if fault is not None:
         raise _damaged(path, fault)
     return ClustersFolder(path, clusters, samples, manifest)
+
+
+def codes(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
+    """Return a number for each value, equal for equal values, int64, shape (N,); an empty value equals no other.
+
+    Examples:
+        >>> codes(["shoe", "", "hat", "", "shoe"])
+        tensor([0, 5, 2, 6, 0])
+    """
+    column = pa.array(values, pa.string()) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
+    encoded = pc.fill_null(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column, "")
+    number = encoded.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    unknown = pc.equal(encoded, "").to_numpy(zero_copy_only=False).nonzero()[0]
+    number[unknown] = len(number) + np.arange(len(unknown))
+    return torch.from_numpy(number)
 
 
 def _tensors(clusters: Clusters) -> dict[str, Tensor]:

@@ -42,6 +42,8 @@ def weighted_info_nce(
     positive_rate: Tensor | float | None = None,
     hardness: float | None = None,
     groups: Tensor | None = None,
+    attract: bool | None = None,
+    positive_weight: float | None = None,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
     all_terms: LossTerms | None = None,
@@ -65,22 +67,24 @@ def weighted_info_nce(
     contributes 0. With `all_image_features` and `all_text_features` (``local_loss``) the rows are this process's B
     samples and the columns the G of all processes.
 
-    Four more ways to treat incorrect pairs can be mixed freely, with each other and with log-weights; what is None is as
+    More ways to treat incorrect pairs can be mixed freely, with each other and with log-weights; what is None is as
     `terms` say, which by default do nothing. They go by what the model thinks now (s_ij, the *live* similarity), the
     log-weights by frozen features. For anchor i, an image or a text, with N_i its incorrect pairs that are kept and P_i
     its positives::
 
         n_i = sum over N_i of exp(z_ij + b_ij)
-        loss_i = log(n_i + sum over P_i of exp(z_ip)) - mean over P_i of z_ip
+        loss_i = log(n_i + alpha * sum over P_i of exp(z_ip)) - mean over P_i of z_ip
 
     * `margin` takes j out of N_i where ``s_ij > s_ii + margin``, as Qwen3-Embedding does (arXiv:2506.05176, 0.1);
     * `groups` puts every sample of i's group into P_i: the targets of SupCon (arXiv:2004.11362) and UniCL (2204.03610);
-      pairs of a group are never weighted;
+      pairs of a group are never weighted; with ``attract=False`` they are neither positive nor negative;
     * `hardness` = beta adds ``beta z_ij`` to b_ij and scales the weights of N_i to mean 1 (Robinson et al., 2010.04592);
       it *raises* the weight of what the model finds similar;
     * `positive_rate` = t replaces n_i by ``max((n_i - t |N_i| p_i) / (1 - t), |N_i| exp(logit_bias - logit_scale))`` with
       p_i the mean of exp(z_ip): the debiased estimate of Chuang et al. (2007.00224), t being how probably an incorrect
-      pair is correct.
+      pair is correct;
+    * `positive_weight` = alpha, 1 in InfoNCE, is 0 in decoupled losses (Yeh et al., 2110.06848). A row without negatives
+      then contributes 0.
 
     Args:
         image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).
@@ -92,6 +96,8 @@ def weighted_info_nce(
         positive_rate: 0 <= t < 1, one number or one for each of the B samples, shape (B,).
         hardness: beta, at least 0.
         groups: group of each of the B samples, int64, shape (B,).
+        attract: whether samples of a group are positives of each other, or only no negatives.
+        positive_weight: alpha, at least 0.
         all_image_features: shape (G, D), given for both sides or for none.
         all_text_features: shape (G, D).
         all_terms: terms of the G samples.
@@ -131,7 +137,7 @@ def weighted_info_nce(
     all_terms = terms if not rectangle else all_terms or (None if terms.n_samples else terms)
     check_features(x, y, all_x, all_y, positive_offset, chunk_size)
     check_terms(terms, all_terms, x, all_x)
-    how = _treatment(terms, margin, positive_rate, hardness, len(x))
+    how = _treatment(terms, margin, positive_rate, hardness, positive_weight, len(x))
     mine, everyone = Side.of(terms, groups), Side.of(all_terms, all_groups if rectangle else groups)
     check_groups(mine.groups, everyone.groups, len(x), len(all_x))
     scale = one_number("logit_scale", logit_scale, x.device)
@@ -139,7 +145,7 @@ def weighted_info_nce(
     backend = _backend(backend, x, len(all_x))
     if backend == "torch" and not ring and not terms.weighted and how.plain and mine.groups is None:
         return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
-    how = dataclasses.replace(how, grouped=mine.groups is not None)
+    how = dataclasses.replace(how, grouped=mine.groups is not None and (terms.attract if attract is None else attract))
     tables = terms.image_table, terms.text_table
     pairs = Pairs(mine, everyone, *tables, offset=positive_offset, columns_too=not rectangle)
     losses = functools.partial(anchor_losses, objective=how, backend=backend, chunk_size=chunk_size, ring=ring)
@@ -206,20 +212,28 @@ def _backend(name: str, x: Tensor, n_columns: int) -> str:
 
 
 def _treatment(
-    terms: LossTerms, margin: float | None, rate: Tensor | float | None, hardness: float | None, n: int
+    terms: LossTerms,
+    margin: float | None,
+    rate: Tensor | float | None,
+    hardness: float | None,
+    positive_weight: float | None,
+    n: int,
 ) -> Objective:
     """Return what to make of the pairs; refuses values out of their range, but reads no value of a tensor."""
     margin = terms.margin if margin is None else margin
     rate = terms.positive_rate if rate is None else rate
     hardness = terms.hardness if hardness is None else hardness
+    alpha = terms.positive_weight if positive_weight is None else positive_weight
     if margin is not None and not -2 <= margin <= 2:
         raise InputError(f"Expected a margin of cosines within -2 .. 2, got {margin}.")
     if not 0 <= hardness < float("inf"):
         raise InputError(f"Expected hardness of at least 0, got {hardness}.")
+    if not 0 <= alpha < float("inf"):
+        raise InputError(f"Expected positive_weight of at least 0, got {alpha}.")
     if isinstance(rate, Tensor):
         if rate.shape not in ((), (n,)):
             raise InputError(f"Expected positive_rate as a number or of shape ({n},), got shape {tuple(rate.shape)}.")
     elif rate is not None and not 0 <= rate < 1:
         raise InputError(f"Expected positive_rate within 0 .. 1, without 1, got {rate}.")
     normalize = hardness > 0 or (terms.weighted and terms.normalize)
-    return Objective(normalize, rate, margin=margin, hardness=hardness)
+    return Objective(normalize, rate, margin=margin, hardness=hardness, positive_weight=alpha)

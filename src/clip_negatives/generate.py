@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_negatives import registry
+from clip_negatives.anchors import before_training
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.atomic import replaced_file
 from clip_negatives.functional import pair_log_weights
@@ -68,7 +69,7 @@ def generate(
     clusters = folder.clusters
     context = SamplingContext(clusters.n_samples, min(batch_size, clusters.n_samples), seed=seed, clusters=clusters)
     drawn = registry.create("negative_sampler", sampler, context).incorrect_pairs(per_image, epoch_generator(seed, 0))
-    terms = registry.create("loss_weighting", weighting)(clusters)
+    terms = before_training(registry.create("loss_weighting", weighting)(clusters), weighting)
     origin = {
         "sampler": sampler,
         "weighting": weighting,

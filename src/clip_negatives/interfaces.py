@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from clip_negatives.anchors import AnchorLoss
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clustering:
@@ -58,6 +60,8 @@ class Clusters:
         image_features: frozen unit-norm features, float32 or float16, shape (N, D_image), possibly memory-mapped; None if
             they were not kept.
         text_features: the same of the texts, shape (N, D_text).
+        texts: a number for each sample, the same for equal texts, int64, shape (N,); None where the texts are not known.
+        groups: a number for each sample, the same for samples that the data say show the same item; None where they do not.
     """
 
     image: Clustering
@@ -66,6 +70,8 @@ class Clusters:
     text_similarity: Tensor
     image_features: Tensor | None = None
     text_features: Tensor | None = None
+    texts: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def n_samples(self) -> int:
@@ -110,12 +116,14 @@ class LossTerms:
         factors: float32, shape (N, R); subtracts an inner product of frozen features.
         normalize: shift b so that the weights ``exp(b)`` of the incorrect pairs that are kept have mean 1, for every image
             over its texts and for every text over its images. Weights then change which negatives count, not how many.
-        groups: samples of one group are positives of each other, int64, shape (N,); no b applies to them.
+        groups: samples of one group are no negatives of each other, int64, shape (N,); no b applies to them.
+        attract: samples of one group are positives of each other; else their pairs are left out of the loss.
         positive_rate: how probably an incorrect pair is correct, 0 <= t < 1, float32, shape (N,) or (); debiases.
         hardness: beta >= 0; weighs up what the model itself finds similar.
         margin: difference of cosines, as the model sees them, over which a pair is no negative.
+        positive_weight: alpha >= 0; how much the positives count among the pairs that an anchor is told from.
 
-    The last four go by the model that is trained, the others by frozen features;
+    The last six go by the model that is trained, the others by frozen features;
     `clip_negatives.functional.weighted_info_nce` has the formulas.
     """
 
@@ -129,6 +137,8 @@ class LossTerms:
     positive_rate: Tensor | None = None
     hardness: float = 0.0
     margin: float | None = None
+    attract: bool = True
+    positive_weight: float = 1.0
 
     @property
     def weighted(self) -> bool:
@@ -139,7 +149,7 @@ class LossTerms:
     def neutral(self) -> bool:
         """Return whether the loss is plain InfoNCE."""
         live = self.groups is not None or self.positive_rate is not None or self.hardness > 0 or self.margin is not None
-        return not self.weighted and not live
+        return not self.weighted and not live and self.positive_weight == 1
 
     @property
     def n_samples(self) -> int | None:
@@ -236,8 +246,11 @@ class NegativeSampler(Protocol):
 class LossWeighting(Protocol):
     """Decide how much each incorrect pair counts. Called once for each clustering, never inside a step."""
 
-    def __call__(self, clusters: Clusters) -> LossTerms:
-        """Return the log-weights for the samples of `clusters`."""
+    def __call__(self, clusters: Clusters) -> LossTerms | AnchorLoss:
+        """Return the terms for the samples of `clusters`, or, where no terms say it, a loss of its own for each step.
+
+        Terms are summed by kernels that hold no B x B; an `clip_negatives.anchors.AnchorLoss` is handed all logits.
+        """
         ...
 
 
@@ -252,4 +265,8 @@ batches are ``context.native_batches`` unchanged, so that it serves streams, who
 """
 
 LossWeightingFactory = Callable[..., LossWeighting]
-"""``factory(**options) -> LossWeighting``; attribute ``requires_clusters`` (default True)."""
+"""``factory(**options) -> LossWeighting``.
+
+Attributes it may have: ``requires_clusters`` (default True); ``requires_logit_bias`` (default False), which says that it
+trains a model with a logit bias, open_clip's ``--siglip``.
+"""

@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clip_negatives.anchors import AnchorLoss, Where, anchors
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.functional import weighted_info_nce
 from clip_negatives.gather import gather, gather_features
 from clip_negatives.interfaces import TENSORS_OF_TERMS, LossTerms
+
+FIELDS_OF_TERMS = ("normalize", "hardness", "margin", "attract", "positive_weight")
+"""The attributes of `LossTerms` that are no tensors."""
 
 
 class NegativesClipLoss(nn.Module):
@@ -30,7 +34,7 @@ class NegativesClipLoss(nn.Module):
         rank: this process.
         world_size: number of processes; features and indices are gathered where it is over 1.
         use_horovod: not supported.
-        terms: log-weights of the data set, from a loss weighting; None weighs nothing.
+        terms: log-weights of the data set, or a loss of each anchor, from a loss weighting; None weighs nothing.
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
             forward where no index is given and the terms are not neutral.
         ring: with several processes, let the texts of the others pass by instead of gathering all samples: the loss and the
@@ -39,7 +43,7 @@ class NegativesClipLoss(nn.Module):
         chunk_size: the same.
 
     Raises:
-        UnsupportedError: horovod is asked for.
+        UnsupportedError: horovod is asked for, or a backend or the ring for a loss of each anchor, which needs all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -52,6 +56,7 @@ class NegativesClipLoss(nn.Module):
     text_labels: Tensor | None
     text_table: Tensor | None
     factors: Tensor | None
+    anchor_loss: AnchorLoss | None
 
     def __init__(
         self,
@@ -62,7 +67,7 @@ class NegativesClipLoss(nn.Module):
         world_size: int = 1,
         use_horovod: bool = False,
         *,
-        terms: LossTerms | None = None,
+        terms: LossTerms | AnchorLoss | None = None,
         batch_index: Callable[[], Tensor] | None = None,
         ring: bool = False,
         backend: str = "auto",
@@ -80,11 +85,21 @@ class NegativesClipLoss(nn.Module):
         self.ring = ring
         self.backend = backend
         self.chunk_size = chunk_size
-        self.set_terms(terms or LossTerms())
+        self.anchor_loss = None
+        self.set_terms(LossTerms() if terms is None else terms)
 
-    def set_terms(self, terms: LossTerms) -> None:
-        """Take other log-weights, after re-clustering."""
-        self._others = LossTerms(normalize=terms.normalize, hardness=terms.hardness, margin=terms.margin)
+    def set_terms(self, terms: LossTerms | AnchorLoss) -> None:
+        """Take other log-weights, or another loss of each anchor, after re-clustering; what the old one remembers stays."""
+        old, self.anchor_loss = self.anchor_loss, terms if isinstance(terms, AnchorLoss) else None
+        if self.anchor_loss is not None and (self.ring or self.backend not in ("auto", "torch")):
+            asked = "the ring" if self.ring else f"backend {self.backend}"
+            raise UnsupportedError(
+                f"Expected backend auto or torch for a weighting that is handed all logits, got {asked}. Leave it out."
+            )
+        if old is not None and type(old) is type(self.anchor_loss):
+            self.anchor_loss.load_state_dict(old.state_dict())
+        terms = terms if isinstance(terms, LossTerms) else LossTerms()
+        self._others = LossTerms(**{name: getattr(terms, name) for name in FIELDS_OF_TERMS})
         for name in TENSORS_OF_TERMS:
             self.register_buffer(name, getattr(terms, name))
 
@@ -116,6 +131,9 @@ class NegativesClipLoss(nn.Module):
         Raises:
             InputError: the terms need an index and there is none, or it does not fit the batch or the data set.
         """
+        if self.anchor_loss is not None:
+            loss = self._by_anchor(self.anchor_loss, image_features, text_features, logit_scale, logit_bias, index)
+            return {"contrastive_loss": loss} if output_dict else loss
         terms = self.terms
         batch = None if terms.neutral else self._batch_terms(index, image_features)
         how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size}
@@ -126,6 +144,27 @@ class NegativesClipLoss(nn.Module):
             loss = self._gathered(image_features, text_features, logit_scale, logit_bias, batch, how)
         return {"contrastive_loss": loss} if output_dict else loss
 
+    def _by_anchor(
+        self, loss: AnchorLoss, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None
+    ) -> Tensor:
+        """Return the mean of the losses of all anchors, images and texts."""
+        mine = everyone = _move(self._index(index, len(x), loss.n_samples), x.device).long()
+        all_x, all_y = x, y
+        shared = self.world_size > 1
+        if shared:
+            everyone = self._of_all(mine)
+            grads = {"local_loss": self.local_loss, "with_grad": self.gather_with_grad}
+            all_x, all_y = (gather_features(side, self.rank, self.world_size, **grads) for side in (x, y))
+        if shared and self.local_loss:
+            where = Where(mine, everyone, self.rank * len(x), self._of_all)
+        else:
+            x, y, where = all_x, all_y, Where(everyone, everyone)
+        return torch.cat([loss(each) for each in anchors(x, y, all_x, all_y, scale, bias, where)]).mean()
+
+    def _of_all(self, rows: Tensor) -> Tensor:
+        """Return the rows of every process, without gradients."""
+        return torch.cat(gather(rows, self.world_size))
+
     def _gathered(
         self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, batch: LossTerms | None, how: dict[str, Any]
     ) -> Tensor:
@@ -135,7 +174,7 @@ class NegativesClipLoss(nn.Module):
         # Every rank has the same tables, so only what belongs to samples travels.
         everyone = None
         if batch is not None:
-            everyone = batch.map_samples(lambda part: torch.cat(gather(part, self.world_size)))
+            everyone = batch.map_samples(self._of_all)
         if not self.local_loss:
             return weighted_info_nce(all_x, all_y, scale, bias, terms=everyone, gathered=True, **how)
         return weighted_info_nce(
@@ -163,8 +202,8 @@ class NegativesClipLoss(nn.Module):
         found = self._index(index, len(features), terms.n_samples or 0)
         return terms.map_samples(lambda part: _move(part[_move(found, part.device)], features.device))
 
-    def _index(self, index: Tensor | None, batch_size: int, n_samples: int) -> Tensor:
-        """Return the index of the batch; its values are checked only where that costs no waiting."""
+    def _index(self, index: Tensor | None, batch_size: int, n_samples: int | None) -> Tensor:
+        """Return the index of the batch; its values are checked only where that costs no waiting and N is known."""
         if index is None and self.batch_index is not None:
             index = self.batch_index()
         if index is None:
@@ -177,7 +216,12 @@ class NegativesClipLoss(nn.Module):
                 f"Expected an int64 sample index for each of the {batch_size} features, got {index.dtype} of shape "
                 f"{tuple(index.shape)}."
             )
-        if index.device.type == "cpu" and batch_size and not 0 <= int(index.min()) <= int(index.max()) < n_samples:
+        if (
+            n_samples is not None
+            and index.device.type == "cpu"
+            and batch_size
+            and not 0 <= int(index.min()) <= int(index.max()) < n_samples
+        ):
             raise InputError(
                 f"Expected sample indices within 0 .. {n_samples - 1}, the samples that were clustered, got "
                 f"{int(index.min())} .. {int(index.max())}. Prepare the clusters from the data that is trained on."
@@ -186,7 +230,7 @@ class NegativesClipLoss(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` holds beside the buffers."""
-        return {name: getattr(self._others, name) for name in ("normalize", "hardness", "margin")}
+        return {name: getattr(self._others, name) for name in FIELDS_OF_TERMS}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take what `get_extra_state` returned."""

@@ -59,6 +59,11 @@ class Registered:
         return bool(getattr(self.factory, "requires_clusters", True))
 
     @property
+    def requires_logit_bias(self) -> bool:
+        """Return whether a weighting trains only models with a logit bias (``requires_logit_bias``, default False)."""
+        return bool(getattr(self.factory, "requires_logit_bias", False))
+
+    @property
     def keeps_native_order(self) -> bool:
         """Return whether a sampler leaves the loop's own batches as they are, so that it serves streams too.
 

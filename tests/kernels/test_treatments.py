@@ -21,6 +21,8 @@ treatments = st.fixed_dictionaries(
         "positive_rate": st.sampled_from([0.0, 0.05, 0.3]),
         "hardness": st.sampled_from([0.25, 1.0]),
         "groups": st.integers(1, 5),
+        "attract": st.booleans(),
+        "positive_weight": st.sampled_from([0.0, 0.5, 1.0]),
     },
 )
 
@@ -42,7 +44,7 @@ def test_equals_loops_by_hand_in_every_mixture(backend, n, chunk, seed, weighted
 
 
 @each_backend
-@pytest.mark.parametrize("which", ["margin", "positive_rate", "hardness", "groups", "all"])
+@pytest.mark.parametrize("which", ["margin", "positive_rate", "hardness", "groups", "removed", "positive_weight", "all"])
 def test_gradients_of_everything(backend, which):
     n = 6
     x, y = features(n, 3)
@@ -52,8 +54,12 @@ def test_gradients_of_everything(backend, which):
         "positive_rate": torch.linspace(0.0, 0.2, n, dtype=torch.float64),
         "hardness": 0.5,
         "groups": torch.tensor([0, 1, 0, 2, 3, 1]),
+        "positive_weight": 0.0,
     }
-    how = how if which == "all" else {which: how[which]}
+    if which == "removed":
+        how = {"groups": how["groups"], "attract": False}
+    elif which != "all":
+        how = {which: how[which]}
     terms = weights(n, drop=0.1)
 
     def loss(x, y, scale, bias):
@@ -106,6 +112,8 @@ def test_identities(backend):
         {"positive_rate": 0.0},
         {"hardness": 0.0},
         {"groups": torch.arange(7)},
+        {"groups": torch.arange(7), "attract": False},
+        {"positive_weight": 1.0},
     ):
         found = weighted_info_nce(x, y, SCALE, backend=backend, **how)
         torch.testing.assert_close(found, plain)
@@ -122,7 +130,12 @@ def test_identities(backend):
 @each_backend
 def test_no_negative_left_is_finite(backend):
     x, y = features(5, 4)
-    for how in ({"margin": -2.0}, {"margin": -2.0, "hardness": 1.0, "positive_rate": 0.1}, {"positive_rate": 0.99}):
+    for how in (
+        {"margin": -2.0},
+        {"margin": -2.0, "positive_weight": 0.0},
+        {"margin": -2.0, "hardness": 1.0, "positive_rate": 0.1},
+        {"positive_rate": 0.99},
+    ):
         loss = weighted_info_nce(x, y, torch.tensor(100.0, dtype=torch.float64), backend=backend, **how)
         assert loss.isfinite()
         assert all(gradient.isfinite().all() for gradient in gradients(loss, x, y))

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from clip_negatives import registry
-from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.artifacts import ClustersFolder, codes
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.errors import InputError, UnknownNameError
 from clip_negatives.interfaces import LossTerms, SamplingContext
-from clip_negatives.meter import codes, meter, treatments, truth_of
+from clip_negatives.meter import meter, treatments, truth_of
 from clip_negatives.meter.suspects import SAMPLED_PAIRS
 from clip_negatives.prepare import prepare
 

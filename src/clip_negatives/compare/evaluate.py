@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from clip_negatives import registry
-from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.anchors import AnchorLoss
+from clip_negatives.artifacts import ClustersFolder, codes
 from clip_negatives.dataset import open_pairs
 from clip_negatives.encoders import image_encoder, text_encoder
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.meter import codes, truth_of
+from clip_negatives.meter import truth_of
 from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k
 
 TOP_K = (1, 5, 10)
@@ -47,20 +48,22 @@ def ranks(model: str, checkpoint: Path, test: dict[str, Any]) -> dict[str, Any]:
 def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting: str) -> dict[str, Any]:
     """Return the false negatives of an anchor in these batches, before and after what the weighting removes.
 
-    What counts as one is said by the groups of the data, or by equal texts where there are none.
+    What counts as one is said by the groups of the data, or by equal texts where there are none. What is removed is None for a
+    weighting that decides at each step.
     """
     truth, groups = truth_of(folder)
-    terms: LossTerms = registry.create("loss_weighting", weighting)(folder.clusters)
+    terms: LossTerms | AnchorLoss = registry.create("loss_weighting", weighting)(folder.clusters)
+    known = isinstance(terms, LossTerms)
     metric = FalseNegatives()
     for index in batches:
-        metric.update(groups[index], terms.take(index))
+        metric.update(groups[index], terms.take(index) if isinstance(terms, LossTerms) else None)
     found = {name: float(value) for name, value in metric.compute().items()}
     return {
         "false_negatives_truth": truth,
         "false_negatives_per_anchor": found["per_anchor"],
-        "false_negatives_kept_per_anchor": found["per_anchor_kept"],
-        "removed_share": found["removed_share"],
-        "removed_false_share": found["removed_false_share"],
+        "false_negatives_kept_per_anchor": found["per_anchor_kept"] if known else None,
+        "removed_share": found["removed_share"] if known else None,
+        "removed_false_share": found["removed_false_share"] if known else None,
     }
 
 

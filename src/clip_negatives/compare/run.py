@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_negatives import registry
 from clip_negatives.artifacts import read_clusters
 from clip_negatives.compare.methods import Method
 from clip_negatives.errors import ClipNegativesError
@@ -53,7 +54,9 @@ class Job:
     @property
     def train_arguments(self) -> list[str]:
         """Return the whole command line of open_clip_train."""
-        return [*self.arguments, "--seed", str(self.seed), "--logs", str(self.folder), "--name", "run"]
+        item, _ = registry.default_registry().resolve("loss_weighting", self.method.weighting)
+        bias = ["--siglip"] if item.requires_logit_bias and "--siglip" not in self.arguments else []
+        return [*self.arguments, *bias, "--seed", str(self.seed), "--logs", str(self.folder), "--name", "run"]
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -132,14 +132,21 @@ def compare(
     return comparison
 
 
+def _known(figures: dict[str, list[Any]]) -> dict[str, list[float]]:
+    """Return the figures that every run measured: what a weighting removes is not known where it decides at each step."""
+    return {figure: given for figure, given in figures.items() if None not in given}
+
+
 def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], methods: Sequence[Method]) -> Comparison:
     values = {
         method.name: {figure: [one[figure] for one in runs if one["method"]["name"] == method.name] for figure in FIGURES}
         for method in methods
     }
-    summaries = {name: {figure: summarise(given) for figure, given in figures.items()} for name, figures in values.items()}
+    summaries = {
+        name: {figure: summarise(given) for figure, given in _known(figures).items()} for name, figures in values.items()
+    }
     differences = {
-        name: {figure: paired_difference(given, values[BASELINE][figure]) for figure, given in figures.items()}
+        name: {figure: paired_difference(given, values[BASELINE][figure]) for figure, given in _known(figures).items()}
         for name, figures in values.items()
         if name != BASELINE
     }

@@ -5,7 +5,7 @@ With z the logit, N the incorrect pairs of anchor i that are kept, P its positiv
     n = sum over N of w exp(z)                                      # negatives
     n = |N| n / sum over N of w                                     # if weights are normalised
     n = max((n - t |N| p) / (1 - t), |N| exp(bias - scale))         # if debiased; p is the mean over P of exp(z)
-    loss = log(n + sum over P of exp(z)) - mean over P of z
+    loss = log(n + alpha sum over P of exp(z)) - mean over P of z   # alpha is 1 but in decoupled losses
 
 Hardness multiplies w by ``exp(hardness z)`` and normalises.
 """
@@ -13,6 +13,7 @@ Hardness multiplies w by ``exp(hardness z)`` and normalises.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ class Objective:
         grouped: whether samples have mates.
         margin: difference of cosines over which a pair is no negative; None keeps every pair.
         hardness: beta, at least 0.
+        positive_weight: alpha, how much the positives count beside the negatives.
     """
 
     normalize: bool = False
@@ -41,11 +43,12 @@ class Objective:
     grouped: bool = False
     margin: float | None = None
     hardness: float = 0.0
+    positive_weight: float = 1.0
 
     @property
     def plain(self) -> bool:
         """Return whether the loss is InfoNCE with whatever log-weights there are, as they are."""
-        treated = self.normalize or self.grouped or self.hardness > 0
+        treated = self.normalize or self.grouped or self.hardness > 0 or self.positive_weight != 1
         return not treated and self.positive_rate is None and self.margin is None
 
     @property
@@ -116,7 +119,8 @@ def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, objective: Objective) 
         lowest: the lowest logit there can be, a scalar.
         objective: what to make of them.
     """
-    negatives, n_mates, kept = sums[NEGATIVES], sums[N_MATES].detach(), sums[KEPT].detach()
+    negatives, kept = sums[NEGATIVES], sums[KEPT].detach()
+    n_mates = sums[N_MATES].detach() if objective.grouped else torch.zeros_like(kept)
     if objective.normalize:
         # Where nothing is kept both are -inf and their difference is not a number.
         negatives = negatives - (sums[IMPORTANCE] - kept.log()).masked_fill(kept == 0, 0.0)
@@ -128,7 +132,10 @@ def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, objective: Objective) 
         negatives = _debiased(negatives, positives - (1 + n_mates).log(), kept, lowest, objective.positive_rate)
     # Negatives over positives: nothing cancels where the loss is small, and -inf, no negative, is a loss of 0.
     odds = negatives - positives
-    return torch.logaddexp(odds, torch.zeros_like(odds)) + (positives - mean)
+    if objective.positive_weight == 0:  # decoupled: nothing is left to be told from where no negative is
+        return (odds + (positives - mean)).masked_fill(odds == -torch.inf, 0.0)
+    alpha = torch.full_like(odds, math.log(objective.positive_weight))
+    return torch.logaddexp(odds, alpha) + (positives - mean)
 
 
 def _debiased(negatives: Tensor, positive: Tensor, kept: Tensor, lowest: Tensor, rate: Tensor | float) -> Tensor:

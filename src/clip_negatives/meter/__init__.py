@@ -7,9 +7,9 @@ from clip_negatives.errors import InputError
 from clip_negatives.meter.reading import Reading, Suspects, Treatment
 from clip_negatives.meter.suspects import counted, sampled
 from clip_negatives.meter.treatments import treatments as treatments_of
-from clip_negatives.meter.truth import codes, truth_of
+from clip_negatives.meter.truth import truth_of
 
-__all__ = ["Reading", "Suspects", "Treatment", "codes", "meter", "truth_of"]
+__all__ = ["Reading", "Suspects", "Treatment", "meter", "truth_of"]
 
 
 def meter(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clip_negatives import registry
+from clip_negatives.anchors import before_training
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.interfaces import LossTerms, NegativeSampler, SamplingContext
 from clip_negatives.kernels import log_weights
@@ -30,7 +31,7 @@ def treatments(folder: ClustersFolder, batch_size: int, sampler: str, weighting:
     """Yield what the method does, by each truth."""
     clusters = folder.clusters
     context = SamplingContext(clusters.n_samples, batch_size, seed=seed, clusters=clusters)
-    terms: LossTerms = registry.create("loss_weighting", weighting)(clusters)
+    terms = before_training(registry.create("loss_weighting", weighting)(clusters), weighting)
     composed = _batches(registry.create("negative_sampler", sampler, context))
     pairs = batch_size * (batch_size - 1)
     looked_at = [torch.tensor(batch) for batch in itertools.islice(composed, max(1, min(BATCHES, PAIRS // pairs)))]

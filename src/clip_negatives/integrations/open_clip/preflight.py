@@ -37,9 +37,12 @@ def check_arguments(arguments: Sequence[str], options: TrainOptions) -> Namespac
         InputError: the run's name is taken, or an option needs other data.
     """
     args: Namespace = parse_args(list(arguments))
+    item, _ = registry.default_registry().resolve("loss_weighting", options.weighting)
+    if item.requires_logit_bias and not args.siglip:
+        raise InputError(f"Expected --siglip after -- for weighting {item.name}, which needs a logit bias, got none. Add it.")
     for asked, what in (
         (args.distill_model is not None, "--distill-model"),
-        (args.siglip, "--siglip"),
+        (args.siglip and not item.requires_logit_bias, f"--siglip with weighting {item.name}"),
         ("coca" in args.model.lower(), f"--model {args.model} (CoCa)"),
         (args.horovod, "--horovod"),
     ):

@@ -7,6 +7,7 @@ ends. What this relies on is looked for first, so that a version in which it mov
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ from typing import Any
 import open_clip
 
 from clip_negatives import registry
+from clip_negatives.anchors import AnchorLoss
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
 from clip_negatives.integrations.open_clip.launch import TrainOptions
+from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
 from clip_negatives.integrations.open_clip.preflight import late_folder
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
 from clip_negatives.interfaces import Clusters, LossTerms
@@ -95,6 +98,7 @@ class Negatives:
         self._batch_index = BatchIndex()
         self._clusters: Clusters | None = None
         self._args: Any = None
+        self._start_epoch = 0
         self._preprocess: Any = None
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
@@ -102,14 +106,14 @@ class Negatives:
         data: dict[str, Any] = self._get_data(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         if "train" not in data:
             return data
-        self._args, self._preprocess = args, preprocess_fns[1]
+        self._args, self._preprocess, self._start_epoch = args, preprocess_fns[1], epoch
         self._batch_index = BatchIndex(args.accum_freq, self.options.on_batch)
         if self._needs_clusters:
             self.folder = self.folder or late_folder(args, self.options)
             self._clusters = self.folder.clusters
             check_same_data(self.folder, data["train"])
         if self.options.refresh_every is not None and epoch > 0:
-            self._clusters = stored_clusters(args, epoch, self.options.refresh_every) or self._clusters
+            self._clusters = self._with_ids(stored_clusters(args, epoch, self.options.refresh_every))
         data["train"] = TrainData(data["train"], args, self.options.sampler, self._batch_index, self.folder)
         data["train"].use(self._clusters)
         return data
@@ -127,17 +131,26 @@ class Negatives:
             batch_index=self._batch_index,
             backend=self.options.backend,
         ).to(args.device)
+        restore_state(loss.anchor_loss, args, self._start_epoch)
         logging.info(f"clip-negatives: sampler {self.options.sampler}, weighting {self.options.weighting}")
         return loss
 
     def train_one_epoch(self, model: Any, data: dict[str, Any], loss: Any, epoch: int, *rest: Any, **named: Any) -> None:
         """Re-cluster if it is time to, then train the epoch as open_clip does."""
         if refresh_due(epoch, self.options.refresh_every):
-            self._clusters = recluster(model, data["train"].dataset, self._preprocess, self._args, self.options, epoch)
+            found = recluster(model, data["train"].dataset, self._preprocess, self._args, self.options, epoch)
+            self._clusters = self._with_ids(found)
             data["train"].use(self._clusters)
             loss.set_terms(self._terms(self._clusters).to(self._args.device))
         self._train_one_epoch(model, data, loss, epoch, *rest, **named)
+        store_state(loss.anchor_loss, self._args, epoch + 1)
 
-    def _terms(self, clusters: Clusters | None) -> LossTerms:
-        terms: LossTerms = registry.create("loss_weighting", self.options.weighting)(clusters)
+    def _with_ids(self, clusters: Clusters | None) -> Clusters | None:
+        """Return clusters made during training with what the first ones knew of texts and groups; None gives the first."""
+        if clusters is None or self._clusters is None:
+            return clusters or self._clusters
+        return dataclasses.replace(clusters, texts=self._clusters.texts, groups=self._clusters.groups)
+
+    def _terms(self, clusters: Clusters | None) -> LossTerms | AnchorLoss:
+        terms: LossTerms | AnchorLoss = registry.create("loss_weighting", self.options.weighting)(clusters)
         return terms

@@ -1,0 +1,327 @@
+"""Every rival loss against its formula, written as loops over Python floats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from open_clip.loss import SigLipLoss
+
+from clip_negatives import registry
+from clip_negatives.anchors import AnchorLoss
+from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.functional import weighted_info_nce
+from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.similarity import reliable_tables
+from tests.conftest import make_clusters
+from tests.info_nce import features, gradients
+
+N, B, SCALE, BIAS = 60, 12, 5.0, -0.5
+INDEX = torch.tensor([3, 41, 7, 19, 58, 0, 22, 23, 24, 50, 9, 31])
+Row = Callable[["Side", int], float]
+
+
+@pytest.fixture
+def data() -> Clusters:
+    """Return clusters that know texts and groups; samples 3 and 7, and 22 and 23, are duplicates in every respect."""
+    clusters = make_clusters(N, 6, 5)
+    for one, other in ((3, 7), (22, 23)):
+        for side in (clusters.image, clusters.text):
+            side.labels[other] = side.labels[one]
+        for part in (clusters.image_features, clusters.text_features):
+            part[other] = part[one]
+    texts = torch.arange(N)
+    texts[7], texts[23] = 3, 22
+    return replace(clusters, texts=texts, groups=torch.arange(N) // 2)
+
+
+@dataclass
+class Side:
+    """What an oracle sees of one direction: z, s, frozen r and labels, as nested lists."""
+
+    modality: str
+    z: list[list[float]]
+    s: list[list[float]]
+    image: list[list[float]]
+    text: list[list[float]]
+    clusters: Clusters
+
+    def others(self, i: int) -> list[int]:
+        return [j for j in range(B) if j != i]
+
+    def either(self, i: int, j: int) -> float:
+        return max(self.image[i][j], self.text[i][j])
+
+    def same(self, i: int, j: int, by: str) -> bool:
+        codes = {
+            "text": self.clusters.texts,
+            "group": self.clusters.groups,
+            "image_cluster": self.clusters.image.labels,
+            "text_cluster": self.clusters.text.labels,
+        }[by]
+        return bool(codes[INDEX[i]] == codes[INDEX[j]])
+
+
+def plain(row: Side, i: int, weight: Callable[[int], float], alpha: float = 1.0) -> float:
+    """Return InfoNCE of anchor i with the weight of each negative."""
+    told = alpha * math.exp(row.z[i][i]) + sum(weight(j) * math.exp(row.z[i][j]) for j in row.others(i))
+    return math.log(told) - row.z[i][i]
+
+
+def mean_one(weight: Callable[[int], float], others: list[int]) -> Callable[[int], float]:
+    kept = [weight(j) for j in others if weight(j) > 0]
+    return lambda j: weight(j) * len(kept) / sum(kept)
+
+
+def targets(row: Side, i: int, share: Callable[[int], float]) -> float:
+    total = sum(share(j) for j in range(B))
+    log_sum = math.log(sum(math.exp(value) for value in row.z[i]))
+    return log_sum - sum(share(j) / total * row.z[i][j] for j in range(B))
+
+
+def hard(row: Side, i: int, beta: float) -> Callable[[int], float]:
+    return mean_one(lambda j: math.exp(beta * row.z[i][j]), row.others(i))
+
+
+def debiased(row: Side, i: int, weight: Callable[[int], float], t: float) -> float:
+    m, own = B - 1, math.exp(row.z[i][i])
+    s = sum(weight(j) * math.exp(row.z[i][j]) for j in row.others(i))
+    return math.log(own + max((s - t * m * own) / (1 - t), m * math.exp(BIAS - SCALE))) - row.z[i][i]
+
+
+def gist(row: Side, i: int, guides: list[list[list[float]]], margin: float, relative: bool) -> float:
+    def weight(j: int) -> float:
+        for g in guides:
+            if g[i][j] > g[i][i] - margin * (abs(g[i][i]) if relative else 1):
+                return 0.0
+        return 1.0
+
+    return plain(row, i, weight)
+
+
+def gate(row: Side, i: int, *, text: bool) -> float:
+    image_kept, text_kept = reliable_tables(row.clusters, image_quantile=0.7, text_quantile=0.8)
+    a, c = row.clusters.image.labels[INDEX], row.clusters.text.labels[INDEX]
+    return plain(row, i, lambda j: float(image_kept[a[i], a[j]] and (not text or text_kept[c[i], c[j]])))
+
+
+def sigmoid(row: Side, i: int, weight: Callable[[int], float] = lambda j: 1.0, positive: Callable[[int], bool] | None = None):
+    total = 0.0
+    for j in range(B):
+        correct = j == i or (positive is not None and positive(j))
+        total += (1.0 if correct else weight(j)) * math.log1p(math.exp(-row.z[i][j] if correct else row.z[i][j]))
+    return total
+
+
+def paper_weight(row: Side, i: int) -> Callable[[int], float]:
+    image_kept, text_kept = reliable_tables(row.clusters, image_quantile=0.95, text_quantile=0.95)
+    a, c = row.clusters.image.labels[INDEX], row.clusters.text.labels[INDEX]
+    r = row.clusters.image_similarity
+    return lambda j: float(image_kept[a[i], a[j]] and text_kept[c[i], c[j]]) * math.exp(-float(r[a[i], a[j]]))
+
+
+ORACLES: dict[str, Row] = {
+    "id_mask": lambda row, i: plain(row, i, lambda j: float(not row.same(i, j, "text"))),
+    "id_mask:by=image_cluster": lambda row, i: plain(row, i, lambda j: float(not row.same(i, j, "image_cluster"))),
+    "multi_positive:by=group": lambda row, i: targets(row, i, lambda j: float(row.same(i, j, "group"))),
+    "multi_positive:by=text_cluster": lambda row, i: targets(row, i, lambda j: float(row.same(i, j, "text_cluster"))),
+    "margin:margin=-0.1": lambda row, i: plain(
+        row, i, lambda j: float(row.s[i][j] <= row.s[i][i] - 0.1 and not row.same(i, j, "text"))
+    ),
+    "gist": lambda row, i: gist(row, i, [row.text], 0.05, relative=True),
+    "gist:guide=both,margin=0.3,kind=absolute": lambda row, i: gist(row, i, [row.image, row.text], 0.3, relative=False),
+    "dcl": lambda row, i: debiased(row, i, lambda j: 1.0, 0.1),
+    "hcl:hardness=1.0": lambda row, i: debiased(row, i, hard(row, i, 1.0), 0.1),
+    "hn_nce:positive_weight=0.5": lambda row, i: plain(row, i, hard(row, i, 0.25), alpha=0.5),
+    "dhn_nce": lambda row, i: plain(row, i, hard(row, i, 0.15), alpha=0.0),
+    "llave:alpha=3.0": lambda row, i: plain(row, i, lambda j: math.exp(3 * row.s[i][j])),
+    "known_different": lambda row, i: plain(
+        row,
+        i,
+        mean_one(lambda j: math.exp(0.25 * row.z[i][j]) * (1 - min(max(row.either(i, j), 0), 1)), row.others(i)),
+    ),
+    "cwcl": lambda row, i: (
+        targets(row, i, lambda j: (1 + row.image[i][j]) / 2) if row.modality == "image" else plain(row, i, lambda j: 1.0)
+    ),
+    "cwcl:by=text": lambda row, i: (
+        targets(row, i, lambda j: (1 + row.text[i][j]) / 2) if row.modality == "text" else plain(row, i, lambda j: 1.0)
+    ),
+    "x_clr": lambda row, i: targets(row, i, lambda j: math.exp(row.text[i][j] / 0.1)),
+    "gate:image_quantile=0.7": lambda row, i: gate(row, i, text=False),
+    "gate2:image_quantile=0.7,text_quantile=0.8": lambda row, i: gate(row, i, text=True),
+    "weight:gamma=2.0,form=half,normalize=false": lambda row, i: plain(row, i, lambda j: ((1 - row.image[i][j]) / 2) ** 2),
+    "weight:by=either": lambda row, i: plain(row, i, mean_one(lambda j: 1 - min(max(row.either(i, j), 0), 1), row.others(i))),
+    # At the first sight of every sample u is g, so that the loss is 1 / scale; the test of the state has the rest.
+    "sogclr": lambda row, i: 1 / SCALE,
+    # Thresholds start at 1 and drop nothing before the fourth sight.
+    "glofnd": lambda row, i: plain(row, i, lambda j: 1.0),
+    "siglip": lambda row, i: sigmoid(row, i),
+    "siglip:of=weighted_infonce": lambda row, i: sigmoid(row, i, paper_weight(row, i)),
+    "siglip:of=multi_positive": lambda row, i: sigmoid(row, i, positive=lambda j: row.same(i, j, "text")),
+    "siglip:of=id_mask": lambda row, i: sigmoid(row, i, lambda j: float(not row.same(i, j, "text"))),
+}
+ALL = {item.name for item in registry.default_registry().items("loss_weighting")}
+SPECS = [*ORACLES, "swap"]
+
+
+def loss_of(spec: str, clusters: Clusters, **options: object) -> NegativesClipLoss:
+    return NegativesClipLoss(terms=registry.create("loss_weighting", spec)(clusters), **options)
+
+
+def inputs() -> tuple[torch.Tensor, ...]:
+    x, y = features(B, 4)
+    return x, y, *(torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (SCALE, BIAS))
+
+
+def rows(x: torch.Tensor, y: torch.Tensor, clusters: Clusters) -> list[Side]:
+    s = (x @ y.T).detach()
+    image, text = (part[INDEX].double() for part in (clusters.image_features, clusters.text_features))
+    frozen = (image @ image.T).tolist(), (text @ text.T).tolist()
+    return [
+        Side(modality, (SCALE * one + BIAS).tolist(), one.tolist(), *frozen, clusters)
+        for modality, one in (("image", s), ("text", s.T))
+    ]
+
+
+def test_every_weighting_has_an_oracle() -> None:
+    elsewhere = {"uniform", "weighted_infonce", "random_reduction", "swap"}
+    assert ALL - elsewhere == {spec.partition(":")[0] for spec in ORACLES}
+
+
+@pytest.mark.parametrize("spec", ORACLES)
+def test_equals_its_formula(spec: str, data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    found = loss_of(spec, data)(x, y, scale, bias, index=INDEX)
+    expected = sum(ORACLES[spec](row, i) for row in rows(x, y, data) for i in range(B)) / (2 * B)
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_treats_both_modalities_and_every_order_alike(spec: str, data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    found = loss_of(spec, data)(x, y, scale, bias, index=INDEX)
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(0))
+    permuted = loss_of(spec, data)(x[order], y[order], scale, bias, index=INDEX[order])
+    torch.testing.assert_close(permuted, found)
+    for one, other in zip(gradients(permuted, x, y), gradients(found, x, y), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_low_precision_is_near(spec: str, dtype: torch.dtype, data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    exact = loss_of(spec, data)(x, y, scale, bias, index=INDEX)
+    rounded = [part.detach().to(dtype).requires_grad_() for part in (x, y)]
+    found = loss_of(spec, data)(*rounded, scale.detach().float(), bias.detach().float(), index=INDEX)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(exact.item(), rel=1e-4 if dtype == torch.float32 else 0.05)
+    assert all(gradient.isfinite().all() for gradient in gradients(found, *rounded))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_extreme_scale_and_one_sample_are_finite(spec: str, data: Clusters) -> None:
+    for n, scale in ((B, 100.0), (1, 100.0), (2, 1e-3)):
+        x, y = (part.detach()[:n].float().requires_grad_() for part in features(B, 4))
+        # 3 and 7 are duplicates: with two samples nothing may be left to contrast with.
+        loss = loss_of(spec, data)(x, y, torch.tensor(scale), torch.tensor(0.0), index=torch.tensor([3, 7, *range(30, 40)])[:n])
+        assert loss.isfinite()
+        assert all(gradient.isfinite().all() for gradient in gradients(loss, x, y))
+
+
+def test_gradient_of_llave_stops_at_the_weight(data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    found = gradients(loss_of("llave:alpha=3.0", data)(x, y, scale, bias, index=INDEX), x)[0]
+    b = (3 * x @ y.T).detach().fill_diagonal_(0)
+    z, target = scale * x @ y.T + bias, torch.arange(B)
+    expected = gradients((F.cross_entropy(z + b, target) + F.cross_entropy((z + b).T, target)) / 2, x)[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_siglip_is_open_clips(data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    found, expected = loss_of("siglip", data)(x, y, scale, bias, index=INDEX), SigLipLoss()(x, y, scale, bias)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(gradients(found, x, y, scale, bias), gradients(expected, x, y, scale, bias), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_cross_guide_looks_at_image_against_text(data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    found = loss_of("gist:guide=cross,margin=0.0", data)(x, y, scale, bias, index=INDEX)
+    g = data.image_features[INDEX].double() @ data.text_features[INDEX].double().T
+    z, own = (scale * x @ y.T + bias).detach(), torch.eye(B, dtype=torch.bool)
+    losses = [
+        F.cross_entropy(z.masked_fill((g > g.diagonal()[:, None]) & ~own, -torch.inf), torch.arange(B))
+        for z, g in ((z, g), (z.T, g.T))
+    ]
+    torch.testing.assert_close(found, sum(losses) / 2)
+    with pytest.raises(InputError, match="of one size for guide=cross"):
+        loss_of("gist:guide=cross", replace(data, text_features=data.text_features[:, :3]))
+
+
+def test_swap_draws_reliable_pairs_alike_in_both_directions_and_anew(data: Clusters) -> None:
+    loss = loss_of("swap:per_image=3,image_quantile=0.7,text_quantile=0.8", data)
+    kept, again = [], []
+    for found in (kept, again):
+        x, y = torch.zeros(2, N, 4)
+        hook = loss.anchor_loss.register_forward_hook(lambda module, step, result, found=found: found.append(result))
+        loss(x, y, torch.tensor(1.0), index=torch.arange(N))
+        hook.remove()
+    counts = [result.exp().round() - 1 for result in kept]  # equal logits: log(1 + negatives)
+    torch.testing.assert_close(counts[0], counts[1])
+    assert 2 < counts[0].mean() < 4
+    assert not torch.equal(kept[0], again[0])
+    gated = loss_of("gate2:image_quantile=0.7,text_quantile=0.8", data)
+    few = loss_of("swap:per_image=1000,image_quantile=0.7,text_quantile=0.8", data)
+    x, y, scale, bias = inputs()
+    torch.testing.assert_close(few(x, y, scale, bias, index=INDEX), gated(x, y, scale, bias, index=INDEX))
+
+
+@pytest.mark.parametrize(("spec", "what"), [("id_mask:by=group", "--group-column"), ("id_mask", "their texts")])
+def test_groups_that_are_not_known(spec: str, what: str, data: Clusters) -> None:
+    with pytest.raises(InputError, match=what):
+        loss_of(spec, replace(data, texts=None, groups=None))
+
+
+@pytest.mark.parametrize("spec", ["gist", "known_different", "weight", "cwcl", "x_clr"])
+def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
+    with pytest.raises(InputError, match="Prepare them again with them kept"):
+        loss_of(spec, replace(data, image_features=None, text_features=None))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "id_mask:by=colour", "margin:margin=3", "gist:guide=x", "gist:kind=x", "gist:margin=-1", "dcl:positive_rate=1",
+        "hcl:hardness=-1", "hn_nce:positive_weight=-1", "llave:alpha=-1", "known_different:gamma=-1", "known_different:by=x",
+        "cwcl:by=x", "x_clr:temperature=0", "weight:gamma=-1", "weight:by=x", "weight:form=x", "swap:per_image=0",
+        "sogclr:gamma=0", "sogclr:temperature=0", "glofnd:alpha=2", "glofnd:lr=0", "siglip:of=hcl", "siglip:of=gist",
+    ],
+)  # fmt: skip
+def test_options_out_of_range(spec: str, data: Clusters) -> None:
+    with pytest.raises(InputError, match="Expected"):
+        loss_of(spec, data)
+
+
+def test_a_loss_of_its_own_needs_all_logits(data: Clusters) -> None:
+    for how in ({"backend": "chunked"}, {"ring": True}):
+        with pytest.raises(UnsupportedError, match="handed all logits"):
+            loss_of("llave", data, **how)
+    with pytest.raises(InputError, match="Expected the sample indices"):
+        loss_of("llave", data)(*inputs())
+
+
+def test_terms_take_the_place_of_a_loss_and_back(data: Clusters) -> None:
+    x, y, scale, bias = inputs()
+    loss = loss_of("llave", data)
+    loss.set_terms(LossTerms())
+    assert loss.anchor_loss is None
+    torch.testing.assert_close(loss(x, y, scale, bias), weighted_info_nce(x, y, scale, bias))
+    loss.set_terms(registry.create("loss_weighting", "llave")(data))
+    assert isinstance(loss.anchor_loss, AnchorLoss)
