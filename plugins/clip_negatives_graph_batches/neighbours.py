@@ -33,7 +33,8 @@ def frozen_vectors(clusters: Clusters | None, by: str) -> Tensor:
 def ranked_neighbours(vectors: Tensor, first: int, last: int) -> Tensor:
     """Return the neighbours of each sample from rank `first` to `last`, int64, shape (N, last - first + 1).
 
-    Rank 1 is the nearest other sample. Exact, with faiss: N^2 D operations and N x last memory. Where there are fewer than `last` others, places are -1.
+    Rank 1 is the nearest other sample. Exact, with faiss: N^2 D operations and N x last memory. Where there are fewer than
+    `last` others, places are -1.
     """
     import faiss
 

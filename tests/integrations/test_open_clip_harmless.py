@@ -62,3 +62,14 @@ def test_losses_equal_open_clip_on_two_processes(arguments: list[str], tmp_path:
     ours = _train(OURS, [*arguments, *more], "ours", processes=2)
     assert len(expected) == ROWS // BATCH // 2
     assert ours == expected
+
+
+def test_losses_of_siglip_equal_open_clip(arguments: list[str], tmp_path: Path) -> None:
+    plain = tmp_path / "plain.py"
+    plain.write_text(PLAIN)
+    expected = _train([str(plain)], [*arguments, "--siglip"], "plain")
+    ours = _train([word.replace("uniform", "siglip") for word in OURS], [*arguments, "--siglip"], "ours")
+    assert len(ours) == ROWS // BATCH
+    # The sum is taken in another order: equal within rounding, not to the bit.
+    values = [[float(text.split()[0]) for text in losses] for losses in (ours, expected)]
+    assert values[0] == pytest.approx(values[1], rel=2e-4)

@@ -66,8 +66,10 @@ def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
     """Return model, image transform and tokenizer; the two towers of one model are loaded once."""
     import open_clip
 
+    # A checkpoint of --siglip has a logit bias, for which a model needs room; others get 0. No encoding uses it.
+    bias = {"init_logit_bias": 0.0} if Path(weights).is_file() else {}
     try:
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights, device=device())
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights, device=device(), **bias)
     except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.
         raise DataError(f"Expected weights of {name}, got {weights}: {one_line(error)}") from error
     return model.eval(), transform, open_clip.get_tokenizer(name)
