@@ -11,6 +11,7 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
+KINDS = ("kmeans", "launcher", "loss", "sampler", "training_step")
 
 HEAD = """# Benchmarks
 
@@ -39,10 +40,15 @@ and sm_90, where no register is spilled and products run on tensor cores; how fa
 def page() -> str:
     """Return the page as Markdown."""
     machines = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
-    gpu = any(json.loads(file.read_text())["machine_info"].get("gpus") for folder in machines for file in folder.glob("*.json"))
+    gpu = any(
+        json.loads(file.read_text())["machine_info"].get("gpus")
+        for folder in machines
+        for file in folder.glob("*.json")
+        if file.stem in KINDS
+    )
     parts = [HEAD.format(gpu="" if gpu else NO_GPU)]
     for folder in machines:
-        runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json")) if file.stem in KINDS}
         information = next(iter(runs.values()))["machine_info"]
         versions = ", ".join(f"{name} {version}" for name, version in information["versions"].items() if version)
         parts.append(f"## {_title(information)}\n\n{versions}, Python {information['python_version']}.\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from clip_negatives import catalogue, hookspecs
+from clip_negatives import catalogue, hookspecs, registry
 from clip_negatives.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,3 +100,22 @@ def test_the_page_of_benchmarks_is_that_of_the_results(monkeypatch: pytest.Monke
     import report
 
     assert (ROOT / "docs" / "benchmarks.md").read_text() == report.page(), "Write it anew: python benchmarks/report.py"
+
+
+def test_the_page_of_the_study_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "rank1")
+    import page
+
+    assert (ROOT / "docs" / "study.md").read_text() == page.page(), "Write it anew: python benchmarks/rank1/page.py"
+
+
+@pytest.mark.parametrize("kind", ["clusterer", "negative_sampler", "loss_weighting"])
+def test_every_plugin_is_documented_with_its_sign(kind: str) -> None:
+    text = "".join((ROOT / "docs" / name).read_text() for name in ("method.md", "rivals.md"))
+    for item in registry.default_registry().items(kind):
+        if item.distribution != "clip-negatives" or item.name in ("uniform", "in_batch"):  # the baseline
+            continue
+        assert f"`{item.name}`" in text
+        assert item.factory.__name__ in text
+        if kind != "clusterer":
+            assert re.search(r"Sign:\s", inspect.getdoc(item.factory) or ""), item.name

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from clip_negatives import NegativesClipLoss, SamplingContext, catalogue, registry
 from clip_negatives.artifacts import codes
 from clip_negatives.compare.methods import parse_methods
-from clip_negatives.encoders import image_encoder, text_encoder
+from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.refresh import cluster_features
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".benchmarks" / "rank1"
 FOLDS = ("validation", "test")
-LOW, HIGH = 2.5, 97.5
+LOW, HIGH, SAMPLES = 2.5, 97.5, 2000
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,38 @@ class Job:
 
 def features(study: dict[str, Any], split: str) -> tuple[pa.Table, Tensor, Tensor]:
     """Return the listings of a split without their pictures, and their frozen features; encoded once."""
-    listings = catalogue.load(split)
-    name = hashlib.sha256(f"{study['image_encoder']} {study['text_encoder']} {split}".encode()).hexdigest()[:12]
-    file = CACHE / f"features-{name}.pt"
-    if not file.exists():
-        images = image_encoder(study["image_encoder"]).encode([listings.image(row) for row in range(len(listings))])
-        texts = text_encoder(study["text_encoder"]).encode(listings.column("text"))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save([F.normalize(torch.as_tensor(part).float(), dim=1) for part in (images, texts)], file)
-    image, text = torch.load(file)
-    return listings.table.drop_columns(["image"]), image, text
+    files = feature_files(study)
+    if not all(file.exists() for file in files.values()):
+        listings = {name: catalogue.load(name) for name in files}
+        images = {name: [one.image(row) for row in range(len(one))] for name, one in listings.items()}
+        texts = {name: one.column("text") for name, one in listings.items()}
+        encoded = (
+            _encoded(image_encoder(study["image_encoder"]), images),
+            _encoded(text_encoder(study["text_encoder"]), texts),
+        )
+        for name, file in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save([part[name] for part in encoded], file)
+    image, text = torch.load(files[split])
+    return catalogue.load(split).table.drop_columns(["image"]), image, text
+
+
+def feature_files(study: dict[str, Any]) -> dict[str, Path]:
+    """Return where the features of each split are kept."""
+    files = {}
+    for name in ("train", "test"):
+        digest = hashlib.sha256(f"{study['image_encoder']} {study['text_encoder']} {name}".encode()).hexdigest()[:12]
+        files[name] = Path(study.get("cache", CACHE)) / f"features-{digest}.pt"
+    return files
+
+
+def _encoded(encoder: Encoder, samples: dict[str, Sequence[Any]]) -> dict[str, Tensor]:
+    """Return unit-norm features of each split; what an encoder learns, it learns on the training split."""
+    if encoder.learn is not None:
+        encoder.learn(samples["train"])
+    raw = {name: encoder.encode(some) for name, some in samples.items()}
+    project = encoder.fit(raw["train"]) if encoder.fit is not None else None
+    return {name: F.normalize((one if project is None else project(one)).float(), dim=1) for name, one in raw.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,14 +196,19 @@ class Runs:
     """Run jobs, those that are not done yet, and keep each outcome."""
 
     def __init__(self, study: dict[str, Any], workers: int) -> None:
-        settings = {name: value for name, value in study.items() if name not in ("methods", "learning_rates", "test_seeds")}
+        settings = {
+            name: value for name, value in study.items() if name not in ("methods", "learning_rates", "test_seeds", "cache")
+        }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-        self.study, self.workers, self.folder = study, workers, CACHE / f"runs-{digest}"
+        self.study, self.workers = study, workers
+        self.folder = Path(study.get("cache", CACHE)) / f"runs-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, jobs: Sequence[Job]) -> dict[Job, dict[str, Any]]:
         """Return the outcome of each job."""
         todo = [job for job in jobs if not self._file(job).exists()]
+        if not todo:
+            return {job: json.loads(self._file(job).read_text()) for job in jobs}
         with multiprocessing.get_context("spawn").Pool(self.workers) as pool:
             for number, (job, outcome) in enumerate(pool.imap(_work, [(self.study, job) for job in todo])):
                 partial = self._file(job).with_suffix(".partial")
@@ -201,17 +228,18 @@ def rank_at(outcome: dict[str, Any], k: int, direction: str = "text_to_image") -
 
 def interval(method: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], k: int, direction: str) -> dict[str, float]:
     """Return the relative gain in Rank@k over the baseline with a 95 % bootstrap interval, over seeds and queries, paired."""
-    hits = [torch.tensor([one[direction] for one in runs]) <= k for runs in (method, baseline)]
-    ours, theirs = (part.double() for part in hits)
-    n_seeds, n_queries = ours.shape
+    ours, theirs = ((torch.tensor([one[direction] for one in runs]) <= k).float() for runs in (method, baseline))
     generator = torch.Generator().manual_seed(0)
-    gains = []
-    for _ in range(2000):
-        seeds = torch.randint(n_seeds, (n_seeds,), generator=generator)
-        queries = torch.randint(n_queries, (n_queries,), generator=generator)
-        gains.append(ours[seeds][:, queries].mean() / theirs[seeds][:, queries].mean() - 1)
-    low, high = torch.stack(gains).quantile(torch.tensor([LOW, HIGH], dtype=torch.float64) / 100).tolist()
+    seeds, queries = (_resampled(n, generator) for n in ours.shape)
+    drawn, drawn_baseline = (((seeds @ hits) * queries).sum(1) for hits in (ours, theirs))
+    low, high = (drawn / drawn_baseline - 1).quantile(torch.tensor([LOW, HIGH]) / 100).tolist()
     return {"gain": float(ours.mean() / theirs.mean() - 1), "low": low, "high": high}
+
+
+def _resampled(n: int, generator: torch.Generator) -> Tensor:
+    """Return how often each of n is drawn in n draws with returns, for each sample of the bootstrap, shape (samples, n)."""
+    draws = torch.randint(n, (SAMPLES, n), generator=generator)
+    return torch.zeros(SAMPLES, n).scatter_add_(1, draws, torch.ones(SAMPLES, n))
 
 
 def validated(study: dict[str, Any], runs: Runs, data: str) -> tuple[float, dict[str, str]]:
@@ -237,12 +265,14 @@ def main() -> None:
     parser.add_argument("--study", type=Path, default=HERE / "heads.toml")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features and finished runs")
     options = parser.parse_args()
-    study = tomllib.loads(options.study.read_text())
+    study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     runs = Runs(study, options.workers)
     for split in ("train", "test"):
         features(study, split)  # once, before the processes ask for it
-    result: dict[str, Any] = {"study": study, "data": {}}
+    told = {name: value for name, value in study.items() if name != "cache"}
+    result: dict[str, Any] = {"study": told, "data": {}}
     for data in study["data"]:
         lr, chosen = validated(study, runs, data)
         jobs = {

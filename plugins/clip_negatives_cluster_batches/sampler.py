@@ -11,7 +11,7 @@ from clip_negatives.sampling import PlannedSampler, permutation, shuffle_rows
 
 
 class _Clustered(PlannedSampler):
-    def __init__(self, context: SamplingContext, by: str) -> None:
+    def __init__(self, context: SamplingContext, by: str = "image") -> None:
         super().__init__(context, self._plan)
         if by not in ("image", "text"):
             raise InputError(f"Expected by to be image or text, got {by!r}.")
@@ -60,9 +60,6 @@ class OneCluster(_Clustered):
         DataError: one step needs more samples than there are.
     """
 
-    def __init__(self, context: SamplingContext, by: str = "image") -> None:
-        super().__init__(context, by)
-
     def _plan(self, generator: torch.Generator) -> Tensor:
         rank = torch.randperm(self.clustering.n_clusters, generator=generator)
         steps = self._in_order(rank, generator).view(len(self), self.step_size)
@@ -85,9 +82,6 @@ class ClusterStratified(_Clustered):
         InputError: `by` is neither, or there are no clusters.
         DataError: one step needs more samples than there are.
     """
-
-    def __init__(self, context: SamplingContext, by: str = "image") -> None:
-        super().__init__(context, by)
 
     def _plan(self, generator: torch.Generator) -> Tensor:
         return self._dealt(torch.randperm(self.clustering.n_clusters, generator=generator), generator)

@@ -26,7 +26,7 @@ class ClusterSimilarity(PlannedSampler):
     similarity between clusters decides which incorrect pairs are made. Our choice: both tables must allow the pair; the
     thresholds are quantiles by default; batches are stratified, because a sample then meets as few of its own kind as the
     data allow: samples are sorted by cluster and dealt out, so that each step gets its share of each cluster, in random
-    order within clusters and anew each epoch.
+    order within clusters and anew each epoch. Sign: spreads what is similar, by the frozen similarity.
 
     Args:
         context: what to sample for; needs clusters.

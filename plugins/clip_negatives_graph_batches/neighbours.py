@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.anchors import features_of
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters
 
@@ -26,7 +25,7 @@ def frozen_vectors(clusters: Clusters | None, by: str) -> Tensor:
         raise InputError(f"Expected by to be one of {', '.join(MODALITIES)}, got {by!r}.")
     if clusters is None:
         raise InputError("Expected clusters, which this sampler needs, got none. Prepare the data first.")
-    parts = [features_of(clusters, name, f"by={by}").float() for name in MODALITIES[by]]
+    parts = [clusters.features_of(name, f"by={by}").float() for name in MODALITIES[by]]
     return F.normalize(torch.cat([F.normalize(part, dim=1) for part in parts], dim=1), dim=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, features_of, frozen_cosines, info_nce
+from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, info_nce
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters, LossTerms
 
@@ -70,7 +70,7 @@ class Gist:
     def __call__(self, clusters: Clusters) -> AnchorLoss:
         """Return the loss with the features of the guide."""
         modalities = {"both": ("image", "text"), "cross": ("image", "text")}.get(self.guide, (self.guide,))
-        features = {name: features_of(clusters, name, f"guide={self.guide}") for name in modalities}
+        features = {name: clusters.features_of(name, f"guide={self.guide}") for name in modalities}
         sizes = {part.shape[1] for part in features.values()}
         if self.guide == "cross" and len(sizes) > 1:
             raise InputError(

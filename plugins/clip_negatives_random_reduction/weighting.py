@@ -16,7 +16,8 @@ class RandomReduction:
     Tagami et al. compare with "randomly reducing" incorrect pairs (technical report, 2024-05-08), because their method both
     chooses pairs and lowers their number; only what it gains over this control is owed to the choice. How they drew is not
     known. Our choice: samples get random group labels, and every two groups are dropped or kept together, so that the loss
-    looks pairs up as it does for clusters; pairs of one sample are dropped independently of what the pictures show.
+    looks pairs up as it does for clusters; pairs of one sample are dropped independently of what the pictures show. Sign:
+    removes at random, by no similarity.
 
     Args:
         share: share of the incorrect pairs to drop, 0 .. 1; None takes the share that the gate of `cluster_similarity` and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, features_of, frozen_cosines, info_nce, mean_one
+from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, info_nce, mean_one
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters
 
@@ -42,7 +42,7 @@ class Weight:
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
         """Return the loss with the frozen features."""
-        features = [features_of(clusters, name, f"by={self.by}") for name in SIMILARITIES[self.by]]
+        features = [clusters.features_of(name, f"by={self.by}") for name in SIMILARITIES[self.by]]
         return _Weighed(features, self, clusters.n_samples)
 
 

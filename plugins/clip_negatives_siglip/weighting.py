@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_negatives import registry
-from clip_negatives.anchors import AnchorLoss, Anchors, before_training
+from clip_negatives.anchors import AnchorLoss, Anchors
 from clip_negatives.errors import InputError
-from clip_negatives.functional import pair_log_weights
+from clip_negatives.functional import before_training, pair_log_weights
 from clip_negatives.interfaces import Clusters, LossTerms
 
 

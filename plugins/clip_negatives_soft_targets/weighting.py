@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, features_of, frozen_cosines, info_nce
+from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, info_nce
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters
 
@@ -31,7 +31,7 @@ class Cwcl:
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
         """Return the loss with the frozen features."""
-        return _Weighed(features_of(clusters, self.by, f"by={self.by}"), self.by, clusters.n_samples)
+        return _Weighed(clusters.features_of(self.by, f"by={self.by}"), self.by, clusters.n_samples)
 
 
 class XClr:
@@ -56,7 +56,7 @@ class XClr:
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
         """Return the loss with the frozen features."""
-        return _Softmax(features_of(clusters, self.by, f"by={self.by}"), self.temperature, clusters.n_samples)
+        return _Softmax(clusters.features_of(self.by, f"by={self.by}"), self.temperature, clusters.n_samples)
 
 
 class _Weighed(AnchorLoss):

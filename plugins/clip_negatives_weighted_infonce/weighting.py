@@ -25,7 +25,7 @@ class WeightedInfoNCE:
     decides which incorrect pairs are made, the negative effect grows as the similarity of the images falls. Our choice, as
     the paper's formula is not public: the exponential (it never reaches 0 by itself, and for sample similarity it is an inner
     product of features, which a fused loss gets for free), the removal of unreliable pairs in the batch too, `normalize`,
-    and every default value.
+    and every default value. Sign: lowers and removes what is similar, by the frozen similarity.
 
     Args:
         beta: how fast the weight falls, at least 0; 0 only removes. Two images of opposite features differ from two equal

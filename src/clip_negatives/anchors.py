@@ -13,9 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clip_negatives.errors import InputError
-from clip_negatives.interfaces import Clusters, LossTerms
-
 
 def _same(rows: Tensor) -> Tensor:
     return rows
@@ -173,31 +170,3 @@ def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:
     kept = (log_weights > -torch.inf).sum(1, keepdim=True)
     shift = log_weights.logsumexp(1, keepdim=True) - kept.clamp(min=1).log()
     return log_weights - shift.masked_fill(kept == 0, 0.0)
-
-
-def features_of(clusters: Clusters, modality: str, who: str) -> Tensor:
-    """Return the frozen features of a modality.
-
-    Raises:
-        InputError: the clusters were prepared without; `who` asks for them.
-    """
-    features = clusters.image_features if modality == "image" else clusters.text_features
-    if features is None:
-        raise InputError(
-            f"Expected clusters with {modality} features for {who}, got clusters without. Prepare them again with them kept."
-        )
-    return features
-
-
-def before_training(terms: LossTerms | AnchorLoss, name: str) -> LossTerms:
-    """Return the terms of a weighting that are known before training.
-
-    Raises:
-        InputError: it decides at each step.
-    """
-    if isinstance(terms, AnchorLoss):
-        raise InputError(
-            f"Expected a weighting that is known before training, got {name!r}, which decides at each step by what the model "
-            "thinks. See what it does with clip-negatives compare."
-        )
-    return terms

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from clip_negatives.anchors import AnchorLoss
 from clip_negatives.checks import check_features, check_groups, check_terms, one_number
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
@@ -199,6 +200,20 @@ def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) 
             f"Expected image and text indices of one shape (M,), got {tuple(image_index.shape)} and {tuple(text_index.shape)}."
         )
     return log_weights.of_pairs(terms, image_index, text_index)
+
+
+def before_training(terms: LossTerms | AnchorLoss, name: str) -> LossTerms:
+    """Return the terms of a weighting that are known before training.
+
+    Raises:
+        InputError: it decides at each step.
+    """
+    if isinstance(terms, AnchorLoss):
+        raise InputError(
+            f"Expected a weighting that is known before training, got {name!r}, which decides at each step by what the model "
+            "thinks. See what it does with clip-negatives compare."
+        )
+    return terms
 
 
 def _backend(name: str, x: Tensor, n_columns: int) -> str:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from clip_negatives import registry
-from clip_negatives.anchors import before_training
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.atomic import replaced_file
-from clip_negatives.functional import pair_log_weights
+from clip_negatives.functional import before_training, pair_log_weights
 from clip_negatives.interfaces import Clusters, IncorrectPairs, LossTerms, SamplingContext
 from clip_negatives.sampling import epoch_generator
 

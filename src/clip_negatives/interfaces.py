@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from clip_negatives.errors import InputError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -77,6 +79,19 @@ class Clusters:
     def n_samples(self) -> int:
         """Return N."""
         return self.image.n_samples
+
+    def features_of(self, modality: str, who: str) -> Tensor:
+        """Return the frozen features of the "image" or the "text", shape (N, D).
+
+        Raises:
+            InputError: they were not kept; `who` asks for them.
+        """
+        features = self.image_features if modality == "image" else self.text_features
+        if features is None:
+            raise InputError(
+                f"Expected clusters with {modality} features for {who}, got clusters without. Prepare them with features kept."
+            )
+        return features
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from clip_negatives import registry
-from clip_negatives.anchors import before_training
 from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.functional import before_training
 from clip_negatives.interfaces import LossTerms, NegativeSampler, SamplingContext
 from clip_negatives.kernels import log_weights
 from clip_negatives.meter.reading import Treatment

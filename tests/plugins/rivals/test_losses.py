@@ -291,7 +291,7 @@ def test_groups_that_are_not_known(spec: str, what: str, data: Clusters) -> None
 
 @pytest.mark.parametrize("spec", ["gist", "known_different", "weight", "cwcl", "x_clr"])
 def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
-    with pytest.raises(InputError, match="Prepare them again with them kept"):
+    with pytest.raises(InputError, match="Prepare them with features kept"):
         loss_of(spec, replace(data, image_features=None, text_features=None))
 
 
