@@ -12,27 +12,23 @@ import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import tomllib
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from folds import CACHE, EMOJI, Fold, batch_size, cache_of, features
+from scores import interval, rank_at, ranks
+from torch import nn
 
-from clip_negatives import NegativesClipLoss, SamplingContext, catalogue, registry
-from clip_negatives.artifacts import codes
+from clip_negatives import NegativesClipLoss, SamplingContext, registry
 from clip_negatives.compare.methods import parse_methods
-from clip_negatives.encoders import Encoder, image_encoder, text_encoder
-from clip_negatives.refresh import cluster_features
 
 HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".benchmarks" / "rank1"
-FOLDS = ("validation", "test")
-LOW, HIGH, SAMPLES = 2.5, 97.5, 2000
+SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "validation_style")
+"""What the outcome of every run depends on."""
 
 
 @dataclass(frozen=True)
@@ -46,89 +42,12 @@ class Job:
     seed: int
 
 
-def features(study: dict[str, Any], split: str) -> tuple[pa.Table, Tensor, Tensor]:
-    """Return the listings of a split without their pictures, and their frozen features; encoded once."""
-    files = feature_files(study)
-    if not all(file.exists() for file in files.values()):
-        listings = {name: catalogue.load(name) for name in files}
-        images = {name: [one.image(row) for row in range(len(one))] for name, one in listings.items()}
-        texts = {name: one.column("text") for name, one in listings.items()}
-        encoded = (
-            _encoded(image_encoder(study["image_encoder"]), images),
-            _encoded(text_encoder(study["text_encoder"]), texts),
-        )
-        for name, file in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.save([part[name] for part in encoded], file)
-    image, text = torch.load(files[split])
-    return catalogue.load(split).table.drop_columns(["image"]), image, text
-
-
-def feature_files(study: dict[str, Any]) -> dict[str, Path]:
-    """Return where the features of each split are kept."""
-    files = {}
-    for name in ("train", "test"):
-        digest = hashlib.sha256(f"{study['image_encoder']} {study['text_encoder']} {name}".encode()).hexdigest()[:12]
-        files[name] = Path(study.get("cache", CACHE)) / f"features-{digest}.pt"
-    return files
-
-
-def _encoded(encoder: Encoder, samples: dict[str, Sequence[Any]]) -> dict[str, Tensor]:
-    """Return unit-norm features of each split; what an encoder learns, it learns on the training split."""
-    if encoder.learn is not None:
-        encoder.learn(samples["train"])
-    raw = {name: encoder.encode(some) for name, some in samples.items()}
-    project = encoder.fit(raw["train"]) if encoder.fit is not None else None
-    return {name: F.normalize((one if project is None else project(one)).float(), dim=1) for name, one in raw.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """Hold what one fold trains on and is asked."""
-
-    clusters: Any
-    query_images: Tensor
-    query_texts: Tensor
-    near_duplicates: float
-
-    @classmethod
-    def of(cls, study: dict[str, Any], data: str, fold: str) -> Fold:
-        """Cut a fold out of the catalogue; queries and gallery are one listing of each item that is trained on."""
-        table, image, text = features(study, "train")
-        chosen = torch.ones(len(table), dtype=torch.bool)
-        for column, allowed in (("style", "styles"), ("tone", "tones"), ("group", "groups")):
-            if allowed in study["data"][data]:
-                chosen &= _among(table, column, study["data"][data][allowed])
-        if fold == "validation":
-            asked, ask_image, ask_text = table, image, text
-            held = _among(table, "style", [study["validation_style"]])
-            chosen, candidates = chosen & ~held, held & _among(table, "tone", ["0"])
-        else:
-            asked, ask_image, ask_text = features(study, "test")
-            candidates = torch.ones(len(asked), dtype=torch.bool)
-        items = table["item"].to_pylist()
-        trained = {items[row] for row in chosen.nonzero().flatten().tolist()}
-        rows, seen = [], set()
-        for row in candidates.nonzero().flatten().tolist():
-            item = asked["item"][row].as_py()
-            if item in trained and item not in seen:
-                seen.add(item)
-                rows.append(row)
-        clusters = cluster_features(image[chosen], text[chosen], clusterer="kmeans", seed=0)
-        group = codes([items[row] for row in chosen.nonzero().flatten().tolist()])
-        texts = codes([table["text"][row].as_py() for row in chosen.nonzero().flatten().tolist()])
-        sizes = group.bincount().double()
-        duplicates = float((sizes * (sizes - 1)).sum() / len(group) * (study["batch_size"] - 1) / (len(group) - 1))
-        return cls(replace(clusters, groups=group, texts=texts), ask_image[rows], ask_text[rows], duplicates)
-
-
 def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     """Train two linear heads with one method and return, for each query, the rank of its item in both directions."""
     method = next(one for one in parse_methods(job.method) if one.name == job.method)
     clusters, dim = fold.clusters, study["dim"]
-    context = SamplingContext(
-        clusters.n_samples, min(study["batch_size"], clusters.n_samples), seed=job.seed, clusters=clusters
-    )
+    size = min(batch_size(study, job.data), clusters.n_samples)
+    context = SamplingContext(clusters.n_samples, size, seed=job.seed, clusters=clusters)
     started = time.perf_counter()
     sampler = registry.create("negative_sampler", method.sampler, context)
     loss = NegativesClipLoss(terms=registry.create("loss_weighting", method.weighting)(clusters))
@@ -151,14 +70,13 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     seconds = (time.perf_counter() - started) / study["steps"]
     with torch.no_grad():
         s = F.normalize(fold.query_texts @ heads[1], dim=1) @ F.normalize(fold.query_images @ heads[0], dim=1).T
-    ranks = {name: _ranks(table) for name, table in (("text_to_image", s), ("image_to_text", s.T))}
-    return {**ranks, "seconds_per_step": seconds, "prepare_seconds": prepared, "scale": float(scale.detach().exp())}
-
-
-def _ranks(s: Tensor) -> list[int]:
-    """Return the rank of the own entry of each row, 1 the best; equal entries count as before it."""
-    own = s.diagonal()[:, None]
-    return ((s >= own).sum(1)).tolist()
+    return {
+        "text_to_image": ranks(s),
+        "image_to_text": ranks(s.T),
+        "seconds_per_step": seconds,
+        "prepare_seconds": prepared,
+        "scale": float(scale.detach().exp()),
+    }
 
 
 def _batches(sampler: Any, steps: int) -> Iterator[list[int]]:
@@ -171,11 +89,6 @@ def _batches(sampler: Any, steps: int) -> Iterator[list[int]]:
             steps -= 1
             yield batch
         epoch += 1
-
-
-def _among(table: pa.Table, column: str, allowed: Sequence[str]) -> Tensor:
-    found = pc.is_in(pc.cast(table[column], pa.string()), value_set=pa.array(allowed))
-    return torch.from_numpy(found.to_numpy().astype(bool))
 
 
 _FOLDS: dict[tuple[str, str], Fold] = {}
@@ -196,12 +109,8 @@ class Runs:
     """Run jobs, those that are not done yet, and keep each outcome."""
 
     def __init__(self, study: dict[str, Any], workers: int) -> None:
-        settings = {
-            name: value for name, value in study.items() if name not in ("methods", "learning_rates", "test_seeds", "cache")
-        }
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         self.study, self.workers = study, workers
-        self.folder = Path(study.get("cache", CACHE)) / f"runs-{digest}"
+        self.folder = cache_of(study) / "heads"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, jobs: Sequence[Job]) -> dict[Job, dict[str, Any]]:
@@ -218,28 +127,10 @@ class Runs:
         return {job: json.loads(self._file(job).read_text()) for job in jobs}
 
     def _file(self, job: Job) -> Path:
-        return self.folder / f"{hashlib.sha256(json.dumps(asdict(job)).encode()).hexdigest()[:20]}.json"
-
-
-def rank_at(outcome: dict[str, Any], k: int, direction: str = "text_to_image") -> float:
-    """Return Rank@k of a run, 0 .. 1."""
-    return sum(rank <= k for rank in outcome[direction]) / len(outcome[direction])
-
-
-def interval(method: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]], k: int, direction: str) -> dict[str, float]:
-    """Return the relative gain in Rank@k over the baseline with a 95 % bootstrap interval, over seeds and queries, paired."""
-    ours, theirs = ((torch.tensor([one[direction] for one in runs]) <= k).float() for runs in (method, baseline))
-    generator = torch.Generator().manual_seed(0)
-    seeds, queries = (_resampled(n, generator) for n in ours.shape)
-    drawn, drawn_baseline = (((seeds @ hits) * queries).sum(1) for hits in (ours, theirs))
-    low, high = (drawn / drawn_baseline - 1).quantile(torch.tensor([LOW, HIGH]) / 100).tolist()
-    return {"gain": float(ours.mean() / theirs.mean() - 1), "low": low, "high": high}
-
-
-def _resampled(n: int, generator: torch.Generator) -> Tensor:
-    """Return how often each of n is drawn in n draws with returns, for each sample of the bootstrap, shape (samples, n)."""
-    draws = torch.randint(n, (SAMPLES, n), generator=generator)
-    return torch.zeros(SAMPLES, n).scatter_add_(1, draws, torch.ones(SAMPLES, n))
+        """Return where the outcome of a job is kept; it is named by all that the outcome depends on."""
+        settings = {name: self.study[name] for name in SETTINGS} | {"data": self.study["data"][job.data]}
+        digest = hashlib.sha256(json.dumps([settings, asdict(job)], sort_keys=True).encode()).hexdigest()[:20]
+        return self.folder / f"{digest}.json"
 
 
 def validated(study: dict[str, Any], runs: Runs, data: str) -> tuple[float, dict[str, str]]:
@@ -269,8 +160,8 @@ def main() -> None:
     options = parser.parse_args()
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     runs = Runs(study, options.workers)
-    for split in ("train", "test"):
-        features(study, split)  # once, before the processes ask for it
+    for data in study["data"].values():
+        features(study, data.get("source", EMOJI))  # once, before the processes ask for them
     told = {name: value for name, value in study.items() if name != "cache"}
     result: dict[str, Any] = {"study": told, "data": {}}
     for data in study["data"]:

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from clip_negatives.artifacts import codes
 
 pytest.importorskip("tomllib")
 sys.path.insert(0, str(Path(__file__).parent))
+import folds
 import heads
 import page
 
@@ -43,11 +46,34 @@ def write_features(folder: Path) -> None:
     study = {"image_encoder": "pixels", "text_encoder": "tfidf", "cache": str(folder)}
     items = codes(catalogue.load("all").column("item"))
     points = torch.randn(int(items.max()) + 1, 24, generator=generator)
-    names = dict(zip(catalogue.load("all").column("item"), items.tolist(), strict=True))
-    for split, file in heads.feature_files(study).items():
-        rows = torch.tensor([names[item] for item in catalogue.load(split).column("item")])
-        sides = [points[rows] + 0.5 * torch.randn(len(rows), 24, generator=generator) for _ in range(2)]
-        torch.save([F.normalize(side, dim=1) for side in sides], file)
+    sides = [F.normalize(points[items] + 0.5 * torch.randn(len(items), 24, generator=generator), dim=1) for _ in range(2)]
+    torch.save(tuple(sides), folds.features_file(study, folds.EMOJI))
+
+
+def test_folds_share_no_seller() -> None:
+    """What is asked is of another seller than what is trained on, and its items are trained on."""
+    study = {"validation_style": "fluent-flat", "data": {"all": {}}}
+    for fold, seller in (("validation", "fluent-flat"), ("test", "twemoji")):
+        cut = folds.Cut.of(study, "all", fold)
+        assert seller not in cut.column("style", cut.trained)
+        assert set(cut.column("style", cut.asked)) == {seller}
+        asked = cut.column("item", cut.asked)
+        assert len(set(asked)) == len(asked) > 1000
+        assert set(asked) <= set(cut.column("item", cut.trained))
+
+
+def test_folds_of_a_source_with_splits(tmp_path: Path) -> None:
+    """One listing of each group is asked; the test trains on what validation asked."""
+    rows = {"key": list("abcdef"), "item": list("aabbcd"), "text": list("uvwxyz"), "image": [b""] * 6}
+    splits = ["train", "train", "validation", "validation", "test", "test"]
+    pq.write_table(pa.table({**rows, "split": splits}), tmp_path / "parts.parquet")
+    study = {"cache": str(tmp_path), "data": {"parts": {"source": "parts"}}}
+    found = {fold: folds.Cut.of(study, "parts", fold) for fold in folds.FOLDS}
+    assert found["validation"].column("key", found["validation"].trained) == ["a", "b"]
+    assert found["validation"].column("key", found["validation"].asked) == ["c"]
+    assert found["test"].column("key", found["test"].trained) == ["a", "b", "c", "d"]
+    assert found["test"].column("key", found["test"].asked) == ["e", "f"]
+    assert found["test"].near_duplicates(4) == 1.0
 
 
 def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

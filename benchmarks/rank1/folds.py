@@ -1,0 +1,165 @@
+"""What a study trains on and asks: listings of a data set, cut into folds, with frozen features."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_negatives import Clusters, catalogue
+from clip_negatives.artifacts import codes
+from clip_negatives.encoders import Encoder, image_encoder, text_encoder
+from clip_negatives.refresh import cluster_features
+
+CACHE = Path(__file__).parents[2] / ".benchmarks" / "rank1"
+"""Where features, finished runs and the data that do not ship are kept."""
+
+FOLDS = ("validation", "test")
+EMOJI = "emoji"
+"""The source that ships with the package."""
+
+PLAIN = "0"
+"""Skin tone of the listings that are asked for."""
+
+
+def cache_of(study: dict[str, Any]) -> Path:
+    """Return the folder for what is kept."""
+    return Path(study.get("cache", CACHE))
+
+
+def load(study: dict[str, Any], source: str) -> catalogue.Catalogue:
+    """Return all listings of a source."""
+    if source == EMOJI:
+        return catalogue.load("all")
+    file = cache_of(study) / f"{source}.parquet"
+    if not file.exists():
+        raise SystemExit(f"Expected {file}, got none. Write it: python benchmarks/rank1/packages.py {source}")
+    return catalogue.Catalogue(pq.read_table(file))
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Say which listings of a source a fold trains on and asks for, by row.
+
+    Attributes:
+        listings: all of the source.
+        trained: rows.
+        asked: rows, one of each item: queries and gallery.
+    """
+
+    listings: catalogue.Catalogue
+    trained: Tensor
+    asked: Tensor
+
+    @classmethod
+    def of(cls, study: dict[str, Any], data: str, fold: str) -> Cut:
+        """Cut a fold out.
+
+        A source with sellers (styles) asks for what another seller lists: validation holds one style out, the split "test" has
+        another. A source without them has its own splits, by groups that share no picture and no text.
+        """
+        how = study["data"][data]
+        listings = load(study, how.get("source", EMOJI))
+        table = listings.table
+        chosen = _among(table, "split", ["train"])
+        if "style" in table.column_names:
+            for column, allowed in (("style", "styles"), ("tone", "tones"), ("group", "groups")):
+                if allowed in how:
+                    chosen &= _among(table, column, how[allowed])
+            held = _among(table, "style", [study["validation_style"]])
+            asked = _among(table, "split", ["test"])
+            if fold == "validation":
+                asked = held & _among(table, "split", ["train"]) & _among(table, "tone", [PLAIN])
+                chosen &= ~held
+            trained = {table["item"][row].as_py() for row in chosen.nonzero().flatten().tolist()}
+            asked &= _among(table, "item", sorted(trained))
+        else:
+            asked = _among(table, "split", [fold])
+            if fold == "test":
+                chosen |= _among(table, "split", ["validation"])
+        first: dict[str, int] = {}
+        for row in asked.nonzero().flatten().tolist():
+            first.setdefault(table["item"][row].as_py(), row)
+        return cls(listings, chosen.nonzero().flatten(), torch.tensor(list(first.values())))
+
+    def near_duplicates(self, batch_size: int) -> float:
+        """Return how many others of a batch show the same item, for a sample on average."""
+        counts = Counter(self.column("item", self.trained)).values()
+        n = sum(counts)
+        return sum(count * (count - 1) for count in counts) / n * (min(batch_size, n) - 1) / (n - 1)
+
+    def column(self, name: str, rows: Tensor) -> list[str]:
+        """Return a column of some rows."""
+        return [str(value) for value in self.listings.table[name].take(pa.array(rows.numpy())).to_pylist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Hold the frozen features and clusters of what a fold trains on, and the features of what is asked."""
+
+    clusters: Clusters
+    query_images: Tensor
+    query_texts: Tensor
+    near_duplicates: float
+
+    @classmethod
+    def of(cls, study: dict[str, Any], data: str, fold: str) -> Fold:
+        """Return a fold with its clusters."""
+        cut = Cut.of(study, data, fold)
+        image, text = features(study, study["data"][data].get("source", EMOJI))
+        clusters = cluster_features(image[cut.trained], text[cut.trained], clusterer="kmeans", seed=0)
+        groups, texts = (codes(cut.column(name, cut.trained)) for name in ("item", "text"))
+        clusters = replace(clusters, groups=groups, texts=texts)
+        return cls(clusters, image[cut.asked], text[cut.asked], cut.near_duplicates(batch_size(study, data)))
+
+
+def batch_size(study: dict[str, Any], data: str) -> int:
+    """Return the batch size of a data set of the study."""
+    return int(study["data"][data].get("batch_size", study["batch_size"]))
+
+
+def features_file(study: dict[str, Any], source: str) -> Path:
+    """Return where the features of a source are kept."""
+    digest = hashlib.sha256(f"{study['image_encoder']} {study['text_encoder']} {source}".encode()).hexdigest()[:12]
+    return cache_of(study) / f"features-{source}-{digest}.pt"
+
+
+def features(study: dict[str, Any], source: str) -> tuple[Tensor, Tensor]:
+    """Return the frozen unit-norm features of all images and texts of a source; encoded once."""
+    file = features_file(study, source)
+    if not file.exists():
+        listings = load(study, source)
+        train = _among(listings.table, "split", ["train"]).nonzero().flatten().tolist()
+        images = [listings.image(row) for row in range(len(listings))]
+        encoded = (
+            _encoded(image_encoder(study["image_encoder"]), images, train),
+            _encoded(text_encoder(study["text_encoder"]), listings.column("text"), train),
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(encoded, file)
+    image, text = torch.load(file)
+    return image, text
+
+
+def _encoded(encoder: Encoder, samples: Sequence[Any], train: Sequence[int]) -> Tensor:
+    """Return the features of samples; what an encoder learns, it learns on the training split."""
+    if encoder.learn is not None:
+        encoder.learn([samples[row] for row in train])
+    raw = encoder.encode(samples)
+    project = encoder.fit(raw[train]) if encoder.fit is not None else None
+    return F.normalize((raw if project is None else project(raw)).float(), dim=1)
+
+
+def _among(table: pa.Table, column: str, allowed: Sequence[str]) -> Tensor:
+    found = pc.is_in(pc.cast(table[column], pa.string()), value_set=pa.array(allowed))
+    return torch.from_numpy(found.to_numpy(zero_copy_only=False).astype(bool))
