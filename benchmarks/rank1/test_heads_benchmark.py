@@ -80,7 +80,7 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     """A second call runs nothing and finds the same."""
     (tmp_path / "study.toml").write_text(SMALL)
     write_features(tmp_path)
-    result = tmp_path / "results" / "machine" / page.FILE
+    result = tmp_path / "results" / "machine" / page.HEADS
     command = ["heads.py", "--study", str(tmp_path / "study.toml"), "--output", str(result), "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*command, "--workers", "1"])
     heads.main()

@@ -20,8 +20,8 @@ class RandomReduction:
     removes at random, by no similarity.
 
     Args:
-        share: share of the incorrect pairs to drop, 0 .. 1; None takes the share that the gate of `cluster_similarity` and
-            `weighted_infonce` drops under the four options below, counted exactly over all pairs of the data.
+        share: share of the incorrect pairs to drop, 0 .. 1; None takes the share that
+            ``weighted_infonce:remove=true`` drops under the four options below, counted exactly over all pairs of the data.
         image_threshold: see `clip_negatives.similarity.reliable_tables`.
         image_quantile: the same.
         text_threshold: the same.

@@ -11,6 +11,8 @@ from clip_negatives.interfaces import Clusters
 from clip_negatives.similarity import reliable_tables, removed_share
 from clip_negatives_in_batch.weighting import Uniform
 from clip_negatives_random_reduction.weighting import RandomReduction
+from clip_negatives_weighted_infonce import factors
+from clip_negatives_weighted_infonce.factors import low_rank_factors
 from clip_negatives_weighted_infonce.weighting import WeightedInfoNCE
 
 pytestmark = pytest.mark.keeps_global_rng
@@ -29,7 +31,8 @@ def test_uniform_is_neutral(clusters: Clusters) -> None:
 
 @pytest.mark.parametrize("text_beta", [0.0, 0.7])
 def test_cluster_weights_by_a_loop(clusters: Clusters, text_beta: float) -> None:
-    terms = WeightedInfoNCE(beta=2.0, text_beta=text_beta, image_quantile=0.8, text_threshold=0.6)(clusters)
+    options = {"similarity": "cluster", "beta": 2.0, "text_beta": text_beta, "remove": True}
+    terms = WeightedInfoNCE(**options, image_quantile=0.8, text_threshold=0.6)(clusters)
     image, text = reliable_tables(clusters, image_quantile=0.8, text_threshold=0.6)
     rows, columns = every_pair(60)
     found = pair_log_weights(terms, rows, columns)
@@ -43,27 +46,66 @@ def test_cluster_weights_by_a_loop(clusters: Clusters, text_beta: float) -> None
             assert value == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_sample_weights_equal_the_dense_formula(clusters: Clusters) -> None:
-    terms = WeightedInfoNCE(beta=1.5, text_beta=0.5, similarity="sample", remove=False)(clusters)
+@pytest.mark.parametrize("removed", [False, True])
+def test_sample_weights_equal_the_dense_formula(clusters: Clusters, removed: bool) -> None:
+    terms = WeightedInfoNCE(beta=1.5, text_beta=0.5, remove=removed, rank=None)(clusters)
     rows, columns = every_pair(50)
     r = (clusters.image_features[rows] * clusters.image_features[columns]).sum(1)
     t = (clusters.text_features[rows] * clusters.text_features[columns]).sum(1)
-    torch.testing.assert_close(pair_log_weights(terms, rows, columns), -1.5 * r - 0.5 * t)
+    expected = -1.5 * r - 0.5 * t
+    if removed:
+        image, text = reliable_tables(clusters, image_quantile=0.95, text_quantile=0.95)
+        a, c = clusters.image.labels, clusters.text.labels
+        expected = expected.masked_fill(~(image[a[rows], a[columns]] & text[c[rows], c[columns]]), -math.inf)
+        assert expected.isinf().any()
+    else:
+        assert terms.image_table is None
+        assert terms.text_labels is None
+    torch.testing.assert_close(pair_log_weights(terms, rows, columns), expected)
 
 
-def test_weight_falls_as_images_grow_alike(clusters: Clusters) -> None:
+def test_low_rank_keeps_the_most_of_the_inner_products(clusters: Clusters) -> None:
+    """Against the best there is: the truncated singular value decomposition; and with enough columns nothing is lost."""
+    full = low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], None)
+    u, s, vh = torch.linalg.svd(full.double(), full_matrices=False)
+    for rank in (1, 3, full.shape[1] - 1):
+        found = low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], rank).double()
+        best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+        assert found.shape == (len(full), rank)
+        torch.testing.assert_close(found @ found.T, best @ best.T, rtol=1e-4, atol=1e-4)
+    assert torch.equal(low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], 10_000), full)
+
+
+def test_low_rank_reads_by_blocks(clusters: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that do not fit evenly give the same; directions found from some of the rows nearly the same."""
+    parts = [(1.0, clusters.image_features), (1.0, clusters.text_features)]
+    whole = low_rank_factors(parts, 6)
+    monkeypatch.setattr(factors, "ROWS", 101)
+    by_blocks = low_rank_factors(parts, 6)
+    assert torch.equal(low_rank_factors(parts, None), torch.cat([features.float() for _, features in parts], dim=1))
+    exact = torch.cat([features for _, features in parts], dim=1)
+    errors = [(found @ found.T - exact @ exact.T).norm() for found in (whole, by_blocks)]
+    assert errors[0] <= errors[1] < 1.2 * errors[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 4}, {"similarity": "cluster"}], ids=["default", "rank", "cluster"])
+def test_weight_falls_as_samples_grow_alike(clusters: Clusters, options: dict[str, object]) -> None:
     """The sign: against the live similarity of hard-negative methods."""
-    terms = WeightedInfoNCE(remove=False)(clusters)
+    terms = WeightedInfoNCE(**options)(clusters)
     rows, columns = every_pair(60)
-    similarity = clusters.image_similarity[clusters.image.labels[rows], clusters.image.labels[columns]]
-    order = similarity.argsort()
-    assert (pair_log_weights(terms, rows, columns)[order].diff() <= 1e-6).all()
+    sides = (clusters.image_features, clusters.text_features)
+    alike = sum((side[rows] * side[columns]).sum(1) for side in sides)
+    assert torch.corrcoef(torch.stack([pair_log_weights(terms, rows, columns), alike]))[0, 1] < -0.5
+
+
+def test_without_betas_the_default_weighs_nothing(clusters: Clusters) -> None:
+    assert WeightedInfoNCE(beta=0.0, text_beta=0.0)(clusters).neutral
 
 
 def test_mean_weight_is_one_in_the_loss(clusters: Clusters) -> None:
     """With equal logits the denominator then counts the kept negatives: loss = log(1 + kept) of each row."""
     index = torch.arange(40)
-    terms = WeightedInfoNCE(image_quantile=0.7)(clusters).take(index)
+    terms = WeightedInfoNCE(image_quantile=0.7, remove=True)(clusters).take(index)
     same = torch.nn.functional.normalize(torch.ones(40, 4), dim=1)
     image, text = reliable_tables(clusters, image_quantile=0.7, text_quantile=0.95)
     a, c = clusters.image.labels[index], clusters.text.labels[index]
@@ -73,7 +115,9 @@ def test_mean_weight_is_one_in_the_loss(clusters: Clusters) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"beta": -1.0}, {"text_beta": -0.1}, {"beta": math.nan}, {"similarity": "pixel"}], ids=lambda o: next(iter(o))
+    "options",
+    [{"beta": -1.0}, {"text_beta": -0.1}, {"beta": math.nan}, {"similarity": "pixel"}, {"rank": 0}],
+    ids=lambda o: next(iter(o)),
 )
 def test_options_out_of_range(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
@@ -83,9 +127,8 @@ def test_options_out_of_range(options: dict[str, object]) -> None:
 def test_sample_similarity_needs_features(clusters: Clusters) -> None:
     bare = Clusters(clusters.image, clusters.text, clusters.image_similarity, clusters.text_similarity)
     with pytest.raises(InputError, match="image features"):
-        WeightedInfoNCE(similarity="sample")(bare)
-    with pytest.raises(InputError, match="similarity=cluster"):
-        WeightedInfoNCE(similarity="sample", beta=0.0)(clusters)
+        WeightedInfoNCE()(bare)
+    assert WeightedInfoNCE(similarity="cluster")(bare).factors is None
 
 
 def test_random_reduction_drops_as_many_as_the_gate(clusters: Clusters) -> None:

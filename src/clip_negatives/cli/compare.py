@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"show_default": True})
 @click.option("--quick", is_flag=True, help="Two epochs instead of twenty, two seeds: a look in a few minutes.")
-@click.option("--methods", default="in_batch,paper", help="Methods, separated by commas: see below.")
+@click.option("--methods", default="in_batch,default,paper", help="Methods, separated by commas: see below.")
 @click.option("--seeds", type=int, help="Runs of each method.  [default: 3; with --quick 2]")
 @click.option("--output", default="compare", type=click.Path(path_type=Path), help="Folder for runs, results and plot.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file too.")
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path | None, **options: Any) -> None:
     """Train the same CLIP model under several choices of negatives and compare them with in-batch negatives.
 
-    Without data of your own it runs on the emoji catalogue that ships with the package. A method is in_batch, paper,
-    random_reduction, a sampler, a weighting, or SAMPLER+WEIGHTING, each with options: NAME:key=value,...
+    Without data of your own it runs on the emoji catalogue that ships with the package. A method is in_batch, default,
+    paper, random_reduction, a sampler, a weighting, or SAMPLER+WEIGHTING, each with options: NAME:key=value,...
 
     Finished runs are kept: after Ctrl-C the same command goes on.
     """

@@ -18,7 +18,8 @@ CONTROL = "random_reduction"
 
 NAMED = {
     BASELINE: ("in_batch", "uniform"),
-    "paper": ("cluster_similarity", "weighted_infonce"),
+    "default": ("cluster_similarity", "weighted_infonce"),
+    "paper": ("cluster_similarity", "weighted_infonce:similarity=cluster,text_beta=0.0,remove=true"),
     CONTROL: ("in_batch", "random_reduction"),
 }
 """Methods with a name of their own."""

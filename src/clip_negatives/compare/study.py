@@ -57,7 +57,7 @@ class Comparison:
 def compare(
     output: str | Path,
     *,
-    methods: str = "in_batch,paper",
+    methods: str = "in_batch,default,paper",
     seeds: int | None = None,
     quick: bool = False,
     test_data: str | None = None,

@@ -1,0 +1,51 @@
+"""The study of trained models, small: it runs through compare, goes on where it stopped, and its page can be written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tomllib")
+sys.path.insert(0, str(Path(__file__).parent))
+import page
+import trained
+
+SMALL = """
+name = "small"
+model = "clip-negatives-tiny"
+arguments = ["--warmup", "1"]
+image_encoder = "pixels"
+text_encoder = "tfidf"
+batch_size = 128
+steps = 3
+learning_rates = [4e-3]
+validation_style = "fluent-flat"
+validation_seeds = 1
+test_seeds = 2
+methods = ["in_batch", "paper"]
+[data.flags]
+groups = ["flags"]
+styles = ["noto", "noto-v1", "fluent-flat"]
+"""
+
+
+def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every run is done once; what is asked shares no seller with what is trained on."""
+    (tmp_path / "study.toml").write_text(SMALL)
+    result = tmp_path / "results" / "machine" / page.TRAINED[0]
+    command = ["trained.py", "--study", str(tmp_path / "study.toml"), "--output", str(result), "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    trained.main()
+    assert capsys.readouterr().out.count("flags, test") == 3 * 2
+    found = json.loads(result.read_text())["data"]["flags"]
+    assert set(found["summaries"]) == {"in_batch", "paper", "random_reduction"}
+    assert found["queries"] > 200
+    assert all(run["steps"] >= 3 for run in found["runs"])
+    made = next(tmp_path.rglob("test/asked.csv")).read_text()
+    assert "twemoji-" in made
+    assert "noto-" not in made
+    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
+    assert "| `paper` |" in page.page()

@@ -1,0 +1,108 @@
+"""Train whole models by open_clip's own training: python benchmarks/rank1/trained.py --study scratch.toml --output FILE.
+
+The learning rate is the one that serves the baseline best on the validation seller; the test is looked at once, by every
+method of the study. Finished runs are kept, as `clip-negatives compare` keeps them; a second call goes on after them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import tomllib
+from folds import CACHE, Cut, batch_size, cache_of
+from torch import Tensor
+
+from clip_negatives.atomic import replaced_file
+from clip_negatives.compare import Comparison, compare
+
+HERE = Path(__file__).parent
+BASELINE = "in_batch"
+
+
+def write_pairs(cut: Cut, rows: Tensor, folder: Path, name: str) -> Path:
+    """Write listings as open_clip reads them, with their item."""
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.csv"
+    columns = [cut.column(column, rows) for column in ("key", "text", "item")]
+    with replaced_file(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer.writerow(["filepath", "title", "item"])
+        for row, key, text, item in zip(rows.tolist(), *columns, strict=True):
+            image = images / f"{key.replace('/', '-')}.png"
+            if not image.exists():
+                cut.listings.image(row).save(image)
+            writer.writerow([image, text, item])
+    return file
+
+
+def compared(study: dict[str, Any], data: str, fold: str, lr: float, methods: list[str], seeds: int) -> Comparison:
+    """Train methods on a fold and measure them."""
+    home = cache_of(study) / study["name"] / data
+    cut = Cut.of(study, data, fold)
+    train, test = (write_pairs(cut, rows, home / fold, name) for name, rows in (("train", cut.trained), ("asked", cut.asked)))
+    size = batch_size(study, data)
+    epochs = max(1, math.ceil(study["steps"] / max(1, len(cut.trained) // size)))
+    return compare(
+        home / fold / f"lr-{lr:g}",
+        methods=",".join(methods),
+        seeds=seeds,
+        test_data=str(test),
+        group_column="item",
+        image_encoder=study["image_encoder"],
+        text_encoder=study["text_encoder"],
+        arguments=[
+            *("--train-data", str(train), "--dataset-type", "csv", "--model", study["model"]),
+            *("--batch-size", str(size), "--epochs", str(epochs), "--lr", f"{lr:g}", *study["arguments"]),
+        ],
+        on_run=lambda job, number, total: print(
+            f"{data}, {fold}, lr {lr:g}: run {number + 1} of {total}, {job.method.name}, seed {job.seed}", flush=True
+        ),
+    )
+
+
+def learning_rate(study: dict[str, Any], data: str) -> float:
+    """Return the learning rate that serves the baseline best on validation."""
+
+    def rank(lr: float) -> float:
+        found = compared(study, data, "validation", lr, [BASELINE], study["validation_seeds"])
+        return found.summaries[BASELINE]["text_to_image_rank_1"].mean
+
+    return max(study["learning_rates"], key=rank)
+
+
+def main() -> None:
+    """Run the study, or one data set of it, and write its result file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, default=HERE / "scratch.toml")
+    parser.add_argument("--output", type=Path, required=True, help="result file; the data sets that it has already stay in it")
+    parser.add_argument("--data", help="one data set of the study")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and finished runs")
+    options = parser.parse_args()
+    study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
+    chosen = [options.data] if options.data else list(study["data"])
+    for data in chosen:
+        lr = learning_rate(study, data)
+        found = compared(study, data, "test", lr, study["methods"], study["test_seeds"])
+        cut = Cut.of(study, data, "test")
+        figures = {
+            "lr": lr,
+            "samples": len(cut.trained),
+            "queries": len(cut.asked),
+            "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
+            **found.to_dict(),
+        }
+        told = {name: value for name, value in study.items() if name != "cache"}
+        before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_file(options.output) as partial:
+            partial.write_text(json.dumps({"study": told, "data": {**before, data: figures}}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
