@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
 
 def test_rows_say_what_the_tables_and_the_weighting_say(folder: ClustersFolder, tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
-    count = generate(folder, file, per_image=2, weighting="weighted_infonce:beta=2,remove=no")
+    count = generate(folder, file, per_image=2, weighting="weighted_infonce:beta=2,text_beta=0")
     table = pq.read_table(file)
     assert table.schema.equals(SCHEMA)
     assert count == table.num_rows == 2 * N

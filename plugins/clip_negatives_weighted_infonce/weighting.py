@@ -28,15 +28,15 @@ class WeightedInfoNCE:
     the paper's formula is not public: the exponential (it never reaches 0 by itself, and for sample similarity it is an inner
     product of features, which a fused loss gets for nearly free), the removal of unreliable pairs in the batch too,
     `normalize`, and every default value. The defaults are those that served best where nothing but validation data was
-    looked at: the similarity of the samples themselves, of images and texts, nothing removed. What is nearest to the abstract
-    is ``similarity=cluster,text_beta=0,remove=true``, the method ``paper`` of a comparison. Sign: lowers and removes what is
-    similar, by the frozen similarity.
+    looked at: the similarity of images and of texts, nothing removed. What is nearest to the abstract is
+    ``text_beta=0,remove=true``, the method ``paper`` of a comparison. Sign: lowers (and removes) what is similar, by the frozen
+    similarity.
 
     Args:
         beta: how fast the weight falls, at least 0; 0 only removes. Two images of opposite features differ from two equal
             ones by the factor ``exp(2 beta)``.
         similarity: "cluster" takes r_ij as the cosine between the centroids of the clusters of i and j, "sample" as the
-            cosine between the features of i and j themselves.
+            cosine between the features of i and j themselves, which served no better and costs more.
         text_beta: the same fall for the similarity of the texts.
         image_threshold: cosine at which two image clusters are too similar to exchange texts, -1 .. 1.
         image_quantile: the same as the share of all pairs that stays under the threshold, 0 .. 1; a given threshold goes
@@ -55,7 +55,7 @@ class WeightedInfoNCE:
     def __init__(
         self,
         beta: float = 1.0,
-        similarity: str = "sample",
+        similarity: str = "cluster",
         text_beta: float = 1.0,
         image_threshold: float | None = None,
         image_quantile: float | None = 0.95,

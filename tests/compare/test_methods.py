@@ -27,7 +27,7 @@ def test_what_a_method_stands_for() -> None:
         m.name: (m.sampler, m.weighting) for m in parse_methods("default,paper,cluster_similarity,weighted_infonce:beta=2")
     }
     assert methods["default"] == ("cluster_similarity", "weighted_infonce")
-    assert methods["paper"] == ("cluster_similarity", "weighted_infonce:similarity=cluster,text_beta=0.0,remove=true")
+    assert methods["paper"] == ("cluster_similarity", "weighted_infonce:text_beta=0.0,remove=true")
     assert methods["cluster_similarity"] == ("cluster_similarity", "uniform")
     assert methods["weighted_infonce:beta=2"] == ("in_batch", "weighted_infonce:beta=2")
 

@@ -23,7 +23,7 @@ from clip_negatives.prepare import prepare
 from ..pairs import write_csv
 
 N = 64
-WEIGHTING = "weighted_infonce:image_quantile=0.7"
+WEIGHTING = "weighted_infonce:text_beta=0,remove=true,image_quantile=0.7"
 
 
 @pytest.fixture(scope="module")

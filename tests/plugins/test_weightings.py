@@ -31,7 +31,7 @@ def test_uniform_is_neutral(clusters: Clusters) -> None:
 
 @pytest.mark.parametrize("text_beta", [0.0, 0.7])
 def test_cluster_weights_by_a_loop(clusters: Clusters, text_beta: float) -> None:
-    options = {"similarity": "cluster", "beta": 2.0, "text_beta": text_beta, "remove": True}
+    options = {"beta": 2.0, "text_beta": text_beta, "remove": True}
     terms = WeightedInfoNCE(**options, image_quantile=0.8, text_threshold=0.6)(clusters)
     image, text = reliable_tables(clusters, image_quantile=0.8, text_threshold=0.6)
     rows, columns = every_pair(60)
@@ -48,7 +48,7 @@ def test_cluster_weights_by_a_loop(clusters: Clusters, text_beta: float) -> None
 
 @pytest.mark.parametrize("removed", [False, True])
 def test_sample_weights_equal_the_dense_formula(clusters: Clusters, removed: bool) -> None:
-    terms = WeightedInfoNCE(beta=1.5, text_beta=0.5, remove=removed, rank=None)(clusters)
+    terms = WeightedInfoNCE(beta=1.5, text_beta=0.5, similarity="sample", remove=removed, rank=None)(clusters)
     rows, columns = every_pair(50)
     r = (clusters.image_features[rows] * clusters.image_features[columns]).sum(1)
     t = (clusters.text_features[rows] * clusters.text_features[columns]).sum(1)
@@ -88,7 +88,9 @@ def test_low_rank_reads_by_blocks(clusters: Clusters, monkeypatch: pytest.Monkey
     assert errors[0] <= errors[1] < 1.2 * errors[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"rank": 4}, {"similarity": "cluster"}], ids=["default", "rank", "cluster"])
+@pytest.mark.parametrize(
+    "options", [{}, {"similarity": "sample"}, {"similarity": "sample", "rank": 4}], ids=["default", "sample", "rank"]
+)
 def test_weight_falls_as_samples_grow_alike(clusters: Clusters, options: dict[str, object]) -> None:
     """The sign: against the live similarity of hard-negative methods."""
     terms = WeightedInfoNCE(**options)(clusters)
@@ -98,8 +100,8 @@ def test_weight_falls_as_samples_grow_alike(clusters: Clusters, options: dict[st
     assert torch.corrcoef(torch.stack([pair_log_weights(terms, rows, columns), alike]))[0, 1] < -0.5
 
 
-def test_without_betas_the_default_weighs_nothing(clusters: Clusters) -> None:
-    assert WeightedInfoNCE(beta=0.0, text_beta=0.0)(clusters).neutral
+def test_without_betas_samples_weigh_nothing(clusters: Clusters) -> None:
+    assert WeightedInfoNCE(beta=0.0, text_beta=0.0, similarity="sample")(clusters).neutral
 
 
 def test_mean_weight_is_one_in_the_loss(clusters: Clusters) -> None:
@@ -127,8 +129,8 @@ def test_options_out_of_range(options: dict[str, object]) -> None:
 def test_sample_similarity_needs_features(clusters: Clusters) -> None:
     bare = Clusters(clusters.image, clusters.text, clusters.image_similarity, clusters.text_similarity)
     with pytest.raises(InputError, match="image features"):
-        WeightedInfoNCE()(bare)
-    assert WeightedInfoNCE(similarity="cluster")(bare).factors is None
+        WeightedInfoNCE(similarity="sample")(bare)
+    assert WeightedInfoNCE()(bare).factors is None
 
 
 def test_random_reduction_drops_as_many_as_the_gate(clusters: Clusters) -> None:

@@ -19,7 +19,7 @@ CONTROL = "random_reduction"
 NAMED = {
     BASELINE: ("in_batch", "uniform"),
     "default": ("cluster_similarity", "weighted_infonce"),
-    "paper": ("cluster_similarity", "weighted_infonce:similarity=cluster,text_beta=0.0,remove=true"),
+    "paper": ("cluster_similarity", "weighted_infonce:text_beta=0.0,remove=true"),
     CONTROL: ("in_batch", "random_reduction"),
 }
 """Methods with a name of their own."""
