@@ -26,8 +26,8 @@ validation_style = "fluent-flat"
 validation_seeds = 1
 test_seeds = 2
 methods = ["in_batch", "paper"]
-[data.flags]
-groups = ["flags"]
+[data.objects]
+groups = ["objects"]
 styles = ["noto", "noto-v1", "fluent-flat"]
 """
 
@@ -39,11 +39,12 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     command = ["trained.py", "--study", str(tmp_path / "study.toml"), "--output", str(result), "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", command)
     trained.main()
-    assert capsys.readouterr().out.count("flags, test") == 3 * 2
-    found = json.loads(result.read_text())["data"]["flags"]
+    assert capsys.readouterr().out.count("objects, test") == 3 * 2
+    found = json.loads(result.read_text())["data"]["objects"]
     assert set(found["summaries"]) == {"in_batch", "paper", "random_reduction"}
     assert found["queries"] > 200
     assert all(run["steps"] >= 3 for run in found["runs"])
+    assert str(tmp_path) not in result.read_text()
     made = next(tmp_path.rglob("test/asked.csv")).read_text()
     assert "twemoji-" in made
     assert "noto-" not in made

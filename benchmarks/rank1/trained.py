@@ -76,6 +76,14 @@ def learning_rate(study: dict[str, Any], data: str) -> float:
     return max(study["learning_rates"], key=rank)
 
 
+def told_of(found: Comparison) -> dict[str, Any]:
+    """Return what a comparison found, without the paths of this machine."""
+    whole = found.to_dict()
+    setting = {name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters")}
+    runs = [{name: value for name, value in run.items() if name not in ("clusters", "losses")} for run in whole["runs"]]
+    return {**whole, "setting": setting, "runs": runs}
+
+
 def main() -> None:
     """Run the study, or one data set of it, and write its result file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,14 +96,15 @@ def main() -> None:
     chosen = [options.data] if options.data else list(study["data"])
     for data in chosen:
         lr = learning_rate(study, data)
-        found = compared(study, data, "test", lr, study["methods"], study["test_seeds"])
+        methods = study["data"][data].get("methods", study["methods"])
+        found = compared(study, data, "test", lr, methods, study["test_seeds"])
         cut = Cut.of(study, data, "test")
         figures = {
             "lr": lr,
             "samples": len(cut.trained),
             "queries": len(cut.asked),
             "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
-            **found.to_dict(),
+            **told_of(found),
         }
         told = {name: value for name, value in study.items() if name != "cache"}
         before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
