@@ -96,8 +96,7 @@ def main() -> None:
     chosen = [options.data] if options.data else list(study["data"])
     for data in chosen:
         lr = learning_rate(study, data)
-        methods = study["data"][data].get("methods", study["methods"])
-        found = compared(study, data, "test", lr, methods, study["test_seeds"])
+        found = compared(study, data, "test", lr, study["methods"], study["test_seeds"])
         cut = Cut.of(study, data, "test")
         figures = {
             "lr": lr,
