@@ -27,9 +27,10 @@ happens when the towers themselves are trained. The learning rate is the best fo
 best of its candidates, at {validation_seeds} seed of validation. On the test: {test_seeds} seeds, the same steps, batches,
 initial heads and rate for all.
 
-Gains are relative to in-batch negatives; intervals are 95 % of a bootstrap over seeds and queries, paired; those without 0
-are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive` and `id_mask` know the item of
-each listing, which the others do not. The methods ending in `_held` hold the temperature instead of learning it.
+Gains are relative to in-batch negatives, in percent of their figure; intervals are 95 % of a bootstrap over seeds and
+queries, paired; those without 0 are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive`
+and `id_mask` know the item of each listing, which the others do not. The methods ending in `_held` hold the temperature
+instead of learning it.
 """
 
 ABOUT_TRAINED = """## {title}
@@ -46,7 +47,7 @@ in-batch negatives, with the 95 % interval of a paired t test over seeds; those 
 TITLES = {"scratch": "From scratch", "finetune": "Fine-tuning of pretrained towers"}
 
 FIGURES = ("text_to_image_rank_1", "text_to_image_rank_10", "image_to_text_rank_1")
-COLUMNS = ("method", "text to image @1", "gain [95 %]", "@10", "gain [95 %]", "image to text @1", "gain [95 %]", "ms a step")
+COLUMNS = ("method", "Rank@1", "gain [95 %]", "gain at 10 [95 %]", "image to text [95 %]", "ms a step")
 
 
 def page() -> str:
@@ -56,8 +57,9 @@ def page() -> str:
         result = json.loads(file.read_text())
         study = result["study"]
         parts.append(ABOUT_HEADS.format(**study, n_methods=len(study["methods"]) - 1))
+        parts += ["### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n", _overview(result["data"])]
         for name, data in result["data"].items():
-            rows = [_row(method, one, FIGURES, one["seconds_per_step"]) for method, one in _ordered(data["methods"])]
+            rows = [_row(method, one, one["seconds_per_step"]) for method, one in _ordered(data["methods"])]
             picture = f"![gain in Rank@1 by method](images/study/{file.parent.name}-{name}.svg)\n"
             parts += [_head(name, data), _table(rows), _candidates(data), picture]
     for file in sorted(path for name in TRAINED for path in RESULTS.glob(f"*/{name}")):
@@ -67,10 +69,7 @@ def page() -> str:
         )
         for name, data in result["data"].items():
             figures = {method: _relative(data, method) for method in data["summaries"]}
-            rows = [
-                _row(method, one, FIGURES, data["summaries"][method]["seconds_per_step"]["mean"])
-                for method, one in _ordered(figures)
-            ]
+            rows = [_row(method, one, _seconds(data["runs"], method)) for method, one in _ordered(figures)]
             parts += [_head(name, data), _table(rows)]
     return "\n".join(parts)
 
@@ -82,25 +81,49 @@ def _head(name: str, data: dict[str, Any]) -> str:
     )
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (COLUMNS, ("---",) * len(COLUMNS), *rows)) + "\n"
+def _table(rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)) + "\n"
+
+
+def _overview(data: dict[str, Any]) -> str:
+    """Return the gain of every method on every data set, the best on average first."""
+    gains = {
+        method: [one["methods"][method][FIGURES[0]] for one in data.values()] for method in next(iter(data.values()))["methods"]
+    }
+    rows = [
+        [_name(method), *(_marked(f"{100 * one['gain']:+.0f}", one) for one in found)]
+        for method, found in sorted(gains.items(), key=lambda item: -sum(one["gain"] for one in item[1]))
+    ]
+    return _table(rows, ("method", *data))
+
+
+def _name(method: str) -> str:
+    return f"**{method}**" if method == "in_batch" else f"`{method}`"
 
 
 def _ordered(methods: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return sorted(methods.items(), key=lambda item: -item[1][FIGURES[0]]["mean"])
 
 
-def _row(method: str, figures: dict[str, Any], names: Sequence[str], seconds: float) -> list[str]:
-    cells = [f"**{method}**" if method == "in_batch" else f"`{method}`"]
-    for name in names:
-        one = figures[name]
-        cells += [f"{100 * one['mean']:.1f} ± {100 * one['spread']:.1f}", "" if method == "in_batch" else _gain(one)]
-    return [*cells, f"{1000 * seconds:.0f}"]
+def _row(method: str, figures: dict[str, Any], seconds: float) -> list[str]:
+    first = figures[FIGURES[0]]
+    gains = ["" if method == "in_batch" else _gain(figures[name]) for name in FIGURES]
+    return [_name(method), f"{100 * first['mean']:.1f} ± {100 * first['spread']:.1f}", *gains, f"{1000 * seconds:.0f}"]
 
 
 def _gain(figure: dict[str, float]) -> str:
-    text = f"{100 * figure['gain']:+.1f} % [{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]"
-    return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
+    return _marked(f"{100 * figure['gain']:+.1f} [{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]", figure)
+
+
+def _marked(text: str, figure: dict[str, float]) -> str:
+    """Return a gain in bold where its interval does not hold 0; it is not broken into lines."""
+    unbroken = text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
+    return f"**{unbroken}**" if figure["low"] > 0 or figure["high"] < 0 else unbroken
+
+
+def _seconds(runs: list[dict[str, Any]], method: str) -> float:
+    """Return the least seconds a step of a method's runs: whatever else a machine does only adds to them."""
+    return min(run["seconds_per_step"] for run in runs if run["method"]["name"] == method)
 
 
 def _relative(data: dict[str, Any], method: str) -> dict[str, Any]:
