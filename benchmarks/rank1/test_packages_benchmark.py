@@ -16,7 +16,8 @@ import packages
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" width="1in" height="0.5in"><rect width="1in" height="1in" fill="#f00"/></svg>'
 PART = """<module><title> Resistor </title><description>&lt;html&gt;&lt;style&gt;p {{}}&lt;/style&gt;
-&lt;p&gt;220 &amp;amp; {more}&lt;/p&gt;</description><views><breadboardView><layers image="breadboard/{image}.svg"/></breadboardView></views></module>"""
+&lt;p&gt;220 &amp;amp; {more}&lt;/p&gt;</description>
+<views><breadboardView><layers image="breadboard/{image}.svg"/></breadboardView></views></module>"""
 
 
 def test_parts_have_title_description_and_picture(tmp_path: Path) -> None:
