@@ -113,27 +113,31 @@ def _naive_false_negatives(groups, b):
     n = len(groups)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     false = [(i, j) for i, j in pairs if groups[i] == groups[j]]
-    return len(false), sum(b[i, j] == -torch.inf for i, j in pairs), sum(b[i, j] != -torch.inf for i, j in false)
+    removed, kept = sum(b[i, j] == -torch.inf for i, j in pairs), sum(b[i, j] != -torch.inf for i, j in false)
+    return len(false), removed, kept, sum(b[i, j].exp() for i, j in pairs), sum(b[i, j].exp() for i, j in false)
 
 
 @pytest.mark.parametrize("chunk", [3, 1000])
 def test_false_negatives_equal_a_loop(monkeypatch, chunk):
     monkeypatch.setattr("clip_negatives.metrics.false_negatives.CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
-    table = torch.zeros(4, 4).masked_fill(torch.rand(4, 4, generator=generator) < 0.5, -torch.inf)
-    metric, counts = FalseNegatives(), torch.zeros(3)
+    table = torch.randn(4, 4, generator=generator)
+    table = table.masked_fill(torch.rand(4, 4, generator=generator) < 0.5, -torch.inf)
+    metric, counts = FalseNegatives(), torch.zeros(5)
     for n in (7, 5):
         groups, labels = torch.randint(3, (n,), generator=generator), torch.randint(4, (n,), generator=generator)
         metric.update(groups, LossTerms(image_labels=labels, image_table=table))
         counts += torch.tensor(_naive_false_negatives(groups, table[labels][:, labels]))
-    false, removed, kept = counts.tolist()
+    false, removed, kept, weight, false_weight = counts.tolist()
+    pairs = 7 * 6 + 5 * 4
     found = {name: value.item() for name, value in metric.compute().items()}
     assert found == pytest.approx(
         {
             "per_anchor": false / 12,
             "per_anchor_kept": kept / 12,
-            "removed_share": removed / (7 * 6 + 5 * 4),
+            "removed_share": removed / pairs,
             "removed_false_share": (false - kept) / false,
+            "false_weight": (false_weight / false) / (weight / (pairs - removed)),
             "batches": 2,
         }
     )
@@ -146,6 +150,7 @@ def test_nothing_is_removed_without_terms(terms):
     found = metric.compute()
     assert found["per_anchor"] == found["per_anchor_kept"] == pytest.approx(2 / 3)
     assert found["removed_share"] == 0
+    assert found["false_weight"] == 1
 
 
 def test_an_empty_metric_and_a_batch_of_one_divide_by_nothing():

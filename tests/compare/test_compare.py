@@ -74,6 +74,9 @@ def test_false_negatives_fall(comparison: Comparison) -> None:
     figures = comparison.summaries
     left = {name: values["false_negatives_kept_per_anchor"].mean for name, values in figures.items()}
     assert left["paper"] < 0.5 * left["in_batch"]
+    weights = {name: values["false_weight"].mean for name, values in figures.items()}
+    assert weights["in_batch"] == 1
+    assert weights["paper"] < 0.5
     shares = {name: values["removed_share"].mean for name, values in figures.items()}
     assert shares["in_batch"] == 0
     assert shares["random_reduction"] == pytest.approx(shares["paper"], abs=0.05)

@@ -37,7 +37,15 @@ def ranks_table(comparison: Comparison) -> Table:
 def cost_table(comparison: Comparison) -> Table:
     """Return time, memory and false negatives by method."""
     table = Table(title="Cost, and what became of the false negatives (pairs of one item in a batch)")
-    for column in ("method", "seconds a step", "peak memory MiB", "false negatives\nper anchor", "left", "pairs removed"):
+    for column in (
+        "method",
+        "seconds a step",
+        "peak memory MiB",
+        "false negatives\nper anchor",
+        "left",
+        "their weight",
+        "pairs removed",
+    ):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=column == "method")
     for name, figures in comparison.summaries.items():
         table.add_row(
@@ -47,7 +55,11 @@ def cost_table(comparison: Comparison) -> Table:
             f"{figures['false_negatives_per_anchor'].mean:.2f}",
             *(
                 format(figures[field].mean, form) if field in figures else "by step"
-                for field, form in (("false_negatives_kept_per_anchor", ".2f"), ("removed_share", ".1%"))
+                for field, form in (
+                    ("false_negatives_kept_per_anchor", ".2f"),
+                    ("false_weight", ".2f"),
+                    ("removed_share", ".1%"),
+                )
             ),
         )
     return table

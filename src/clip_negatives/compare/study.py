@@ -28,6 +28,7 @@ FIGURES = (
     "peak_memory_mib",
     "false_negatives_per_anchor",
     "false_negatives_kept_per_anchor",
+    "false_weight",
     "removed_share",
 )
 """Fields of a run that are summarised over seeds."""
@@ -163,8 +164,8 @@ def _versions() -> dict[str, str]:
 
 
 def _identity(job: Job, folder: ClustersFolder) -> str:
-    """Return a digest of all that a run's outcome depends on."""
-    parts = [asdict(job.method), job.seed, job.arguments, job.test, folder.manifest["data"], _versions()]
+    """Return a digest of all that a run's outcome depends on, and of what is measured."""
+    parts = [asdict(job.method), job.seed, job.arguments, job.test, folder.manifest["data"], _versions(), FIGURES]
     made_by = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed")
     parts.append({name: folder.manifest[name] for name in made_by})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

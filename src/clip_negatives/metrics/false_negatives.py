@@ -1,4 +1,4 @@
-"""How many incorrect pairs of a batch are in truth correct, and how many of them a weighting removes."""
+"""How many incorrect pairs of a batch are in truth correct, and what a weighting makes of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class FalseNegatives(Metric):
 
     `compute` tells, over all batches: ``per_anchor``, false negatives for each image; ``per_anchor_kept``, those that
     the terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of
-    the false ones, both 0 .. 1; ``batches``. Pairs whose weight is only lowered count as kept.
+    the false ones, both 0 .. 1; ``false_weight``, the mean weight of a false one, a removed one counting 0, as a multiple of
+    the mean weight of the pairs that are kept, before any normalisation: 1 where it counts as any other, 0 where there is
+    none; ``batches``. Pairs whose weight is only lowered count as kept.
 
     Examples:
         >>> metric = FalseNegatives()
@@ -36,8 +38,8 @@ class FalseNegatives(Metric):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # batches, anchors, incorrect pairs, false ones, removed ones, false ones kept
-        self.add_state("counts", default=torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+        # batches, anchors, incorrect pairs, false ones, removed ones, false ones kept, weight of all, weight of the false ones
+        self.add_state("counts", default=torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, groups: Tensor, terms: LossTerms | None = None) -> None:
         """Take a batch.
@@ -62,21 +64,26 @@ class FalseNegatives(Metric):
             part = slice(start, min(start + CHUNK, n))
             same = groups[part, None] == groups[None, :]
             same.diagonal(start).fill_(False)
-            gone = torch.zeros_like(same)
+            b = torch.zeros(same.shape, device=same.device)
             if terms is not None:
-                some = terms.map_samples(operator.itemgetter(part))
-                gone = log_weights.block(some, terms, torch.float32) == -torch.inf
-                gone.diagonal(start).fill_(False)
+                b = log_weights.block(terms.map_samples(operator.itemgetter(part)), terms, torch.float32)
+            gone = b == -torch.inf
+            gone.diagonal(start).fill_(False)
+            weight = b.double().exp()
+            weight.diagonal(start).zero_()
             # Added where they are, as reading them would wait for the device.
-            self.counts[3:] += torch.stack([same.sum(), gone.sum(), (same & ~gone).sum()]).to(self.counts)
+            found = same.sum(), gone.sum(), (same & ~gone).sum(), weight.sum(), (weight * same).sum()
+            self.counts[3:] += torch.stack([one.to(self.counts) for one in found])
 
     def compute(self) -> dict[str, Tensor]:
         """Return the figures by name, float64 scalars."""
-        batches, anchors, pairs, false, removed, false_kept = self.counts
+        batches, anchors, pairs, false, removed, false_kept, weight, false_weight = self.counts
+        mean_weight = weight / (pairs - removed).clamp(min=1)
         return {
             "per_anchor": false / anchors.clamp(min=1),
             "per_anchor_kept": false_kept / anchors.clamp(min=1),
             "removed_share": removed / pairs.clamp(min=1),
             "removed_false_share": (false - false_kept) / false.clamp(min=1),
+            "false_weight": torch.nan_to_num(false_weight / false.clamp(min=1) / mean_weight),
             "batches": batches,
         }
