@@ -118,11 +118,10 @@ def sigmoid(row: Side, i: int, weight: Callable[[int], float] = lambda j: 1.0, p
     return total
 
 
-def paper_weight(row: Side, i: int) -> Callable[[int], float]:
-    image_kept, text_kept = reliable_tables(row.clusters, image_quantile=0.95, text_quantile=0.95)
+def cluster_weight(row: Side, i: int) -> Callable[[int], float]:
     a, c = row.clusters.image.labels[INDEX], row.clusters.text.labels[INDEX]
-    r = row.clusters.image_similarity
-    return lambda j: float(image_kept[a[i], a[j]] and text_kept[c[i], c[j]]) * math.exp(-float(r[a[i], a[j]]))
+    r, t = row.clusters.image_similarity, row.clusters.text_similarity
+    return lambda j: math.exp(-float(r[a[i], a[j]]) - float(t[c[i], c[j]]))
 
 
 ORACLES: dict[str, Row] = {
@@ -161,7 +160,7 @@ ORACLES: dict[str, Row] = {
     # Thresholds start at 1 and drop nothing before the fourth sight.
     "glofnd": lambda row, i: plain(row, i, lambda j: 1.0),
     "siglip": lambda row, i: sigmoid(row, i),
-    "siglip:of=weighted_infonce": lambda row, i: sigmoid(row, i, paper_weight(row, i)),
+    "siglip:of=weighted_infonce": lambda row, i: sigmoid(row, i, cluster_weight(row, i)),
     "siglip:of=multi_positive": lambda row, i: sigmoid(row, i, positive=lambda j: row.same(i, j, "text")),
     "siglip:of=id_mask": lambda row, i: sigmoid(row, i, lambda j: float(not row.same(i, j, "text"))),
 }
