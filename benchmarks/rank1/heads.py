@@ -41,7 +41,7 @@ class Job:
     Attributes:
         data: name in the study.
         fold: "validation" or "test".
-        method: as `clip-negatives compare` takes it, and perhaps ``@`` and a temperature that is held, else it is learned.
+        method: as `clip-negatives compare` takes it.
         lr: learning rate.
         seed: of heads and batches.
     """
@@ -55,8 +55,7 @@ class Job:
 
 def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     """Train two linear heads with one method and return, for each query, the rank of its item in both directions."""
-    name, _, held = job.method.partition("@")
-    method = next(one for one in parse_methods(name) if one.name == name)
+    method = next(one for one in parse_methods(job.method) if one.name == job.method)
     clusters, dim = fold.clusters, study["dim"]
     size = min(batch_size(study, job.data), clusters.n_samples)
     context = SamplingContext(clusters.n_samples, size, seed=job.seed, clusters=clusters)
@@ -66,7 +65,8 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     prepared, generator = time.perf_counter() - started, torch.Generator().manual_seed(job.seed)
     images, texts = clusters.image_features, clusters.text_features
     heads = nn.ParameterList(torch.randn(part.shape[1], dim, generator=generator) / dim**0.5 for part in (images, texts))
-    scale = nn.Parameter(-torch.tensor(float(held or TEMPERATURE)).log(), requires_grad=not held)
+    held = method.temperature
+    scale = nn.Parameter(-torch.tensor(held or TEMPERATURE).log(), requires_grad=held is None)
     optimizer = torch.optim.AdamW([{"params": heads, "weight_decay": 0.1}, {"params": [scale], "weight_decay": 0.0}], lr=job.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, total_steps=study["steps"], pct_start=0.1)
     started = time.perf_counter()

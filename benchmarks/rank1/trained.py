@@ -16,6 +16,7 @@ from typing import Any
 import tomllib
 from folds import CACHE, Cut, batch_size, cache_of
 from torch import Tensor
+from towers import write_model
 
 from clip_negatives.atomic import replaced_file
 from clip_negatives.compare import Comparison, compare
@@ -57,13 +58,20 @@ def compared(study: dict[str, Any], data: str, fold: str, lr: float, methods: li
         image_encoder=study["image_encoder"],
         text_encoder=study["text_encoder"],
         arguments=[
-            *("--train-data", str(train), "--dataset-type", "csv", "--model", study["model"]),
+            *("--train-data", str(train), "--dataset-type", "csv", "--model", model_of(study)),
             *("--batch-size", str(size), "--epochs", str(epochs), "--lr", f"{lr:g}", *study["arguments"]),
         ],
         on_run=lambda job, number, total: print(
             f"{data}, {fold}, lr {lr:g}: run {number + 1} of {total}, {job.method.name}, seed {job.seed}", flush=True
         ),
     )
+
+
+def model_of(study: dict[str, Any]) -> str:
+    """Return the model as open_clip is told it; one of pretrained towers is written first."""
+    if "towers" not in study:
+        return study["model"]
+    return f"local-dir:{write_model(cache_of(study) / study['name'] / 'model', **study['towers']).absolute()}"
 
 
 def learning_rate(study: dict[str, Any], data: str) -> float:

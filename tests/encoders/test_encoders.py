@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_negatives.encoders import Encoder, encoder_name, image_encoder, text_encoder
@@ -117,6 +119,7 @@ def test_name_changes_with_the_content_of_weights(tmp_path: Path) -> None:
         ("image", "open_clip:ViT-B-33/openai", UnknownNameError, "ViT-B-32"),
         ("image", "open_clip:ViT-B-32/none", DataError, "laion2b_s34b_b79k"),
         ("text", "open_clip:ViT-B-32", DataError, "a checkpoint file or a tag"),
+        ("text", "open_clip:local-dir:none", DataError, "open_clip_config.json"),
         ("text", "transformers:none", DataError, "config.json"),
     ],
 )
@@ -176,22 +179,51 @@ def test_transformers_averages_the_tokens_of_each_text_alone(tmp_path: Path) -> 
     assert encoder.encode(["word " * 5000]).shape == (1, 16)
 
 
-def test_open_clip_towers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+def tiny_clip(seed: int) -> Any:
     import open_clip
 
     from clip_negatives.encoders.open_clip import MODELS
 
     open_clip.add_model_config(MODELS)
-    model, _, transform = open_clip.create_model_and_transforms("clip-negatives-tiny")
+    torch.manual_seed(seed)
+    return open_clip.create_model("clip-negatives-tiny").eval()
+
+
+def assert_towers_of(model: Any, image: Encoder, text: Encoder) -> None:
+    import open_clip
+
+    transform = open_clip.image_transform(model.visual.image_size, is_train=False)
+    with torch.no_grad():
+        images = model.encode_image(torch.stack([transform(image) for image in IMAGES[:3]]), normalize=True)
+        texts = model.encode_text(open_clip.get_tokenizer("clip-negatives-tiny")(TEXTS[:3]), normalize=True)
+    torch.testing.assert_close(image.encode(IMAGES[:3]), images)
+    torch.testing.assert_close(text.encode(TEXTS[:3]), texts)
+
+
+def test_open_clip_towers_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    model = tiny_clip(0)
     checkpoint = {"epoch": 1, "state_dict": {f"module.{name}": value for name, value in model.state_dict().items()}}
     torch.save(checkpoint, tmp_path / "epoch_1.pt")
     spec = f"open_clip:clip-negatives-tiny/{tmp_path / 'epoch_1.pt'}"
-    model.eval()
-    with torch.no_grad():
-        image = model.encode_image(torch.stack([transform(image) for image in IMAGES[:3]]), normalize=True)
-        text = model.encode_text(open_clip.get_tokenizer("clip-negatives-tiny")(TEXTS[:3]), normalize=True)
-    torch.testing.assert_close(image_encoder(spec).encode(IMAGES[:3]), image)
-    torch.testing.assert_close(text_encoder(spec).encode(TEXTS[:3]), text)
+    assert_towers_of(model, image_encoder(spec), text_encoder(spec))
+
+
+def test_open_clip_model_of_a_folder(tmp_path: Path) -> None:
+    from clip_negatives.encoders.open_clip import MODELS, image_tower, text_tower
+
+    own, trained = tiny_clip(0), tiny_clip(1)
+    config = {"model_cfg": json.loads((MODELS / "clip-negatives-tiny.json").read_text()), "preprocess_cfg": {}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(own.state_dict(), tmp_path / "open_clip_model.safetensors")
+    model = f"local-dir:{tmp_path}"
+    spec = f"open_clip:{model}"
+    assert_towers_of(own, image_encoder(spec), text_encoder(spec))
+
+    name = encoder_name("image", spec)
+    assert str(tmp_path) not in name
+    torch.save({"state_dict": trained.state_dict()}, checkpoint := tmp_path / "epoch_1.pt")
+    assert encoder_name("image", spec) != name
+    assert_towers_of(trained, image_tower(model, str(checkpoint)), text_tower(model, str(checkpoint)))
 
 
 def test_loading_a_model_leaves_the_random_numbers_alone(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clip_negatives import registry
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.artifacts import ClustersFolder, codes
 from clip_negatives.dataset import open_pairs
-from clip_negatives.encoders import image_encoder, text_encoder
+from clip_negatives.encoders.open_clip import image_tower, text_tower
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.meter import truth_of
 from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k
@@ -36,9 +36,8 @@ def ranks(model: str, checkpoint: Path, test: dict[str, Any]) -> dict[str, Any]:
     source = open_pairs(**test)
     n = len(source.keys)
     groups = codes(source.groups if source.groups is not None else source.texts)
-    spec = f"open_clip:{model}/{checkpoint}"
-    images = image_encoder(spec).encode(list(source.images(0, n)))
-    texts = text_encoder(spec).encode(source.texts)
+    images = image_tower(model, str(checkpoint)).encode(list(source.images(0, n)))
+    texts = text_tower(model, str(checkpoint)).encode(source.texts)
     metric = RankAtK(TOP_K)
     metric.update(images, texts, groups)
     found = {name: float(value) for name, value in metric.compute().items()}

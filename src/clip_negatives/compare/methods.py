@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from clip_negatives import registry
 from clip_negatives.errors import InputError, UnknownNameError
 from clip_negatives.options import parse_spec
+from clip_negatives.temperature import check_temperature
 
 BASELINE = "in_batch"
 """What every other method is compared with."""
@@ -33,23 +34,26 @@ class Method:
         name: as the user wrote it.
         sampler: ``name`` or ``name:key=value,...``.
         weighting: the same.
+        temperature: what the temperature is held at; None where it is learned.
     """
 
     name: str
     sampler: str
     weighting: str
+    temperature: float | None = None
 
 
 def parse_methods(text: str) -> list[Method]:
     """Read methods separated by commas; the baseline and the control are added where they are missing.
 
     A method is a name of `NAMED`, a sampler (with uniform weighting), a weighting (with in-batch sampling), or
-    ``sampler+weighting``; either may have options, ``name:key=value,key=value``.
+    ``sampler+weighting``; either may have options, ``name:key=value,key=value``. ``@0.1`` after a method holds the temperature
+    at that, see `clip_negatives.temperature`.
 
     Raises:
         UnknownNameError: no plugin has the name.
         OptionError: an option is unknown or of another type.
-        InputError: a method is named twice.
+        InputError: a method is named twice, or a temperature is no number of its range.
 
     Examples:
         >>> [method.weighting for method in parse_methods("in_batch+weighted_infonce:beta=2,normalize=false")]
@@ -74,8 +78,20 @@ def _split(text: str) -> list[str]:
 
 
 def _method(name: str) -> Method:
+    spec, at, held = name.rpartition("@")
+    if not at:
+        return Method(name, *_plugins(name))
+    try:
+        temperature = float(held)
+    except ValueError:
+        raise InputError(f"Expected a temperature after @, such as {spec}@0.1, got {name!r}.") from None
+    return Method(name, *_plugins(spec), check_temperature(temperature))
+
+
+def _plugins(name: str) -> tuple[str, str]:
+    """Return the specs of sampler and weighting."""
     if name in NAMED:
-        return Method(name, *NAMED[name])
+        return NAMED[name]
     found = registry.default_registry()
     sampler, plus, weighting = name.partition("+")
     if not plus:
@@ -87,7 +103,7 @@ def _method(name: str) -> Method:
         sampler, weighting = (name, "uniform") if bare in samplers else ("in_batch", name)
     found.resolve("negative_sampler", sampler)
     found.resolve("loss_weighting", weighting)
-    return Method(name, sampler, weighting)
+    return sampler, weighting
 
 
 def _all(*names: Iterable[str]) -> set[str]:

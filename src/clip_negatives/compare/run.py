@@ -126,7 +126,11 @@ def measure(job: Job) -> dict[str, Any]:
         batches.append(index.clone())
 
     options = open_clip.TrainOptions(
-        clusters=job.clusters, sampler=job.method.sampler, weighting=job.method.weighting, on_batch=on_batch
+        clusters=job.clusters,
+        sampler=job.method.sampler,
+        weighting=job.method.weighting,
+        temperature=job.method.temperature,
+        on_batch=on_batch,
     )
     started = time.perf_counter()
     open_clip.train(job.train_arguments, options)

@@ -3,7 +3,8 @@
 Named by a spec. Two need no weights: ``pixels`` and ``tfidf``. Two come with the extra ``[encoders]``:
 ``efficientnet-lite0`` and ``minilm``. ``timm:NAME`` or ``timm:NAME@FILE``, ``transformers:FOLDER`` and
 ``sentence_transformers:FOLDER`` take any model of those libraries, ``open_clip:MODEL/PRETRAINED`` or
-``open_clip:MODEL/FILE`` both towers of a CLIP model.
+``open_clip:MODEL/FILE`` both towers of a CLIP model, ``open_clip:local-dir:FOLDER`` and ``open_clip:hf-hub:NAME`` those of a
+model with its own weights.
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ def encoder_name(modality: Modality, spec: str) -> str:
     if name in _NAMED[modality]:
         if not argument:
             raise OptionError(f"Expected a model after {name!r}, such as {name}:MODEL, got {spec!r}.")
+        if argument.startswith("local-dir:"):
+            return f"{name}:local-dir:{_label(Path(argument.removeprefix('local-dir:')))}"
+        if argument.startswith("hf-hub:"):
+            return spec
         mark = _NAMED[modality][name][1]
         model, _, weights = argument.partition(mark) if mark else ("", "", argument)
         return f"{name}:{model}{mark}{_label(Path(weights))}" if weights else f"{name}:{model}"

@@ -21,11 +21,19 @@ def efficientnet_lite0(image_size: int = 128) -> Encoder:
     Args:
         image_size: side in pixels to which images are scaled, at least 32; the network was trained at 224.
     """
-    import timm
     from torchvision import transforms
 
     if image_size < 32:
         raise OptionError(f"Expected image_size of at least 32 for 'efficientnet-lite0', got {image_size}.")
+    resize = transforms.Resize((image_size, image_size), transforms.InterpolationMode.BICUBIC)
+    normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+    return encoder_of(pretrained(), transforms.Compose([resize, transforms.ToTensor(), normalize]))
+
+
+def pretrained() -> Any:
+    """Return the network without its classifier, as a model of timm."""
+    import timm
+
     stored = torch.load(_weights(), map_location="cpu", weights_only=True)
     model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     # The package names its tensors otherwise, in the same order; counters of batches serve training only.
@@ -33,9 +41,7 @@ def efficientnet_lite0(image_size: int = 128) -> Encoder:
     names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
     model.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
     model.reset_classifier(0)
-    resize = transforms.Resize((image_size, image_size), transforms.InterpolationMode.BICUBIC)
-    normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-    return encoder_of(model, transforms.Compose([resize, transforms.ToTensor(), normalize]))
+    return model
 
 
 def _weights() -> Path:

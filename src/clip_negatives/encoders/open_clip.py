@@ -22,38 +22,71 @@ MODELS = Path(__file__).parent.parent / "integrations" / "open_clip" / "models"
 """Our own model configurations, known to open_clip by file name."""
 
 
+SCHEMES = ("local-dir:", "hf-hub:")
+"""How open_clip names a model that brings its own configuration and weights."""
+
+
 def images(argument: str) -> Encoder:
-    """Return the image tower of ``MODEL/PRETRAINED`` or ``MODEL/CHECKPOINT-FILE``."""
-    model, transform, _ = _load(*_checked(argument))
-
-    def encode(pictures: Sequence[Image.Image]) -> Tensor:
-        return _run(model.encode_image, pictures, lambda some: torch.stack([transform(picture) for picture in some]))
-
-    return Encoder(encode)
+    """Return the image tower of ``MODEL/PRETRAINED``, ``MODEL/CHECKPOINT-FILE``, ``local-dir:FOLDER`` or ``hf-hub:NAME``."""
+    return image_tower(*_parts(argument))
 
 
 def texts(argument: str) -> Encoder:
-    """Return the text tower of ``MODEL/PRETRAINED`` or ``MODEL/CHECKPOINT-FILE``."""
-    model, _, tokenizer = _load(*_checked(argument))
+    """Return the text tower; takes what `images` takes."""
+    return text_tower(*_parts(argument))
 
-    def encode(lines: Sequence[str]) -> Tensor:
-        return _run(model.encode_text, lines, lambda some: tokenizer(list(some)))
+
+def image_tower(model: str, weights: str) -> Encoder:
+    """Return the image tower of a model as open_clip names it.
+
+    Args:
+        model: what open_clip's ``--model`` takes.
+        weights: checkpoint file or open_clip's tag of weights; "" takes the model's own, where it brings some.
+
+    Raises:
+        UnknownNameError: open_clip has no such model.
+        DataError: the weights are missing or cannot be loaded.
+    """
+    net, transform, _ = _load(*_checked(model, weights))
+
+    def encode(pictures: Sequence[Image.Image]) -> Tensor:
+        return _run(net.encode_image, pictures, lambda some: torch.stack([transform(picture) for picture in some]))
 
     return Encoder(encode)
 
 
-def _checked(argument: str) -> tuple[str, str, int]:
+def text_tower(model: str, weights: str) -> Encoder:
+    """Return the text tower of a model; see `image_tower`."""
+    net, _, tokenizer = _load(*_checked(model, weights))
+
+    def encode(lines: Sequence[str]) -> Tensor:
+        return _run(net.encode_text, lines, lambda some: tokenizer(list(some)))
+
+    return Encoder(encode)
+
+
+def _parts(argument: str) -> tuple[str, str]:
+    if argument.startswith(SCHEMES):
+        return argument, ""
+    model, _, weights = argument.partition("/")
+    return model, weights
+
+
+def _checked(model: str, weights: str) -> tuple[str, str, int]:
     """Return the model, its weights, and when those were changed, where they are a file: a new one is loaded anew."""
     import open_clip
 
     open_clip.add_model_config(MODELS)
-    model, _, weights = argument.partition("/")
-    if model not in open_clip.list_models():
+    if model.startswith(SCHEMES[0]) and not (Path(model.removeprefix(SCHEMES[0])) / "open_clip_config.json").is_file():
+        raise DataError(f"Expected local-dir:FOLDER with an open_clip_config.json in the folder, got {model!r}.")
+    if not model.startswith(SCHEMES) and model not in open_clip.list_models():
         near = get_close_matches(model, open_clip.list_models(), n=3)
         hint = f"such as {', '.join(near)}" if near else "see open_clip.list_models()"
         raise UnknownNameError(f"Expected the name of an open_clip model ({hint}), got {model!r}.")
     if Path(weights).is_file():
         return model, weights, Path(weights).stat().st_mtime_ns
+    if not weights and model.startswith(SCHEMES):
+        return model, weights, 0
     known = open_clip.list_pretrained_tags_by_model(model)
     if weights not in known:
         tags = f"one of {', '.join(known)}" if known else "there are no known tags"
@@ -66,12 +99,17 @@ def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
     """Return model, image transform and tokenizer; the two towers of one model are loaded once."""
     import open_clip
 
+    stored = Path(weights).is_file()
     # A checkpoint of --siglip has a logit bias, for which a model needs room; others get 0. No encoding uses it.
-    bias = {"init_logit_bias": 0.0} if Path(weights).is_file() else {}
+    bias = {"init_logit_bias": 0.0} if stored else {}
+    own = name.startswith(SCHEMES)
     try:
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=weights, device=device(), **bias)
+        pretrained = None if own else weights
+        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device(), **bias)
+        if own and stored:  # open_clip overlooks weights that are named beside those that a model brings.
+            open_clip.load_checkpoint(model, weights, device=device())
     except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.
-        raise DataError(f"Expected weights of {name}, got {weights}: {one_line(error)}") from error
+        raise DataError(f"Expected weights of {name}, got {weights or 'its own'}: {one_line(error)}") from error
     return model.eval(), transform, open_clip.get_tokenizer(name)
 
 

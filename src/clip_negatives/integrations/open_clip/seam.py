@@ -33,6 +33,7 @@ from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.loader import BatchIndex
 from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.refresh import refresh_due
+from clip_negatives.temperature import hold_temperature
 
 EXPECTED = {
     "get_data": ("args", "preprocess_fns", "epoch", "tokenizer"),
@@ -100,6 +101,7 @@ class Negatives:
         self._args: Any = None
         self._start_epoch = 0
         self._preprocess: Any = None
+        self._held = False
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
@@ -137,6 +139,7 @@ class Negatives:
 
     def train_one_epoch(self, model: Any, data: dict[str, Any], loss: Any, epoch: int, *rest: Any, **named: Any) -> None:
         """Re-cluster if it is time to, then train the epoch as open_clip does."""
+        self._hold_temperature(model)
         if refresh_due(epoch, self.options.refresh_every):
             found = recluster(model, data["train"].dataset, self._preprocess, self._args, self.options, epoch)
             self._clusters = self._with_ids(found)
@@ -144,6 +147,14 @@ class Negatives:
             loss.set_terms(self._terms(self._clusters).to(self._args.device))
         self._train_one_epoch(model, data, loss, epoch, *rest, **named)
         store_state(loss.anchor_loss, self._args, epoch + 1)
+
+    def _hold_temperature(self, model: Any) -> None:
+        """Hold the temperature, if asked, from the first epoch that is trained here."""
+        from open_clip_train.train import unwrap_model
+
+        if self.options.temperature is not None and not self._held:
+            hold_temperature(unwrap_model(model).logit_scale, self.options.temperature)
+            self._held = True
 
     def _with_ids(self, clusters: Clusters | None) -> Clusters | None:
         """Return clusters made during training with what the first ones knew of texts and groups; None gives the first."""
