@@ -17,6 +17,7 @@ from .interfaces import (
 )
 from .loss import NegativesClipLoss
 from .sampling import PlannedSampler
+from .temperature import hold_temperature
 
 __version__: str
 
@@ -39,6 +40,7 @@ __all__ = [
     "attach",
     "catalogue",
     "functional",
+    "hold_temperature",
     "hookimpl",
     "hookspec",
     "integrations",

@@ -27,8 +27,9 @@ def check_temperature(temperature: float) -> float:
 def hold_temperature(logit_scale: Tensor, temperature: float) -> None:
     """Set a learnable log-scale to ``ln(1 / temperature)`` and keep it there.
 
-    Its gradient is zero from here on, not absent: distributed training waits for the gradient of every parameter, and an
-    optimizer that neither has momentum nor decays the scale leaves it as it is. To be called once, before the first step.
+    Its gradient is zero from here on, not absent, because distributed training waits for the gradient of every parameter.
+    An optimizer that does not decay the scale, as open_clip's does not, leaves it as it is. To be called once, before the
+    first step: the momentum of a scale that was learned before goes on moving it by about ten learning rates.
 
     Args:
         logit_scale: the parameter ``model.logit_scale`` of open_clip, any shape.

@@ -32,6 +32,13 @@ def test_what_a_method_stands_for() -> None:
     assert methods["weighted_infonce:beta=2"] == ("in_batch", "weighted_infonce:beta=2")
 
 
+def test_temperature_is_held_where_it_is_named() -> None:
+    methods = {m.name: m for m in parse_methods("default,default@0.1,weighted_infonce:beta=2@0.05")}
+    assert [method.temperature for method in methods.values()] == [None, None, 0.1, 0.05, None]
+    assert methods["default@0.1"].weighting == methods["default"].weighting
+    assert methods["weighted_infonce:beta=2@0.05"].weighting == "weighted_infonce:beta=2"
+
+
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
@@ -39,6 +46,10 @@ def test_what_a_method_stands_for() -> None:
         ("in_batch+weighted", UnknownNameError, "weighted_infonce"),
         ("in_batch+weighted_infonce:bet=2", OptionError, "beta"),
         ("paper,paper", InputError, "every method once"),
+        ("paper@", InputError, "paper@0.1"),
+        ("paper@low", InputError, "paper@0.1"),
+        ("paper@5", InputError, "0.01 .. 1"),
+        ("papr@0.1", UnknownNameError, "Did you mean 'paper'"),
     ],
 )
 def test_bad_methods(text: str, error: type[ClipNegativesError], words: str) -> None:

@@ -64,6 +64,14 @@ def test_losses_equal_open_clip_on_two_processes(arguments: list[str], tmp_path:
     assert ours == expected
 
 
+def test_held_temperature_on_two_processes(arguments: list[str]) -> None:
+    ours = [*OURS[:-1], "--temperature", "0.1", "--"]
+    losses = _train(ours, [*arguments, "--epochs", "2", "--dist-backend", "gloo"], "held", processes=2)
+    assert len(losses) == 2 * ROWS // BATCH // 2
+    log = Path(arguments[arguments.index("--logs") + 1]) / "held" / "out.log"
+    assert log.read_text().count("Logit Scale: 10.000") == len(losses)
+
+
 def test_losses_of_siglip_equal_open_clip(arguments: list[str], tmp_path: Path) -> None:
     plain = tmp_path / "plain.py"
     plain.write_text(PLAIN)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
+import re
 from pathlib import Path
 
 import open_clip_train.main
@@ -88,6 +90,19 @@ def test_refresh_stores_clusters_of_the_model_and_changes_batches(arguments: lis
     assert len(torch.cat(seen[ROWS // BATCH :]).unique()) == ROWS
 
 
+@pytest.mark.parametrize("more", [[], ["--torchcompile"], ["--accum-freq", "2", "--precision", "amp_bf16"]])
+def test_held_temperature(arguments: list[str], monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    train([*arguments, *more, "--epochs", "2", "--name", "run"], TrainOptions(temperature=0.1))
+    run = Path(arguments[arguments.index("--logs") + 1]) / "run"
+    scales = re.findall(r"Logit Scale: (\S+)", (run / "out.log").read_text())
+    assert len(scales) == len(_losses(arguments, "run"))
+    assert set(scales) == {"10.000"}
+    state = torch.load(run / "checkpoints" / "epoch_2.pt", weights_only=True)["state_dict"]
+    held = next(value for name, value in state.items() if name.endswith("logit_scale"))
+    assert held.item() == pytest.approx(math.log(10), abs=1e-6)
+
+
 def test_webdataset_weights_by_key(arguments: list[str], shards: str) -> None:
     place = arguments.index("--train-data")
     arguments = [*arguments[:place], "--train-data", shards, "--dataset-type", "webdataset", *arguments[place + 4 :]]
@@ -129,6 +144,7 @@ def test_other_losses_are_refused(arguments: list[str], more: list[str]) -> None
         (TrainOptions(), ["--batch-size", "1000"], DataError, "smaller --batch-size"),
         (TrainOptions(clusters=Path("absent")), [], ClipNegativesError, "clip-negatives prepare"),
         (TrainOptions(refresh_every=0), [], InputError, "refresh_every"),
+        (TrainOptions(temperature=5), [], InputError, "temperature of 0.01 .. 1"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(

@@ -31,6 +31,7 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
 
     Without data of your own it runs on the emoji catalogue that ships with the package. A method is in_batch, default,
     paper, random_reduction, a sampler, a weighting, or SAMPLER+WEIGHTING, each with options: NAME:key=value,...
+    METHOD@0.1 holds the temperature at 0.1 instead of learning it.
 
     Finished runs are kept: after Ctrl-C the same command goes on.
     """

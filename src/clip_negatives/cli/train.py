@@ -12,7 +12,7 @@ import click
 @click.option("--clusters", type=click.Path(path_type=Path), help="Clusters folder; without it one is prepared and cached.")
 @click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
 @click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
-@click.option("--backend", default="auto", help="Backend of the loss: auto, torch or chunked.")
+@click.option("--backend", default="auto", help="Backend of the loss: auto, torch, chunked or triton.")
 @click.option("--temperature", type=float, help="Hold the temperature at this instead of learning it, 0.01 .. 1.")
 @click.option("--refresh-every", type=int, help="Re-cluster with the model being trained before every so many epochs.")
 @click.option("--image-encoder", default="pixels", help="Encoder of the images, for clusters prepared here.")

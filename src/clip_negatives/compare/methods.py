@@ -31,7 +31,7 @@ class Method:
     """Pair a sampler with a weighting.
 
     Attributes:
-        name: as the user wrote it.
+        name: as the user wrote it, with the temperature.
         sampler: ``name`` or ``name:key=value,...``.
         weighting: the same.
         temperature: what the temperature is held at; None where it is learned.
