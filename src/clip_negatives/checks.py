@@ -28,6 +28,15 @@ def check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: i
         raise InputError(f"Expected chunk_size of at least 1, got {chunk_size}.")
 
 
+def check_extra(extra: Tensor, y: Tensor) -> None:
+    """Refuse features of extra texts that are not of the kind of the others."""
+    if extra.ndim != 2 or extra.shape[1] != y.shape[1] or extra.dtype != y.dtype or extra.device != y.device:
+        raise InputError(
+            f"Expected features of extra texts of shape (E, {y.shape[1]}), {y.dtype} on {y.device}, as those of the texts are, "
+            f"got {tuple(extra.shape)}, {extra.dtype} on {extra.device}."
+        )
+
+
 def check_terms(terms: LossTerms, all_terms: LossTerms | None, x: Tensor, all_x: Tensor) -> None:
     """Refuse terms that are of other samples than the features, or lie on another device."""
     if all_terms is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from clip_negatives.anchors import AnchorLoss
-from clip_negatives.checks import check_features, check_groups, check_terms, one_number
+from clip_negatives.checks import check_extra, check_features, check_groups, check_terms, one_number
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.kernels import dense, log_weights
@@ -45,6 +45,7 @@ def weighted_info_nce(
     groups: Tensor | None = None,
     attract: bool | None = None,
     positive_weight: float | None = None,
+    extra_text_features: Tensor | None = None,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
     all_terms: LossTerms | None = None,
@@ -85,7 +86,9 @@ def weighted_info_nce(
       p_i the mean of exp(z_ip): the debiased estimate of Chuang et al. (2007.00224), t being how probably an incorrect
       pair is correct;
     * `positive_weight` = alpha, 1 in InfoNCE, is 0 in decoupled losses (Yeh et al., 2110.06848). A row without negatives
-      then contributes 0.
+      then contributes 0;
+    * `extra_text_features` are texts that belong to no image: they are put into N_i of every image i, with b = 0, and are no
+      anchors themselves, as the columns that NegCLIP adds (arXiv:2210.01936). With several processes give those of all.
 
     Args:
         image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).
@@ -99,6 +102,7 @@ def weighted_info_nce(
         groups: group of each of the B samples, int64, shape (B,).
         attract: whether samples of a group are positives of each other, or only no negatives.
         positive_weight: alpha, at least 0.
+        extra_text_features: unit norm, the dtype of the text features, shape (E, D).
         all_image_features: shape (G, D), given for both sides or for none.
         all_text_features: shape (G, D).
         all_terms: terms of the G samples.
@@ -109,7 +113,7 @@ def weighted_info_nce(
         ring: contrast with the samples of all processes of `torch.distributed`, whose texts pass by one process after the
             other, so that no process holds more than its own and those of one other. The result is this process's share
             of the loss, as with ``local_loss``; feature gradients are those of the sum over the processes. Not together
-            with `all_image_features`; "torch" then means "chunked".
+            with `all_image_features` or `extra_text_features`; "torch" then means "chunked".
         backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
             `select_backend`.
         chunk_size: rows that "chunked" and "triton" take at a time; None chooses by memory.
@@ -130,13 +134,16 @@ def weighted_info_nce(
     if (all_image_features is None) != (all_text_features is None):
         raise InputError("Expected all_image_features and all_text_features, got one of them. Give both or none.")
     rectangle = all_image_features is not None
-    if ring and (rectangle or gathered or not dist.is_initialized()):
+    extra = extra_text_features
+    if ring and (rectangle or gathered or extra is not None or not dist.is_initialized()):
         raise InputError("Expected features of this process alone and torch.distributed to be initialised with ring=True.")
     all_x = x if all_image_features is None else all_image_features
     all_y = y if all_text_features is None else all_text_features
     terms = terms or LossTerms()
     all_terms = terms if not rectangle else all_terms or (None if terms.n_samples else terms)
     check_features(x, y, all_x, all_y, positive_offset, chunk_size)
+    if extra is not None:
+        check_extra(extra, y)
     check_terms(terms, all_terms, x, all_x)
     how = _treatment(terms, margin, positive_rate, hardness, positive_weight, len(x))
     mine, everyone = Side.of(terms, groups), Side.of(all_terms, all_groups if rectangle else groups)
@@ -144,15 +151,16 @@ def weighted_info_nce(
     scale = one_number("logit_scale", logit_scale, x.device)
     bias = None if logit_bias is None else one_number("logit_bias", logit_bias, x.device)
     backend = _backend(backend, x, len(all_x))
-    if backend == "torch" and not ring and not terms.weighted and how.plain and mine.groups is None:
+    plain = not terms.weighted and how.plain and mine.groups is None and extra is None
+    if backend == "torch" and not ring and plain:
         return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
     how = dataclasses.replace(how, grouped=mine.groups is not None and (terms.attract if attract is None else attract))
     tables = terms.image_table, terms.text_table
     pairs = Pairs(mine, everyone, *tables, offset=positive_offset, columns_too=not rectangle)
     losses = functools.partial(anchor_losses, objective=how, backend=backend, chunk_size=chunk_size, ring=ring)
     if not rectangle:
-        return torch.cat(losses(x, y, scale, bias, pairs)).mean()
-    by_image = losses(x, all_y, scale, bias, pairs)
+        return torch.cat(losses(x, y, scale, bias, pairs, extra=extra)).mean()
+    by_image = losses(x, all_y, scale, bias, pairs, extra=extra)
     by_text = losses(y, all_x, scale, bias, pairs.transposed_tables())
     return torch.cat(by_image + by_text).mean()
 

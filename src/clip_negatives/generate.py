@@ -14,6 +14,7 @@ from torch import Tensor
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.atomic import replaced_file
+from clip_negatives.extra_texts import Captions
 from clip_negatives.functional import before_training, pair_log_weights
 from clip_negatives.interfaces import Clusters, IncorrectPairs, LossTerms, SamplingContext
 from clip_negatives.sampling import epoch_generator
@@ -66,7 +67,8 @@ def generate(
         ArtifactError: the file cannot be written.
     """
     clusters = folder.clusters
-    context = SamplingContext(clusters.n_samples, min(batch_size, clusters.n_samples), seed=seed, clusters=clusters)
+    size, captions = min(batch_size, clusters.n_samples), Captions(folder.samples)
+    context = SamplingContext(clusters.n_samples, size, seed=seed, clusters=clusters, captions=captions)
     drawn = registry.create("negative_sampler", sampler, context).incorrect_pairs(per_image, epoch_generator(seed, 0))
     terms = before_training(registry.create("loss_weighting", weighting)(clusters), weighting)
     origin = {

@@ -10,7 +10,7 @@ this module carries is frozen.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -205,6 +205,7 @@ class SamplingContext:
         seed: seed of the run; the same on all ranks.
         clusters: the clusters of the data; None only for a sampler that declares ``requires_clusters = False``.
         native_batches: the batches that the training loop would have drawn by itself, in its own order; None outside one.
+        captions: the text of each sample; None where the texts are not at hand.
     """
 
     n_samples: int
@@ -214,6 +215,7 @@ class SamplingContext:
     seed: int = 0
     clusters: Clusters | None = None
     native_batches: Iterable[list[int]] | None = None
+    captions: Sequence[str] | None = None
 
 
 @runtime_checkable
@@ -254,6 +256,24 @@ class NegativeSampler(Protocol):
 
     def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
         """Draw up to `per_image` texts of other samples for each image, for explicit incorrect pairs."""
+        ...
+
+
+@runtime_checkable
+class ExtraTexts(Protocol):
+    """What a `NegativeSampler` has as well where images are contrasted with texts beyond those of their batch.
+
+    The texts are encoded with those of the batch. They belong to no image: every image has them among its incorrect texts, and
+    no image is looked for by them. They need not be texts of the data.
+
+    Attributes:
+        texts_per_image: E, how many come with each sample, at least 1.
+    """
+
+    texts_per_image: int
+
+    def extra_texts(self, batch: Sequence[int]) -> list[str]:
+        """Return E texts for each sample of a batch, those of one sample side by side."""
         ...
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives.errors import DataError, InputError
+from clip_negatives.extra_texts import FlatCollate, TextBatches, TextsDataset, Tokenize, texts_per_image
 from clip_negatives.interfaces import NegativeSampler
 
 
@@ -90,12 +91,17 @@ class IndexedLoader:
         loader: the loader of the training loop.
         sampler: the batches to take.
         batch_index: where the loss reads the index.
+        tokenize: the tokenizer of the data set, for a sampler that adds texts; the loader then yields ``(images, texts)`` with
+            those of each text behind it.
 
     Raises:
         DataError: the loader reads a stream, whose batches no sampler can choose.
+        InputError: the sampler adds texts and there is no tokenizer.
     """
 
-    def __init__(self, loader: DataLoader[Any], sampler: NegativeSampler, batch_index: BatchIndex) -> None:
+    def __init__(
+        self, loader: DataLoader[Any], sampler: NegativeSampler, batch_index: BatchIndex, tokenize: Tokenize | None = None
+    ) -> None:
         if loader.batch_sampler is None:
             raise DataError(
                 "Expected a loader over samples that can be asked for by index (such as csv data), got a stream. "
@@ -103,7 +109,7 @@ class IndexedLoader:
             )
         self.sampler = sampler
         self.batch_index = batch_index
-        self._loader = _with_batches(loader, sampler)
+        self._loader = _with_batches(loader, sampler, tokenize)
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank."""
@@ -162,7 +168,7 @@ class KeyedLoader:
         return torch.tensor([self._rows[key] for key in keys])
 
 
-def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler) -> DataLoader[Any]:
+def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler, tokenize: Tokenize | None) -> DataLoader[Any]:
     """Return a loader like `loader` whose samples carry their index and whose batches are those of `sampler`."""
     kept: dict[str, Any] = {
         name: getattr(loader, name)
@@ -180,9 +186,13 @@ def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler) -> DataLoad
     }
     if loader.num_workers > 0:
         kept["prefetch_factor"] = loader.prefetch_factor
-    return DataLoader(
-        _IndexedDataset(loader.dataset),
-        batch_sampler=sampler,
-        collate_fn=_IndexedCollate(loader.collate_fn),
-        **kept,
-    )
+    dataset: Dataset[Any] = _IndexedDataset(loader.dataset)
+    collate: Callable[[list[Any]], Any] = loader.collate_fn
+    batches: Any = sampler
+    if texts_per_image(sampler):
+        if tokenize is None:
+            raise InputError(
+                f"Expected a tokenizer for {type(sampler).__name__}, which adds texts, got none. Give attach(..., tokenize=...)."
+            )
+        dataset, collate, batches = TextsDataset(dataset, tokenize), FlatCollate(collate), TextBatches(sampler)
+    return DataLoader(dataset, batch_sampler=batches, collate_fn=_IndexedCollate(collate), **kept)

@@ -37,13 +37,15 @@ class NegativesClipLoss(nn.Module):
         terms: log-weights of the data set, or a loss of each anchor, from a loss weighting; None weighs nothing.
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
             forward where no index is given and the terms are not neutral.
+        extra_texts: E, texts that come with each sample beyond its own, see `clip_negatives.interfaces.ExtraTexts`.
         ring: with several processes, let the texts of the others pass by instead of gathering all samples: the loss and the
             gradients are those of ``local_loss`` with ``gather_with_grad``, the memory that of two processes' samples.
         backend: see `clip_negatives.functional.weighted_info_nce`.
         chunk_size: the same.
 
     Raises:
-        UnsupportedError: horovod is asked for, or a backend or the ring for a loss of each anchor, which needs all logits.
+        UnsupportedError: horovod is asked for, or extra texts for the ring, or a backend, the ring or extra texts for a loss of
+            each anchor, which is handed all logits of a batch.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -69,6 +71,7 @@ class NegativesClipLoss(nn.Module):
         *,
         terms: LossTerms | AnchorLoss | None = None,
         batch_index: Callable[[], Tensor] | None = None,
+        extra_texts: int = 0,
         ring: bool = False,
         backend: str = "auto",
         chunk_size: int | None = None,
@@ -82,9 +85,12 @@ class NegativesClipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.batch_index = batch_index
+        self.extra_texts = extra_texts
         self.ring = ring
         self.backend = backend
         self.chunk_size = chunk_size
+        if ring and extra_texts:
+            raise UnsupportedError("Expected a loss without the ring for a sampler that adds texts, got ring=True. Leave it out.")
         self.anchor_loss = None
         self.set_terms(LossTerms() if terms is None else terms)
 
@@ -95,6 +101,11 @@ class NegativesClipLoss(nn.Module):
             asked = "the ring" if self.ring else f"backend {self.backend}"
             raise UnsupportedError(
                 f"Expected backend auto or torch for a weighting that is handed all logits, got {asked}. Leave it out."
+            )
+        if self.anchor_loss is not None and self.extra_texts:
+            raise UnsupportedError(
+                "Expected a weighting of tables, groups, margin or hardness for a sampler that adds texts, got one that is handed "
+                "all logits of a batch. Take uniform or weighted_infonce."
             )
         if old is not None and type(old) is type(self.anchor_loss):
             self.anchor_loss.load_state_dict(old.state_dict())
@@ -122,7 +133,8 @@ class NegativesClipLoss(nn.Module):
 
         Args:
             image_features: unit norm, shape (B, D).
-            text_features: unit norm, shape (B, D).
+            text_features: unit norm, shape (B, D); with E extra texts ((1 + E) B, D), each text followed by those that come
+                with it, as the wrapped loader hands them out.
             logit_scale: factor of the cosines, exp already applied.
             logit_bias: added to every logit.
             output_dict: return ``{"contrastive_loss": loss}``.
@@ -134,13 +146,19 @@ class NegativesClipLoss(nn.Module):
         if self.anchor_loss is not None:
             loss = self._by_anchor(self.anchor_loss, image_features, text_features, logit_scale, logit_bias, index)
             return {"contrastive_loss": loss} if output_dict else loss
+        text_features, extra = self._split(text_features, len(image_features))
         terms = self.terms
         batch = None if terms.neutral else self._batch_terms(index, image_features)
         how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size}
         if self.world_size == 1 or self.ring:
             how["ring"] = self.world_size > 1
+            how["extra_text_features"] = extra
             loss = weighted_info_nce(image_features, text_features, logit_scale, logit_bias, terms=batch, **how)
         else:
+            if extra is not None:  # this process's own with their gradients, whichever loss is asked for
+                with_grad = self.gather_with_grad
+                extra = gather_features(extra, self.rank, self.world_size, local_loss=False, with_grad=with_grad)
+            how["extra_text_features"] = extra
             loss = self._gathered(image_features, text_features, logit_scale, logit_bias, batch, how)
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -160,6 +178,19 @@ class NegativesClipLoss(nn.Module):
         else:
             x, y, where = all_x, all_y, Where(everyone, everyone)
         return torch.cat([loss(each) for each in anchors(x, y, all_x, all_y, scale, bias, where)]).mean()
+
+    def _split(self, text_features: Tensor, n: int) -> tuple[Tensor, Tensor | None]:
+        """Return the features of the n texts, and those of the extra texts, if any."""
+        if not self.extra_texts:
+            return text_features, None
+        each = 1 + self.extra_texts
+        if len(text_features) != n * each:
+            raise InputError(
+                f"Expected {n * each} text features, of {n} texts and {self.extra_texts} more with each, got "
+                f"{len(text_features)}. Hand the model all texts of the wrapped loader's batch."
+            )
+        texts = text_features.view(n, each, -1)
+        return texts[:, 0], texts[:, 1:].flatten(0, 1)
 
     def _of_all(self, rows: Tensor) -> Tensor:
         """Return the rows of every process, without gradients."""

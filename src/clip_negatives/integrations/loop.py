@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from clip_negatives import registry
 from clip_negatives.artifacts import read_clusters
+from clip_negatives.extra_texts import Captions, Tokenize, texts_per_image
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader
 from clip_negatives.loss import NegativesClipLoss
@@ -26,6 +27,7 @@ def attach(
     local_loss: bool = False,
     gather_with_grad: bool = False,
     accumulate: int = 1,
+    tokenize: Tokenize | None = None,
 ) -> tuple[IndexedLoader, NegativesClipLoss]:
     """Return a loader and a loss that put our negatives into a training loop written for open_clip.
 
@@ -42,11 +44,13 @@ def attach(
         local_loss: as in `open_clip.ClipLoss`.
         gather_with_grad: as in `open_clip.ClipLoss`.
         accumulate: micro-batches whose features are concatenated before the loss is called.
+        tokenize: turns a list of texts into what the model takes, as the data set does; needed for a sampler that adds texts.
 
     Raises:
         ArtifactError: the folder is not a clusters folder, or is damaged.
         PluginError: a name or an option is unknown, or a value has the wrong type.
-        InputError: the clusters are of another number of samples, or the loader has no batch size.
+        InputError: the clusters are of another number of samples, the loader has no batch size, or a tokenizer is missing.
+        UnsupportedError: the sampler adds texts, and the weighting cannot do with them.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
     folder = read_clusters(clusters)
@@ -61,7 +65,9 @@ def attach(
         seed=seed,
         clusters=folder.clusters,
         native_batches=native,
+        captions=Captions(folder.samples),
     )
+    made = registry.create("negative_sampler", sampler, context)
     batch_index = BatchIndex(accumulate)
     loss = NegativesClipLoss(
         local_loss=local_loss,
@@ -70,6 +76,7 @@ def attach(
         world_size=world_size,
         terms=registry.create("loss_weighting", weighting)(folder.clusters),
         batch_index=batch_index,
+        extra_texts=texts_per_image(made),
         backend=backend,
     )
-    return IndexedLoader(loader, registry.create("negative_sampler", sampler, context), batch_index), loss
+    return IndexedLoader(loader, made, batch_index, tokenize), loss

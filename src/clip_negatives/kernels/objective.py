@@ -20,7 +20,19 @@ import torch
 from torch import Tensor
 
 from clip_negatives.kernels import dense, op, weight_sums
-from clip_negatives.kernels.pairs import IMPORTANCE, KEPT, MATE_LOGITS, MATES, N_MATES, NEGATIVES, Pairs, sum_dtype
+from clip_negatives.kernels.pairs import (
+    IMPORTANCE,
+    KEPT,
+    MATE_LOGITS,
+    MATES,
+    N_MATES,
+    NEGATIVES,
+    Pairs,
+    PairSums,
+    Side,
+    joined,
+    sum_dtype,
+)
 from clip_negatives.kernels.ring import pair_sums as ring_sums
 
 
@@ -68,6 +80,7 @@ def anchor_losses(
     backend: str,
     chunk_size: int | None = None,
     ring: bool = False,
+    extra: Tensor | None = None,
 ) -> list[Tensor]:
     """Return the losses of the rows x as anchors and, where columns are anchors too, those of the columns y.
 
@@ -81,6 +94,7 @@ def anchor_losses(
         backend: "torch", "chunked" or "triton".
         chunk_size: rows at a time; None chooses.
         ring: whether the samples of all processes are contrasted; x and y are then this process's.
+        extra: further columns, shape (E, D), unweighted negatives of every row and no anchors; not with the ring.
     """
     dtype = sum_dtype(x, y)
     own = y if len(y) == len(x) else y[pairs.offset : pairs.offset + len(x)]
@@ -100,14 +114,26 @@ def anchor_losses(
         pairs = dataclasses.replace(pairs, importance=objective.normalize, count=objective.counts)
     if ring:
         sums = ring_sums(x, y, scale, bias, pairs, backend="chunked" if backend == "torch" else backend, chunk_size=chunk_size)
-    elif backend == "torch":
-        sums = dense.pair_sums(x, y, scale, bias, pairs)
     else:
-        sums = op.pair_sums(x, y, scale, bias, pairs, backend=backend, chunk_size=chunk_size)
+        sums = _sums(x, y, scale, bias, pairs, backend, chunk_size)
     if from_histogram:
         sums = weight_sums.add(sums, pairs, len(y))
+    if extra is not None:
+        # An offset beyond the last column: none of them is the positive of a row.
+        limits = Side(limits=pairs.rows.limits)
+        further = Pairs(limits, Side(), None, None, len(extra), False, objective.hardness, objective.normalize, objective.counts)
+        more = _sums(x, extra, scale, bias, further, backend, chunk_size).rows
+        sums = sums._replace(rows=joined(sums.rows, more))
     anchors = sums if pairs.columns_too else (sums.rows,)
     return [_loss(side, positive, lowest, objective) for side in anchors]
+
+
+def _sums(
+    x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, pairs: Pairs, backend: str, chunk_size: int | None
+) -> PairSums:
+    if backend == "torch":
+        return dense.pair_sums(x, y, scale, bias, pairs)
+    return op.pair_sums(x, y, scale, bias, pairs, backend=backend, chunk_size=chunk_size)
 
 
 def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, objective: Objective) -> Tensor:

@@ -120,6 +120,15 @@ def add_sums(sums: Tensor, more: Tensor) -> None:
     sums[LOGARITHMIC:] += more[LOGARITHMIC:]
 
 
+def joined(sums: Tensor, more: Tensor) -> Tensor:
+    """Return the sums over two sets of pairs of the same anchors, shape (6, n), differentiable."""
+    nothing = (sums[:LOGARITHMIC] == -torch.inf) & (more[:LOGARITHMIC] == -torch.inf)
+    # Of two -inf the derivative is not a number, even where nobody asks for it.
+    one, other = (part[:LOGARITHMIC].masked_fill(nothing, 0.0) for part in (sums, more))
+    logarithmic = torch.logaddexp(one, other).masked_fill(nothing, -torch.inf)
+    return torch.cat([logarithmic, sums[LOGARITHMIC:] + more[LOGARITHMIC:]])
+
+
 def sum_dtype(x: Tensor, y: Tensor) -> torch.dtype:
     """Return the precision of products, sums and exponentials: at least float32."""
     return torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)

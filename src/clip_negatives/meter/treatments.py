@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.extra_texts import Captions
 from clip_negatives.functional import before_training
 from clip_negatives.interfaces import LossTerms, NegativeSampler, SamplingContext
 from clip_negatives.kernels import log_weights
@@ -30,7 +31,8 @@ ROWS = 1024
 def treatments(folder: ClustersFolder, batch_size: int, sampler: str, weighting: str, seed: int) -> Iterator[Treatment]:
     """Yield what the method does, by each truth."""
     clusters = folder.clusters
-    context = SamplingContext(clusters.n_samples, batch_size, seed=seed, clusters=clusters)
+    captions = Captions(folder.samples)
+    context = SamplingContext(clusters.n_samples, batch_size, seed=seed, clusters=clusters, captions=captions)
     terms = before_training(registry.create("loss_weighting", weighting)(clusters), weighting)
     composed = _batches(registry.create("negative_sampler", sampler, context))
     pairs = batch_size * (batch_size - 1)

@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.errors import ArtifactError, UnsupportedError
+from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.interfaces import Clusters, SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
 
@@ -41,6 +42,8 @@ class CountedLoader:
 class TrainData:
     """Stand for open_clip's ``DataInfo`` of the training data: it has ``dataloader`` and ``set_epoch``.
 
+    `extra_texts` is how many texts the sampler adds for each sample.
+
     Args:
         info: open_clip's own.
         args: open_clip's arguments.
@@ -57,6 +60,7 @@ class TrainData:
         self._batch_index, self._folder = batch_index, folder
         self.dataset = info.dataloader.dataset if is_indexable(info) else None
         self.dataloader: CountedLoader
+        self.extra_texts = 0
         item = registry.default_registry().resolve("negative_sampler", sampler)[0]
         if self.dataset is None and not item.keeps_native_order:
             raise UnsupportedError(
@@ -82,9 +86,11 @@ class TrainData:
             seed=self._args.seed,
             clusters=clusters,
             native_batches=native.batch_sampler,
+            captions=None if self._folder is None else Captions(self._folder.samples),
         )
         sampler = registry.create("negative_sampler", self._sampler, context)
-        loader = IndexedLoader(native, sampler, self._batch_index)
+        self.extra_texts = texts_per_image(sampler)
+        loader = IndexedLoader(native, sampler, self._batch_index, getattr(self.dataset, "tokenize", None))
         self.dataloader = CountedLoader(loader, len(loader), native.num_samples)
 
     def set_epoch(self, epoch: int) -> None:

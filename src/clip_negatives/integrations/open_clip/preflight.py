@@ -18,8 +18,10 @@ from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder, read_clusters
 from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
+from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.integrations.open_clip.launch import TrainOptions
 from clip_negatives.interfaces import SamplingContext
+from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.prepare import cache_folder, prepare_cached
 from clip_negatives.refresh import cluster_features
 from clip_negatives.sampling import epoch_generator
@@ -148,11 +150,20 @@ def world_size() -> int:
 def _try(folder: ClustersFolder, args: Namespace, options: TrainOptions) -> None:
     """Build sampler and weighting once, so that what they refuse is refused before open_clip writes its first file."""
     item, _ = registry.default_registry().resolve("negative_sampler", options.sampler)
+    extra = 0
     if kind_of(args) != "webdataset" and item.requires_clusters:
         n = args.train_num_samples if kind_of(args) == "synthetic" else len(pairs(args).keys)
-        context = SamplingContext(n, args.batch_size, world_size=world_size(), seed=args.seed, clusters=folder.clusters)
-        registry.create("negative_sampler", options.sampler, context)
-    registry.create("loss_weighting", options.weighting)(folder.clusters)
+        context = SamplingContext(
+            n,
+            args.batch_size,
+            world_size=world_size(),
+            seed=args.seed,
+            clusters=folder.clusters,
+            captions=Captions(folder.samples),
+        )
+        extra = texts_per_image(registry.create("negative_sampler", options.sampler, context))
+    terms = registry.create("loss_weighting", options.weighting)(folder.clusters)
+    NegativesClipLoss(terms=terms, extra_texts=extra)
 
 
 def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:

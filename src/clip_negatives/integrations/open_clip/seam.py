@@ -102,6 +102,7 @@ class Negatives:
         self._start_epoch = 0
         self._preprocess: Any = None
         self._held = False
+        self._extra_texts = 0
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
@@ -118,6 +119,7 @@ class Negatives:
             self._clusters = self._with_ids(stored_clusters(args, epoch, self.options.refresh_every))
         data["train"] = TrainData(data["train"], args, self.options.sampler, self._batch_index, self.folder)
         data["train"].use(self._clusters)
+        self._extra_texts = data["train"].extra_texts
         return data
 
     def create_loss(self, args: Any) -> NegativesClipLoss:
@@ -131,6 +133,7 @@ class Negatives:
             use_horovod=args.horovod,
             terms=self._terms(self._clusters),
             batch_index=self._batch_index,
+            extra_texts=self._extra_texts,
             backend=self.options.backend,
         ).to(args.device)
         restore_state(loss.anchor_loss, args, self._start_epoch)

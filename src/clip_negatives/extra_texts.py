@@ -1,0 +1,111 @@
+"""Texts that a sampler adds to a batch: they travel with the indices to the workers, which tokenize them.
+
+A text then has those that come with it behind it, ``(t_0, its E texts, t_1, its E texts, ...)``: concatenated batches, as
+gradient accumulation makes them, keep this order, and any model that encodes texts one by one takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clip_negatives.errors import DataError, InputError
+from clip_negatives.interfaces import ExtraTexts, NegativeSampler
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Tokenize = Callable[[list[str]], Tensor]
+"""Turns n texts into what the model takes, shape (n, tokens)."""
+
+
+class Captions(Sequence[str]):
+    """Read the texts of samples where they lie, which may be a file of any size.
+
+    Args:
+        samples: table of the samples of a clusters folder, with a column "text".
+    """
+
+    def __init__(self, samples: pa.Table) -> None:
+        self._texts = samples["text"]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            return [str(text) for text in self._texts[place].to_pylist()]
+        return str(self._texts[place].as_py())
+
+
+def texts_per_image(sampler: NegativeSampler) -> int:
+    """Return how many texts a sampler adds for each sample, 0 for most.
+
+    Raises:
+        InputError: it has room for texts, but adds fewer than 1.
+    """
+    if not isinstance(sampler, ExtraTexts):
+        return 0
+    if sampler.texts_per_image < 1:
+        raise InputError(f"Expected a sampler that adds texts to add at least 1 for each image, got {sampler.texts_per_image}.")
+    return sampler.texts_per_image
+
+
+class TextBatches:
+    """Yield the batches of a sampler with its texts: ``[(index, texts), ...]``."""
+
+    def __init__(self, sampler: NegativeSampler) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, list[str]]]]:
+        each = texts_per_image(self.sampler)
+        for batch in self.sampler:
+            texts = self.sampler.extra_texts(batch)  # type: ignore[attr-defined]
+            if len(texts) != each * len(batch):
+                raise InputError(
+                    f"Expected {each} extra texts for each of {len(batch)} samples, got {len(texts)} from "
+                    f"{type(self.sampler).__name__}."
+                )
+            yield [(index, texts[place * each : (place + 1) * each]) for place, index in enumerate(batch)]
+
+
+class TextsDataset(Dataset[Any]):
+    """Put the tokens of the texts that come with a sample behind those of its own.
+
+    Args:
+        samples: gives ``((image, tokens, ...), index)``, or an error in the place of the sample.
+        tokenize: the tokenizer of the data set.
+    """
+
+    def __init__(self, samples: Dataset[Any], tokenize: Tokenize) -> None:
+        self.samples = samples
+        self.tokenize = tokenize
+
+    def __getitem__(self, item: tuple[int, list[str]]) -> tuple[Any, int]:
+        sample, index = self.samples[item[0]]
+        if isinstance(sample, DataError):
+            return sample, index
+        image, tokens, *rest = sample
+        return (image, torch.cat([tokens[None], self.tokenize(item[1])]), *rest), index
+
+
+class FlatCollate:
+    """Collate samples of ``(image, tokens of 1 + E texts, ...)`` to images and one row for each text."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        images, tokens, *rest = self.collate(samples)
+        return (images, tokens.flatten(0, 1), *rest)

@@ -1,0 +1,173 @@
+"""What is added to a batch, and that it reaches the loss where it belongs."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import open_clip
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from clip_negatives import attach, registry
+from clip_negatives.artifacts import write_clusters
+from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.extra_texts import Captions, texts_per_image
+from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives_extra_texts.hard import hardest
+from clip_negatives_extra_texts.swapped import swapped
+from tests.conftest import make_clusters
+
+N, B = 60, 8
+NAMES = ["hard_texts", "reliable_texts", "swapped_words"]
+CAPTIONS = [f"red thing number {row}" for row in range(N)]
+
+
+@pytest.fixture(scope="module")
+def clusters() -> Clusters:
+    return make_clusters(N)
+
+
+def make(spec: str, clusters: Clusters, **more: object):
+    context = SamplingContext(N, B, **{"clusters": clusters, "captions": CAPTIONS, **more})
+    return registry.create("negative_sampler", spec, context)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_texts_are_others_and_stay_the_same_within_an_epoch(name: str, clusters: Clusters) -> None:
+    sampler = make(f"{name}:per_image=3", clusters)
+    assert texts_per_image(sampler) == 3
+    batch = [5, 7, 50]
+    first = sampler.extra_texts(batch)
+    assert len(first) == 9
+    assert all(text != CAPTIONS[index] for place, index in enumerate(batch) for text in first[3 * place : 3 * place + 3])
+    assert sampler.extra_texts([50]) == first[6:]
+    sampler.set_epoch(1)
+    assert sampler.extra_texts(batch) != first
+    resumed = make(f"{name}:per_image=3", clusters)
+    resumed.load_state_dict({**sampler.state_dict(), "epoch": 0})
+    assert resumed.extra_texts(batch) == first
+
+
+def test_hardest_are_those_of_two_loops(clusters: Clusters) -> None:
+    images, texts = clusters.image_features, clusters.text_features
+    searched = torch.arange(0, N, 2)
+    found = hardest(images, texts, searched, 4, 0.9)
+    for i in range(N):
+        products = {}
+        for j in searched.tolist():
+            s, t = float(images[i] @ images[j]), float(texts[i] @ texts[j])
+            if i != j:
+                products[j] = 0.0 if s > 0.9 or t > 0.9 else s * t
+        expected = sorted(products.values(), reverse=True)[:4]
+        assert [products[j] for j in found[i].tolist()] == pytest.approx(expected, abs=1e-5)
+
+
+def test_reliable_texts_are_of_reliable_pairs(clusters: Clusters) -> None:
+    sampler = make("reliable_texts:per_image=2", clusters)
+    reliable = registry.create("negative_sampler", "cluster_similarity", sampler.context).reliable
+    samples = sampler.choose(0)
+    assert bool(reliable.between(torch.arange(N)[:, None].expand(N, 2), samples).all())
+
+
+def test_swapped_words_are_the_same_words() -> None:
+    text = "large green gloss mug"
+    for seed in range(20):
+        found = swapped(text, random.Random(seed))
+        assert found is not None
+        assert sorted(found.split()) == sorted(text.split())
+        assert sum(one != other for one, other in zip(found.split(), text.split(), strict=True)) == 2
+    assert swapped("mug mug", random.Random(0)) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("hard_texts:per_image=0", "per_image of at least 1"),
+        ("hard_texts:top=0", "top of at least 1"),
+        ("hard_texts:near_duplicate=2.0", "near_duplicate of -1 .. 1"),
+        ("reliable_texts:pairs=in_batch", "pairs of every sample from in_batch"),
+    ],
+)
+def test_bad_options(spec: str, words: str, clusters: Clusters) -> None:
+    with pytest.raises(InputError, match=words):
+        make(spec, clusters).extra_texts([0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_needs_captions(name: str, clusters: Clusters) -> None:
+    with pytest.raises(InputError, match="Train on csv data"):
+        make(name, clusters, captions=None)
+
+
+class Listings(Dataset):
+    """Pairs of a picture of noise and a text, as open_clip's csv data give them."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(3, generator=torch.Generator().manual_seed(row)), tokenize([CAPTIONS[row]])[0]
+
+
+def tokenize(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([[float(ord(letter)) for letter in text.ljust(30)] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def folder(clusters: Clusters, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("extra") / "clusters"
+    samples = pa.table({"key": [str(row) for row in range(N)], "image": CAPTIONS, "text": CAPTIONS})
+    write_clusters(target, clusters, samples, {})
+    return target
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_loader_hands_out_each_text_with_those_that_come_with_it(name: str, workers: int, folder: Path) -> None:
+    loader, loss = attach(
+        DataLoader(Listings(), batch_size=B, num_workers=workers, drop_last=True), folder, sampler=f"{name}:per_image=2", tokenize=tokenize
+    )
+    assert loss.extra_texts == 2
+    batches = 0
+    for images, texts in loader:
+        index = loader.batch_index().tolist()
+        assert images.shape == (B, 3)
+        expected = [
+            line for row in index for line in (CAPTIONS[row], *loader.sampler.extra_texts([row]))
+        ]  # what the sampler says here, it said in the same epoch there
+        assert torch.equal(texts, tokenize(expected))
+        batches += 1
+    assert batches == len(loader) == N // B
+
+
+def test_loss_is_that_of_images_against_all_texts_and_of_texts_against_images(folder: Path) -> None:
+    loader, loss = attach(
+        DataLoader(Listings(), batch_size=B), folder, sampler="swapped_words", weighting="uniform", tokenize=tokenize
+    )
+    images, texts = next(iter(loader))
+    x, y = F.normalize(images @ torch.randn(3, 4), dim=1), F.normalize(texts @ torch.randn(30, 4), dim=1)
+    own, extra = y[::2], y[1::2]
+    target = torch.arange(B)
+    by_image = F.cross_entropy(torch.cat([10 * x @ own.T, 10 * x @ extra.T], dim=1), target)
+    expected = (by_image + F.cross_entropy(10 * own @ x.T, target)) / 2
+    torch.testing.assert_close(loss(x, y, torch.tensor(10.0)), expected)
+    with pytest.raises(InputError, match="Expected 16 text features"):
+        loss(x, own, torch.tensor(10.0))
+
+
+def test_what_cannot_do_with_extra_texts_says_so(folder: Path) -> None:
+    loader = DataLoader(Listings(), batch_size=B)
+    with pytest.raises(InputError, match="tokenize="):
+        attach(loader, folder, sampler="swapped_words")
+    with pytest.raises(UnsupportedError, match="handed all logits"):
+        attach(loader, folder, sampler="swapped_words", weighting="cwcl", tokenize=tokenize)
+
+
+def test_captions_are_those_of_the_table() -> None:
+    captions = Captions(pa.table({"text": ["a", "b", "c"]}))
+    assert (len(captions), captions[1], captions[1:]) == (3, "b", ["b", "c"])
+    assert open_clip.tokenize([captions[0]]).shape == (1, 77)
