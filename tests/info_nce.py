@@ -49,10 +49,12 @@ def naive_treated(
     groups: list[int] | None = None,
     attract: bool = True,
     positive_weight: float = 1.0,
+    extra: Tensor | None = None,
 ) -> float:
     """Return the loss of a square problem with every treatment of its pairs, by loops over Python floats."""
     n = len(x)
     s = (x.double() @ y.double().T).tolist()
+    further = [[] for _ in range(n)] if extra is None else (x.double() @ extra.double().T).tolist()
     groups = list(range(n)) if groups is None else groups
     rates = positive_rate if isinstance(positive_rate, list) else [positive_rate] * n
     total = 0.0
@@ -60,10 +62,13 @@ def naive_treated(
         for i in range(n):
             cosine = [s[j][i] if transposed else s[i][j] for j in range(n)]
             weight = [float(b[j, i] if transposed else b[i, j]) for j in range(n)]
+            if not transposed:  # the images have the extra texts as well, which are of no group and not weighted
+                cosine += further[i]
+                weight += [0.0] * len(further[i])
             z = [scale * value + bias for value in cosine]
             mates = [j for j in range(n) if groups[j] == groups[i]]
             positives = mates if attract else [i]
-            kept = [j for j in range(n) if j not in mates and weight[j] > -math.inf]
+            kept = [j for j in range(len(z)) if j not in mates and weight[j] > -math.inf]
             kept = [j for j in kept if margin is None or cosine[j] <= cosine[i] + margin]
             w = {j: math.exp(weight[j] + hardness * z[j]) for j in kept}
             if (normalize or hardness) and kept:

@@ -54,9 +54,25 @@ def _process(rank, folder):
                 weighted = NegativesClipLoss(**how, terms=weights(N, normalize=normalize), backend=backend, chunk_size=3)
                 result = _run(weighted, torch.float64, rank, index=INDEX[_part(rank)])
                 found["weighted", backend, normalize, local_loss, with_grad] = result
+        extra = NegativesClipLoss(**how, terms=weights(N, normalize=True), extra_texts=2)
+        found["extra", local_loss, with_grad] = _run_extra(extra, rank)
     found["metrics"] = _metrics(_part(rank))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def _with_extra():
+    """Return features of all images, and of all texts with two more behind each."""
+    images, texts = features(WORLD * B, D)
+    extra = features(2 * WORLD * B, D, seed=9)[1].detach().view(WORLD * B, 2, D)
+    return images.detach(), torch.cat([texts.detach()[:, None], extra], dim=1)
+
+
+def _run_extra(loss, rank):
+    x, y = (side[_part(rank)].clone().requires_grad_() for side in _with_extra())
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    value = loss(x, y.flatten(0, 1), scale, index=INDEX[_part(rank)])
+    return [value.detach(), *gradients(value, x, y)]
 
 
 def _metrics(part):
@@ -95,6 +111,18 @@ def test_weighted_loss_is_that_of_one_process(found, backend, normalize, local_l
     for ours, theirs in zip(results, expected, strict=True):
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(("local_loss", "with_grad"), MODES)
+def test_extra_texts_of_all_processes_are_contrasted(found, local_loss, with_grad):
+    x, y = (side.requires_grad_() for side in _with_extra())
+    terms = weights(N, normalize=True).take(INDEX)
+    whole = weighted_info_nce(x, y[:, 0], 5.0, terms=terms, extra_text_features=y[:, 1:].flatten(0, 1))
+    results = [found[rank]["extra", local_loss, with_grad] for rank in range(WORLD)]
+    torch.testing.assert_close(torch.stack([value for value, *_ in results]).mean(), whole.detach())
+    if with_grad:
+        for place, gradient in enumerate(gradients(whole, x, y), start=1):
+            torch.testing.assert_close(torch.cat([each[place] for each in results]), WORLD * gradient)
 
 
 def _one_process(rank, normalize, local_loss, with_grad):

@@ -22,9 +22,7 @@ SAMPLERS = [
 def make(name: str, rank: int = 0, world_size: int = 1, seed: int = 0, n: int = N, batch_size: int = B) -> NegativeSampler:
     clusters = make_clusters(n)
     captions = [f"text {row} of {n}" for row in range(n)]
-    context = SamplingContext(
-        n, batch_size, rank=rank, world_size=world_size, seed=seed, clusters=clusters, captions=captions
-    )
+    context = SamplingContext(n, batch_size, rank=rank, world_size=world_size, seed=seed, clusters=clusters, captions=captions)
     sampler: NegativeSampler = registry.create("negative_sampler", name, context)
     return sampler
 

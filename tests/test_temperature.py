@@ -28,6 +28,6 @@ def test_held_through_training(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.009, 1.01, -1.0, math.nan])
 def test_out_of_range(temperature: float) -> None:
     scale = torch.nn.Parameter(torch.zeros(()))
-    with pytest.raises(InputError, match="temperature of 0.01 .. 1"):
+    with pytest.raises(InputError, match=r"temperature of 0\.01 \.\. 1"):
         hold_temperature(scale, temperature)
     assert scale.item() == 0

@@ -25,8 +25,8 @@ CACHE = Path(__file__).parents[2] / ".benchmarks" / "rank1"
 """Where features, finished runs and the data that do not ship are kept."""
 
 FOLDS = ("validation", "test")
-EMOJI = "emoji"
-"""The source that ships with the package."""
+EMOJI, VAGUE, FULL = "emoji", "vague", "full"
+"""The source that ships with the package, the same with vague texts, and the full build of it, with every skin tone."""
 
 PLAIN = "0"
 """Skin tone of the listings that are asked for."""
@@ -41,10 +41,31 @@ def load(study: dict[str, Any], source: str) -> catalogue.Catalogue:
     """Return all listings of a source."""
     if source == EMOJI:
         return catalogue.load("all")
-    file = cache_of(study) / f"{source}.parquet"
+    if source == VAGUE:
+        return catalogue.Catalogue(vague(catalogue.load("all").table))
+    file = cache_of(study) / (f"{FULL}/catalogue.parquet" if source == FULL else f"{source}.parquet")
     if not file.exists():
-        raise SystemExit(f"Expected {file}, got none. Write it: python benchmarks/rank1/packages.py {source}")
+        build = (
+            f"catalogue/build.py --full --size 64 --output {file.parent}" if source == FULL else f"rank1/packages.py {source}"
+        )
+        raise SystemExit(f"Expected {file}, got none. Write it: python benchmarks/{build}")
     return catalogue.Catalogue(pq.read_table(file))
+
+
+def vague(table: pa.Table) -> pa.Table:
+    """Return listings without the words that all listings of an item share, its label above all: what tells items apart.
+
+    A text is a list of words between commas; one that would be left empty stays.
+    """
+    words = [text.split(", ") for text in table["text"].to_pylist()]
+    items = table["item"].to_pylist()
+    shared: dict[str, set[str]] = {}
+    for item, some in zip(items, words, strict=True):
+        shared[item] = shared.get(item, set(some)) & set(some)
+    left = [
+        ", ".join([word for word in some if word not in shared[item]] or some) for item, some in zip(items, words, strict=True)
+    ]
+    return table.set_column(table.column_names.index("text"), "text", pa.array(left))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +132,19 @@ class Fold:
     query_images: Tensor
     query_texts: Tensor
     near_duplicates: float
+    captions: list[str]
 
     @classmethod
     def of(cls, study: dict[str, Any], data: str, fold: str) -> Fold:
         """Return a fold with its clusters."""
         cut = Cut.of(study, data, fold)
-        image, text = features(study, study["data"][data].get("source", EMOJI))
-        clusters = cluster_features(image[cut.trained], text[cut.trained], clusterer="kmeans", seed=0)
-        groups, texts = (codes(cut.column(name, cut.trained)) for name in ("item", "text"))
-        clusters = replace(clusters, groups=groups, texts=texts)
-        return cls(clusters, image[cut.asked], text[cut.asked], cut.near_duplicates(batch_size(study, data)))
+        how = study["data"][data]
+        image, text = features(study, how.get("source", EMOJI))
+        clusterer = how.get("clusterer", "kmeans")
+        clusters = cluster_features(image[cut.trained], text[cut.trained], clusterer=clusterer, seed=0)
+        captions = cut.column("text", cut.trained)
+        clusters = replace(clusters, groups=codes(cut.column("item", cut.trained)), texts=codes(captions))
+        return cls(clusters, image[cut.asked], text[cut.asked], cut.near_duplicates(batch_size(study, data)), captions)
 
 
 def batch_size(study: dict[str, Any], data: str) -> int:

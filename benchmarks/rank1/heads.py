@@ -25,6 +25,7 @@ from torch import nn
 
 from clip_negatives import NegativesClipLoss, SamplingContext, registry
 from clip_negatives.compare.methods import parse_methods
+from clip_negatives.extra_texts import texts_per_image
 
 HERE = Path(__file__).parent
 SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "validation_style")
@@ -58,10 +59,11 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     method = next(one for one in parse_methods(job.method) if one.name == job.method)
     clusters, dim = fold.clusters, study["dim"]
     size = min(batch_size(study, job.data), clusters.n_samples)
-    context = SamplingContext(clusters.n_samples, size, seed=job.seed, clusters=clusters)
+    context = SamplingContext(clusters.n_samples, size, seed=job.seed, clusters=clusters, captions=fold.captions)
     started = time.perf_counter()
     sampler = registry.create("negative_sampler", method.sampler, context)
-    loss = NegativesClipLoss(terms=registry.create("loss_weighting", method.weighting)(clusters))
+    terms = registry.create("loss_weighting", method.weighting)(clusters)
+    loss = NegativesClipLoss(terms=terms, extra_texts=texts_per_image(sampler))
     prepared, generator = time.perf_counter() - started, torch.Generator().manual_seed(job.seed)
     images, texts = clusters.image_features, clusters.text_features
     heads = nn.ParameterList(torch.randn(part.shape[1], dim, generator=generator) / dim**0.5 for part in (images, texts))
@@ -70,9 +72,13 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     optimizer = torch.optim.AdamW([{"params": heads, "weight_decay": 0.1}, {"params": [scale], "weight_decay": 0.0}], lr=job.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, total_steps=study["steps"], pct_start=0.1)
     started = time.perf_counter()
+    rows = {text: row for row, text in enumerate(fold.captions)}
     for batch in _batches(sampler, study["steps"]):
-        index = torch.tensor(batch)
-        x, y = F.normalize(images[index] @ heads[0], dim=1), F.normalize(texts[index] @ heads[1], dim=1)
+        index = lines = torch.tensor(batch)
+        if loss.extra_texts:
+            further = torch.tensor([rows[text] for text in sampler.extra_texts(batch)]).view(len(batch), -1)
+            lines = torch.cat([index[:, None], further], dim=1).flatten()
+        x, y = F.normalize(images[index] @ heads[0], dim=1), F.normalize(texts[lines] @ heads[1], dim=1)
         optimizer.zero_grad()
         loss(x, y, scale.exp(), index=index).backward()
         optimizer.step()

@@ -11,7 +11,8 @@ HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 HEADS = "rank1-heads.json"
-TRAINED = ("rank1-scratch.json", "rank1-finetune.json")
+PARTS = "rank1-parts.json"
+TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
 INTRODUCTION = HERE / "introduction.md"
 """What the figures say, written by hand."""
 
@@ -44,7 +45,19 @@ initial weights, steps and learning rate for all, which is the best for the *bas
 in-batch negatives, with the 95 % interval of a paired t test over seeds; those without 0 are bold.
 """
 
-TITLES = {"scratch": "From scratch", "finetune": "Fine-tuning of pretrained towers"}
+ABOUT_PARTS = """## {title}
+
+```bash
+python benchmarks/rank1/heads.py --study benchmarks/rank1/parts.toml --output results.json
+```
+{about}
+"""
+
+TITLES = {
+    "scratch": "From scratch",
+    "dense": "From scratch with large batches",
+    "finetune": "Fine-tuning of pretrained towers",
+}
 
 FIGURES = ("text_to_image_rank_1", "text_to_image_rank_10", "image_to_text_rank_1")
 COLUMNS = ("method", "Rank@1", "gain [95 %]", "gain at 10 [95 %]", "image to text [95 %]", "ms a step")
@@ -62,6 +75,18 @@ def page() -> str:
             rows = [_row(method, one, one["seconds_per_step"]) for method, one in _ordered(data["methods"])]
             picture = f"![gain in Rank@1 by method](images/study/{file.parent.name}-{name}.svg)\n"
             parts += [_head(name, data), _table(rows), _candidates(data), picture]
+    for file in sorted(RESULTS.glob(f"*/{PARTS}")):
+        result = json.loads(file.read_text())
+        parts += [
+            ABOUT_PARTS.format(**result["study"]),
+            "Gain in text-to-image Rank@1, in percent.\n",
+            _overview(result["data"]),
+        ]
+        parts.append("The same at Rank@10.\n\n" + _overview(result["data"], FIGURES[1]))
+        told = result["study"]["methods"]
+        parts.append("Methods: " + "; ".join(f"{name}: `{spec}`" for name, (spec,) in told.items() if name != spec) + ".\n")
+        rows = [[name, *(str(one[key]) for key in ("samples", "queries", "lr"))] for name, one in result["data"].items()]
+        parts.append(_table(rows, ("data", "listings", "queries", "learning rate")))
     for file in sorted(path for name in TRAINED for path in RESULTS.glob(f"*/{name}")):
         result = json.loads(file.read_text())
         parts.append(
@@ -85,10 +110,10 @@ def _table(rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> s
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)) + "\n"
 
 
-def _overview(data: dict[str, Any]) -> str:
+def _overview(data: dict[str, Any], figure: str = FIGURES[0]) -> str:
     """Return the gain of every method on every data set, the best on average first."""
     gains = {
-        method: [one["methods"][method][FIGURES[0]] for one in data.values()] for method in next(iter(data.values()))["methods"]
+        method: [one["methods"][method][figure] for one in data.values()] for method in next(iter(data.values()))["methods"]
     }
     rows = [
         [_name(method), *(_marked(f"{100 * one['gain']:+.0f}", one) for one in found)]

@@ -16,9 +16,9 @@ class ReliableTexts(FromSamples):
     """Add the texts of explicit incorrect pairs: those that ``clip-negatives generate`` writes, trained on.
 
     Each epoch draws pairs anew by the ``incorrect_pairs`` of a sampler; with `cluster_similarity`, whose exchange of texts is
-    reliable by the similarity between the clusters of both images and both texts. Source: the abstract of Tagami et al. (WSCG
-    2024) generates incorrect pairs so; that they are further columns of the loss is our choice. Sign: adds what is different, by
-    the frozen similarity.
+    reliable by the similarity between the clusters of both images and both texts. Source: so incorrect pairs are generated in
+    the abstract of Tagami et al. (WSCG 2024); that they are further columns of the loss is our choice. Sign: adds what is
+    different, by the frozen similarity.
 
     Args:
         context: what to sample for; needs clusters and captions.

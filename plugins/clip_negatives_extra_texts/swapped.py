@@ -33,7 +33,7 @@ class SwappedWords(Adding):
 
     def texts_of(self, index: int) -> list[str]:
         """Return the text of a sample with swapped words."""
-        draw = random.Random(f"{self.context.seed} {self.epoch} {index}")
+        draw = random.Random(f"{self.context.seed} {self.epoch} {index}")  # noqa: S311  # no secret
         return [swapped(self.captions[index], draw) or self._other(index, draw) for _ in range(self.texts_per_image)]
 
     def _other(self, index: int, draw: random.Random) -> str:

@@ -63,9 +63,9 @@ class HardPairs(B3):
 
     As `B3` with communities of two: a step is half random samples, half hard negatives for them. Samples are paired as by
     HELIP (Wang et al., 2023, arXiv:2305.05208), which mines pairs that are near in both modalities, and NegCLIP (Yuksekgonul
-    et al., 2023, arXiv:2210.01936), which adds similar images to the batch; both add the texts of the hard negatives as
-    columns that are no anchors, and NegCLIP also texts with swapped words, which is left out. Here they are samples of the
-    batch like any other, so nothing is encoded twice. Sign: collects what is similar, by the frozen similarity.
+    et al., 2023, arXiv:2210.01936), which adds similar images to the batch. There texts stand beside those of the batch, as
+    `hard_texts` and `swapped_words` add them; here hard negatives are samples of the batch like any other. Sign: collects what
+    is similar, by the frozen similarity.
 
     Args:
         context: what to sample for.

@@ -41,6 +41,7 @@ class Captions(Sequence[str]):
     @overload
     def __getitem__(self, place: slice) -> list[str]: ...
     def __getitem__(self, place: int | slice) -> str | list[str]:
+        """Return the text of a sample, or those of some."""
         if isinstance(place, slice):
             return [str(text) for text in self._texts[place].to_pylist()]
         return str(self._texts[place].as_py())
@@ -107,5 +108,6 @@ class FlatCollate:
         self.collate = collate
 
     def __call__(self, samples: list[Any]) -> Any:
+        """Return ``(images, tokens, ...)``, tokens of shape (B (1 + E), tokens)."""
         images, tokens, *rest = self.collate(samples)
         return (images, tokens.flatten(0, 1), *rest)

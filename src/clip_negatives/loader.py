@@ -192,7 +192,8 @@ def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler, tokenize: T
     if texts_per_image(sampler):
         if tokenize is None:
             raise InputError(
-                f"Expected a tokenizer for {type(sampler).__name__}, which adds texts, got none. Give attach(..., tokenize=...)."
+                f"Expected a tokenizer for {type(sampler).__name__}, which adds texts, got none. "
+                "Give attach(..., tokenize=...)."
             )
         dataset, collate, batches = TextsDataset(dataset, tokenize), FlatCollate(collate), TextBatches(sampler)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_IndexedCollate(collate), **kept)

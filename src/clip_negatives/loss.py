@@ -90,7 +90,9 @@ class NegativesClipLoss(nn.Module):
         self.backend = backend
         self.chunk_size = chunk_size
         if ring and extra_texts:
-            raise UnsupportedError("Expected a loss without the ring for a sampler that adds texts, got ring=True. Leave it out.")
+            raise UnsupportedError(
+                "Expected a loss without the ring for a sampler that adds texts, got ring=True. Leave it out."
+            )
         self.anchor_loss = None
         self.set_terms(LossTerms() if terms is None else terms)
 
@@ -104,8 +106,8 @@ class NegativesClipLoss(nn.Module):
             )
         if self.anchor_loss is not None and self.extra_texts:
             raise UnsupportedError(
-                "Expected a weighting of tables, groups, margin or hardness for a sampler that adds texts, got one that is handed "
-                "all logits of a batch. Take uniform or weighted_infonce."
+                "Expected a weighting of tables, groups, margin or hardness for a sampler that adds texts, got one that is "
+                "handed all logits of a batch. Take uniform or weighted_infonce."
             )
         if old is not None and type(old) is type(self.anchor_loss):
             self.anchor_loss.load_state_dict(old.state_dict())

@@ -20,7 +20,9 @@ def check_temperature(temperature: float) -> float:
         InputError: it is not 0.01 .. 1.
     """
     if not LOWEST <= temperature <= HIGHEST:
-        raise InputError(f"Expected a temperature of {LOWEST} .. {HIGHEST:g}, which CLIP's training keeps to, got {temperature}.")
+        raise InputError(
+            f"Expected a temperature of {LOWEST} .. {HIGHEST:g}, which CLIP's training keeps to, got {temperature}."
+        )
     return temperature
 
 

@@ -72,6 +72,12 @@ def test_held_temperature_on_two_processes(arguments: list[str]) -> None:
     assert log.read_text().count("Logit Scale: 10.000") == len(losses)
 
 
+def test_extra_texts_on_two_processes(arguments: list[str]) -> None:
+    ours = [*OURS[:2], "train", "--sampler", "swapped_words", "--"]
+    losses = _train(ours, [*arguments, "--dist-backend", "gloo"], "extra", processes=2)
+    assert len(losses) == ROWS // BATCH // 2
+
+
 def test_losses_of_siglip_equal_open_clip(arguments: list[str], tmp_path: Path) -> None:
     plain = tmp_path / "plain.py"
     plain.write_text(PLAIN)

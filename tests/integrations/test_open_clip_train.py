@@ -90,6 +90,20 @@ def test_refresh_stores_clusters_of_the_model_and_changes_batches(arguments: lis
     assert len(torch.cat(seen[ROWS // BATCH :]).unique()) == ROWS
 
 
+@pytest.mark.parametrize("more", [[], ["--accum-freq", "2", "--workers", "2"]])
+def test_extra_texts_reach_the_loss(arguments: list[str], more: list[str]) -> None:
+    """Twice the texts for the images, and as many images for the texts: by chance, the mean of log 3B and log B."""
+    train(
+        [*arguments, *more, "--lr", "0", "--name", "run"],
+        TrainOptions(sampler="reliable_texts:per_image=2", weighting="uniform"),
+    )
+    losses = _losses(arguments, "run")
+    train([*arguments, *more, "--lr", "0", "--name", "plain"], TrainOptions(sampler="in_batch", weighting="uniform"))
+    plain = _losses(arguments, "plain")
+    assert len(losses) == len(plain) > 0
+    assert sum(losses) / len(losses) - sum(plain) / len(plain) == pytest.approx(math.log(3) / 2, abs=0.05)
+
+
 @pytest.mark.parametrize("more", [[], ["--torchcompile"], ["--accum-freq", "2", "--precision", "amp_bf16"]])
 def test_held_temperature(arguments: list[str], monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -144,6 +158,7 @@ def test_other_losses_are_refused(arguments: list[str], more: list[str]) -> None
         (TrainOptions(), ["--batch-size", "1000"], DataError, "smaller --batch-size"),
         (TrainOptions(clusters=Path("absent")), [], ClipNegativesError, "clip-negatives prepare"),
         (TrainOptions(refresh_every=0), [], InputError, "refresh_every"),
+        (TrainOptions(sampler="hard_texts", weighting="cwcl"), [], UnsupportedError, "handed all logits"),
         (TrainOptions(temperature=5), [], InputError, "temperature of 0.01 .. 1"),
     ],
 )

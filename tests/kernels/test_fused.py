@@ -213,3 +213,17 @@ def test_says_what_is_missing():
     with pytest.raises(UnsupportedError, match=r"got features of torch.float64. Use backend 'auto'"):
         weighted_info_nce(x, x, 1.0, backend="triton")
     assert select_backend(torch.device(DEVICE), 9999, 9999)[0] == ("triton" if CUDA else "chunked")
+
+
+def test_extra_texts():
+    inputs = problem(21, 20, torch.float32)
+    extra = features(19, 20, seed=1, dtype=torch.float32)[1].detach().to(DEVICE)
+    found = []
+    for backend, dtype in (("triton", torch.float32), ("chunked", torch.float64)):
+        further = extra.to(dtype).requires_grad_()
+        leaves = [*(tensor.detach().to(dtype).requires_grad_() for tensor in inputs), further]
+        how = {"terms": weights(21, parts="it", normalize=True).to(DEVICE), "hardness": 0.5, "margin": 0.3}
+        loss = weighted_info_nce(*leaves[:4], extra_text_features=further, backend=backend, **how)
+        found.append([loss.detach(), *gradients(loss, *leaves)])
+    for one, truth in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), truth, rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_negatives.errors import InputError
 from clip_negatives.functional import weighted_info_nce
 from tests.info_nce import BACKENDS, dense, features, gradients, naive_treated, weights
 
@@ -23,6 +24,7 @@ treatments = st.fixed_dictionaries(
         "groups": st.integers(1, 5),
         "attract": st.booleans(),
         "positive_weight": st.sampled_from([0.0, 0.5, 1.0]),
+        "extra": st.integers(1, 5),
     },
 )
 
@@ -36,10 +38,12 @@ def test_equals_loops_by_hand_in_every_mixture(backend, n, chunk, seed, weighted
     if "groups" in how:
         generator = torch.Generator().manual_seed(seed)
         how = how | {"groups": torch.randint(how["groups"], (n,), generator=generator)}
-    ours = weighted_info_nce(x, y, SCALE, -1.0, terms=terms, backend=backend, chunk_size=chunk, **how)
+    extra = features(how.pop("extra"), 4, seed + 1)[1].detach() if "extra" in how else None
+    how_ours = {"terms": terms, "extra_text_features": extra, "backend": backend, "chunk_size": chunk, **how}
+    ours = weighted_info_nce(x, y, SCALE, -1.0, **how_ours)
     if "groups" in how:
         how = how | {"groups": how["groups"].tolist()}
-    expected = naive_treated(x, y, 4.0, -1.0, dense(terms, n), normalize=weighted and terms.normalize, **how)
+    expected = naive_treated(x, y, 4.0, -1.0, dense(terms, n), normalize=weighted and terms.normalize, extra=extra, **how)
     assert ours.item() == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
@@ -61,13 +65,15 @@ def test_gradients_of_everything(backend, which):
     elif which != "all":
         how = {which: how[which]}
     terms = weights(n, drop=0.1)
+    extra = features(5, 3, seed=1)[1]
 
-    def loss(x, y, scale, bias):
-        x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-        return weighted_info_nce(x, y, scale, bias, terms=terms, backend=backend, chunk_size=4, **how)
+    def loss(x, y, scale, bias, extra):
+        x, y, extra = F.normalize(x, dim=1), F.normalize(y, dim=1), F.normalize(extra, dim=1)
+        more = {"extra_text_features": extra, "backend": backend, "chunk_size": 4}
+        return weighted_info_nce(x, y, scale, bias, terms=terms, **more, **how)
 
     # A pair that crosses the margin makes a step: keep the differences smaller than any distance to it.
-    assert torch.autograd.gradcheck(loss, (x, y, scale, bias), eps=1e-7, atol=1e-5)
+    assert torch.autograd.gradcheck(loss, (x, y, scale, bias, extra), eps=1e-7, atol=1e-5)
 
 
 @each_backend
@@ -77,7 +83,8 @@ def test_rows_of_each_process_against_all_average_to_the_whole(backend):
     groups = torch.tensor([0, 1, 2, 0, 1, 4, 4, 5])
     rates = torch.linspace(0.0, 0.2, n, dtype=torch.float64)
     terms = weights(n, normalize=True)
-    how = {"margin": 0.2, "hardness": 0.5, "backend": backend, "chunk_size": 3}
+    extra = features(6, 4, seed=1)[1]
+    how = {"margin": 0.2, "hardness": 0.5, "extra_text_features": extra, "backend": backend, "chunk_size": 3}
     whole = weighted_info_nce(x, y, SCALE, terms=terms, groups=groups, positive_rate=rates, **how)
     parts = []
     for start in (0, half):
@@ -125,6 +132,23 @@ def test_identities(backend):
     torch.testing.assert_close(
         weighted_info_nce(x, y, SCALE, groups=torch.zeros(7, dtype=torch.int64), backend=backend), uniform
     )
+
+
+@each_backend
+def test_extra_texts_that_are_too_near_leave_rows_without_negatives_finite(backend):
+    x, y = features(4, 4)
+    how = {"margin": -2.0, "hardness": 0.5, "extra_text_features": y.detach()[:2], "backend": backend}
+    loss = weighted_info_nce(x, y, SCALE, **how)
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, x, y))
+    torch.testing.assert_close(loss, torch.zeros_like(loss))
+
+
+@pytest.mark.parametrize(
+    "extra", [torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, 4), torch.zeros(4, dtype=torch.float64)]
+)
+def test_extra_texts_of_another_kind_are_refused(extra):
+    with pytest.raises(InputError, match="features of extra texts"):
+        weighted_info_nce(*features(3, 4), SCALE, extra_text_features=extra)
 
 
 @each_backend

@@ -120,8 +120,15 @@ def anchor_losses(
         sums = weight_sums.add(sums, pairs, len(y))
     if extra is not None:
         # An offset beyond the last column: none of them is the positive of a row.
-        limits = Side(limits=pairs.rows.limits)
-        further = Pairs(limits, Side(), None, None, len(extra), False, objective.hardness, objective.normalize, objective.counts)
+        further = Pairs(
+            Side(limits=pairs.rows.limits),
+            Side(),
+            offset=len(extra),
+            columns_too=False,
+            hardness=objective.hardness,
+            importance=objective.normalize,
+            count=objective.counts,
+        )
         more = _sums(x, extra, scale, bias, further, backend, chunk_size).rows
         sums = sums._replace(rows=joined(sums.rows, more))
     anchors = sums if pairs.columns_too else (sums.rows,)

@@ -129,7 +129,10 @@ def folder(clusters: Clusters, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize("name", NAMES)
 def test_loader_hands_out_each_text_with_those_that_come_with_it(name: str, workers: int, folder: Path) -> None:
     loader, loss = attach(
-        DataLoader(Listings(), batch_size=B, num_workers=workers, drop_last=True), folder, sampler=f"{name}:per_image=2", tokenize=tokenize
+        DataLoader(Listings(), batch_size=B, num_workers=workers, drop_last=True),
+        folder,
+        sampler=f"{name}:per_image=2",
+        tokenize=tokenize,
     )
     assert loss.extra_texts == 2
     batches = 0
