@@ -11,7 +11,10 @@ import pytest
 pytest.importorskip("tomllib")
 sys.path.insert(0, str(Path(__file__).parent))
 import page
+import tomllib
 import trained
+
+from clip_negatives.compare import parse_methods
 
 SMALL = """
 name = "small"
@@ -30,6 +33,18 @@ methods = ["in_batch", "paper"]
 groups = ["objects"]
 styles = ["noto", "noto-v1", "fluent-flat"]
 """
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.toml")), ids=lambda file: file.stem)
+def test_study_files_name_methods_that_there_are(file: Path) -> None:
+    """A misspelt method or key is found here, not after hours."""
+    study = tomllib.loads(file.read_text())
+    told = study["methods"]
+    specs = told if isinstance(told, list) else [spec for candidates in told.values() for spec in candidates]
+    assert "in_batch" in specs
+    assert set(specs) <= {method.name for spec in specs for method in parse_methods(spec)}
+    for data in study["data"].values():
+        assert set(data) <= {"source", "styles", "tones", "groups", "batch_size", "clusterer"}
 
 
 def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
