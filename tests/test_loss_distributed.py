@@ -22,6 +22,7 @@ from tests.info_nce import BACKENDS, features, gradients, weights
 WORLD, B, D, N = 2, 5, 4, 20
 MODES = list(itertools.product([False, True], repeat=2))
 INDEX = torch.randperm(N, generator=torch.Generator().manual_seed(4))[: WORLD * B]
+TEXTS = torch.randint(9, (WORLD * B, 3), generator=torch.Generator().manual_seed(5))
 GROUPS = torch.arange(WORLD * B) // 3
 
 
@@ -54,7 +55,8 @@ def _process(rank, folder):
                 weighted = NegativesClipLoss(**how, terms=weights(N, normalize=normalize), backend=backend, chunk_size=3)
                 result = _run(weighted, torch.float64, rank, index=INDEX[_part(rank)])
                 found["weighted", backend, normalize, local_loss, with_grad] = result
-        extra = NegativesClipLoss(**how, terms=weights(N, normalize=True), extra_texts=2)
+        numbers = TEXTS[_part(rank)]
+        extra = NegativesClipLoss(**how, terms=weights(N, normalize=True), extra_texts=2, text_ids=lambda of=numbers: of)
         found["extra", local_loss, with_grad] = _run_extra(extra, rank)
     found["metrics"] = _metrics(_part(rank))
     torch.save(found, f"{folder}/{rank}.pt")
@@ -117,7 +119,8 @@ def test_weighted_loss_is_that_of_one_process(found, backend, normalize, local_l
 def test_extra_texts_of_all_processes_are_contrasted(found, local_loss, with_grad):
     x, y = (side.requires_grad_() for side in _with_extra())
     terms = weights(N, normalize=True).take(INDEX)
-    whole = weighted_info_nce(x, y[:, 0], 5.0, terms=terms, extra_text_features=y[:, 1:].flatten(0, 1))
+    how = {"terms": terms, "text_ids": TEXTS[:, 0], "extra_text_ids": TEXTS[:, 1:].flatten()}
+    whole = weighted_info_nce(x, y[:, 0], 5.0, extra_text_features=y[:, 1:].flatten(0, 1), **how)
     results = [found[rank]["extra", local_loss, with_grad] for rank in range(WORLD)]
     torch.testing.assert_close(torch.stack([value for value, *_ in results]).mean(), whole.detach())
     if with_grad:

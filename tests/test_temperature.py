@@ -25,6 +25,12 @@ def test_held_through_training(shape: tuple[int, ...]) -> None:
     assert not torch.equal(other, torch.ones(3))
 
 
+def test_scale_that_does_not_learn_is_set() -> None:
+    scale = torch.zeros(())
+    hold_temperature(scale, 0.1)
+    assert scale.item() == pytest.approx(math.log(10))
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.009, 1.01, -1.0, math.nan])
 def test_out_of_range(temperature: float) -> None:
     scale = torch.nn.Parameter(torch.zeros(()))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clip_negatives import registry
 from clip_negatives.errors import InputError
+from clip_negatives.extra_texts import texts_per_image
 from clip_negatives.interfaces import IncorrectPairs, NegativeSampler, SamplingContext
 
 
@@ -23,7 +24,7 @@ class Adding:
 
     Raises:
         UnknownNameError: there is no such sampler.
-        InputError: `per_image` is less than 1, or there are no captions.
+        InputError: `per_image` is less than 1, there are no captions, or the other sampler adds texts as well.
     """
 
     def __init__(self, context: SamplingContext, of: str, per_image: int) -> None:
@@ -33,6 +34,8 @@ class Adding:
             raise InputError("Expected the texts of the data for a sampler that adds texts, got none. Train on csv data.")
         self.context, self.captions, self.texts_per_image = context, context.captions, per_image
         self.sampler: NegativeSampler = registry.create("negative_sampler", of, context)
+        if texts_per_image(self.sampler):
+            raise InputError(f"Expected a sampler for of= that adds no texts itself, got {of!r}.")
         self.epoch = 0
 
     def extra_texts(self, batch: Sequence[int]) -> list[str]:

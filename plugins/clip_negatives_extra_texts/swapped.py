@@ -14,7 +14,8 @@ class SwappedWords(Adding):
     The model must then look at the order of words. Source: NegCLIP (Yuksekgonul et al., 2023, arXiv:2210.01936), which swaps
     words of one kind (nouns, adjectives, adverbs, verbs or noun phrases, found by a parser) once for all training, and also
     adds similar images with their texts, which `hard_pairs` does. Here any two different words are swapped, anew each epoch:
-    our choice, it needs no parser. A text without two different words gives way to that of a random other sample. Where the
+    our choice, it needs no parser. A text without two different words gives way to that of a random other sample. A swap that
+    the model cannot see, beyond the length that it reads, is left out by the loss. Where the
     order of words says nothing, as in lists of tags, the added texts are *correct* ones: do not use it there.
     Sign: raises texts that are similar in words; looks at no similarity.
 
@@ -37,21 +38,22 @@ class SwappedWords(Adding):
         return [swapped(self.captions[index], draw) or self._other(index, draw) for _ in range(self.texts_per_image)]
 
     def _other(self, index: int, draw: random.Random) -> str:
-        place = draw.randrange(len(self.captions) - 1) if len(self.captions) > 1 else 0
-        return self.captions[place + (place >= index)] if len(self.captions) > 1 else ""
+        # One that is equal is left out by the loss.
+        return self.captions[(index + draw.randrange(1, max(2, len(self.captions)))) % len(self.captions)]
 
 
 def swapped(text: str, draw: random.Random) -> str | None:
-    """Return a text with two different words swapped, None where there are no two.
+    """Return a text with two words swapped that differ in more than case, None where there are no two.
 
     Examples:
         >>> swapped("black cat", random.Random(0))
         'cat black'
     """
     words = text.split()
-    if len(set(words)) < 2:
+    same = [word.casefold() for word in words]
+    if len(set(same)) < 2:
         return None
     one = draw.randrange(len(words))
-    other = draw.choice([place for place, word in enumerate(words) if word != words[one]])
+    other = draw.choice([place for place, word in enumerate(same) if word != same[one]])
     words[one], words[other] = words[other], words[one]
     return " ".join(words)

@@ -28,13 +28,21 @@ def check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: i
         raise InputError(f"Expected chunk_size of at least 1, got {chunk_size}.")
 
 
-def check_extra(extra: Tensor, y: Tensor) -> None:
-    """Refuse features of extra texts that are not of the kind of the others."""
-    if extra.ndim != 2 or extra.shape[1] != y.shape[1] or extra.dtype != y.dtype or extra.device != y.device:
+def check_extra(extra: Tensor, ids: Tensor | None, extra_ids: Tensor | None, y: Tensor) -> None:
+    """Refuse features of extra texts that are not of the kind of the others, or numbers that are of others."""
+    if extra.ndim != 2 or len(extra) == 0 or extra.shape[1] != y.shape[1] or extra.dtype != y.dtype or extra.device != y.device:
         raise InputError(
             f"Expected features of extra texts of shape (E, {y.shape[1]}), {y.dtype} on {y.device}, as those of the texts are, "
             f"got {tuple(extra.shape)}, {extra.dtype} on {extra.device}."
         )
+    if (ids is None) != (extra_ids is None):
+        raise InputError("Expected text_ids and extra_text_ids, got one of them. Give both or neither.")
+    for name, found, size in (("text_ids", ids, len(y)), ("extra_text_ids", extra_ids, len(extra))):
+        if found is not None and (found.shape != (size,) or found.dtype != torch.int64 or found.device != y.device):
+            raise InputError(
+                f"Expected int64 {name} of shape ({size},) on {y.device}, got {found.dtype} of shape {tuple(found.shape)} on "
+                f"{found.device}."
+            )
 
 
 def check_terms(terms: LossTerms, all_terms: LossTerms | None, x: Tensor, all_x: Tensor) -> None:

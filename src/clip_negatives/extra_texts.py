@@ -6,6 +6,7 @@ gradient accumulation makes them, keep this order, and any model that encodes te
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -82,23 +83,43 @@ class TextBatches:
 
 
 class TextsDataset(Dataset[Any]):
-    """Put the tokens of the texts that come with a sample behind those of its own.
+    """Put the tokens of the texts that come with a sample behind those of its own, and number all these texts.
 
     Args:
         samples: gives ``((image, tokens, ...), index)``, or an error in the place of the sample.
         tokenize: the tokenizer of the data set.
+        each: texts that come with a sample.
     """
 
-    def __init__(self, samples: Dataset[Any], tokenize: Tokenize) -> None:
+    def __init__(self, samples: Dataset[Any], tokenize: Tokenize, each: int) -> None:
         self.samples = samples
         self.tokenize = tokenize
+        self.each = each
 
-    def __getitem__(self, item: tuple[int, list[str]]) -> tuple[Any, int]:
+    def __getitem__(self, item: tuple[int, list[str]]) -> tuple[Any, tuple[int, ...]]:
         sample, index = self.samples[item[0]]
+        nothing = (index, *(0,) * (1 + self.each))
         if isinstance(sample, DataError):
-            return sample, index
-        image, tokens, *rest = sample
-        return (image, torch.cat([tokens[None], self.tokenize(item[1])]), *rest), index
+            return sample, nothing
+        if not isinstance(sample, tuple | list) or len(sample) < 2:
+            return DataError(f"Expected samples (image, tokens) for a sampler that adds texts, got {type(sample)}."), nothing
+        image, own, *rest = sample
+        further = self.tokenize(item[1])
+        fits = isinstance(own, Tensor) and isinstance(further, Tensor) and further.shape == (self.each, *own.shape)
+        if not fits:
+            shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one) for one in (own, further)]
+            return DataError(
+                "Expected samples (image, tokens) and a tokenizer that gives tensors of such tokens for a sampler that adds "
+                f"texts, got {shapes[0]} in the sample and {shapes[1]} for {self.each} texts."
+            ), nothing
+        tokens = torch.cat([own[None], further])
+        return (image, tokens, *rest), (index, *map(number_of, tokens))
+
+
+def number_of(tokens: Tensor) -> int:
+    """Return a number of a text, 0 .. 2^63 - 1, by what the model is shown of it: the same for the same, in every process."""
+    digest = hashlib.blake2b(tokens.numpy().tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 class FlatCollate:
@@ -108,6 +129,9 @@ class FlatCollate:
         self.collate = collate
 
     def __call__(self, samples: list[Any]) -> Any:
-        """Return ``(images, tokens, ...)``, tokens of shape (B (1 + E), tokens)."""
-        images, tokens, *rest = self.collate(samples)
+        """Return ``(images, tokens, ...)``, tokens of shape (B (1 + E), tokens), or an error in their place."""
+        batch = self.collate(samples)
+        if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
+            return DataError(f"Expected batches (images, tokens) for a sampler that adds texts, got {type(batch)}.")
+        images, tokens, *rest = batch
         return (images, tokens.flatten(0, 1), *rest)

@@ -14,7 +14,7 @@ from clip_negatives.checks import check_extra, check_features, check_groups, che
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.kernels import dense, log_weights
-from clip_negatives.kernels.objective import Objective, anchor_losses
+from clip_negatives.kernels.objective import Further, Objective, anchor_losses
 from clip_negatives.kernels.pairs import Pairs, Side
 from clip_negatives.kernels.support import triton_is_missing
 
@@ -46,6 +46,8 @@ def weighted_info_nce(
     attract: bool | None = None,
     positive_weight: float | None = None,
     extra_text_features: Tensor | None = None,
+    text_ids: Tensor | None = None,
+    extra_text_ids: Tensor | None = None,
     all_image_features: Tensor | None = None,
     all_text_features: Tensor | None = None,
     all_terms: LossTerms | None = None,
@@ -87,8 +89,9 @@ def weighted_info_nce(
       pair is correct;
     * `positive_weight` = alpha, 1 in InfoNCE, is 0 in decoupled losses (Yeh et al., 2110.06848). A row without negatives
       then contributes 0;
-    * `extra_text_features` are texts that belong to no image: they are put into N_i of every image i, with b = 0, and are no
-      anchors themselves, as the columns that NegCLIP adds (arXiv:2210.01936). With several processes give those of all.
+    * `extra_text_features` are texts beside those of the samples: they are put into N_i of every image i, with b = 0, and are
+      no anchors themselves, as the columns that NegCLIP adds (arXiv:2210.01936). One whose `extra_text_ids` is that of i's
+      own text, in `text_ids`, is left out of N_i. With several processes give those of all.
 
     Args:
         image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).
@@ -102,7 +105,9 @@ def weighted_info_nce(
         groups: group of each of the B samples, int64, shape (B,).
         attract: whether samples of a group are positives of each other, or only no negatives.
         positive_weight: alpha, at least 0.
-        extra_text_features: unit norm, the dtype of the text features, shape (E, D).
+        extra_text_features: unit norm, the dtype of the text features, shape (E, D), at least one.
+        text_ids: the same number for equal texts, of each of the B samples, int64, shape (B,).
+        extra_text_ids: the same of the extra texts, int64, shape (E,); given together or not at all.
         all_image_features: shape (G, D), given for both sides or for none.
         all_text_features: shape (G, D).
         all_terms: terms of the G samples.
@@ -142,8 +147,10 @@ def weighted_info_nce(
     terms = terms or LossTerms()
     all_terms = terms if not rectangle else all_terms or (None if terms.n_samples else terms)
     check_features(x, y, all_x, all_y, positive_offset, chunk_size)
+    further = None
     if extra is not None:
-        check_extra(extra, y)
+        check_extra(extra, text_ids, extra_text_ids, y)
+        further = Further(extra, text_ids, extra_text_ids)
     check_terms(terms, all_terms, x, all_x)
     how = _treatment(terms, margin, positive_rate, hardness, positive_weight, len(x))
     mine, everyone = Side.of(terms, groups), Side.of(all_terms, all_groups if rectangle else groups)
@@ -159,8 +166,8 @@ def weighted_info_nce(
     pairs = Pairs(mine, everyone, *tables, offset=positive_offset, columns_too=not rectangle)
     losses = functools.partial(anchor_losses, objective=how, backend=backend, chunk_size=chunk_size, ring=ring)
     if not rectangle:
-        return torch.cat(losses(x, y, scale, bias, pairs, extra=extra)).mean()
-    by_image = losses(x, all_y, scale, bias, pairs, extra=extra)
+        return torch.cat(losses(x, y, scale, bias, pairs, further=further)).mean()
+    by_image = losses(x, all_y, scale, bias, pairs, further=further)
     by_text = losses(y, all_x, scale, bias, pairs.transposed_tables())
     return torch.cat(by_image + by_text).mean()
 

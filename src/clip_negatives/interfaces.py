@@ -263,8 +263,8 @@ class NegativeSampler(Protocol):
 class ExtraTexts(Protocol):
     """What a `NegativeSampler` has as well where images are contrasted with texts beyond those of their batch.
 
-    The texts are encoded with those of the batch. They belong to no image: every image has them among its incorrect texts, and
-    no image is looked for by them. They need not be texts of the data.
+    The texts are encoded with those of the batch. Every image of the step has all of them among its incorrect texts, but for
+    those that are its own text, and no image is looked for by them. They need not be texts of the data.
 
     Attributes:
         texts_per_image: E, how many come with each sample, at least 1.

@@ -31,13 +31,28 @@ class BatchIndex:
 
     def __init__(self, batches: int = 1, observe: Callable[[Tensor], None] | None = None) -> None:
         self._window: deque[Tensor] = deque(maxlen=batches)
+        self._texts: deque[Tensor] = deque(maxlen=batches)
         self._observe = observe
 
-    def push(self, index: Tensor) -> None:
-        """Take the index of a batch that is now handed out, int64, shape (B,)."""
+    def push(self, index: Tensor, text_ids: Tensor | None = None) -> None:
+        """Take the index of a batch that is now handed out, int64, shape (B,), and what `text_ids` is to return of it."""
         self._window.append(index)
+        if text_ids is not None:
+            self._texts.append(text_ids)
         if self._observe is not None:
             self._observe(index)
+
+    def text_ids(self) -> Tensor:
+        """Return a number for each text of the window, the same for equal texts, int64, shape (batches * B, 1 + E).
+
+        Each sample's own text, and the E texts that a sampler added with it.
+
+        Raises:
+            InputError: no batch with extra texts was handed out yet.
+        """
+        if not self._texts:
+            raise InputError("Expected a batch with extra texts before the loss is called, got none. Iterate over the loader.")
+        return torch.cat(tuple(self._texts))
 
     def __call__(self) -> Tensor:
         """Return the indices of the window, int64, shape (batches * B,).
@@ -75,7 +90,7 @@ class _IndexedCollate:
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate
 
-    def __call__(self, samples: list[tuple[Any, int]]) -> tuple[Any, Tensor]:
+    def __call__(self, samples: list[tuple[Any, Any]]) -> tuple[Any, Tensor]:
         index = torch.tensor([index for _, index in samples])
         error = next((sample for sample, _ in samples if isinstance(sample, DataError)), None)
         return error or self.collate([sample for sample, _ in samples]), index
@@ -124,7 +139,10 @@ class IndexedLoader:
         for batch, index in self._loader:
             if isinstance(batch, DataError):
                 raise batch
-            self.batch_index.push(index)
+            if index.ndim == 2:  # beside the index the numbers of the texts
+                self.batch_index.push(index[:, 0], index[:, 1:])
+            else:
+                self.batch_index.push(index)
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -189,11 +207,12 @@ def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler, tokenize: T
     dataset: Dataset[Any] = _IndexedDataset(loader.dataset)
     collate: Callable[[list[Any]], Any] = loader.collate_fn
     batches: Any = sampler
-    if texts_per_image(sampler):
+    each = texts_per_image(sampler)
+    if each:
         if tokenize is None:
             raise InputError(
                 f"Expected a tokenizer for {type(sampler).__name__}, which adds texts, got none. "
                 "Give attach(..., tokenize=...)."
             )
-        dataset, collate, batches = TextsDataset(dataset, tokenize), FlatCollate(collate), TextBatches(sampler)
+        dataset, collate, batches = TextsDataset(dataset, tokenize, each), FlatCollate(collate), TextBatches(sampler)
     return DataLoader(dataset, batch_sampler=batches, collate_fn=_IndexedCollate(collate), **kept)

@@ -38,6 +38,8 @@ class NegativesClipLoss(nn.Module):
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
             forward where no index is given and the terms are not neutral.
         extra_texts: E, texts that come with each sample beyond its own, see `clip_negatives.interfaces.ExtraTexts`.
+        text_ids: returns a number for each text and those that come with it, int64, shape (B, 1 + E), the same for equal texts;
+            an extra text that is the image's own is then left out for it. Called once a forward with extra texts.
         ring: with several processes, let the texts of the others pass by instead of gathering all samples: the loss and the
             gradients are those of ``local_loss`` with ``gather_with_grad``, the memory that of two processes' samples.
         backend: see `clip_negatives.functional.weighted_info_nce`.
@@ -72,6 +74,7 @@ class NegativesClipLoss(nn.Module):
         terms: LossTerms | AnchorLoss | None = None,
         batch_index: Callable[[], Tensor] | None = None,
         extra_texts: int = 0,
+        text_ids: Callable[[], Tensor] | None = None,
         ring: bool = False,
         backend: str = "auto",
         chunk_size: int | None = None,
@@ -86,6 +89,7 @@ class NegativesClipLoss(nn.Module):
         self.world_size = world_size
         self.batch_index = batch_index
         self.extra_texts = extra_texts
+        self.text_ids = text_ids
         self.ring = ring
         self.backend = backend
         self.chunk_size = chunk_size
@@ -148,19 +152,16 @@ class NegativesClipLoss(nn.Module):
         if self.anchor_loss is not None:
             loss = self._by_anchor(self.anchor_loss, image_features, text_features, logit_scale, logit_bias, index)
             return {"contrastive_loss": loss} if output_dict else loss
-        text_features, extra = self._split(text_features, len(image_features))
         terms = self.terms
         batch = None if terms.neutral else self._batch_terms(index, image_features)
         how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size}
+        if self.extra_texts:
+            text_features, extra = self._split(text_features, len(image_features))
+            how |= extra
         if self.world_size == 1 or self.ring:
             how["ring"] = self.world_size > 1
-            how["extra_text_features"] = extra
             loss = weighted_info_nce(image_features, text_features, logit_scale, logit_bias, terms=batch, **how)
         else:
-            if extra is not None:  # this process's own with their gradients, whichever loss is asked for
-                with_grad = self.gather_with_grad
-                extra = gather_features(extra, self.rank, self.world_size, local_loss=False, with_grad=with_grad)
-            how["extra_text_features"] = extra
             loss = self._gathered(image_features, text_features, logit_scale, logit_bias, batch, how)
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -181,10 +182,8 @@ class NegativesClipLoss(nn.Module):
             x, y, where = all_x, all_y, Where(everyone, everyone)
         return torch.cat([loss(each) for each in anchors(x, y, all_x, all_y, scale, bias, where)]).mean()
 
-    def _split(self, text_features: Tensor, n: int) -> tuple[Tensor, Tensor | None]:
-        """Return the features of the n texts, and those of the extra texts, if any."""
-        if not self.extra_texts:
-            return text_features, None
+    def _split(self, text_features: Tensor, n: int) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """Return the features of the n texts, and what the loss takes of the extra texts of all processes."""
         each = 1 + self.extra_texts
         if len(text_features) != n * each:
             raise InputError(
@@ -192,7 +191,18 @@ class NegativesClipLoss(nn.Module):
                 f"{len(text_features)}. Hand the model all texts of the wrapped loader's batch."
             )
         texts = text_features.view(n, each, -1)
-        return texts[:, 0], texts[:, 1:].flatten(0, 1)
+        extra = texts[:, 1:].flatten(0, 1)
+        own_ids = extra_ids = None
+        if self.text_ids is not None:
+            ids = _move(self.text_ids(), text_features.device)
+            own_ids, extra_ids = ids[:, 0], ids[:, 1:].flatten()
+        if self.world_size > 1:
+            # This process's own keep their gradients, whichever loss is asked for.
+            extra = gather_features(extra, self.rank, self.world_size, local_loss=False, with_grad=self.gather_with_grad)
+            if own_ids is not None and extra_ids is not None:
+                own_ids = own_ids if self.local_loss else self._of_all(own_ids.contiguous())
+                extra_ids = self._of_all(extra_ids)
+        return texts[:, 0], {"extra_text_features": extra, "text_ids": own_ids, "extra_text_ids": extra_ids}
 
     def _of_all(self, rows: Tensor) -> Tensor:
         """Return the rows of every process, without gradients."""

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from clip_negatives.errors import InputError
 
@@ -26,16 +27,17 @@ def check_temperature(temperature: float) -> float:
     return temperature
 
 
-def hold_temperature(logit_scale: Tensor, temperature: float) -> None:
+def hold_temperature(logit_scale: Tensor, temperature: float, optimizer: Optimizer | None = None) -> None:
     """Set a learnable log-scale to ``ln(1 / temperature)`` and keep it there.
 
     Its gradient is zero from here on, not absent, because distributed training waits for the gradient of every parameter.
     An optimizer that does not decay the scale, as open_clip's does not, leaves it as it is. To be called once, before the
-    first step: the momentum of a scale that was learned before goes on moving it by about ten learning rates.
+    first step.
 
     Args:
         logit_scale: the parameter ``model.logit_scale`` of open_clip, any shape.
         temperature: 0.01 .. 1; logits are cosines divided by it.
+        optimizer: what else would move the scale, by what it remembers of a training in which the scale was learned.
 
     Raises:
         InputError: the temperature is out of range.
@@ -43,4 +45,7 @@ def hold_temperature(logit_scale: Tensor, temperature: float) -> None:
     value = -math.log(check_temperature(temperature))
     with torch.no_grad():
         logit_scale.fill_(value)
-    logit_scale.register_hook(torch.zeros_like)
+    if logit_scale.requires_grad:
+        logit_scale.register_hook(torch.zeros_like)
+    if optimizer is not None:
+        optimizer.state.pop(logit_scale, None)

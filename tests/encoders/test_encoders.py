@@ -219,6 +219,12 @@ def test_open_clip_model_of_a_folder(tmp_path: Path) -> None:
     spec = f"open_clip:{model}"
     assert_towers_of(own, image_encoder(spec), text_encoder(spec))
 
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="its own"):
+        image_encoder(f"open_clip:local-dir:{bare}")
+
     name = encoder_name("image", spec)
     assert str(tmp_path) not in name
     torch.save({"state_dict": trained.state_dict()}, checkpoint := tmp_path / "epoch_1.pt")

@@ -117,6 +117,17 @@ def test_held_temperature(arguments: list[str], monkeypatch: pytest.MonkeyPatch,
     assert held.item() == pytest.approx(math.log(10), abs=1e-6)
 
 
+def test_held_temperature_of_a_resumed_run_does_not_drift(arguments: list[str]) -> None:
+    """What the optimizer remembers of learning the scale moves it no more."""
+    train([*arguments, "--epochs", "2", "--lr", "1e-2", "--name", "run"])
+    run = Path(arguments[arguments.index("--logs") + 1]) / "run"
+    (run / "checkpoints" / "epoch_2.pt").unlink()
+    lines = len((run / "out.log").read_text().splitlines())
+    train([*arguments, "--epochs", "2", "--lr", "1e-2", "--name", "run", "--resume", "latest"], TrainOptions(temperature=0.1))
+    resumed = "\n".join((run / "out.log").read_text().splitlines()[lines:])
+    assert set(re.findall(r"Logit Scale: (\S+)", resumed)) == {"10.000"}
+
+
 def test_webdataset_weights_by_key(arguments: list[str], shards: str) -> None:
     place = arguments.index("--train-data")
     arguments = [*arguments[:place], "--train-data", shards, "--dataset-type", "webdataset", *arguments[place + 4 :]]
@@ -126,8 +137,10 @@ def test_webdataset_weights_by_key(arguments: list[str], shards: str) -> None:
     train([*arguments, "--name", "run"], options)
     assert len(_losses(arguments, "run")) == ROWS // BATCH
     assert int(torch.cat(seen).min()) >= 0
-    with pytest.raises(UnsupportedError, match="in_batch"):
-        train([*arguments, "--name", "batches"])
+    for sampler in ("cluster_similarity", "swapped_words"):
+        with pytest.raises(UnsupportedError, match="in_batch"):
+            train([*arguments, "--name", "batches"], TrainOptions(sampler=sampler))
+    assert not (Path(arguments[arguments.index("--logs") + 1]) / "batches").exists()
 
 
 def test_synthetic_data(arguments: list[str]) -> None:
@@ -135,6 +148,9 @@ def test_synthetic_data(arguments: list[str]) -> None:
     arguments = [*arguments[:place], "--dataset-type", "synthetic", "--train-num-samples", "128", *arguments[place + 4 :]]
     train([*arguments, "--name", "run"])
     assert len(_losses(arguments, "run")) == 128 // BATCH
+    with pytest.raises(UnsupportedError, match="adds texts, got synthetic"):
+        train([*arguments, "--name", "texts"], TrainOptions(sampler="swapped_words"))
+    assert not (Path(arguments[arguments.index("--logs") + 1]) / "texts").exists()
 
 
 @pytest.mark.parametrize(

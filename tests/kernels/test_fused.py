@@ -223,6 +223,7 @@ def test_extra_texts():
         further = extra.to(dtype).requires_grad_()
         leaves = [*(tensor.detach().to(dtype).requires_grad_() for tensor in inputs), further]
         how = {"terms": weights(21, parts="it", normalize=True).to(DEVICE), "hardness": 0.5, "margin": 0.3}
+        how |= {"text_ids": torch.arange(21).to(DEVICE), "extra_text_ids": torch.arange(10, 29).to(DEVICE)}
         loss = weighted_info_nce(*leaves[:4], extra_text_features=further, backend=backend, **how)
         found.append([loss.detach(), *gradients(loss, *leaves)])
     for one, truth in zip(*found, strict=True):

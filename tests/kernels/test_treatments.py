@@ -135,6 +135,36 @@ def test_identities(backend):
 
 
 @each_backend
+@pytest.mark.parametrize("weighted", [False, True])
+def test_extra_texts_that_are_the_own_are_left_out(backend, weighted):
+    """Every own text stands among the extra ones as well, and two of them are equal."""
+    n, ids = 6, torch.tensor([0, 1, 2, 3, 4, 2])
+    x, y = features(n, 4)
+    further = features(n, 4, seed=1)[1]
+    terms = weights(n, parts="it", normalize=False, drop=0.0) if weighted else None
+    found = weighted_info_nce(
+        x, y, SCALE, terms=terms, extra_text_features=further, text_ids=ids, extra_text_ids=ids, backend=backend, chunk_size=4
+    )
+    b, z, more = dense(terms, n), SCALE * x @ y.T, SCALE * x @ further.T
+    b.fill_diagonal_(0.0)
+    more = more.masked_fill(ids[:, None] == ids, -torch.inf)
+    target = torch.arange(n)
+    expected = (F.cross_entropy(torch.cat([z + b, more], 1), target) + F.cross_entropy((z + b).T, target)) / 2
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(gradients(found, x, y, further), gradients(expected, x, y, further), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    "ids", [(None, torch.arange(2)), (torch.arange(2), torch.arange(2)), (torch.arange(3.0), torch.arange(2))]
+)
+def test_numbers_of_other_texts_are_refused(ids):
+    x, y = features(3, 4)
+    with pytest.raises(InputError, match="text_ids"):
+        weighted_info_nce(x, y, SCALE, extra_text_features=y[:2], text_ids=ids[0], extra_text_ids=ids[1])
+
+
+@each_backend
 def test_extra_texts_that_are_too_near_leave_rows_without_negatives_finite(backend):
     x, y = features(4, 4)
     how = {"margin": -2.0, "hardness": 0.5, "extra_text_features": y.detach()[:2], "backend": backend}
@@ -144,7 +174,7 @@ def test_extra_texts_that_are_too_near_leave_rows_without_negatives_finite(backe
 
 
 @pytest.mark.parametrize(
-    "extra", [torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, 4), torch.zeros(4, dtype=torch.float64)]
+    "extra", [torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, 4), torch.zeros(4).double(), torch.zeros(0, 4).double()]
 )
 def test_extra_texts_of_another_kind_are_refused(extra):
     with pytest.raises(InputError, match="features of extra texts"):

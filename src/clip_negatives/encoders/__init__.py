@@ -75,9 +75,9 @@ def encoder_name(modality: Modality, spec: str) -> str:
     if name in _NAMED[modality]:
         if not argument:
             raise OptionError(f"Expected a model after {name!r}, such as {name}:MODEL, got {spec!r}.")
-        if argument.startswith("local-dir:"):
+        if name == "open_clip" and argument.startswith("local-dir:"):
             return f"{name}:local-dir:{_label(Path(argument.removeprefix('local-dir:')))}"
-        if argument.startswith("hf-hub:"):
+        if name == "open_clip" and argument.startswith("hf-hub:"):
             return spec
         mark = _NAMED[modality][name][1]
         model, _, weights = argument.partition(mark) if mark else ("", "", argument)

@@ -86,7 +86,8 @@ def _checked(model: str, weights: str) -> tuple[str, str, int]:
     if Path(weights).is_file():
         return model, weights, Path(weights).stat().st_mtime_ns
     if not weights and model.startswith(SCHEMES):
-        return model, weights, 0
+        files = Path(model.removeprefix(SCHEMES[0])).iterdir() if model.startswith(SCHEMES[0]) else ()
+        return model, weights, max((file.stat().st_mtime_ns for file in files), default=0)
     known = open_clip.list_pretrained_tags_by_model(model)
     if weights not in known:
         tags = f"one of {', '.join(known)}" if known else "there are no known tags"
@@ -104,13 +105,19 @@ def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
     bias = {"init_logit_bias": 0.0} if stored else {}
     own = name.startswith(SCHEMES)
     try:
-        pretrained = None if own else weights
-        model, _, transform = open_clip.create_model_and_transforms(name, pretrained=pretrained, device=device(), **bias)
+        model, _, transform = open_clip.create_model_and_transforms(
+            name,
+            pretrained=None if own else weights,
+            device=device(),
+            require_pretrained=not stored,  # else a folder without weights is a model of random ones
+            **bias,
+        )
+        tokenizer = open_clip.get_tokenizer(name)
         if own and stored:  # open_clip overlooks weights that are named beside those that a model brings.
             open_clip.load_checkpoint(model, weights, device=device())
     except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.
         raise DataError(f"Expected weights of {name}, got {weights or 'its own'}: {one_line(error)}") from error
-    return model.eval(), transform, open_clip.get_tokenizer(name)
+    return model.eval(), transform, tokenizer
 
 
 @torch.no_grad()

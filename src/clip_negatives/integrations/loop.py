@@ -44,7 +44,8 @@ def attach(
         local_loss: as in `open_clip.ClipLoss`.
         gather_with_grad: as in `open_clip.ClipLoss`.
         accumulate: micro-batches whose features are concatenated before the loss is called.
-        tokenize: turns a list of texts into what the model takes, as the data set does; needed for a sampler that adds texts.
+        tokenize: turns n texts into what the model takes, shape (n, tokens), as the data set does; needed for a sampler that
+            adds texts. Samples are then ``(image, tokens)``, and each text of a batch has those that come with it behind it.
 
     Raises:
         ArtifactError: the folder is not a clusters folder, or is damaged.
@@ -77,6 +78,7 @@ def attach(
         terms=registry.create("loss_weighting", weighting)(folder.clusters),
         batch_index=batch_index,
         extra_texts=texts_per_image(made),
+        text_ids=batch_index.text_ids,
         backend=backend,
     )
     return IndexedLoader(loader, made, batch_index, tokenize), loss

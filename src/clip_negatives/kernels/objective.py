@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,6 +70,36 @@ class Objective:
         return self.normalize or self.positive_rate is not None
 
 
+class Further(NamedTuple):
+    """Hold texts beside those of the samples.
+
+    Attributes:
+        features: shape (E, D).
+        own_ids: a number for the text of each row, shape (B,); None where no text is looked for among the further ones.
+        ids: the same of these texts, shape (E,).
+    """
+
+    features: Tensor
+    own_ids: Tensor | None
+    ids: Tensor | None
+
+    def pairs(self, limits: Tensor | None, objective: Objective) -> Pairs:
+        """Return what to sum of the rows and these texts.
+
+        One text is one group: the pairs of a group are no negatives, and their sums as mates are not looked at. An offset
+        beyond the last column leaves every row without a positive.
+        """
+        return Pairs(
+            Side(groups=self.own_ids, limits=limits),
+            Side(groups=self.ids),
+            offset=len(self.features),
+            columns_too=False,
+            hardness=objective.hardness,
+            importance=objective.normalize,
+            count=objective.counts,
+        )
+
+
 def anchor_losses(
     x: Tensor,
     y: Tensor,
@@ -80,7 +111,7 @@ def anchor_losses(
     backend: str,
     chunk_size: int | None = None,
     ring: bool = False,
-    extra: Tensor | None = None,
+    further: Further | None = None,
 ) -> list[Tensor]:
     """Return the losses of the rows x as anchors and, where columns are anchors too, those of the columns y.
 
@@ -94,7 +125,7 @@ def anchor_losses(
         backend: "torch", "chunked" or "triton".
         chunk_size: rows at a time; None chooses.
         ring: whether the samples of all processes are contrasted; x and y are then this process's.
-        extra: further columns, shape (E, D), unweighted negatives of every row and no anchors; not with the ring.
+        further: more columns, unweighted negatives of the rows and no anchors; not with the ring.
     """
     dtype = sum_dtype(x, y)
     own = y if len(y) == len(x) else y[pairs.offset : pairs.offset + len(x)]
@@ -118,18 +149,8 @@ def anchor_losses(
         sums = _sums(x, y, scale, bias, pairs, backend, chunk_size)
     if from_histogram:
         sums = weight_sums.add(sums, pairs, len(y))
-    if extra is not None:
-        # An offset beyond the last column: none of them is the positive of a row.
-        further = Pairs(
-            Side(limits=pairs.rows.limits),
-            Side(),
-            offset=len(extra),
-            columns_too=False,
-            hardness=objective.hardness,
-            importance=objective.normalize,
-            count=objective.counts,
-        )
-        more = _sums(x, extra, scale, bias, further, backend, chunk_size).rows
+    if further is not None:
+        more = _sums(x, further.features, scale, bias, further.pairs(pairs.rows.limits, objective), backend, chunk_size).rows
         sums = sums._replace(rows=joined(sums.rows, more))
     anchors = sums if pairs.columns_too else (sums.rows,)
     return [_loss(side, positive, lowest, objective) for side in anchors]

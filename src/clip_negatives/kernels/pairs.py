@@ -121,12 +121,24 @@ def add_sums(sums: Tensor, more: Tensor) -> None:
 
 
 def joined(sums: Tensor, more: Tensor) -> Tensor:
-    """Return the sums over two sets of pairs of the same anchors, shape (6, n), differentiable."""
-    nothing = (sums[:LOGARITHMIC] == -torch.inf) & (more[:LOGARITHMIC] == -torch.inf)
-    # Of two -inf the derivative is not a number, even where nobody asks for it.
-    one, other = (part[:LOGARITHMIC].masked_fill(nothing, 0.0) for part in (sums, more))
-    logarithmic = torch.logaddexp(one, other).masked_fill(nothing, -torch.inf)
-    return torch.cat([logarithmic, sums[LOGARITHMIC:] + more[LOGARITHMIC:]])
+    """Return sums with further negatives of the same anchors, shape (6, n), differentiable."""
+    negatives, importance, mates, logits, n_mates, kept = sums
+    return torch.stack(
+        [
+            _logaddexp(negatives, more[NEGATIVES]),
+            _logaddexp(importance, more[IMPORTANCE]),
+            mates,
+            logits,
+            n_mates,
+            kept + more[KEPT],
+        ]
+    )
+
+
+def _logaddexp(one: Tensor, other: Tensor) -> Tensor:
+    """Return the same as torch, with gradients of 0 and not of nan where both are -inf."""
+    nothing = (one == -torch.inf) & (other == -torch.inf)
+    return torch.logaddexp(one.masked_fill(nothing, 0.0), other.masked_fill(nothing, 0.0)).masked_fill(nothing, -torch.inf)
 
 
 def sum_dtype(x: Tensor, y: Tensor) -> torch.dtype:

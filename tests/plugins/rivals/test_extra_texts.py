@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives import attach, registry
 from clip_negatives.artifacts import write_clusters
-from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.interfaces import Clusters, SamplingContext
 from clip_negatives_extra_texts.hard import hardest
@@ -52,18 +52,25 @@ def test_texts_are_others_and_stay_the_same_within_an_epoch(name: str, clusters:
     assert resumed.extra_texts(batch) == first
 
 
-def test_hardest_are_those_of_two_loops(clusters: Clusters) -> None:
+@pytest.mark.parametrize("top", [4, 30])
+def test_hardest_are_those_of_two_loops(top: int, clusters: Clusters) -> None:
     images, texts = clusters.image_features, clusters.text_features
     searched = torch.arange(0, N, 2)
-    found = hardest(images, texts, searched, 4, 0.9)
+    found = hardest(images, texts, searched, top, 0.5)
     for i in range(N):
         products = {}
         for j in searched.tolist():
             s, t = float(images[i] @ images[j]), float(texts[i] @ texts[j])
-            if i != j:
-                products[j] = 0.0 if s > 0.9 or t > 0.9 else s * t
-        expected = sorted(products.values(), reverse=True)[:4]
-        assert [products[j] for j in found[i].tolist()] == pytest.approx(expected, abs=1e-5)
+            if i != j and s <= 0.5 and t <= 0.5:
+                products[j] = max(s, 0.0) * max(t, 0.0)
+        expected = sorted(products.values(), reverse=True)[:top]
+        kept = [j for j in found[i].tolist() if j >= 0]
+        assert [products[j] for j in kept] == pytest.approx(expected, abs=1e-5)
+
+
+def test_no_pair_that_is_no_near_duplicate(clusters: Clusters) -> None:
+    with pytest.raises(InputError, match="no near-duplicate"):
+        make("hard_texts:near_duplicate=-1.0", clusters).extra_texts([0])
 
 
 def test_reliable_texts_are_of_reliable_pairs(clusters: Clusters) -> None:
@@ -80,7 +87,7 @@ def test_swapped_words_are_the_same_words() -> None:
         assert found is not None
         assert sorted(found.split()) == sorted(text.split())
         assert sum(one != other for one, other in zip(found.split(), text.split(), strict=True)) == 2
-    assert swapped("mug mug", random.Random(0)) is None
+    assert swapped("mug Mug", random.Random(0)) is None
 
 
 @pytest.mark.parametrize(
@@ -88,6 +95,7 @@ def test_swapped_words_are_the_same_words() -> None:
     [
         ("hard_texts:per_image=0", "per_image of at least 1"),
         ("hard_texts:top=0", "top of at least 1"),
+        ("hard_texts:of=swapped_words", "adds no texts itself"),
         ("hard_texts:near_duplicate=2.0", "near_duplicate of -1 .. 1"),
         ("reliable_texts:pairs=in_batch", "pairs of every sample from in_batch"),
     ],
@@ -143,6 +151,11 @@ def test_loader_hands_out_each_text_with_those_that_come_with_it(name: str, work
             line for row in index for line in (CAPTIONS[row], *loader.sampler.extra_texts([row]))
         ]  # what the sampler says here, it said in the same epoch there
         assert torch.equal(texts, tokenize(expected))
+        ids = loader.batch_index.text_ids()
+        assert ids.shape == (B, 3)
+        lines = dict(zip(expected, ids.flatten().tolist(), strict=True))
+        assert len(set(lines.values())) == len(lines)
+        assert ids.flatten().tolist() == [lines[line] for line in expected]
         batches += 1
     assert batches == len(loader) == N // B
 
@@ -158,8 +171,37 @@ def test_loss_is_that_of_images_against_all_texts_and_of_texts_against_images(fo
     by_image = F.cross_entropy(torch.cat([10 * x @ own.T, 10 * x @ extra.T], dim=1), target)
     expected = (by_image + F.cross_entropy(10 * own @ x.T, target)) / 2
     torch.testing.assert_close(loss(x, y, torch.tensor(10.0)), expected)
+    assert loss.text_ids is not None
     with pytest.raises(InputError, match="Expected 16 text features"):
         loss(x, own, torch.tensor(10.0))
+
+
+class Wrong(Listings):
+    """What other data sets give."""
+
+    def __init__(self, sample: object) -> None:
+        self.sample = sample
+
+    def __getitem__(self, row: int) -> object:
+        return self.sample
+
+
+@pytest.mark.parametrize(
+    ("sample", "tokens"),
+    [
+        ({"image": torch.zeros(3), "text": torch.zeros(30)}, tokenize),
+        ((torch.zeros(3), "a text"), tokenize),
+        ((torch.zeros(3), torch.zeros(1, 30)), tokenize),
+        ((torch.zeros(3), torch.zeros(29)), tokenize),
+        ((torch.zeros(3), torch.zeros(30)), lambda texts: {"input_ids": tokenize(texts)}),
+        ((torch.zeros(3), torch.zeros(30)), lambda texts: tokenize(texts)[0]),
+    ],
+)
+def test_samples_of_another_form_are_one_sentence(sample: object, tokens: object, folder: Path) -> None:
+    data = DataLoader(Wrong(sample), batch_size=B)
+    loader, _ = attach(data, folder, sampler="swapped_words", tokenize=tokens)
+    with pytest.raises(DataError, match=r"Expected samples \(image, tokens\)"):
+        next(iter(loader))
 
 
 def test_what_cannot_do_with_extra_texts_says_so(folder: Path) -> None:

@@ -50,9 +50,6 @@ class TrainData:
         sampler: ``name`` or ``name:key=value,...``.
         batch_index: where the loss reads the index of a batch.
         folder: the clusters folder, whose keys name the samples of a stream.
-
-    Raises:
-        UnsupportedError: the data are a stream and the sampler chooses batches by index.
     """
 
     def __init__(self, info: Any, args: Any, sampler: str, batch_index: BatchIndex, folder: ClustersFolder | None) -> None:
@@ -61,12 +58,6 @@ class TrainData:
         self.dataset = info.dataloader.dataset if is_indexable(info) else None
         self.dataloader: CountedLoader
         self.extra_texts = 0
-        item = registry.default_registry().resolve("negative_sampler", sampler)[0]
-        if self.dataset is None and not item.keeps_native_order:
-            raise UnsupportedError(
-                f"Expected csv data for the sampler {item.name}, which chooses batches by index, got a webdataset stream. "
-                "Use --sampler in_batch with it (the weighting works on streams, by sample key), or export the data to csv."
-            )
 
     def use(self, clusters: Clusters | None) -> None:
         """Build the loader for these clusters."""
@@ -86,7 +77,7 @@ class TrainData:
             seed=self._args.seed,
             clusters=clusters,
             native_batches=native.batch_sampler,
-            captions=None if self._folder is None else Captions(self._folder.samples),
+            captions=getattr(self.dataset, "captions", None) if self._folder is None else Captions(self._folder.samples),
         )
         sampler = registry.create("negative_sampler", self._sampler, context)
         self.extra_texts = texts_per_image(sampler)

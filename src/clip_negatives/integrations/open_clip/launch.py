@@ -103,7 +103,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     if options.temperature is not None:
         check_temperature(options.temperature)
     needs_clusters = options.requires_clusters  # resolves the names before anything slow is imported
-    from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder, rank
+    from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder, rank, try_plugins
     from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main
 
     main = load_main()
@@ -111,6 +111,8 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     needs_clusters = needs_clusters or options.clusters is not None
     # The other ranks wait for rank 0 in open_clip's own rendezvous and read the folder after it.
     folder = first_folder(parsed, options) if needs_clusters and rank() == 0 else None
+    if rank() == 0:
+        try_plugins(folder, parsed, options)
     with _own_logging(), installed(main, Negatives(main, options, folder, needs_clusters=needs_clusters)):
         outcome = main.main(list(arguments))
     if outcome not in (None, 0):

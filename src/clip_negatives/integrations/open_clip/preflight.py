@@ -88,7 +88,6 @@ def first_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
         folder = _synthetic(args, options)
     else:
         folder = prepare_cached(pairs(args), **encoding(options))
-    _try(folder, args, options)
     return folder
 
 
@@ -147,23 +146,33 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
 
 
-def _try(folder: ClustersFolder, args: Namespace, options: TrainOptions) -> None:
-    """Build sampler and weighting once, so that what they refuse is refused before open_clip writes its first file."""
+def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOptions) -> None:
+    """Build sampler and weighting once, so that what they refuse is refused before open_clip writes its first file.
+
+    Raises:
+        ClipNegativesError: they refuse, or do not go with each other or with the data.
+    """
     item, _ = registry.default_registry().resolve("negative_sampler", options.sampler)
-    extra = 0
-    if kind_of(args) != "webdataset" and item.requires_clusters:
-        n = args.train_num_samples if kind_of(args) == "synthetic" else len(pairs(args).keys)
+    kind, clusters, extra = kind_of(args), folder.clusters if folder is not None else None, 0
+    if kind == "webdataset" and not item.keeps_native_order:
+        raise UnsupportedError(
+            f"Expected csv data for the sampler {item.name}, which chooses batches by index, got a webdataset stream. "
+            "Use --sampler in_batch with it (the weighting works on streams, by sample key), or export the data to csv."
+        )
+    if kind != "webdataset":
+        source = pairs(args) if kind == "csv" else None
         context = SamplingContext(
-            n,
+            args.train_num_samples if source is None else len(source.keys),
             args.batch_size,
             world_size=world_size(),
             seed=args.seed,
-            clusters=folder.clusters,
-            captions=Captions(folder.samples),
+            clusters=clusters,
+            captions=source.texts if source is not None else None if folder is None else Captions(folder.samples),
         )
         extra = texts_per_image(registry.create("negative_sampler", options.sampler, context))
-    terms = registry.create("loss_weighting", options.weighting)(folder.clusters)
-    NegativesClipLoss(terms=terms, extra_texts=extra)
+        if extra and source is None:
+            raise UnsupportedError(f"Expected csv data for the sampler {item.name}, which adds texts, got {kind} data.")
+    NegativesClipLoss(terms=registry.create("loss_weighting", options.weighting)(clusters), extra_texts=extra)
 
 
 def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:

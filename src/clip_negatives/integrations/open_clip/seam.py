@@ -38,7 +38,7 @@ from clip_negatives.temperature import hold_temperature
 EXPECTED = {
     "get_data": ("args", "preprocess_fns", "epoch", "tokenizer"),
     "create_loss": ("args",),
-    "train_one_epoch": ("model", "data", "loss", "epoch"),
+    "train_one_epoch": ("model", "data", "loss", "epoch", "optimizer"),
 }
 """The functions that are replaced, and the parameters that each must have."""
 
@@ -134,29 +134,32 @@ class Negatives:
             terms=self._terms(self._clusters),
             batch_index=self._batch_index,
             extra_texts=self._extra_texts,
+            text_ids=self._batch_index.text_ids,
             backend=self.options.backend,
         ).to(args.device)
         restore_state(loss.anchor_loss, args, self._start_epoch)
         logging.info(f"clip-negatives: sampler {self.options.sampler}, weighting {self.options.weighting}")
         return loss
 
-    def train_one_epoch(self, model: Any, data: dict[str, Any], loss: Any, epoch: int, *rest: Any, **named: Any) -> None:
+    def train_one_epoch(
+        self, model: Any, data: dict[str, Any], loss: Any, epoch: int, optimizer: Any, *rest: Any, **named: Any
+    ) -> None:
         """Re-cluster if it is time to, then train the epoch as open_clip does."""
-        self._hold_temperature(model)
+        self._hold_temperature(model, optimizer)
         if refresh_due(epoch, self.options.refresh_every):
             found = recluster(model, data["train"].dataset, self._preprocess, self._args, self.options, epoch)
             self._clusters = self._with_ids(found)
             data["train"].use(self._clusters)
             loss.set_terms(self._terms(self._clusters).to(self._args.device))
-        self._train_one_epoch(model, data, loss, epoch, *rest, **named)
+        self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
         store_state(loss.anchor_loss, self._args, epoch + 1)
 
-    def _hold_temperature(self, model: Any) -> None:
+    def _hold_temperature(self, model: Any, optimizer: Any) -> None:
         """Hold the temperature, if asked, from the first epoch that is trained here."""
         from open_clip_train.train import unwrap_model
 
         if self.options.temperature is not None and not self._held:
-            hold_temperature(unwrap_model(model).logit_scale, self.options.temperature)
+            hold_temperature(unwrap_model(model).logit_scale, self.options.temperature, optimizer)
             self._held = True
 
     def _with_ids(self, clusters: Clusters | None) -> Clusters | None:
