@@ -72,12 +72,11 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     optimizer = torch.optim.AdamW([{"params": heads, "weight_decay": 0.1}, {"params": [scale], "weight_decay": 0.0}], lr=job.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, total_steps=study["steps"], pct_start=0.1)
     started = time.perf_counter()
-    rows = {text: row for row, text in enumerate(fold.captions)}
+    lines_of = _Lines(sampler, fold.captions)
+    loss.text_ids = lambda: lines_of.ids
     for batch in _batches(sampler, study["steps"]):
-        index = lines = torch.tensor(batch)
-        if loss.extra_texts:
-            further = torch.tensor([rows[text] for text in sampler.extra_texts(batch)]).view(len(batch), -1)
-            lines = torch.cat([index[:, None], further], dim=1).flatten()
+        index = torch.tensor(batch)
+        lines = lines_of(batch) if loss.extra_texts else index
         x, y = F.normalize(images[index] @ heads[0], dim=1), F.normalize(texts[lines] @ heads[1], dim=1)
         optimizer.zero_grad()
         loss(x, y, scale.exp(), index=index).backward()
@@ -95,6 +94,26 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
         "prepare_seconds": prepared,
         "scale": float(scale.detach().exp()),
     }
+
+
+class _Lines:
+    """Find the texts that a sampler adds, which are texts of the data, among the frozen features.
+
+    Attributes:
+        ids: a number for each text of the last batch and those that come with it, shape (B, 1 + E).
+    """
+
+    def __init__(self, sampler: Any, captions: Sequence[str]) -> None:
+        self.sampler, self.captions = sampler, captions
+        self.rows = {text: row for row, text in enumerate(captions)}
+        self.ids = torch.empty(0)
+
+    def __call__(self, batch: list[int]) -> torch.Tensor:
+        """Return the row of each text of a batch with those that come with it behind it, shape ((1 + E) B,)."""
+        own = [self.rows[self.captions[index]] for index in batch]
+        further = [self.rows[text] for text in self.sampler.extra_texts(batch)]
+        self.ids = torch.cat([torch.tensor(own)[:, None], torch.tensor(further).view(len(batch), -1)], dim=1)
+        return self.ids.flatten()
 
 
 def _batches(sampler: Any, steps: int) -> Iterator[list[int]]:
