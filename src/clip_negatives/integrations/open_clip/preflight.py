@@ -19,7 +19,7 @@ from clip_negatives.artifacts import ClustersFolder, read_clusters
 from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
-from clip_negatives.integrations.open_clip.launch import TrainOptions
+from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.prepare import cache_folder, prepare_cached

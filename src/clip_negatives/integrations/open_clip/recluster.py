@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Subset
 
 from clip_negatives.artifacts import read_clusters, write_clusters
 from clip_negatives.errors import ArtifactError
-from clip_negatives.integrations.open_clip.launch import TrainOptions
+from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters
 from clip_negatives.refresh import cluster_features, from_first_rank, gather_rows
 

@@ -25,10 +25,10 @@ from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
-from clip_negatives.integrations.open_clip.launch import TrainOptions
 from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
 from clip_negatives.integrations.open_clip.preflight import late_folder
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
+from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.loader import BatchIndex
 from clip_negatives.loss import NegativesClipLoss
