@@ -170,21 +170,39 @@ class Runs:
         return self.folder / f"{digest}.json"
 
 
-def validated(study: dict[str, Any], runs: Runs, data: str) -> tuple[float, dict[str, str]]:
-    """Return the learning rate that serves the baseline best, and of each method the candidate that does, on validation."""
+@dataclass(frozen=True)
+class Validated:
+    """Hold what was seen on validation.
+
+    Attributes:
+        lr: learning rate that serves the baseline best.
+        chosen: of each method, the candidate that serves best.
+        gains: of every candidate that was looked at, the relative gain in Rank@1 over the baseline.
+    """
+
+    lr: float
+    chosen: dict[str, str]
+    gains: dict[str, float]
+
+
+def validated(study: dict[str, Any], runs: Runs, data: str) -> Validated:
+    """Choose on validation."""
     seeds = range(study["validation_seeds"])
 
-    def best(choices: dict[Any, list[Job]]) -> Any:
-        found = runs([job for jobs in choices.values() for job in jobs])
-        return max(choices, key=lambda choice: sum(rank_at(found[job], 1) for job in choices[choice]))
+    def scores(jobs: dict[Any, list[Job]]) -> dict[Any, float]:
+        found = runs([job for each in jobs.values() for job in each])
+        return {choice: sum(rank_at(found[job], 1) for job in each) for choice, each in jobs.items()}
 
-    rates = {lr: [Job(data, "validation", "in_batch", lr, seed) for seed in seeds] for lr in study["learning_rates"]}
-    lr = best(rates)
-    chosen = {}
-    for name, candidates in study["methods"].items():
-        jobs = {spec: [Job(data, "validation", spec, lr, seed) for seed in seeds] for spec in candidates}
-        chosen[name] = best(jobs) if len(candidates) > 1 else candidates[0]
-    return lr, chosen
+    rates = scores({lr: [Job(data, "validation", "in_batch", lr, seed) for seed in seeds] for lr in study["learning_rates"]})
+    lr = max(rates, key=rates.__getitem__)
+    told = [spec for candidates in study["methods"].values() if len(candidates) > 1 for spec in candidates]
+    told += study.get("tried", [])
+    found = scores({spec: [Job(data, "validation", spec, lr, seed) for seed in seeds] for spec in dict.fromkeys(told)})
+    chosen = {
+        name: max(candidates, key=found.__getitem__) if len(candidates) > 1 else candidates[0]
+        for name, candidates in study["methods"].items()
+    }
+    return Validated(lr, chosen, {spec: score / rates[lr] - 1 for spec, score in found.items()})
 
 
 def main() -> None:
@@ -202,16 +220,17 @@ def main() -> None:
     told = {name: value for name, value in study.items() if name != "cache"}
     result: dict[str, Any] = {"study": told, "data": {}}
     for data in study["data"]:
-        lr, chosen = validated(study, runs, data)
+        seen = validated(study, runs, data)
         jobs = {
-            name: [Job(data, "test", spec, lr, seed) for seed in range(study["test_seeds"])] for name, spec in chosen.items()
+            name: [Job(data, "test", spec, seen.lr, seed) for seed in range(study["test_seeds"])]
+            for name, spec in seen.chosen.items()
         }
         found = runs([job for each in jobs.values() for job in each])
         baseline = [found[job] for job in jobs["in_batch"]]
         rows = {}
         for name, each in jobs.items():
             outcomes = [found[job] for job in each]
-            rows[name] = {"candidate": chosen[name], "seconds_per_step": min(one["seconds_per_step"] for one in outcomes)}
+            rows[name] = {"candidate": seen.chosen[name], "seconds_per_step": min(one["seconds_per_step"] for one in outcomes)}
             for direction in ("text_to_image", "image_to_text"):
                 for k in (1, 5, 10):
                     values = torch.tensor([rank_at(one, k, direction) for one in outcomes], dtype=torch.float64)
@@ -219,11 +238,12 @@ def main() -> None:
                     rows[name][f"{direction}_rank_{k}"] = figures | interval(outcomes, baseline, k, direction)
         test = Fold.of(study, data, "test")
         result["data"][data] = {
-            "lr": lr,
+            "lr": seen.lr,
             "samples": test.clusters.n_samples,
             "queries": len(test.query_texts),
             "near_duplicates_per_anchor": test.near_duplicates,
             "methods": rows,
+            "validation": seen.gains,
         }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")

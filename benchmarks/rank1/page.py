@@ -34,6 +34,12 @@ and `id_mask` know the item of each listing, which the others do not. The method
 instead of learning it.
 """
 
+ABOUT_VALIDATION = """### What was tried
+
+Gain in text-to-image Rank@1 on *validation*, in percent, of every candidate that was looked at there, the best on average
+first. At {validation_seeds} seed a few percent are noise.
+"""
+
 ABOUT_TRAINED = """## {title}
 
 ```bash
@@ -71,6 +77,7 @@ def page() -> str:
         study = result["study"]
         parts.append(ABOUT_HEADS.format(**study, n_methods=len(study["methods"]) - 1))
         parts += ["### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n", _overview(result["data"])]
+        parts += [ABOUT_VALIDATION.format(**study), _validation(result["data"])]
         for name, data in result["data"].items():
             rows = [_row(method, one, one["seconds_per_step"]) for method, one in _ordered(data["methods"])]
             picture = f"![gain in Rank@1 by method](images/study/{file.parent.name}-{name}.svg)\n"
@@ -120,6 +127,16 @@ def _overview(data: dict[str, Any], figure: str = FIGURES[0]) -> str:
         for method, found in sorted(gains.items(), key=lambda item: -sum(one["gain"] for one in item[1]))
     ]
     return _table(rows, ("method", *data))
+
+
+def _validation(data: dict[str, Any]) -> str:
+    """Return the gain of every candidate on the validation of every data set."""
+    gains = {spec: [one["validation"][spec] for one in data.values()] for spec in next(iter(data.values()))["validation"]}
+    rows = [
+        [_name(spec), *(f"{100 * gain:+.0f}".replace("-", "\N{MINUS SIGN}") for gain in found)]
+        for spec, found in sorted(gains.items(), key=lambda item: -sum(item[1]))
+    ]
+    return _table(rows, ("candidate", *data))
 
 
 def _name(method: str) -> str:
