@@ -13,6 +13,7 @@ import pytest
 
 from clip_negatives import catalogue, hookspecs, registry
 from clip_negatives.cli import main
+from clip_negatives.testing import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -56,6 +57,13 @@ def test_every_hook_is_documented_with_its_signature() -> None:
         signature = str(inspect.signature(function)).replace("'", "")
         assert f"def {function.__name__}{signature}" in page
         assert inspect.getdoc(function) in page
+
+
+def test_every_check_of_the_kit_is_documented_with_its_sentence() -> None:
+    page = (ROOT / "docs" / "testing.md").read_text()
+    rows = [f"| `{check.__name__}` | {' '.join(inspect.getdoc(check).split())} |" for kind in CHECKS.values() for check in kind]
+    assert [row for row in rows if row not in page] == []
+    assert page.count("\n| `") == len(rows)
 
 
 def test_included_files_are_there() -> None:

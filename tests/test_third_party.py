@@ -1,4 +1,4 @@
-"""A plugin that somebody else wrote, built and installed beside our built wheel, is listed and trained with."""
+"""Plugins that somebody else wrote, built and installed beside our built wheel, are listed, checked and trained with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from clip_negatives import catalogue
+from clip_negatives.scaffold import new_plugin
 
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = Path(__file__).parent / "third_party" / "clip_negatives_neighbours"
@@ -23,11 +24,16 @@ def _run(*command: str | Path, **more: object) -> str:
     return done.stdout
 
 
+BEGUN = {"my-sampler": "negative_sampler", "my-weighting": "loss_weighting", "my-clusterer": "clusterer"}
+"""Plugins that are installed as `new_plugin` writes them."""
+
+
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the Python of a fresh venv with both wheels; everything else is seen through a .pth, as it is 5 GB."""
+    """Return the Python of a fresh venv with all wheels; everything else is seen through a .pth, as it is 5 GB."""
     folder = tmp_path_factory.mktemp("third_party")
-    for source in (ROOT, THEIRS):
+    begun = [new_plugin(name, kind, directory=folder) for name, kind in BEGUN.items()]
+    for source in (ROOT, THEIRS, *begun):
         _run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", folder / "wheels", source)
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / "bin" / "python"
@@ -43,21 +49,35 @@ def test_sampler_has_at_most_25_lines() -> None:
     assert len((THEIRS / "clip_negatives_neighbours" / "__init__.py").read_text().splitlines()) <= 25
 
 
+def test_they_conform(python: Path) -> None:
+    for name in ("neighbours", *BEGUN):
+        shown = _run(python, "-m", "clip_negatives", "plugins", "check", name.replace("-", "_"))
+        assert "pickles" in shown
+        assert "failed" not in shown
+
+
+def test_the_test_that_is_written_passes(python: Path) -> None:
+    written = python.parents[2] / "my-weighting"
+    shown = _run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=written)
+    assert "passed" in shown
+
+
 def test_it_is_listed(python: Path) -> None:
     shown = _run(python, "-m", "clip_negatives", "plugins")
     assert "neighbours  (plugin neighbours of clip-negatives-neighbours 0.3.0)\n    run: int = 4\n" in shown
 
 
-def test_it_is_trained_with(python: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampler", "weighting"), [("neighbours:run=8", "uniform"), ("my_sampler:run=2", "my_weighting")])
+def test_they_are_trained_with(python: Path, tmp_path: Path, sampler: str, weighting: str) -> None:
     exported = catalogue.export(tmp_path / "data", split="test", format="csv")
     small = exported / "small.csv"
     small.write_text("".join((exported / "test.csv").read_text().splitlines(keepends=True)[:97]))
     arguments = ["--train-data", small, "--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "32"]
     arguments += ["--epochs", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--log-every-n-steps", "1"]
     arguments += ["--logs", tmp_path / "logs", "--name", "run"]
-    options = ["--sampler", "neighbours:run=8", "--weighting", "uniform"]
+    options = ["--sampler", sampler, "--weighting", weighting]
     environment = {**os.environ, "CLIP_NEGATIVES_CACHE": str(tmp_path / "cache")}
     _run(python, "-m", "clip_negatives", "train", *options, "--", *arguments, env=environment)
     log = (tmp_path / "logs" / "run" / "out.log").read_text()
     assert log.count("Contrastive_loss") == 3
-    assert "sampler neighbours:run=8" in log
+    assert f"sampler {sampler}" in log

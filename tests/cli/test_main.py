@@ -9,6 +9,7 @@ from click.testing import CliRunner, Result
 
 from clip_negatives import registry
 from clip_negatives.cli import COMMANDS, main
+from clip_negatives.testing import CHECKS, ConformanceError, Subject
 
 
 def run(*arguments: str | Path) -> Result:
@@ -36,6 +37,31 @@ def test_plugins_lists_everything() -> None:
             assert str(option) in shown
 
 
+def test_plugins_check_shows_a_table() -> None:
+    shown = run("plugins", "check", "kmeans:n_clusters=5")
+    assert shown.exit_code == 0
+    assert "clusterer kmeans:n_clusters=5" in shown.output
+    assert shown.output.count("passed") == len(CHECKS["clusterer"])
+
+
+def test_plugins_check_fails_where_a_check_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never_two(subject: Subject) -> None:
+        """It is never 2."""
+        raise ConformanceError("Expected 1, got 2.")
+
+    monkeypatch.setitem(CHECKS, "loss_weighting", (never_two,))
+    shown = run("plugins", "check", "uniform")
+    assert shown.exit_code == 1
+    assert "failed: Expected 1, got 2." in shown.output
+
+
+def test_plugins_new_writes_a_folder(tmp_path: Path) -> None:
+    shown = run("plugins", "new", "my-sampler")
+    assert shown.exit_code == 0
+    assert (tmp_path / "my-sampler" / "my_sampler" / "__init__.py").is_file()
+    assert run("plugins", "new", "my-sampler").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -48,6 +74,12 @@ def test_plugins_lists_everything() -> None:
         (["compare", "--methods", "papr"], "Did you mean 'paper'"),
         (["compare", "--seeds", "0"], "at least 1 seed"),
         (["catalogue", "export", "out", "--split", "tset"], "Expected a split"),
+        (["plugins", "check", "in_bach"], "Did you mean 'in_batch'"),
+        (["plugins", "check", "kmeans", "--kind", "loss-weighting"], "the name of a loss weighting"),
+        (["plugins", "check", "kmeans:n_cluster=3"], "n_clusters"),
+        (["plugins", "new", "In Batch"], "such as my-sampler"),
+        (["plugins", "new", "in-batch"], "Choose another"),
+        (["plugins", "new", "mine", "--kind", "sampler"], "'negative-sampler'"),
         (["trian"], "No such command"),
         (["meter"], "Missing argument"),
         (["compare", "--seeds", "x"], "not a valid integer"),

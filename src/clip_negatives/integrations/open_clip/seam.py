@@ -13,7 +13,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +21,7 @@ import open_clip
 from clip_negatives import registry
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.artifacts import ClustersFolder
+from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
@@ -62,7 +62,7 @@ def load_main() -> ModuleType:
                 f"Expected open_clip_torch 3.x, whose training has {name}({', '.join(parameters)}), got {release} without it. "
                 "Install open_clip_torch>=3.0,<4."
             )
-    open_clip.add_model_config(Path(__file__).parent / "models")
+    open_clip.add_model_config(MODELS)
     return checked
 
 

@@ -1,0 +1,223 @@
+"""Samplers each of which does one thing wrong, by the check that must find it, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from clip_negatives.interfaces import IncorrectPairs, SamplingContext
+from clip_negatives.sampling import PlannedSampler
+
+
+class Sound(PlannedSampler):
+    """Shuffle; nothing is wrong with it."""
+
+    def __init__(self, context: SamplingContext) -> None:
+        super().__init__(context, self.steps)
+
+    def steps(self, generator: torch.Generator) -> torch.Tensor:
+        return self.shuffled(generator)
+
+    def shuffled(self, generator: torch.Generator) -> torch.Tensor:
+        used = self.context.n_samples // self.step_size * self.step_size
+        return torch.randperm(self.context.n_samples, generator=generator)[:used].view(-1, self.step_size)
+
+
+class YieldsTuples(Sound):
+    def __iter__(self) -> Iterator[Any]:
+        return map(tuple, super().__iter__())
+
+
+class RepeatsAnIndex(Sound):
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([batch[0], *batch[:-1]] for batch in super().__iter__())
+
+
+class CountsOneTooMany(Sound):
+    def __len__(self) -> int:
+        return super().__len__() + bool(super().__len__())
+
+    def planned(self, epoch: int) -> torch.Tensor:
+        return self.plan(torch.Generator().manual_seed(self.context.seed * 97 + epoch))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            yield batch
+            if self._position == super().__len__():
+                return
+
+
+class IgnoresItsRank(Sound):
+    def __init__(self, context: SamplingContext) -> None:
+        super().__init__(context)
+        object.__setattr__(self.context, "rank", 0)
+
+
+class ShortensTheLastRank(Sound):
+    def __len__(self) -> int:
+        last = self.context.world_size > 1 and self.context.rank == self.context.world_size - 1
+        return super().__len__() - last
+
+    def planned(self, epoch: int) -> torch.Tensor:
+        return self.shuffled(torch.Generator().manual_seed(self.context.seed * 97 + epoch))
+
+
+class SeedsItselfAnew(Sound):
+    made = 0
+
+    def __init__(self, context: SamplingContext) -> None:
+        super().__init__(context)
+        SeedsItselfAnew.made += 1
+        self.shift = SeedsItselfAnew.made
+
+    def planned(self, epoch: int) -> torch.Tensor:
+        return super().planned(epoch).roll(self.shift, dims=0)
+
+
+class IgnoresTheSeed(Sound):
+    def planned(self, epoch: int) -> torch.Tensor:
+        return self.plan(torch.Generator().manual_seed(epoch))
+
+
+class IgnoresTheEpoch(Sound):
+    def planned(self, epoch: int) -> torch.Tensor:
+        return super().planned(0)
+
+
+class ShufflesEachPassAnew(Sound):
+    passes = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.passes = 0
+
+    def planned(self, epoch: int) -> torch.Tensor:
+        self.passes += 1
+        return super().planned(epoch).roll(self.passes, dims=0)
+
+
+class GoesOnAfterAnotherEpoch(Sound):
+    def set_epoch(self, epoch: int) -> None:
+        started = 0 < self._position < len(self)
+        super().set_epoch(epoch)
+        self._resumed = self._resumed or started
+
+
+class DrawsGlobally(Sound):
+    def steps(self, generator: torch.Generator) -> torch.Tensor:
+        torch.rand(1)
+        return self.shuffled(generator)
+
+
+class WritesToTheClusters(Sound):
+    def steps(self, generator: torch.Generator) -> torch.Tensor:
+        self.context.clusters.image_similarity.fill_diagonal_(0.0)
+        return self.shuffled(generator)
+
+
+class HoldsALambda(Sound):
+    def __init__(self, context: SamplingContext) -> None:
+        super().__init__(context)
+        self.rule = lambda index: index
+
+
+class ReusesItsList(Sound):
+    def __iter__(self) -> Iterator[list[int]]:
+        batch: list[int] = []
+        for found in super().__iter__():
+            batch[:] = found
+            yield batch
+
+
+class ResumesAtTheStart(Sound):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({**state, "position": 0})
+
+
+class KeepsATensorInItsState(Sound):
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "order": torch.arange(3)}
+
+
+class TakesAnyState(Sound):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict({"epoch": 0, "position": 0, **state})
+
+
+class PairsAnImageWithItsText(Sound):
+    def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        pairs = super().incorrect_pairs(per_image, generator)
+        text = pairs.text_index.clone()
+        text[0] = pairs.image_index[0]
+        return IncorrectPairs(pairs.image_index, text)
+
+
+class RepeatsAPair(Sound):
+    def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        pairs = super().incorrect_pairs(per_image, generator)
+        return IncorrectPairs(pairs.image_index[[0, *range(len(pairs))]], pairs.text_index[[0, *range(len(pairs))]])
+
+
+class DrawsPairsByItself(Sound):
+    drawn = 0
+
+    def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        DrawsPairsByItself.drawn += 1
+        return super().incorrect_pairs(per_image, torch.Generator().manual_seed(self.drawn))
+
+
+class TakesAnyBatchSize(Sound):
+    def __init__(self, context: SamplingContext) -> None:
+        if context.batch_size * context.world_size > context.n_samples:
+            context = SamplingContext(context.n_samples, context.n_samples, clusters=context.clusters)
+        super().__init__(context)
+
+
+class Texts(Sound):
+    texts_per_image = 2
+
+    def extra_texts(self, batch: list[int]) -> list[str]:
+        return [f"text {index + step}" for index in batch for step in range(2)]
+
+
+class AddsTooFewTexts(Texts):
+    def extra_texts(self, batch: list[int]) -> list[str]:
+        return super().extra_texts(batch)[1:]
+
+
+class AddsOtherTextsEachTime(Texts):
+    asked = 0
+
+    def extra_texts(self, batch: list[int]) -> list[str]:
+        AddsOtherTextsEachTime.asked += 1
+        return [f"{text} {self.asked}" for text in super().extra_texts(batch)]
+
+
+BROKEN = {
+    "batches_are_lists_of_b_indices": YieldsTuples,
+    "no_index_twice_in_an_epoch": RepeatsAnIndex,
+    "length_is_exact": CountsOneTooMany,
+    "ranks_are_disjoint": IgnoresItsRank,
+    "ranks_are_equally_long": ShortensTheLastRank,
+    "same_seed_gives_the_same_batches": SeedsItselfAnew,
+    "another_seed_gives_other_batches": IgnoresTheSeed,
+    "next_epoch_differs": IgnoresTheEpoch,
+    "an_epoch_repeats": ShufflesEachPassAnew,
+    "set_epoch_starts_at_the_start": GoesOnAfterAnotherEpoch,
+    "global_generators_are_untouched": DrawsGlobally,
+    "clusters_are_left_as_they_are": WritesToTheClusters,
+    "pickles": HoldsALambda,
+    "serves_loader_workers": ReusesItsList,
+    "resumes_within_an_epoch": ResumesAtTheStart,
+    "state_is_numbers_and_strings": KeepsATensorInItsState,
+    "state_of_something_else_is_refused": TakesAnyState,
+    "incorrect_pairs_are_of_two_samples": PairsAnImageWithItsText,
+    "incorrect_pairs_come_once": RepeatsAPair,
+    "incorrect_pairs_follow_the_generator": DrawsPairsByItself,
+    "a_step_larger_than_the_data_is_refused": TakesAnyBatchSize,
+    "extra_texts_fit_the_batch": AddsTooFewTexts,
+    "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
+}
+SOUND = (Sound, Texts)

@@ -1,0 +1,222 @@
+"""Weightings each of which does one thing wrong, by the check that must find it, and no other."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_negatives.anchors import AnchorLoss, Anchors, info_nce
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import Clusters, LossTerms
+
+
+class Sound:
+    """Weigh by the similarity of image clusters; nothing is wrong with it."""
+
+    def __call__(self, clusters: Clusters) -> Any:
+        return LossTerms(image_labels=clusters.image.labels, image_table=-clusters.image_similarity)
+
+
+class Momentum(AnchorLoss):
+    """Weigh each anchor by what it lost when it was last seen; nothing is wrong with it."""
+
+    last: Tensor
+
+    def __init__(self, n_samples: int) -> None:
+        super().__init__()
+        self.n_samples = n_samples
+        self.register_buffer("last", torch.zeros(2, n_samples))
+
+    def forward(self, anchors: Anchors) -> Tensor:
+        loss = info_nce(anchors)
+        state = self.last[0 if anchors.modality == "image" else 1]
+        before = state[anchors.where.index]
+        anchors.remember(state, loss)
+        return loss * (1 + 0.1 * before.tanh())
+
+
+class SoundByStep:
+    loss: type[AnchorLoss] = Momentum
+
+    def __call__(self, clusters: Clusters) -> Any:
+        return self.loss(clusters.n_samples)
+
+
+class ReturnsATable(Sound):
+    """Return what looks like terms and is none."""
+
+    def __call__(self, clusters: Clusters) -> Any:
+        terms = super().__call__(clusters)
+        return _LikeTerms(**{item.name: getattr(terms, item.name) for item in dataclasses.fields(LossTerms)})
+
+
+@dataclasses.dataclass(frozen=True)
+class _LikeTerms:
+    image_labels: Any
+    image_table: Any
+    text_labels: Any
+    text_table: Any
+    factors: Any
+    normalize: Any
+    groups: Any
+    positive_rate: Any
+    hardness: Any
+    margin: Any
+    attract: Any
+    positive_weight: Any
+
+
+class LacksATable(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        return dataclasses.replace(super().__call__(clusters), text_labels=clusters.text.labels)
+
+
+class WeighsByNan(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        table = -clusters.image_similarity
+        unused = torch.full((len(table) + 1, len(table) + 1), torch.nan)
+        unused[:-1, :-1] = table
+        return LossTerms(image_labels=clusters.image.labels, image_table=unused)
+
+
+class DebiasesByOne(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        rate = torch.zeros(clusters.n_samples)
+        rate[-1] = 1.0  # a sample that the batches of the other checks do not hold
+        return dataclasses.replace(super().__call__(clusters), positive_rate=rate)
+
+
+class _ColumnOfLosses(Momentum):
+    def forward(self, anchors: Anchors) -> Tensor:
+        return super().forward(anchors)[:, None]
+
+
+class ReturnsAColumn(SoundByStep):
+    loss = _ColumnOfLosses
+
+
+class SeedsItselfAnew(Sound):
+    made = 0
+
+    def __init__(self) -> None:
+        SeedsItselfAnew.made += 1
+        self.strength = 1 + 0.1 * self.made
+
+    def __call__(self, clusters: Clusters) -> Any:
+        terms = super().__call__(clusters)
+        return dataclasses.replace(terms, image_table=terms.image_table * self.strength)
+
+
+class DrawsGlobally(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        torch.rand(1)
+        return super().__call__(clusters)
+
+
+class WritesToTheClusters(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        terms = super().__call__(clusters)
+        clusters.image_similarity.zero_()
+        return terms
+
+
+class _Overflows(Momentum):
+    def forward(self, anchors: Anchors) -> Tensor:
+        return anchors.logits.exp().sum(1).log() - anchors.positive + 0 * super().forward(anchors)
+
+
+class Overflows(SoundByStep):
+    loss = _Overflows
+
+
+class RemovesEveryPair(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        return LossTerms(image_labels=clusters.image.labels, image_table=torch.full_like(clusters.image_similarity, -torch.inf))
+
+
+class _ByPlace(Momentum):
+    """Weigh an anchor by where it stands among all candidates."""
+
+    def forward(self, anchors: Anchors) -> Tensor:
+        loss = super().forward(anchors)
+        place = torch.arange(len(loss)) + anchors.where.offset
+        return loss * (1 + place.remainder(5))
+
+
+class WeighsByPlace(SoundByStep):
+    loss = _ByPlace
+
+
+class _IgnoresTheOffset(Momentum):
+    def forward(self, anchors: Anchors) -> Tensor:
+        return anchors.logits.logsumexp(1) - anchors.logits.diagonal() + 0 * super().forward(anchors)
+
+
+class IgnoresTheOffset(SoundByStep):
+    loss = _IgnoresTheOffset
+
+
+class _KeepsItsStateToItself(Momentum):
+    def __init__(self, n_samples: int) -> None:
+        super().__init__(n_samples)
+        del self.last
+        self.last = torch.zeros(2, n_samples)
+
+
+class KeepsItsStateToItself(SoundByStep):
+    loss = _KeepsItsStateToItself
+
+
+class HoldsALambda(Sound):
+    def __init__(self) -> None:
+        self.rule = lambda similarity: -similarity
+
+
+class SaysItNeedsNone(Sound):
+    requires_clusters = False
+
+
+class ReadsWhatMayBeMissing(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        return dataclasses.replace(super().__call__(clusters), groups=clusters.groups.clone())
+
+
+class NeedsTwoClusters(Sound):
+    def __call__(self, clusters: Clusters) -> Any:
+        assert clusters.image.n_clusters > 1
+        return super().__call__(clusters)
+
+
+class Refuses(Sound):
+    """Refuse with a sentence what it cannot use; nothing is wrong with that."""
+
+    def __call__(self, clusters: Clusters) -> Any:
+        clusters.features_of("image", "this weighting")
+        if clusters.image.n_clusters < 2:
+            raise InputError("Expected at least 2 clusters, got 1.")
+        return super().__call__(clusters)
+
+
+BROKEN = {
+    "terms_or_an_anchor_loss_is_returned": ReturnsATable,
+    "labels_name_rows_of_their_tables": LacksATable,
+    "log_weights_are_numbers": WeighsByNan,
+    "numbers_are_in_their_ranges": DebiasesByOne,
+    "an_anchor_loss_has_an_entry_for_each_anchor": ReturnsAColumn,
+    "the_same_clusters_give_the_same_loss": SeedsItselfAnew,
+    "global_generators_are_untouched": DrawsGlobally,
+    "clusters_are_left_as_they_are": WritesToTheClusters,
+    "loss_and_gradients_are_finite": Overflows,
+    "something_is_learned": RemovesEveryPair,
+    "order_in_the_batch_does_not_matter": WeighsByPlace,
+    "rows_of_one_process_are_those_of_all": IgnoresTheOffset,
+    "state_travels_with_state_dict": KeepsItsStateToItself,
+    "pickles": HoldsALambda,
+    "clusters_are_required_or_done_without": SaysItNeedsNone,
+    "clusters_without_features_are_used_or_refused": ReadsWhatMayBeMissing,
+    "one_cluster_is_used_or_refused": NeedsTwoClusters,
+}
+SOUND = (Sound, SoundByStep, Refuses)
