@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from clip_negatives import registry
@@ -102,3 +106,47 @@ def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.Monke
     monkeypatch.setattr(registry, "default_registry", fail)
     shown = run("plugins")
     assert isinstance(shown.exception, RuntimeError)
+
+
+def every_command(group: click.Group = main, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    with click.Context(group) as context:
+        for name in group.list_commands(context):
+            command = group.get_command(context, name)
+            assert command is not None
+            yield (*path, name), command
+            if isinstance(command, click.Group):
+                yield from every_command(command, *path, name)
+
+
+@pytest.mark.parametrize(("path", "command"), list(every_command()), ids=lambda value: str(value))
+def test_help_has_examples_that_can_be_called(path: tuple[str, ...], command: click.Command) -> None:
+    """Parsed and not run: the options are there, and their values of the type."""
+    shown = run(*path, "--help").output
+    lines = [line.strip() for line in shown.split("Examples:\n")[1].splitlines() if line.startswith("    ")]
+    assert lines
+    for line in lines:
+        words = shlex.split(line)
+        start = words.index("clip-negatives" if "clip-negatives" in words else "clip_negatives") + 1
+        found: click.Command = main
+        with click.Context(main) as context:
+            while isinstance(found, click.Group) and start < len(words):
+                found, start = found.get_command(context, words[start]), start + 1
+            found.make_context("example", words[start:], resilient_parsing=False) if not isinstance(
+                found, click.Group
+            ) else None
+
+
+def completed(*words: str) -> list[str]:
+    complete = ShellComplete(main, {}, "clip-negatives", "_CLIP_NEGATIVES_COMPLETE")
+    return [item.value for item in complete.get_completions(list(words[:-1]), words[-1])]
+
+
+def test_a_shell_completes_names_of_plugins_and_their_options() -> None:
+    assert completed("tra") == ["train"]
+    assert completed("train", "--sampler", "cluster_s") == ["cluster_similarity", "cluster_stratified"]
+    assert completed("train", "--weighting", "cluster_s") == []
+    assert completed("prepare", "--clusterer", "kmeans:n_") == ["kmeans:n_clusters=", "kmeans:n_iter=", "kmeans:n_redo="]
+    assert completed("prepare", "--clusterer", "kmeans:n_iter=3,se") == ["kmeans:n_iter=3,seed="]
+    assert completed("compare", "--methods", "in_batch,def") == ["in_batch,default"]
+    assert completed("compare", "--methods", "in_batch+gate") == ["in_batch+gate", "in_batch+gate2"]
+    assert completed("plugins", "check", "weighted") == ["weighted_infonce"]

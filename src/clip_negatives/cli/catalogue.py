@@ -9,13 +9,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from clip_negatives.cli.words import examples
 
-@click.group()
+
+@click.group(epilog=examples("clip-negatives catalogue info", "clip-negatives catalogue export data/"))
 def catalogue() -> None:
     """Look at or export the emoji catalogue that ships with the package."""
 
 
-@catalogue.command(context_settings={"show_default": True})
+@catalogue.command(
+    context_settings={"show_default": True},
+    epilog=examples("clip-negatives catalogue export data/ --split train --format csv"),
+)
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option("--split", default="train", help="train, test, unseen or all.")
 @click.option("--format", "form", default="both", help="csv, webdataset or both.")
@@ -27,7 +32,7 @@ def export(directory: Path, split: str, form: str, shard_size: int) -> None:
     click.echo(run(directory, split=split, format=form, shard_size=shard_size))
 
 
-@catalogue.command()
+@catalogue.command(context_settings={"show_default": True}, epilog=examples("clip-negatives catalogue info"))
 def info() -> None:
     """Show what is in it and under which licences."""
     from clip_negatives.catalogue import SPLITS, load

@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from clip_negatives.cli.words import CLUSTERER, PluginName, examples
+
 if TYPE_CHECKING:
     from clip_negatives.compare.run import Job
 
+METHODS = PluginName("negative_sampler", "loss_weighting", several=True, more=("default", "paper"))
 
-@click.command(context_settings={"show_default": True})
+
+@click.command(
+    context_settings={"show_default": True},
+    epilog=examples(
+        "clip-negatives compare --quick",
+        "clip-negatives compare --methods default,paper,in_batch+weighted_infonce:beta=2 --seeds 5",
+        "clip-negatives compare --test-data test.csv --group-column product -- --train-data train.csv --model ViT-B-32",
+    ),
+)
 @click.option("--quick", is_flag=True, help="Two epochs instead of twenty, two seeds: a look in a few minutes.")
-@click.option("--methods", default="in_batch,default,paper", help="Methods, separated by commas: see below.")
+@click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas: see above.")
 @click.option("--seeds", type=int, help="Runs of each method.  [default: 3; with --quick 2]")
 @click.option("--output", default="compare", type=click.Path(path_type=Path), help="Folder for runs, results and plot.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file too.")
@@ -23,8 +34,8 @@ if TYPE_CHECKING:
 @click.option("--group-column", help="Column that says which pairs show the same item.")
 @click.option("--image-encoder", default="pixels", help="Encoder of the images that are clustered.")
 @click.option("--text-encoder", default="tfidf", help="Encoder of the texts that are clustered.")
-@click.option("--clusterer", default="kmeans", help="Clusterer, NAME or NAME:key=value,...")
-@click.option("--text-clusterer", help="Another clusterer for the texts.")
+@click.option("--clusterer", default="kmeans", type=CLUSTERER, help="Clusterer, NAME or NAME:key=value,...")
+@click.option("--text-clusterer", type=CLUSTERER, help="Another clusterer for the texts.")
 @click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
 def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path | None, **options: Any) -> None:
     """Train the same CLIP model under several choices of negatives and compare them with in-batch negatives.

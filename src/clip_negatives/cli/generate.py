@@ -7,12 +7,20 @@ from typing import Any
 
 import click
 
+from clip_negatives.cli.words import SAMPLER, WEIGHTING, examples
 
-@click.command(context_settings={"show_default": True})
+
+@click.command(
+    context_settings={"show_default": True},
+    epilog=examples(
+        "clip-negatives generate clusters/ --output incorrect_pairs.parquet --per-image 4",
+        "clip-negatives generate clusters/ --sampler cluster_similarity:image_quantile=0.8",
+    ),
+)
 @click.argument("clusters", type=click.Path(path_type=Path))
 @click.option("--output", "-o", default="incorrect_pairs.parquet", type=click.Path(path_type=Path), help="File to write.")
-@click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
-@click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
+@click.option("--sampler", default="cluster_similarity", type=SAMPLER, help="Negative sampler, NAME or NAME:key=value,...")
+@click.option("--weighting", default="weighted_infonce", type=WEIGHTING, help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--per-image", default=1, help="Pairs of each image, where there are so many.")
 @click.option("--batch-size", default=256, help="Batch that samplers without an own rule for pairs draw them from.")
 @click.option("--seed", default=0, help="Seed of the draw.")

@@ -11,15 +11,23 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from clip_negatives.cli.words import SAMPLER, WEIGHTING, examples
+
 if TYPE_CHECKING:
     from clip_negatives.meter import Reading
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(
+    context_settings={"show_default": True},
+    epilog=examples(
+        "clip-negatives meter clusters/ --batch-size 1024",
+        "clip-negatives meter clusters/ --sampler in_batch --weighting id_mask:by=text --json reading.json",
+    ),
+)
 @click.argument("clusters", type=click.Path(path_type=Path))
 @click.option("--batch-size", default=256, help="Batch of all processes together.")
-@click.option("--sampler", default="cluster_similarity", help="Negative sampler, NAME or NAME:key=value,...")
-@click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
+@click.option("--sampler", default="cluster_similarity", type=SAMPLER, help="Negative sampler, NAME or NAME:key=value,...")
+@click.option("--weighting", default="weighted_infonce", type=WEIGHTING, help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--threshold", default=0.9, help="Similarity of clusters, or of samples, that counts as high, -1 .. 1.")
 @click.option("--seed", default=0, help="Seed of the batches and of sampled pairs.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the reading to this file too.")

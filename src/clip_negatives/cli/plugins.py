@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clip_negatives import registry
+from clip_negatives.cli.words import ANY, examples
 from clip_negatives.errors import UnknownNameError
 from clip_negatives.options import parse_spec
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 KINDS = tuple(kind.replace("_", "-") for kind in registry.KINDS)
 
 
-@click.group(invoke_without_command=True)
+@click.group(
+    invoke_without_command=True,
+    epilog=examples("clip-negatives plugins", "clip-negatives plugins check weighted_infonce:beta=2"),
+)
 @click.pass_context
 def plugins(context: click.Context) -> None:
     """List clusterers, negative samplers and loss weightings, with where each comes from and its options.
@@ -33,8 +37,11 @@ def plugins(context: click.Context) -> None:
         _list()
 
 
-@plugins.command()
-@click.argument("name")
+@plugins.command(
+    context_settings={"show_default": True},
+    epilog=examples("clip-negatives plugins check cluster_similarity:image_quantile=0.9"),
+)
+@click.argument("name", type=ANY)
 @click.option("--kind", type=click.Choice(KINDS), help="Its kind, where plugins of two kinds have the name.")
 def check(name: str, kind: str | None) -> None:
     """Hold a plugin, NAME or NAME:key=value,..., to what its kind must do; exit code 1 where it does not."""
@@ -51,7 +58,10 @@ def check(name: str, kind: str | None) -> None:
         raise SystemExit(1)
 
 
-@plugins.command(context_settings={"show_default": True})
+@plugins.command(
+    context_settings={"show_default": True},
+    epilog=examples("clip-negatives plugins new my-sampler", "clip-negatives plugins new my-weighting --kind loss-weighting"),
+)
 @click.argument("name")
 @click.option("--kind", type=click.Choice(KINDS), default="negative-sampler", help="What it is to be.")
 @click.option("--output", default=".", type=click.Path(path_type=Path), help="Where its folder is made.")

