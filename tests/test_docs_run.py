@@ -1,8 +1,8 @@
 """Every command and every block of Python in the docs runs, on a small part of the catalogue.
 
-What a reader brings (a csv, a loader, a model) stands ready under the names that the pages use. Trainings get a small model and one
-epoch appended, as open_clip takes the last of two values; all else is run as it is written. Left out: what builds the project
-itself (pip, tox, scripts under benchmarks), which CI and other tests run.
+What a reader brings (a csv, a loader, a model) stands ready under the names that the pages use. Trainings get a small model and
+one epoch appended, as open_clip takes the last of two values; all else is run as it is written. Left out: what builds the
+project itself (pip, tox, scripts under benchmarks), which CI and other tests run.
 """
 
 from __future__ import annotations

@@ -119,3 +119,21 @@ def test_import_is_light() -> None:
 def test_every_public_name_exists() -> None:
     code = "import clip_negatives as c; assert c.__all__ == sorted(c.__all__); [getattr(c, name) for name in c.__all__]"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import sys\nsys.exit(3)", r"does not import: SystemExit: 3\. "),
+        (SOUND.replace('return {"mine": Mine}', "import absent"), "ModuleNotFoundError: No module named 'absent'"),
+        (SOUND.replace('{"mine": Mine}', '[("mine", Mine)]'), "Expected a mapping from names to factories"),
+        (SOUND.replace('{"mine": Mine}', '{"mine": 3}'), "that can be called, got 3"),
+        (SOUND.replace("beta: float = 1.0", "beta: list = ()"), "'beta'"),
+    ],
+)
+def test_whatever_a_plugin_does_wrong_is_told_with_its_name_and_the_way_on(fake, code: str, words: str) -> None:
+    with pytest.raises(PluginLoadError, match=words) as found:
+        Registry([fake("theirs", "mine", "their_module", code)], disabled=())
+    assert "plugin 'mine' (their_module) of theirs 1.2" in str(found.value)
+    assert str(found.value).endswith("or set CLIP_NEGATIVES_DISABLED_PLUGINS=mine to go on without it.")
+    assert "\n" not in str(found.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DistributedSampler
 
 from clip_negatives import registry
 from clip_negatives.errors import DataError, InputError
@@ -61,3 +62,18 @@ def test_plan_of_wrong_shape(name: str) -> None:
     sampler = PlannedSampler(SamplingContext(N, B), lambda generator: torch.arange(B)[None])
     with pytest.raises(InputError, match=r"\(12, 8\)"):
         list(sampler)
+
+
+def test_in_batch_tells_the_loops_own_sampler_the_epoch(name: str) -> None:
+    """Else a `DistributedSampler`, which shuffles by epoch, gives every epoch the order of the first."""
+    if name != "in_batch":
+        pytest.skip("it chooses its own batches")
+    own = BatchSampler(DistributedSampler(range(N), num_replicas=2, rank=0, shuffle=True), B, drop_last=True)
+    sampler: NegativeSampler = registry.create("negative_sampler", name, SamplingContext(N, B, native_batches=own))
+    epochs = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+    assert epochs[0] != epochs[1]
+    sampler.set_epoch(0)
+    assert list(sampler) == epochs[0]

@@ -16,12 +16,15 @@ ROUNDS = 16
 def draw_pairs(reliable: ReliableExchanges, per_image: int, generator: torch.Generator) -> IncorrectPairs:
     """Draw for each image up to `per_image` different texts whose exchange is reliable, uniformly among them.
 
+    No image has more than N - 1, however many are asked for.
+
     Raises:
         InputError: `per_image` is less than 1.
     """
     n = reliable.image_labels.numel()
     if per_image < 1:
         raise InputError(f"Expected at least 1 pair per image, got {per_image}.")
+    per_image = min(per_image, max(1, n - 1))
     kept = torch.empty(0, dtype=torch.int64)
     wanting = torch.arange(n)
     for _ in range(ROUNDS):

@@ -41,6 +41,13 @@ class InBatch(PlannedSampler):
             self._position += 1
             yield list(batch)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, also of the loop's own sampler, where it is told of epochs as a `DistributedSampler` is."""
+        super().set_epoch(epoch)
+        tell = getattr(getattr(self._native, "sampler", None), "set_epoch", None)
+        if tell is not None:
+            tell(epoch)
+
     def _shuffle(self, generator: torch.Generator) -> Tensor:
         steps = self.context.n_samples // self.step_size
         order = permutation(self.context.n_samples, generator)

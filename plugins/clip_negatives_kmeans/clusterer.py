@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +66,8 @@ class KMeans:
         ):
             if value is not None and value < 1:
                 raise InputError(f"Expected {name} of at least 1 for kmeans, got {value}.")
+        if seed is not None and not 0 <= seed < 2**31:
+            raise InputError(f"Expected seed within 0 .. {2**31 - 1} for kmeans, got {seed}.")
         self.n_clusters = n_clusters
         self.n_iter = n_iter
         self.n_redo = n_redo
@@ -74,6 +78,15 @@ class KMeans:
         if precision not in PRECISIONS:
             raise InputError(f"Expected precision to be one of {', '.join(PRECISIONS)} for kmeans, got {precision!r}.")
         self.precision = precision
+
+    def check_samples(self, n_samples: int) -> None:
+        """Refuse fewer samples than clusters.
+
+        Raises:
+            InputError: K > N.
+        """
+        if self.n_clusters is not None and self.n_clusters > n_samples:
+            raise InputError(f"Expected at most as many clusters as samples ({n_samples}), got n_clusters={self.n_clusters}.")
 
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
         """Cluster `features`, float, shape (N, D).
@@ -87,9 +100,8 @@ class KMeans:
         """
         _check(features)
         n_samples = len(features)
+        self.check_samples(n_samples)
         k = default_n_clusters(n_samples) if self.n_clusters is None else self.n_clusters
-        if k > n_samples:
-            raise InputError(f"Expected at most as many clusters as samples ({n_samples}), got n_clusters={k}.")
         drawn = int(torch.randint(2**31 - 1, (1,), generator=generator))
         run = self._by_faiss if self.device.type == "cpu" else self._by_torch
         labels, centroids, far = run(features, k, drawn if self.seed is None else self.seed)
@@ -97,8 +109,7 @@ class KMeans:
 
     def _by_faiss(self, features: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return labels, centroids, and how far each sample is from its centroid."""
-        import faiss
-
+        faiss = _faiss()
         dim = features.shape[1]
         engine = faiss.Kmeans(
             dim,
@@ -127,6 +138,14 @@ class KMeans:
             centroids = lloyd.centroids(features[some].to(self.device, torch.float32), generator=generator)
             labels, far = lloyd.assign(features, centroids)
         return labels.cpu(), centroids.cpu(), far.cpu()
+
+
+def _faiss() -> Any:
+    """Return faiss, loaded without a word: it logs, as errors, each of its builds for other processors that is not there."""
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
+    import faiss
+
+    return faiss
 
 
 def _device(name: str) -> torch.device:

@@ -62,6 +62,8 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: it cannot be written.
     """
+    if path.is_dir():
+        raise ArtifactError(f"Expected the name of a file to write, got {path}, which is a folder. Name a file in it.")
     partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -231,13 +231,23 @@ def before_training(terms: LossTerms | AnchorLoss, name: str) -> LossTerms:
     return terms
 
 
-def _backend(name: str, x: Tensor, n_columns: int) -> str:
-    """Return the backend that was asked for, once it is known to exist and to run here."""
+def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
+    """Refuse a backend that does not exist, or does not run on a device.
+
+    Raises:
+        InputError: there is no such backend.
+        UnsupportedError: "triton" is asked for where it cannot run.
+    """
     if name not in BACKENDS:
         raise InputError(f"Expected a backend among {', '.join(BACKENDS)}, got {name!r}.")
-    missing = triton_is_missing(x.device, x.dtype) if name == "triton" else None
+    missing = triton_is_missing(device, dtype) if name == "triton" else None
     if missing is not None:
         raise UnsupportedError(f"Expected a CUDA device and what the triton backend needs, got {missing}. Use backend 'auto'.")
+
+
+def _backend(name: str, x: Tensor, n_columns: int) -> str:
+    """Return the backend that was asked for, once it is known to exist and to run here."""
+    check_backend(name, x.device, dtype=x.dtype)
     return select_backend(x.device, len(x), n_columns, dtype=x.dtype)[0] if name == "auto" else name
 
 

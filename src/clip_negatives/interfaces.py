@@ -290,7 +290,11 @@ class LossWeighting(Protocol):
 
 
 ClustererFactory = Callable[..., Clusterer]
-"""``factory(**options) -> Clusterer``."""
+"""``factory(**options) -> Clusterer``.
+
+What it builds may have ``check_samples(n_samples)``, which refuses a number of samples with an error of
+`clip_negatives.errors` before anything is encoded.
+"""
 
 NegativeSamplerFactory = Callable[..., NegativeSampler]
 """``factory(context: SamplingContext, **options) -> NegativeSampler``.

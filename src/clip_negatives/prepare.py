@@ -23,7 +23,8 @@ from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
 from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
-from clip_negatives.refresh import cluster_features
+from clip_negatives.refresh import check_clusterers, cluster_features
+from clip_negatives.sampling import epoch_generator
 
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"
 """Environment variable: folder of cached clusters folders."""
@@ -67,7 +68,7 @@ def prepare(
     # What can fail without the data fails before hours of encoding.
     refuse_foreign(output, known_by=MANIFEST)
     recipe = _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed)
-    recipe.check()
+    recipe.check(len(source))
     with sole_user(_work_folder(output)):
         return _make(source, output, recipe, keep_features=keep_features, progress=progress)
 
@@ -93,7 +94,7 @@ def prepare_cached(
     folder = _cache_folder(source, recipe)
     if (cached := _cached(folder)) is not None:
         return cached
-    recipe.check()
+    recipe.check(len(source))
     work = _work_folder(folder)
     with sole_user(work):
         if (cached := _cached(folder)) is not None:  # made by the process that was waited for
@@ -133,10 +134,11 @@ class _Recipe:
     text_clusterer: str
     seed: int
 
-    def check(self) -> None:
-        """Build both clusterers, which refuses a wrong name or value."""
-        for spec in (self.clusterer, self.text_clusterer):
-            registry.create("clusterer", spec)
+    def check(self, n_samples: int) -> None:
+        """Refuse what cannot be clustered, or could not be encoded: names, options and numbers."""
+        epoch_generator(self.seed, 0)
+        check_clusterers(n_samples, self.clusterer, self.text_clusterer)
+        encoder_name("image", self.image_encoder), encoder_name("text", self.text_encoder)
 
 
 def _make(source: PairSource, output: Path, recipe: _Recipe, *, keep_features: bool, progress: bool) -> ClustersFolder:

@@ -61,6 +61,19 @@ def cluster_features(
     )
 
 
+def check_clusterers(n_samples: int, clusterer: str, text_clusterer: str | None = None) -> None:
+    """Build the clusterers and let them refuse a number of samples, before anything is encoded for them.
+
+    Raises:
+        PluginError: no such clusterer, or no such option.
+        InputError: an option is out of its range, or asks for more clusters than there are samples.
+    """
+    for spec in (clusterer, text_clusterer or clusterer):
+        made = registry.create("clusterer", spec)
+        if hasattr(made, "check_samples"):
+            made.check_samples(n_samples)
+
+
 def from_first_rank(make: Callable[[], Any]) -> Any:
     """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too.
 

@@ -138,7 +138,7 @@ class Registry:
         remedy = f"Repair or uninstall {distribution.name}, or set {DISABLED_VARIABLE}={entry.name} to go on without it."
         try:
             module = cast("ModuleType", entry.load())
-        except Exception as error:  # A plugin is foreign code: whatever stops its import is reported with its name.
+        except (Exception, SystemExit) as error:  # A plugin is foreign code: whatever stops it is reported with its name.
             raise PluginLoadError(f"The {origin} does not import: {type(error).__name__}: {error}. {remedy}") from error
         try:
             self._manager.register(module, name=entry.name)
@@ -150,12 +150,24 @@ class Registry:
         for kind in KINDS:
             hook = getattr(self._manager.hook, f"clip_negatives_register_{kind}s")
             others = [plugin for plugin in self._manager.get_plugins() if plugin is not module]
-            for factories in self._manager.subset_hook_caller(hook.name, others)():
-                self._take(kind, factories, entry, distribution)
+            try:
+                for factories in self._manager.subset_hook_caller(hook.name, others)():
+                    self._take(kind, factories, entry, distribution)
+            except DuplicateNameError:
+                raise
+            except (Exception, SystemExit) as error:
+                fault = str(error) if isinstance(error, PluginLoadError) else f"{type(error).__name__}: {error}"
+                raise PluginLoadError(
+                    f"The {origin} does not fit the hook {hook.name}: {fault.rstrip('.')}. {remedy}"
+                ) from error
 
     def _take(self, kind: Kind, factories: Mapping[str, Any], entry: EntryPoint, distribution: Distribution) -> None:
         """Record the factories of one hook, refusing a name that is taken."""
+        if not isinstance(factories, Mapping) or not all(isinstance(name, str) for name in factories):
+            raise PluginLoadError(f"Expected a mapping from names to factories, got {factories!r}.")
         for name, factory in factories.items():
+            if not callable(factory):
+                raise PluginLoadError(f"Expected a factory named {name!r} that can be called, got {factory!r}.")
             taken = self._items.get((kind, name))
             if taken is not None:
                 raise DuplicateNameError(

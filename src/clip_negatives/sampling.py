@@ -21,7 +21,13 @@ SHUFFLED_AT_ONCE = 2**20
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return a CPU generator for one epoch of one seed, the same on every rank and unlike that of any other epoch."""
+    """Return a CPU generator for one epoch of one seed, the same on every rank and unlike that of any other epoch.
+
+    Raises:
+        InputError: one of them is negative.
+    """
+    if seed < 0 or epoch < 0:
+        raise InputError(f"Expected a seed and an epoch of at least 0, got {seed} and {epoch}.")
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 

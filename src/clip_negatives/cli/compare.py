@@ -29,7 +29,9 @@ METHODS = PluginName("negative_sampler", "loss_weighting", several=True, more=("
 @click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas: see above.")
 @click.option("--seeds", type=int, help="Runs of each method.  [default: 3; with --quick 2]")
 @click.option("--output", default="compare", type=click.Path(path_type=Path), help="Folder for runs, results and plot.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file too.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results to this file too."
+)
 @click.option("--test-data", help="Test pairs (csv or tars), with --train-data of your own after --.")
 @click.option("--group-column", help="Column that says which pairs show the same item.")
 @click.option("--image-encoder", default="pixels", help="Encoder of the images that are clustered.")

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from clip_negatives.cli.words import SAMPLER, WEIGHTING, examples
+from clip_negatives.cli.words import FILE, SAMPLER, WEIGHTING, examples
 
 
 @click.command(
@@ -18,7 +18,7 @@ from clip_negatives.cli.words import SAMPLER, WEIGHTING, examples
     ),
 )
 @click.argument("clusters", type=click.Path(path_type=Path))
-@click.option("--output", "-o", default="incorrect_pairs.parquet", type=click.Path(path_type=Path), help="File to write.")
+@click.option("--output", "-o", default="incorrect_pairs.parquet", type=FILE, help="File to write.")
 @click.option("--sampler", default="cluster_similarity", type=SAMPLER, help="Negative sampler, NAME or NAME:key=value,...")
 @click.option("--weighting", default="weighted_infonce", type=WEIGHTING, help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--per-image", default=1, help="Pairs of each image, where there are so many.")

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 @click.option("--weighting", default="weighted_infonce", type=WEIGHTING, help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--threshold", default=0.9, help="Similarity of clusters, or of samples, that counts as high, -1 .. 1.")
 @click.option("--seed", default=0, help="Seed of the batches and of sampled pairs.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the reading to this file too.")
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the reading to this file too."
+)
 def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: Any) -> None:
     """Show how many incorrect pairs of a batch are suspect, and what a method would do about it."""
     from clip_negatives.artifacts import read_clusters
@@ -59,6 +61,7 @@ def _treatments(reading: Reading) -> Table:
     table = Table("sampler", "weighting", "false negative is", "per anchor", "kept", "their weight", "pairs removed")
     table.title = f"What the method makes of them, in batches of {reading.batch_size}"
     for item in reading.treatments:
-        numbers = f"{item.per_anchor:.2f}", f"{item.per_anchor_kept:.2f}", f"{item.false_weight:.2f}"
+        weight = "\N{EN DASH}" if item.false_weight is None else f"{item.false_weight:.2f}"
+        numbers = f"{item.per_anchor:.2f}", f"{item.per_anchor_kept:.2f}", weight
         table.add_row(item.sampler, item.weighting, f"same {item.truth}", *numbers, f"{item.removed_share:.1%}")
     return table

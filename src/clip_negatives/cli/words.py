@@ -1,7 +1,8 @@
-"""What the commands share of their help: names of plugins, which a shell can complete, and examples."""
+"""What the commands share: names of plugins, which a shell can complete, files to write, and examples in their help."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -40,6 +41,9 @@ class PluginName(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         names = sorted({*self.more, *(item.name for item in found)})
         return [CompletionItem(done + one) for one in names if one.startswith(begun)]
 
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+"""A file that is written: a folder of that name is refused."""
 
 CLUSTERER = PluginName("clusterer")
 SAMPLER = PluginName("negative_sampler")

@@ -75,7 +75,9 @@ def resolve_data(
         train_data, test_data = str(train), str(test)
     if test_data is None:
         raise DataError("Expected --test-data beside --train-data, to measure on pairs that are not trained on, got none.")
+    kind = value_of(line, "--dataset-type", "auto")
     reading: dict[str, Any] = {
+        "dataset_type": kind,
         "separator": value_of(line, "--csv-separator", "\t"),
         "image_column": value_of(line, "--csv-img-key", "filepath"),
         "text_column": value_of(line, "--csv-caption-key", "title"),

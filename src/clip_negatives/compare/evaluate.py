@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting
     """Return the false negatives of an anchor in these batches, before and after what the weighting removes.
 
     What counts as one is said by the groups of the data, or by equal texts where there are none. What is removed and
-    what they weigh is None for a weighting that decides at each step.
+    what they weigh is None for a weighting that decides at each step; what they weigh also where there are none.
     """
     truth, groups = truth_of(folder)
     terms: LossTerms | AnchorLoss = registry.create("loss_weighting", weighting)(folder.clusters)
@@ -61,7 +62,7 @@ def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting
         "false_negatives_truth": truth,
         "false_negatives_per_anchor": found["per_anchor"],
         "false_negatives_kept_per_anchor": found["per_anchor_kept"] if known else None,
-        "false_weight": found["false_weight"] if known else None,
+        "false_weight": found["false_weight"] if known and not math.isnan(found["false_weight"]) else None,
         "removed_share": found["removed_share"] if known else None,
         "removed_false_share": found["removed_false_share"] if known else None,
     }

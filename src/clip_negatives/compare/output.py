@@ -53,16 +53,18 @@ def cost_table(comparison: Comparison) -> Table:
             f"{figures['seconds_per_step'].mean:.3f}",
             f"{figures['peak_memory_mib'].mean:.0f}",
             f"{figures['false_negatives_per_anchor'].mean:.2f}",
-            *(
-                format(figures[field].mean, form) if field in figures else "by step"
-                for field, form in (
-                    ("false_negatives_kept_per_anchor", ".2f"),
-                    ("false_weight", ".2f"),
-                    ("removed_share", ".1%"),
-                )
-            ),
+            _figure(figures, "false_negatives_kept_per_anchor", ".2f"),
+            _figure(figures, "false_weight", ".2f"),
+            _figure(figures, "removed_share", ".1%"),
         )
     return table
+
+
+def _figure(figures: dict[str, Summary], field: str, form: str) -> str:
+    """Return a figure that not every method has: some decide at each step, and without false negatives none has a weight."""
+    if field in figures:
+        return format(figures[field].mean, form)
+    return "by step" if "removed_share" not in figures else "\N{EN DASH}"
 
 
 def plot(comparison: Comparison, file: Path) -> None:

@@ -54,9 +54,29 @@ class Job:
     @property
     def train_arguments(self) -> list[str]:
         """Return the whole command line of open_clip_train."""
-        item, _ = registry.default_registry().resolve("loss_weighting", self.method.weighting)
-        bias = ["--siglip"] if item.requires_logit_bias and "--siglip" not in self.arguments else []
-        return [*self.arguments, *bias, "--seed", str(self.seed), "--logs", str(self.folder), "--name", "run"]
+        own = ["--seed", str(self.seed), "--logs", str(self.folder), "--name", "run"]
+        return [*self.arguments, *bias_of(self.method, self.arguments), *own]
+
+
+def bias_of(method: Method, arguments: Sequence[str]) -> list[str]:
+    """Return what to add to open_clip's command line for a method whose loss has a logit bias."""
+    item, _ = registry.default_registry().resolve("loss_weighting", method.weighting)
+    return ["--siglip"] if item.requires_logit_bias and "--siglip" not in arguments else []
+
+
+def check_methods(methods: Sequence[Method], arguments: Sequence[str], clusters: Path | None) -> None:
+    """Refuse before the first run what a run would refuse; without clusters, as far as it can be told.
+
+    Raises:
+        ClipNegativesError: as `clip_negatives.integrations.open_clip.train`.
+    """
+    from clip_negatives.integrations import open_clip
+
+    for method in methods:
+        options = open_clip.TrainOptions(
+            clusters=clusters, sampler=method.sampler, weighting=method.weighting, temperature=method.temperature
+        )
+        open_clip.check([*arguments, *bias_of(method, arguments)], options)
 
 
 def run(job: Job) -> dict[str, Any]:

@@ -12,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.atomic import replaced_file
 from clip_negatives.compare.arguments import resolve_data, value_of, with_defaults
 from clip_negatives.compare.methods import BASELINE, Method, parse_methods
-from clip_negatives.compare.run import Job, run
+from clip_negatives.compare.run import Job, check_methods, run
 from clip_negatives.compare.statistics import Difference, Summary, paired_difference, summarise
 from clip_negatives.dataset import open_pairs
+from clip_negatives.encoders import encoder_name
 from clip_negatives.errors import InputError
 from clip_negatives.prepare import prepare_cached
 
@@ -98,7 +100,10 @@ def compare(
     output = Path(output).absolute()
     chosen = parse_methods(methods)
     line = with_defaults(arguments, quick=quick)
+    _check_recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer)
     line, train, test = resolve_data(line, output, test_data, group_column)
+    open_pairs(**test)  # which refuses what is not there or cannot be read
+    check_methods(chosen, line, None)
     started = time.perf_counter()
     folder = prepare_cached(
         open_pairs(**train),
@@ -108,6 +113,7 @@ def compare(
         text_clusterer=text_clusterer,
     )
     prepared = time.perf_counter() - started
+    check_methods(chosen, line, folder.path)
     jobs = [
         Job(method, seed, tuple(line), value_of(line, "--model"), folder.path, test, _run_folder(output, method, seed))
         for seed in range(seeds)
@@ -131,6 +137,14 @@ def compare(
     with replaced_file(output / "results.json") as file:
         file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
     return comparison
+
+
+def _check_recipe(image_encoder: str, text_encoder: str, *clusterers: str) -> None:
+    """Refuse names and options of encoders and clusterers before anything is written."""
+    encoder_name("image", image_encoder)
+    encoder_name("text", text_encoder)
+    for clusterer in clusterers:
+        registry.create("clusterer", clusterer)
 
 
 def _known(figures: dict[str, list[Any]]) -> dict[str, list[float]]:

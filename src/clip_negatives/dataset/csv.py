@@ -47,6 +47,8 @@ class CsvPairs:
         import pandas as pd
 
         self.path = Path(path)
+        if not separator:
+            raise DataError("Expected what stands between columns after --csv-separator, got nothing.")
         if not self.path.is_file():
             raise DataError(f"Expected a csv file, got {self.path}, which is not there. Name the file with the training data.")
         try:

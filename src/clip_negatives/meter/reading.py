@@ -37,7 +37,7 @@ class Treatment:
         removed_share: share of all incorrect pairs that the weighting removes, 0 .. 1.
         mean_weight: mean of ``exp(b)`` over the incorrect pairs that are kept, before any normalisation; 0 if none is.
         false_weight: mean of ``exp(b)`` over the false negatives, removed ones counting 0, as a multiple of
-            `mean_weight`: 1 where they count as any other pair, 0 where none is left or there were none.
+            `mean_weight`: 1 where they count as any other pair, 0 where none is left; None where there were none.
         batches: batches that this is measured on.
     """
 
@@ -48,7 +48,7 @@ class Treatment:
     per_anchor_kept: float
     removed_share: float
     mean_weight: float
-    false_weight: float
+    false_weight: float | None
     batches: int
 
 

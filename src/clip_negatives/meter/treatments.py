@@ -49,7 +49,7 @@ def treatments(folder: ClustersFolder, batch_size: int, sampler: str, weighting:
             per_anchor_kept=false_kept / batch_size,
             removed_share=1.0 - kept / pairs,
             mean_weight=mean_weight,
-            false_weight=false_weight / false / mean_weight if false and mean_weight else 0.0,
+            false_weight=false_weight / false / mean_weight if false and mean_weight else None,
             batches=len(looked_at),
         )
 

@@ -23,8 +23,8 @@ class FalseNegatives(Metric):
     `compute` tells, over all batches: ``per_anchor``, false negatives for each image; ``per_anchor_kept``, those that
     the terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of
     the false ones, both 0 .. 1; ``false_weight``, the mean weight of a false one, a removed one counting 0, as a multiple of
-    the mean weight of the pairs that are kept, before any normalisation: 1 where it counts as any other, 0 where there is
-    none; ``batches``. Pairs whose weight is only lowered count as kept.
+    the mean weight of the pairs that are kept, before any normalisation: 1 where it counts as any other, NaN where there
+    is none; ``batches``. Pairs whose weight is only lowered count as kept.
 
     Examples:
         >>> metric = FalseNegatives()
@@ -84,6 +84,6 @@ class FalseNegatives(Metric):
             "per_anchor_kept": false_kept / anchors.clamp(min=1),
             "removed_share": removed / pairs.clamp(min=1),
             "removed_false_share": (false - false_kept) / false.clamp(min=1),
-            "false_weight": torch.nan_to_num(false_weight / false.clamp(min=1) / mean_weight),
+            "false_weight": false_weight / false / mean_weight,
             "batches": batches,
         }

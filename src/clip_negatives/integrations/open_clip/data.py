@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
-from clip_negatives.errors import ArtifactError, UnsupportedError
+from clip_negatives.errors import UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.interfaces import Clusters, SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
@@ -95,26 +95,6 @@ def is_indexable(info: Any) -> bool:
     """Return whether the data can be asked for a sample by index, as csv can and a webdataset stream cannot."""
     dataset = getattr(info.dataloader, "dataset", None)
     return dataset is not None and not isinstance(dataset, IterableDataset)
-
-
-def check_same_data(folder: ClustersFolder, info: Any) -> None:
-    """Make sure that a clusters folder is of the data that is trained on, text by text.
-
-    Raises:
-        ArtifactError: it is not. A stream is checked by key as it is read.
-    """
-    if not is_indexable(info) or not hasattr(info.dataloader.dataset, "captions"):
-        return
-    captions = [str(caption) for caption in info.dataloader.dataset.captions]
-    texts = folder.samples["text"].to_pylist()
-    if captions == texts:
-        return
-    differing = next((row for row, (a, b) in enumerate(zip(captions, texts, strict=False)) if a != b), None)
-    fault = f"row {differing} differs" if len(captions) == len(texts) else f"{len(texts)} texts for {len(captions)}"
-    raise ArtifactError(
-        f"Expected clusters of the data that is trained on, got {folder.path} of other data ({fault}). "
-        "Prepare it again: clip-negatives prepare."
-    )
 
 
 def _keep_keys(loader: Any) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from clip_negatives.artifacts import read_clusters
 from clip_negatives.errors import ClipNegativesError, InputError
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.temperature import check_temperature
@@ -49,17 +50,14 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
         ClipNegativesError: something is not as expected; see the classes of `clip_negatives.errors`.
     """
     options = options or TrainOptions()
-    if options.refresh_every is not None and options.refresh_every < 1:
-        raise InputError(f"Expected refresh_every of at least 1 epoch, got {options.refresh_every}.")
-    if options.temperature is not None:
-        check_temperature(options.temperature)
-    needs_clusters = options.requires_clusters  # resolves the names before anything slow is imported
-    from clip_negatives.integrations.open_clip.preflight import check_arguments, first_folder, rank, try_plugins
+    needs_clusters = _check_options(options)  # resolves the names before anything slow is imported
+    from clip_negatives.integrations.open_clip.command_line import check_arguments
+    from clip_negatives.integrations.open_clip.preflight import first_folder, try_plugins
     from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main
+    from clip_negatives.integrations.open_clip.train_set import rank
 
     main = load_main()
     parsed = check_arguments(arguments, options)
-    needs_clusters = needs_clusters or options.clusters is not None
     # The other ranks wait for rank 0 in open_clip's own rendezvous and read the folder after it.
     folder = first_folder(parsed, options) if needs_clusters and rank() == 0 else None
     if rank() == 0:
@@ -68,3 +66,29 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
         outcome = main.main(list(arguments))
     if outcome not in (None, 0):
         raise ClipNegativesError("Expected open_clip to train, but it stopped; the line above says why.")
+
+
+def check(arguments: Sequence[str], options: TrainOptions) -> None:
+    """Refuse what `train` would refuse, as far as it can be told: without clusters, nothing of what is made from them.
+
+    Raises:
+        ClipNegativesError: as `train`.
+    """
+    _check_options(options)
+    from clip_negatives.integrations.open_clip.command_line import check_arguments
+    from clip_negatives.integrations.open_clip.preflight import try_plugins
+    from clip_negatives.integrations.open_clip.seam import load_main
+
+    load_main()
+    parsed = check_arguments(arguments, options)
+    if options.clusters is not None:
+        try_plugins(read_clusters(options.clusters), parsed, options)
+
+
+def _check_options(options: TrainOptions) -> bool:
+    """Refuse values out of their range and unknown names; return whether clusters are needed."""
+    if options.refresh_every is not None and options.refresh_every < 1:
+        raise InputError(f"Expected refresh_every of at least 1 epoch, got {options.refresh_every}.")
+    if options.temperature is not None:
+        check_temperature(options.temperature)
+    return options.requires_clusters or options.clusters is not None

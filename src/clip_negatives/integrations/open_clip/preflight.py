@@ -1,9 +1,8 @@
-"""Check a training run before open_clip starts: its arguments, its data, its clusters."""
+"""Make and try what a training run needs before open_clip starts: its clusters and its plugins."""
 
 from __future__ import annotations
 
 import logging
-import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,66 +11,23 @@ from typing import Any
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from open_clip_train.params import parse_args
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder, read_clusters
-from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
-from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
+from clip_negatives.dataset import CsvPairs
+from clip_negatives.errors import ArtifactError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
+from clip_negatives.functional import check_backend
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
+from clip_negatives.integrations.open_clip.train_set import kind_of, pairs, world_size
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.prepare import cache_folder, prepare_cached
-from clip_negatives.refresh import cluster_features
+from clip_negatives.refresh import check_clusterers, cluster_features
 from clip_negatives.sampling import epoch_generator
 
 SYNTHETIC_DIM = 32
 """Size of the random features that stand for synthetic data."""
-
-
-def check_arguments(arguments: Sequence[str], options: TrainOptions) -> Namespace:
-    """Parse open_clip's command line with its own parser and refuse what would train something else than was meant.
-
-    Raises:
-        UnsupportedError: the arguments ask for a loss or a trainer that our loss does not stand for.
-        DataError: there are no training data, or they cannot be used as given.
-        InputError: the run's name is taken, or an option needs other data.
-    """
-    args: Namespace = parse_args(list(arguments))
-    item, _ = registry.default_registry().resolve("loss_weighting", options.weighting)
-    if item.requires_logit_bias and not args.siglip:
-        raise InputError(f"Expected --siglip after -- for weighting {item.name}, which needs a logit bias, got none. Add it.")
-    for asked, what in (
-        (args.distill_model is not None, "--distill-model"),
-        (args.siglip and not item.requires_logit_bias, f"--siglip with weighting {item.name}"),
-        ("coca" in args.model.lower(), f"--model {args.model} (CoCa)"),
-        (args.horovod, "--horovod"),
-    ):
-        if asked:
-            raise UnsupportedError(
-                f"Expected training with the contrastive loss of CLIP, got {what}, whose loss our weights are not defined "
-                "for. Leave it out, or train with open_clip_train itself."
-            )
-    if args.dataset_type != "synthetic" and not args.train_data:
-        raise DataError("Expected --train-data FILE or --dataset-type synthetic after --, got neither.")
-    if args.dataset_type == "synthetic" and not args.train_num_samples:
-        raise DataError("Expected --train-num-samples beside --dataset-type synthetic, got none.")
-    kind = kind_of(args)
-    if options.refresh_every is not None and kind != "csv":
-        raise InputError(f"Expected csv data for --refresh-every, which encodes every sample again, got {kind} data.")
-    if kind == "csv":
-        n = len(pairs(args).keys)
-        if args.batch_size * world_size() > n:
-            raise DataError(
-                f"Expected at least {args.batch_size * world_size()} pairs for one step (batch size {args.batch_size} x "
-                f"{world_size()} processes), got {n} in {args.train_data}. Use a smaller --batch-size."
-            )
-    if args.name and args.resume != "latest" and rank() == 0 and (Path(args.logs) / args.name / "out.log").exists():
-        raise InputError(
-            f"Expected a new name for the run, got {args.name}, which {args.logs} holds. Say --resume latest or another --name."
-        )
-    return args
 
 
 def first_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
@@ -108,6 +64,30 @@ def late_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
         ) from error
 
 
+def check_same_data(folder: ClustersFolder, source: CsvPairs) -> None:
+    """Make sure that clusters are of the data that is trained on, text by text and picture by picture.
+
+    Raises:
+        ArtifactError: they are not. Of a stream it is found by key, as it is read.
+    """
+    fault = _difference("text", source.texts, folder.samples["text"].to_pylist())
+    if fault is None and "image" in folder.samples.column_names:
+        fault = _difference("image", source.image_paths, folder.samples["image"].to_pylist())
+    if fault is not None:
+        raise ArtifactError(
+            f"Expected clusters of the data that is trained on, got {folder.path} of other data ({fault}). "
+            "Prepare it again: clip-negatives prepare."
+        )
+
+
+def _difference(what: str, trained: Sequence[str], clustered: Sequence[str]) -> str | None:
+    """Say where two columns differ, or None."""
+    if len(trained) != len(clustered):
+        return f"{len(clustered)} rows for {len(trained)}"
+    row = next((row for row, (a, b) in enumerate(zip(trained, clustered, strict=True)) if a != b), None)
+    return None if row is None else f"the {what} of row {row} differs"
+
+
 def encoding(options: TrainOptions) -> dict[str, Any]:
     """Return the options of `clip_negatives.prepare.prepare` for clusters that training prepares by itself."""
     return {
@@ -118,40 +98,15 @@ def encoding(options: TrainOptions) -> dict[str, Any]:
     }
 
 
-def kind_of(args: Namespace) -> str:
-    """Return "csv", "webdataset" or "synthetic", by open_clip's own rule."""
-    if args.dataset_type != "auto":
-        return str(args.dataset_type)
-    return "csv" if args.train_data.rsplit(".", 1)[-1] in ("csv", "tsv") else "webdataset"
-
-
-def pairs(args: Namespace) -> CsvPairs | TarPairs:
-    """Open the training data as open_clip will."""
-    return open_pairs(
-        args.train_data,
-        dataset_type=kind_of(args),
-        image_column=args.csv_img_key,
-        text_column=args.csv_caption_key,
-        separator=args.csv_separator,
-    )
-
-
-def rank() -> int:
-    """Return the rank that the launcher gave this process, before open_clip joins the process group."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
-
-
-def world_size() -> int:
-    """Return the number of processes that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
-
-
 def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOptions) -> None:
     """Build sampler and weighting once, so that what they refuse is refused before open_clip writes its first file.
 
     Raises:
         ClipNegativesError: they refuse, or do not go with each other or with the data.
     """
+    wanted = torch.device(args.device)
+    # open_clip trains on the CPU where the device that is asked for is not there.
+    check_backend(options.backend, torch.device("cpu") if wanted.type == "cuda" and not torch.cuda.is_available() else wanted)
     item, _ = registry.default_registry().resolve("negative_sampler", options.sampler)
     kind, clusters, extra = kind_of(args), folder.clusters if folder is not None else None, 0
     if kind == "webdataset" and not item.keeps_native_order:
@@ -161,6 +116,8 @@ def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOp
         )
     if kind != "webdataset":
         source = pairs(args) if kind == "csv" else None
+        if folder is not None and isinstance(source, CsvPairs):
+            check_same_data(folder, source)
         context = SamplingContext(
             args.train_num_samples if source is None else len(source.keys),
             args.batch_size,
@@ -172,7 +129,10 @@ def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOp
         extra = texts_per_image(registry.create("negative_sampler", options.sampler, context))
         if extra and source is None:
             raise UnsupportedError(f"Expected csv data for the sampler {item.name}, which adds texts, got {kind} data.")
-    NegativesClipLoss(terms=registry.create("loss_weighting", options.weighting)(clusters), extra_texts=extra)
+        if options.refresh_every is not None:
+            check_clusterers(context.n_samples, options.clusterer, options.text_clusterer)
+    terms = registry.create("loss_weighting", options.weighting)(clusters)
+    NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
 
 
 def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:

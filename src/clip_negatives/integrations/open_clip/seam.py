@@ -24,7 +24,7 @@ from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
-from clip_negatives.integrations.open_clip.data import TrainData, check_same_data
+from clip_negatives.integrations.open_clip.data import TrainData
 from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
 from clip_negatives.integrations.open_clip.preflight import late_folder
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
@@ -114,7 +114,6 @@ class Negatives:
         if self._needs_clusters:
             self.folder = self.folder or late_folder(args, self.options)
             self._clusters = self.folder.clusters
-            check_same_data(self.folder, data["train"])
         if self.options.refresh_every is not None and epoch > 0:
             self._clusters = self._with_ids(stored_clusters(args, epoch, self.options.refresh_every))
         data["train"] = TrainData(data["train"], args, self.options.sampler, self._batch_index, self.folder)
