@@ -156,7 +156,9 @@ def test_nothing_is_removed_without_terms(terms):
 def test_an_empty_metric_and_a_batch_of_one_divide_by_nothing():
     metric = FalseNegatives()
     metric.update(torch.tensor([3]))
-    assert all(value.isfinite() for value in metric.compute().values())
+    found = metric.compute()
+    assert found.pop("false_weight").isnan(), "no false negative, no weight"
+    assert all(value.isfinite() for value in found.values())
 
 
 def test_terms_of_another_batch_are_refused():
