@@ -6,7 +6,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.interfaces import SamplingContext
-from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
+from clip_negatives.keyed_loader import KeyedLoader
+from clip_negatives.loader import BatchIndex, IndexedLoader
 from clip_negatives_in_batch.sampler import InBatch
 
 

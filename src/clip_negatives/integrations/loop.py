@@ -28,6 +28,7 @@ def attach(
     gather_with_grad: bool = False,
     accumulate: int = 1,
     tokenize: Tokenize | None = None,
+    index_in_batch: bool = False,
 ) -> tuple[IndexedLoader, NegativesClipLoss]:
     """Return a loader and a loss that put our negatives into a training loop written for open_clip.
 
@@ -46,12 +47,14 @@ def attach(
         accumulate: micro-batches whose features are concatenated before the loss is called.
         tokenize: turns n texts into what the model takes, shape (n, tokens), as the data set does; needed for a sampler that
             adds texts. Samples are then ``(image, tokens)``, and each text of a batch has those that come with it behind it.
+        index_in_batch: the loader yields ``(batch, index)``, and the loss is called with ``index=index``; for a loop that
+            fetches batches ahead, or hands them to something that does.
 
     Raises:
         ArtifactError: the folder is not a clusters folder, or is damaged.
         PluginError: a name or an option is unknown, or a value has the wrong type.
         InputError: the clusters are of another number of samples, the loader has no batch size, or a tokenizer is missing.
-        UnsupportedError: the sampler adds texts, and the weighting cannot do with them.
+        UnsupportedError: the sampler adds texts, and the weighting or `index_in_batch` cannot do with them.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
     folder = read_clusters(clusters)
@@ -76,9 +79,9 @@ def attach(
         rank=rank,
         world_size=world_size,
         terms=registry.create("loss_weighting", weighting)(folder.clusters),
-        batch_index=batch_index,
+        batch_index=None if index_in_batch else batch_index,
         extra_texts=texts_per_image(made),
         text_ids=batch_index.text_ids,
         backend=backend,
     )
-    return IndexedLoader(loader, made, batch_index, tokenize), loss
+    return IndexedLoader(loader, made, batch_index, tokenize, index_in_batch=index_in_batch), loss
