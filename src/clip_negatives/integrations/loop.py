@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from clip_negatives import registry
-from clip_negatives.artifacts import read_clusters
+from clip_negatives.artifacts import ClustersFolder, read_clusters
 from clip_negatives.extra_texts import Captions, Tokenize, texts_per_image
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader
@@ -58,10 +58,33 @@ def attach(
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
     folder = read_clusters(clusters)
+    context = sampling_context(loader, folder, seed)
+    made = registry.create("negative_sampler", sampler, context)
+    batch_index = BatchIndex(accumulate)
+    loss = NegativesClipLoss(
+        local_loss=local_loss,
+        gather_with_grad=gather_with_grad,
+        rank=context.rank,
+        world_size=context.world_size,
+        terms=registry.create("loss_weighting", weighting)(folder.clusters),
+        batch_index=None if index_in_batch else batch_index,
+        extra_texts=texts_per_image(made),
+        text_ids=batch_index.text_ids,
+        backend=backend,
+    )
+    return IndexedLoader(loader, made, batch_index, tokenize, index_in_batch=index_in_batch), loss
+
+
+def sampling_context(loader: DataLoader[Any], folder: ClustersFolder, seed: int) -> SamplingContext:
+    """Return what a sampler is told of a loop over `loader`, in this process.
+
+    Raises:
+        InputError: the loader has no batch size.
+    """
     grouped = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     native: Any = loader.batch_sampler
-    context = SamplingContext(
+    return SamplingContext(
         n_samples=len(loader.dataset),  # type: ignore[arg-type]
         batch_size=loader.batch_size or int(native.batch_size),
         rank=rank,
@@ -71,17 +94,3 @@ def attach(
         native_batches=native,
         captions=Captions(folder.samples),
     )
-    made = registry.create("negative_sampler", sampler, context)
-    batch_index = BatchIndex(accumulate)
-    loss = NegativesClipLoss(
-        local_loss=local_loss,
-        gather_with_grad=gather_with_grad,
-        rank=rank,
-        world_size=world_size,
-        terms=registry.create("loss_weighting", weighting)(folder.clusters),
-        batch_index=None if index_in_batch else batch_index,
-        extra_texts=texts_per_image(made),
-        text_ids=batch_index.text_ids,
-        backend=backend,
-    )
-    return IndexedLoader(loader, made, batch_index, tokenize, index_in_batch=index_in_batch), loss
