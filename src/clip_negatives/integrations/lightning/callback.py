@@ -28,8 +28,8 @@ from clip_negatives.refresh import refresh_due
 class NegativesCallback(Callback):
     """Train with our negatives: give it to the `Trainer`, let ``train_dataloader`` return `attach`, and call `loss`.
 
-    Several processes contrast the samples of all of them. What the callback knows (the clusters in use, what a loss remembers of
-    the samples) is part of Lightning's checkpoints; so is the place within an epoch, which the loader keeps.
+    Several processes contrast the samples of all of them. What the callback knows (the clusters in use, what a loss remembers
+    of the samples) is part of Lightning's checkpoints; so is the place within an epoch, which the loader keeps.
 
     Args:
         clusters: clusters folder of the training data.
@@ -90,7 +90,7 @@ class NegativesCallback(Callback):
         return self._loss
 
     def attach(self, loader: DataLoader[Any]) -> IndexedLoader:
-        """Return a loader that yields ``(batch, index)`` in our batches; call it in ``train_dataloader``, where ranks are known.
+        """Return a loader that yields ``(batch, index)`` in our batches; call it in ``train_dataloader``, which knows ranks.
 
         Raises:
             ClipNegativesError: as `clip_negatives.attach`.
@@ -121,7 +121,7 @@ class NegativesCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the figures of the batch, as often as the trainer logs."""
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             _log(trainer, lambda: batch_figures(batch[1], self._clusters, self.loss.anchor_loss or self.loss.terms))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
