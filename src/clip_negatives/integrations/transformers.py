@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from clip_negatives import registry
 from clip_negatives.artifacts import read_clusters
@@ -90,10 +90,10 @@ class NegativesTrainer(Trainer):
             InputError: the clusters are of other data.
         """
         native = super().get_train_dataloader()
-        batches: Any = native.batch_sampler
-        if batches is None:
-            raise DataError("Expected training data that can be asked for by index, got a stream. Give a map-style data set.")
         data: Any = native.dataset
+        batches: Any = native.batch_sampler
+        if isinstance(data, IterableDataset):
+            raise DataError("Expected training data that can be asked for by index, got a stream. Give a map-style data set.")
         n, known = len(data), self.folder.clusters.n_samples
         if n != known:
             raise InputError(f"Expected clusters of the {n} training samples, got clusters of {known}. Prepare them again.")

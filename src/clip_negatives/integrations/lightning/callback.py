@@ -108,7 +108,7 @@ class NegativesCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the loss to where the model is, and log the sizes of the clusters."""
         self.loss.to(pl_module.device)
-        _log(trainer, lambda: cluster_figures(self._clusters))
+        _log(trainer, lambda: cluster_figures(self._clusters), trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Re-cluster if it is time to, and choose the epoch of the sampler."""
@@ -122,7 +122,8 @@ class NegativesCallback(Callback):
     ) -> None:
         """Log the figures of the batch, as often as the trainer logs."""
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            _log(trainer, lambda: batch_figures(batch[1], self._clusters, self.loss.anchor_loss or self.loss.terms))
+            terms = self.loss.anchor_loss or self.loss.terms
+            _log(trainer, lambda: batch_figures(batch[1], self._clusters, terms), trainer.global_step - 1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the next epoch begin at its beginning, even where ``limit_train_batches`` ended this one early."""
@@ -158,12 +159,12 @@ class NegativesCallback(Callback):
         self._loader.use(registry.create("negative_sampler", self.sampler, context))
         self.loss.set_terms(registry.create("loss_weighting", self.weighting)(self._clusters))
         self.loss.to(module.device)
-        _log(trainer, lambda: cluster_figures(self._clusters))
+        _log(trainer, lambda: cluster_figures(self._clusters), trainer.global_step)
 
 
-def _log(trainer: Trainer, figures: Callable[[], dict[str, float]]) -> None:
+def _log(trainer: Trainer, figures: Callable[[], dict[str, float]], step: int) -> None:
     """Hand figures to the loggers, computed in the first process alone and where there is a logger."""
     if trainer.is_global_zero and trainer.loggers:
         found = figures()
         for logger in trainer.loggers:
-            logger.log_metrics(found, step=trainer.global_step)
+            logger.log_metrics(found, step=step)
