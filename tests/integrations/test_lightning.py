@@ -35,9 +35,9 @@ def clusters(tmp_path: Path):
 class Towers(lightning.LightningModule):
     """Note the index of every batch, and hold it to what the batch shows."""
 
-    def __init__(self, negatives: NegativesCallback, workers: int = 0) -> None:
+    def __init__(self, negatives: NegativesCallback, workers: int = 0, batch: int = BATCH) -> None:
         super().__init__()
-        self.negatives, self.workers = negatives, workers
+        self.negatives, self.workers, self.batch = negatives, workers, batch
         torch.manual_seed(0)
         self.image, self.text = nn.Linear(3 * 64, 8), nn.EmbeddingBag(20, 8)
         self.frozen = nn.Dropout().eval()
@@ -48,7 +48,7 @@ class Towers(lightning.LightningModule):
         return F.normalize(self.image(images.flatten(1) / N), dim=1), F.normalize(self.text(texts), dim=1)
 
     def train_dataloader(self):
-        return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=BATCH, num_workers=self.workers))
+        return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=self.batch, num_workers=self.workers))
 
     def training_step(self, batch, batch_idx):
         batch, index = batch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clip_negatives import read_clusters
+from clip_negatives import ClustersFolder, read_clusters
 from clip_negatives.dataset import open_pairs
 from clip_negatives.integrations.figures import batch_figures, cluster_figures
 from clip_negatives.integrations.open_clip import TrainOptions, train
@@ -38,17 +37,19 @@ class Wandb(SimpleNamespace):
         self.logged.append((step, dict(figures)))
 
 
+@pytest.fixture
+def folder(train_csv: Path, tmp_path: Path) -> ClustersFolder:
+    return prepare(open_pairs(train_csv, group_column="subgroup"), tmp_path / "clusters", progress=False)
+
+
 def _scalars(arguments: list[str], name: str) -> EventAccumulator:
     return EventAccumulator(str(Path(arguments[arguments.index("--logs") + 1]) / name / "tensorboard")).Reload()
 
 
-def test_tensorboard_and_wandb_have_them(
-    arguments: list[str], train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_and_wandb_have_them(arguments: list[str], folder: ClustersFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = Wandb()
     for module in (open_clip_train.main, open_clip_train.train):
         monkeypatch.setattr(module, "wandb", wandb, raising=False)
-    folder = prepare(open_pairs(train_csv, group_column="subgroup"), tmp_path / "clusters", progress=False)
     more = ["--report-to", "tensorboard,wandb", "--epochs", "2", "--log-every-n-steps", "4", "--name", "run"]
     seen: list[torch.Tensor] = []
     train([*arguments, *more], TrainOptions(clusters=folder.path, refresh_every=1, on_batch=seen.append))
@@ -69,22 +70,22 @@ def test_tensorboard_and_wandb_have_them(
     assert steps == sorted(steps)  # wandb drops what goes back
 
 
-def test_accumulated_batches_are_one_step(arguments: list[str]) -> None:
+def test_accumulated_batches_are_one_step(arguments: list[str], folder: ClustersFolder) -> None:
     seen: list[torch.Tensor] = []
     more = ["--report-to", "tensorboard", "--accum-freq", "2", "--name", "run"]
-    train([*arguments, *more], TrainOptions(on_batch=seen.append, sampler="in_batch"))
+    train([*arguments, *more], TrainOptions(clusters=folder.path, on_batch=seen.append, sampler="in_batch"))
     events = _scalars(arguments, "run")
     for name in ("train/loss", "clip_negatives/mean_weight"):
         assert [event.step for event in events.Scalars(name)] == list(range(STEPS // 2))
-    (cached,) = Path(os.environ["CLIP_NEGATIVES_CACHE"]).glob("clusters-*")
-    folder = read_clusters(cached)
     expected = batch_figures(torch.cat(seen[-2:]), folder.clusters, WeightedInfoNCE()(folder.clusters))
     assert events.Scalars("clip_negatives/mean_weight")[-1].value == pytest.approx(expected["clip_negatives/mean_weight"])
 
 
-def test_nothing_is_counted_where_nothing_is_logged(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_counted_where_nothing_is_logged(
+    arguments: list[str], folder: ClustersFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("clip_negatives.integrations.open_clip.loggers.batch_figures", lambda *_: pytest.fail("counted"))
-    train([*arguments, "--name", "run"], TrainOptions(sampler="in_batch"))
+    train([*arguments, "--name", "run"], TrainOptions(clusters=folder.path, sampler="in_batch"))
     # Without clusters nothing is known.
     how = TrainOptions(sampler="in_batch", weighting="uniform")
     train([*arguments, "--report-to", "tensorboard", "--name", "plain"], how)

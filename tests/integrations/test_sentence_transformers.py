@@ -34,6 +34,10 @@ def clusters(tmp_path: Path):
 
 @pytest.fixture
 def model() -> SentenceTransformer:
+    return words_model()
+
+
+def words_model() -> SentenceTransformer:
     words = {"[UNK]": 0} | {f"{column}{row}": i for i, (column, row) in enumerate(_names(), start=1)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
