@@ -68,6 +68,7 @@ def test_sizes_of_clusters(known):
     assert len(found) == 6
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_figures_of_a_large_batch_take_a_moment():
     clusters = make_clusters(20_000, k_image=200, k_text=200)
     clusters = dataclasses.replace(clusters, texts=torch.arange(20_000) // 3)
