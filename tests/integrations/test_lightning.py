@@ -107,6 +107,14 @@ def test_refresh_clusters_with_the_module_and_leaves_it_as_it_was(tmp_path, clus
     assert torch.tensor(module.seen[2 * STEPS :]).unique().tolist() == list(range(N))
 
 
+def test_refresh_leaves_the_global_generator_alone(tmp_path, clusters):
+    drawn = []
+    for callback in ({}, {"refresh_every": 1, "encode": Towers.encode}):
+        fit(tmp_path, callback=callback)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
 def test_resumes_within_an_epoch_with_the_clusters_of_the_refresh(tmp_path, clusters):
     how = {"callback": {"refresh_every": 1, "encode": Towers.encode}, "workers": 2, "max_epochs": 3}
     whole, _, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_train_steps=STEPS + 2))

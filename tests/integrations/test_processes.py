@@ -28,19 +28,23 @@ WORLD = 2
 STEPS = N // (WORLD * BATCH)
 PLAIN = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "num_train_epochs": 2}
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 3}
-TRAINERS = ("transformers", "resumed", "sentence_transformers", "lightning")
+TRAINERS = ("transformers", "resumed", "sentence_transformers", "lightning", "in_batch")
 
 
-def _transformers(folder: Path, name: str, batch: int, resume: str | None = None):
+def _transformers(folder: Path, name: str, batch: int, resume: str | None = None, **ours):
     saved = {"save_strategy": "steps", "save_steps": STEPS + 1}
     run = TrainingArguments(str(folder / name), per_device_train_batch_size=batch, **PLAIN, **QUIET, **saved)
-    trainer = Watched(tiny_clip(), run, train_dataset=Pictures(), data_collator=collate, clusters=folder / "clusters")
+    trainer = Watched(tiny_clip(), run, train_dataset=Pictures(), data_collator=collate, clusters=folder / "clusters", **ours)
     trainer.train(resume)
     return trainer.seen, trainer.model.state_dict()
 
 
 def _resumed(folder: Path, name: str, batch: int):
     return _transformers(folder, name, batch, str(folder / name / f"checkpoint-{STEPS + 1}"))
+
+
+def _in_batch(folder: Path, name: str, batch: int):
+    return _transformers(folder, f"{name}-in-batch", batch, sampler="in_batch", weighting="uniform")
 
 
 def _sentence_transformers(folder: Path, name: str, batch: int):
@@ -67,7 +71,7 @@ def _lightning(folder: Path, name: str, batch: int):
 
 
 def _all(folder: Path, name: str, batch: int):
-    made = (_transformers, _resumed, _sentence_transformers, _lightning)
+    made = (_transformers, _resumed, _sentence_transformers, _lightning, _in_batch)
     return {trainer: make(folder, name, batch) for trainer, make in zip(TRAINERS, made, strict=True)}
 
 
@@ -94,7 +98,17 @@ def found(tmp_path_factory: pytest.TempPathFactory):
     return one, [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+def test_in_batch_deals_each_sample_once(found):
+    _, (first, second) = found
+    assert len(first["in_batch"][0]) == 2 * STEPS
+    for epoch in (slice(STEPS), slice(STEPS, 2 * STEPS)):
+        seen = torch.tensor([first["in_batch"][0][epoch], second["in_batch"][0][epoch]])
+        assert sorted(seen.flatten().tolist()) == list(range(N))
+    for name, weight in first["in_batch"][1].items():
+        torch.testing.assert_close(second["in_batch"][1][name], weight)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS[:-1])
 @pytest.mark.filterwarnings("ignore")
 def test_two_processes_see_and_learn_what_one_with_the_whole_batch_does(found, trainer):
     one, (first, second) = found

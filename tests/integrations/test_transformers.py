@@ -99,8 +99,9 @@ def test_batches_are_the_samplers_and_each_epoch_has_its_own(tmp_path, clusters)
     assert expected[:STEPS] != expected[STEPS:]
 
 
-def test_resumes_within_an_epoch_as_if_never_stopped(tmp_path, clusters):
-    how = {"num_train_epochs": 3, "save_strategy": "steps", "save_steps": STEPS + 2}
+@pytest.mark.parametrize("sampler", ["cluster_similarity", "in_batch"])
+def test_resumes_within_an_epoch_as_if_never_stopped(tmp_path, clusters, sampler):
+    how = {"sampler": sampler, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": STEPS + 2}
     whole = trainer(tmp_path, **how)
     whole.train()
     resumed = trainer(tmp_path, tiny_clip(seed=9), **how)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
-from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.interfaces import TENSORS_OF_TERMS, Clusters, LossTerms
 from clip_negatives.metrics import FalseNegatives
 
 PAIRS = 2**20
@@ -53,5 +56,7 @@ def cluster_figures(clusters: Clusters) -> dict[str, float]:
 
 
 def _of_batch(terms: LossTerms, index: Tensor) -> LossTerms:
-    """Return the terms of a batch on the CPU; only what belongs to the batch is copied, and the tables."""
-    return terms.map_samples(lambda rows: rows[index.to(rows.device)]).to("cpu")
+    """Return the terms of a batch on the CPU, where they are read at once: the copy is waited for."""
+    taken = terms.map_samples(lambda rows: rows[index.to(rows.device)])
+    parts: dict[str, Any] = {name: part.cpu() for name in TENSORS_OF_TERMS if (part := getattr(taken, name)) is not None}
+    return dataclasses.replace(taken, **parts)

@@ -101,7 +101,7 @@ class NegativesTrainer(Trainer):
         if not item.keeps_native_order:
             context = SamplingContext(
                 n_samples=n,
-                batch_size=self.args.train_batch_size,
+                batch_size=getattr(batches, "batch_size", self.args.train_batch_size),
                 rank=self.args.process_index,
                 world_size=self.args.world_size,
                 seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
@@ -112,8 +112,14 @@ class NegativesTrainer(Trainer):
             refuse_texts(batches, "the Trainer")
         loader = rebuilt(native, IndexedDataset(data), batches, KeyedCollate(native.collate_fn, INDEX))
         # The batches are this process's own: accelerate is told of one process, or it would deal them out once more.
-        alone = {"num_processes": 1, "process_index": 0}
-        prepared: DataLoader[Any] = prepare_data_loader(loader, self.accelerator.device, put_on_device=True, **alone)
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader,
+            self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            non_blocking=self.accelerator.non_blocking,
+        )
         return prepared
 
     def compute_loss(

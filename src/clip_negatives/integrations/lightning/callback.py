@@ -123,7 +123,7 @@ class NegativesCallback(Callback):
         """Log the figures of the batch, as often as the trainer logs."""
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             terms = self.loss.anchor_loss or self.loss.terms
-            _log(trainer, lambda: batch_figures(batch[1], self._clusters, terms), trainer.global_step - 1)
+            _log(trainer, lambda: batch_figures(batch[1], self._clusters, terms), max(0, trainer.global_step - 1))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the next epoch begin at its beginning, even where ``limit_train_batches`` ended this one early."""
@@ -143,7 +143,8 @@ class NegativesCallback(Callback):
         loader, encode = self.encoded_from or self._native, self.encode
         if encode is None:
             return
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "clip_negatives" / f"clusters-epoch-{epoch}"
+        root = Path(trainer.log_dir or trainer.default_root_dir).absolute()
+        folder = root / "clip_negatives" / f"clusters-epoch-{epoch}"
         found = recluster_shares(
             *encode_share(trainer, module, loader, encode),
             read_clusters(self._first).samples,
