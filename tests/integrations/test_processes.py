@@ -90,7 +90,9 @@ def found(tmp_path_factory: pytest.TempPathFactory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_process, (folder, port), nprocs=WORLD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parents[2])  # where the processes find this module
+        mp.spawn(_process, (folder, port), nprocs=WORLD)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     one = _all(folder, "one", WORLD * BATCH)
