@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip import ClipLoss
@@ -63,6 +64,18 @@ def test_equals_two_loops_for_any_shape(backend, n, d, k, chunk, seed):
     terms = weights(n, k=k, seed=seed, normalize=seed % 2 == 0, drop=0.4)
     ours = weighted_info_nce(x, y, SCALE, terms=terms, backend=backend, chunk_size=chunk)
     assert ours.item() == pytest.approx(naive_info_nce(x, y, 5.0, 0.0, dense(terms, n), terms.normalize), rel=1e-6, abs=1e-9)
+
+
+@each_backend
+@pytest.mark.parametrize("extra", [0, 3])
+def test_without_text_anchors_images_alone_are_told_from_texts(backend, extra):
+    (x, y), more = features(7, 5), features(3, 5, seed=2)[0][:extra]
+    terms, b, target = weights(7), dense(weights(7), 7), torch.arange(7)
+    z = torch.cat([SCALE * x @ y.T + b.double().fill_diagonal_(0), SCALE * x @ more.T], dim=1)
+    how = {"text_anchors": False, "backend": backend, "chunk_size": 2}
+    found = weighted_info_nce(x, y, SCALE, terms=terms, extra_text_features=more if extra else None, **how)
+    torch.testing.assert_close(found, F.cross_entropy(z, target))
+    torch.testing.assert_close(weighted_info_nce(x, y, SCALE, **how), F.cross_entropy(SCALE * x @ y.T, target))
 
 
 @each_backend

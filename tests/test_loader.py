@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from clip_negatives.errors import DataError, InputError
+from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import SamplingContext
-from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
+from clip_negatives.keyed_loader import KeyedLoader
+from clip_negatives.loader import BatchIndex, IndexedLoader
+from clip_negatives_extra_texts.swapped import SwappedWords
 from clip_negatives_in_batch.sampler import InBatch
 
 
@@ -80,6 +82,73 @@ def test_window_of_accumulation_and_observer() -> None:
 def test_index_before_any_batch() -> None:
     with pytest.raises(InputError, match="Iterate over it"):
         BatchIndex()()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_index_in_the_batch_is_right_however_far_ahead_batches_are_fetched(workers: int) -> None:
+    native = DataLoader(Squares(), batch_size=4, shuffle=True, num_workers=workers)
+    sampler = InBatch(SamplingContext(20, 4, native_batches=native.batch_sampler))
+    fetched = list(IndexedLoader(native, sampler, BatchIndex(), index_in_batch=True))
+    assert len(fetched) == 5
+    assert all(torch.equal(batch["row"], index) for batch, index in fetched)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_goes_on_after_the_batches_that_were_handed_out(workers: int) -> None:
+    def loader() -> IndexedLoader:
+        sampler = InBatch(SamplingContext(20, 4))
+        return IndexedLoader(DataLoader(Squares(), batch_size=4, num_workers=workers), sampler, BatchIndex())
+
+    whole, stopped, resumed = loader(), loader(), loader()
+    for one in (whole, stopped, resumed):
+        one.set_epoch(3)
+    expected = [batch["row"].tolist() for batch in whole]
+    iterator = iter(stopped)
+    assert [next(iterator)["row"].tolist() for _ in range(2)] == expected[:2]
+    assert stopped.state_dict() == {"batches": 2}
+    resumed.load_state_dict(stopped.state_dict())
+    assert resumed.state_dict() == {"batches": 2}
+    assert [batch["row"].tolist() for batch in resumed] == expected[2:]
+    assert resumed.state_dict() == whole.state_dict() == {"batches": 0}
+    assert [batch["row"].tolist() for batch in resumed] == expected
+
+
+def test_the_epoch_may_be_chosen_after_the_iterator_is_made() -> None:
+    loader, _ = wrapped(DataLoader(Squares(), batch_size=4))
+    loader.use(InBatch(SamplingContext(20, 4)))
+    iterator = iter(loader)
+    loader.set_epoch(7)
+    late = [batch["row"].tolist() for batch in iterator]
+    loader.set_epoch(7)
+    assert [batch["row"].tolist() for batch in loader] == late
+    loader.set_epoch(0)
+    assert [batch["row"].tolist() for batch in loader] != late
+
+
+@pytest.mark.parametrize("state", [{}, {"batches": 5}, {"batches": -1}, {"batches": "2"}])
+def test_states_of_something_else_are_refused(state: dict) -> None:
+    loader, _ = wrapped(DataLoader(Squares(), batch_size=4))
+    with pytest.raises(InputError, match=r"a state of 0 \.\. 4 batches"):
+        loader.load_state_dict(state)
+
+
+def test_texts_find_no_place_beside_the_index() -> None:
+    context = SamplingContext(20, 4, captions=["one two three"] * 20)
+    with pytest.raises(UnsupportedError, match=r"adds no texts for a loader that yields \(batch, index\)"):
+        IndexedLoader(DataLoader(Squares(), batch_size=4), SwappedWords(context), BatchIndex(), index_in_batch=True)
+
+
+class ManyAtOnce(Squares):
+    def __getitems__(self, rows: list[int]) -> list[dict[str, int]]:
+        return [{"row": row, "square": row * row} for row in rows]
+
+    def __getitem__(self, row: int) -> dict[str, int]:
+        raise NotImplementedError
+
+
+def test_samples_that_are_read_together_are() -> None:
+    loader, index = wrapped(DataLoader(ManyAtOnce(), batch_size=4))
+    assert all(torch.equal(batch["row"], index()) for batch in loader)
 
 
 def test_streams_are_refused() -> None:

@@ -137,6 +137,7 @@ def test_false_negatives_equal_a_loop(monkeypatch, chunk):
             "per_anchor_kept": kept / 12,
             "removed_share": removed / pairs,
             "removed_false_share": (false - kept) / false,
+            "mean_weight": weight / (pairs - removed),
             "false_weight": (false_weight / false) / (weight / (pairs - removed)),
             "batches": 2,
         }
@@ -151,6 +152,20 @@ def test_nothing_is_removed_without_terms(terms):
     assert found["per_anchor"] == found["per_anchor_kept"] == pytest.approx(2 / 3)
     assert found["removed_share"] == 0
     assert found["false_weight"] == 1
+
+
+def test_anchors_are_some_of_the_batch():
+    """Figures of every second image, against all texts, are those of the rows by hand."""
+    generator = torch.Generator().manual_seed(1)
+    groups, table = torch.randint(3, (9,), generator=generator), torch.randn(3, 3, generator=generator)
+    terms, anchors = LossTerms(image_labels=groups, image_table=table), torch.arange(0, 9, 2)
+    metric = FalseNegatives()
+    metric.update(groups, terms, anchors)
+    found = metric.compute()
+    pairs = [(i, j) for i in anchors.tolist() for j in range(9) if i != j]
+    weights = [table[groups[i], groups[j]].exp().item() for i, j in pairs]
+    assert found["per_anchor"].item() == sum(bool(groups[i] == groups[j]) for i, j in pairs) / 5
+    assert found["mean_weight"].item() == pytest.approx(sum(weights) / len(weights))
 
 
 def test_an_empty_metric_and_a_batch_of_one_divide_by_nothing():

@@ -29,6 +29,15 @@ class UnsupportedError(ClipNegativesError):
     """Report a trainer, version or training option that this package does not serve."""
 
 
+class MissingPackageError(ClipNegativesError, ImportError):
+    """Report an optional package that is not installed."""
+
+    @classmethod
+    def of(cls, extra: str, error: ImportError) -> MissingPackageError:
+        """Build the error for a bridge that needs what the optional dependency `extra` installs."""
+        return cls(f"Expected the packages of {extra}, got: {error}. Install them: pip install 'clip-negatives[{extra}]'.")
+
+
 class PluginError(ClipNegativesError):
     """Stand above the errors that name a plugin."""
 

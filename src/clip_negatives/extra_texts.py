@@ -7,14 +7,14 @@ gradient accumulation makes them, keep this order, and any model that encodes te
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clip_negatives.errors import DataError, InputError
+from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import ExtraTexts, NegativeSampler
 
 if TYPE_CHECKING:
@@ -61,18 +61,37 @@ def texts_per_image(sampler: NegativeSampler) -> int:
     return sampler.texts_per_image
 
 
-class TextBatches:
-    """Yield the batches of a sampler with its texts: ``[(index, texts), ...]``."""
+def refuse_texts(sampler: NegativeSampler, who: str) -> None:
+    """Make sure that a sampler adds no texts.
 
-    def __init__(self, sampler: NegativeSampler) -> None:
+    Raises:
+        UnsupportedError: it does; `who` has no place for them.
+    """
+    if texts_per_image(sampler):
+        raise UnsupportedError(
+            f"Expected a sampler that adds no texts for {who}, got {type(sampler).__name__}. "
+            "Train with clip-negatives train, or in a loop of your own with attach."
+        )
+
+
+class TextBatches:
+    """Yield the batches of a sampler with its texts: ``[(index, texts), ...]``.
+
+    Args:
+        sampler: which texts.
+        batches: which batches; None takes those of the sampler.
+    """
+
+    def __init__(self, sampler: NegativeSampler, batches: Iterable[list[int]] | None = None) -> None:
         self.sampler = sampler
+        self.batches = sampler if batches is None else batches
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[list[tuple[int, list[str]]]]:
         each = texts_per_image(self.sampler)
-        for batch in self.sampler:
+        for batch in self.batches:
             texts = self.sampler.extra_texts(batch)  # type: ignore[attr-defined]
             if len(texts) != each * len(batch):
                 raise InputError(

@@ -45,6 +45,7 @@ def weighted_info_nce(
     groups: Tensor | None = None,
     attract: bool | None = None,
     positive_weight: float | None = None,
+    text_anchors: bool = True,
     extra_text_features: Tensor | None = None,
     text_ids: Tensor | None = None,
     extra_text_ids: Tensor | None = None,
@@ -58,7 +59,7 @@ def weighted_info_nce(
     backend: str = "auto",
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Compute InfoNCE in both directions with log-weights on the incorrect pairs.
+    """Compute InfoNCE in both directions, or in one, with log-weights on the incorrect pairs.
 
     Equals in plain torch, with b as `LossTerms` says, 0 on the diagonal, and normalised by row in each direction if
     asked::
@@ -105,6 +106,8 @@ def weighted_info_nce(
         groups: group of each of the B samples, int64, shape (B,).
         attract: whether samples of a group are positives of each other, or only no negatives.
         positive_weight: alpha, at least 0.
+        text_anchors: whether texts are told from the images as well; else images from the texts only, as sentence-transformers'
+            ``MultipleNegativesRankingLoss`` tells queries from documents. Not without it in the ring.
         extra_text_features: unit norm, the dtype of the text features, shape (E, D), at least one.
         text_ids: the same number for equal texts, of each of the B samples, int64, shape (B,).
         extra_text_ids: the same of the extra texts, int64, shape (E,); given together or not at all.
@@ -140,7 +143,7 @@ def weighted_info_nce(
         raise InputError("Expected all_image_features and all_text_features, got one of them. Give both or none.")
     rectangle = all_image_features is not None
     extra = extra_text_features
-    if ring and (rectangle or gathered or extra is not None or not dist.is_initialized()):
+    if ring and (rectangle or gathered or extra is not None or not text_anchors or not dist.is_initialized()):
         raise InputError("Expected features of this process alone and torch.distributed to be initialised with ring=True.")
     all_x = x if all_image_features is None else all_image_features
     all_y = y if all_text_features is None else all_text_features
@@ -159,15 +162,15 @@ def weighted_info_nce(
     bias = None if logit_bias is None else one_number("logit_bias", logit_bias, x.device)
     backend = _backend(backend, x, len(all_x))
     plain = not terms.weighted and how.plain and mine.groups is None and extra is None
-    if backend == "torch" and not ring and plain:
+    if backend == "torch" and not ring and plain and text_anchors:
         return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
     how = dataclasses.replace(how, grouped=mine.groups is not None and (terms.attract if attract is None else attract))
     tables = terms.image_table, terms.text_table
-    pairs = Pairs(mine, everyone, *tables, offset=positive_offset, columns_too=not rectangle)
+    pairs = Pairs(mine, everyone, *tables, offset=positive_offset, columns_too=text_anchors and not rectangle)
     losses = functools.partial(anchor_losses, objective=how, backend=backend, chunk_size=chunk_size, ring=ring)
-    if not rectangle:
-        return torch.cat(losses(x, y, scale, bias, pairs, further=further)).mean()
     by_image = losses(x, all_y, scale, bias, pairs, further=further)
+    if not rectangle or not text_anchors:
+        return torch.cat(by_image).mean()  # of both, where columns are anchors too
     by_text = losses(y, all_x, scale, bias, pairs.transposed_tables())
     return torch.cat(by_image + by_text).mean()
 

@@ -7,8 +7,9 @@ workers cannot put it out of step. There is no global state: a loader and a loss
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives.errors import DataError, InputError
-from clip_negatives.extra_texts import FlatCollate, TextBatches, TextsDataset, Tokenize, texts_per_image
+from clip_negatives.extra_texts import FlatCollate, TextBatches, TextsDataset, Tokenize, refuse_texts, texts_per_image
+from clip_negatives.indexing import IndexedCollate, IndexedDataset, rebuilt
 from clip_negatives.interfaces import NegativeSampler
 
 
@@ -65,42 +67,12 @@ class BatchIndex:
         return torch.cat(tuple(self._window))
 
 
-class _IndexedDataset(Dataset[Any]):
-    """Give each sample its index."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        try:
-            return self.dataset[index], index
-        except OSError as error:  # a file that is missing or damaged: pillow's errors are of this class
-            return DataError(f"Expected a sample {index} (counted from 0) that can be read, got: {error}. Repair it."), index
-
-
-class _IndexedCollate:
-    """Collate the samples as before, and their indices beside them; an error of one of them stands for the batch.
-
-    As a value, and not raised in the worker, or torch would wrap its message into a traceback.
-    """
-
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self.collate = collate
-
-    def __call__(self, samples: list[tuple[Any, Any]]) -> tuple[Any, Tensor]:
-        index = torch.tensor([index for _, index in samples])
-        error = next((sample for sample, _ in samples if isinstance(sample, DataError)), None)
-        return error or self.collate([sample for sample, _ in samples]), index
-
-
 class IndexedLoader:
     """Iterate over a map-style `DataLoader` in the batches of a `NegativeSampler`.
 
     It yields what the loader yields, and pushes the index of each batch to `batch_index` just before. All other settings of
-    the loader (workers, pinning, collation, ...) are kept.
+    the loader (workers, pinning, collation, ...) are kept. No worker starts before the first batch is asked for, so that the
+    epoch may be chosen after the iterator is made.
 
     Args:
         loader: the loader of the training loop.
@@ -108,23 +80,46 @@ class IndexedLoader:
         batch_index: where the loss reads the index.
         tokenize: the tokenizer of the data set, for a sampler that adds texts; the loader then yields ``(images, texts)`` with
             those of each text behind it.
+        index_in_batch: yield ``(batch, index)``, for a loop that may ask for a batch before the loss has seen the last one.
 
     Raises:
         DataError: the loader reads a stream, whose batches no sampler can choose.
         InputError: the sampler adds texts and there is no tokenizer.
+        UnsupportedError: the sampler adds texts, whose numbers find no place in ``(batch, index)``.
     """
 
     def __init__(
-        self, loader: DataLoader[Any], sampler: NegativeSampler, batch_index: BatchIndex, tokenize: Tokenize | None = None
+        self,
+        loader: DataLoader[Any],
+        sampler: NegativeSampler,
+        batch_index: BatchIndex,
+        tokenize: Tokenize | None = None,
+        *,
+        index_in_batch: bool = False,
     ) -> None:
         if loader.batch_sampler is None:
             raise DataError(
                 "Expected a loader over samples that can be asked for by index (such as csv data), got a stream. "
                 "Keep the stream's own order with the sampler in_batch."
             )
-        self.sampler = sampler
         self.batch_index = batch_index
-        self._loader = _with_batches(loader, sampler, tokenize)
+        self.index_in_batch = index_in_batch
+        self._native, self._tokenize = loader, tokenize
+        self._position = self._skip = 0
+        self.use(sampler)
+
+    def use(self, sampler: NegativeSampler) -> None:
+        """Take the batches of another sampler, from the next iteration on; raises as the constructor does."""
+        if self.index_in_batch:
+            refuse_texts(sampler, "a loader that yields (batch, index)")
+        self.sampler = sampler
+        self._batches = _LaterBatches(sampler)
+        self._loader = _with_batches(self._native, sampler, self._batches, self._tokenize)
+
+    @property
+    def dataset(self) -> Any:
+        """Return the data set of the training loop."""
+        return self._native.dataset
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank."""
@@ -136,6 +131,8 @@ class IndexedLoader:
         Raises:
             DataError: a file of a sample is missing or damaged.
         """
+        self._batches.skip, self._skip = self._skip, 0
+        self._position = self._batches.skip
         for batch, index in self._loader:
             if isinstance(batch, DataError):
                 raise batch
@@ -143,70 +140,48 @@ class IndexedLoader:
                 self.batch_index.push(index[:, 0], index[:, 1:])
             else:
                 self.batch_index.push(index)
-            yield batch
+            self._position += 1
+            yield (batch, index) if self.index_in_batch else batch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the sampler."""
         self.sampler.set_epoch(epoch)
 
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the epoch were handed out, 0 at its end; what workers have read ahead does not count."""
+        return {"batches": self._position % len(self)}
 
-class KeyedLoader:
-    """Iterate over a stream of ``(*batch, keys)`` and turn the keys into sample indices for the loss.
-
-    Args:
-        loader: yields tuples whose last entry lists the keys of the samples.
-        rows: index of each key, or None where nothing looks samples up (then -1 stands for each).
-        batch_index: where the loss reads the index.
-    """
-
-    def __init__(self, loader: Iterable[Any], rows: Mapping[str, int] | None, batch_index: BatchIndex) -> None:
-        self._loader = loader
-        self._rows = rows
-        self.batch_index = batch_index
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield the batches without their keys.
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Leave out in the next iteration the batches that were handed out; the epoch is chosen by `set_epoch`.
 
         Raises:
-            DataError: a sample has a key that the clusters do not know.
+            InputError: an epoch has not so many batches.
         """
-        for *batch, keys in self._loader:
-            self.batch_index.push(self._index(keys))
-            yield tuple(batch)
-
-    def _index(self, keys: list[str]) -> Tensor:
-        if self._rows is None:
-            return torch.full((len(keys),), -1)
-        unknown = next((key for key in keys if key not in self._rows), None)
-        if unknown is not None:
-            raise DataError(
-                f"Expected only samples that were clustered, got the key {unknown!r}, which the clusters folder does not "
-                "hold. Prepare it from the shards that are trained on."
-            )
-        return torch.tensor([self._rows[key] for key in keys])
+        batches = state.get("batches")
+        if not isinstance(batches, int) or not 0 <= batches < len(self):
+            raise InputError(f"Expected a state of 0 .. {len(self) - 1} batches, got {state!r}. Resume with the same data.")
+        self._position = self._skip = batches
 
 
-def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler, tokenize: Tokenize | None) -> DataLoader[Any]:
-    """Return a loader like `loader` whose samples carry their index and whose batches are those of `sampler`."""
-    kept: dict[str, Any] = {
-        name: getattr(loader, name)
-        for name in (
-            "num_workers",
-            "pin_memory",
-            "timeout",
-            "worker_init_fn",
-            "multiprocessing_context",
-            "generator",
-            "persistent_workers",
-            "in_order",
-        )
-        if hasattr(loader, name)  # in_order came with torch 2.6
-    }
-    if loader.num_workers > 0:
-        kept["prefetch_factor"] = loader.prefetch_factor
-    dataset: Dataset[Any] = _IndexedDataset(loader.dataset)
+class _LaterBatches:
+    """Yield the batches of a sampler after the first `skip`."""
+
+    def __init__(self, sampler: NegativeSampler) -> None:
+        self.sampler, self.skip = sampler, 0
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(iter(self.sampler), self.skip, None)
+
+
+def _with_batches(
+    loader: DataLoader[Any], sampler: NegativeSampler, batches: Any, tokenize: Tokenize | None
+) -> DataLoader[Any]:
+    """Return a loader like `loader` whose samples carry their index, in `batches`, with the texts that `sampler` adds."""
+    dataset: Dataset[Any] = IndexedDataset(loader.dataset)
     collate: Callable[[list[Any]], Any] = loader.collate_fn
-    batches: Any = sampler
     each = texts_per_image(sampler)
     if each:
         if tokenize is None:
@@ -214,5 +189,6 @@ def _with_batches(loader: DataLoader[Any], sampler: NegativeSampler, tokenize: T
                 f"Expected a tokenizer for {type(sampler).__name__}, which adds texts, got none. "
                 "Give attach(..., tokenize=...)."
             )
-        dataset, collate, batches = TextsDataset(dataset, tokenize, each), FlatCollate(collate), TextBatches(sampler)
-    return DataLoader(dataset, batch_sampler=batches, collate_fn=_IndexedCollate(collate), **kept)
+        dataset, collate = TextsDataset(dataset, tokenize, each), FlatCollate(collate)
+        batches = TextBatches(sampler, batches)
+    return rebuilt(loader, dataset, batches, IndexedCollate(collate))

@@ -37,6 +37,7 @@ class NegativesClipLoss(nn.Module):
         terms: log-weights of the data set, or a loss of each anchor, from a loss weighting; None weighs nothing.
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
             forward where no index is given and the terms are not neutral.
+        text_anchors: see `clip_negatives.functional.weighted_info_nce`.
         extra_texts: E, texts that come with each sample beyond its own, see `clip_negatives.interfaces.ExtraTexts`.
         text_ids: returns a number for each text and those that come with it, int64, shape (B, 1 + E), the same for equal texts;
             an extra text that is the image's own is then left out for it. Called once a forward with extra texts.
@@ -73,6 +74,7 @@ class NegativesClipLoss(nn.Module):
         *,
         terms: LossTerms | AnchorLoss | None = None,
         batch_index: Callable[[], Tensor] | None = None,
+        text_anchors: bool = True,
         extra_texts: int = 0,
         text_ids: Callable[[], Tensor] | None = None,
         ring: bool = False,
@@ -88,6 +90,7 @@ class NegativesClipLoss(nn.Module):
         self.rank = rank
         self.world_size = world_size
         self.batch_index = batch_index
+        self.text_anchors = text_anchors
         self.extra_texts = extra_texts
         self.text_ids = text_ids
         self.ring = ring
@@ -154,7 +157,7 @@ class NegativesClipLoss(nn.Module):
             return {"contrastive_loss": loss} if output_dict else loss
         terms = self.terms
         batch = None if terms.neutral else self._batch_terms(index, image_features)
-        how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size}
+        how: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
         if self.extra_texts:
             text_features, extra = self._split(text_features, len(image_features))
             how |= extra
@@ -168,7 +171,7 @@ class NegativesClipLoss(nn.Module):
     def _by_anchor(
         self, loss: AnchorLoss, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None
     ) -> Tensor:
-        """Return the mean of the losses of all anchors, images and texts."""
+        """Return the mean of the losses of all anchors, images and, if they are anchors, texts."""
         mine = everyone = _move(self._index(index, len(x), loss.n_samples), x.device).long()
         all_x, all_y = x, y
         shared = self.world_size > 1
@@ -180,7 +183,8 @@ class NegativesClipLoss(nn.Module):
             where = Where(mine, everyone, self.rank * len(x), self._of_all)
         else:
             x, y, where = all_x, all_y, Where(everyone, everyone)
-        return torch.cat([loss(each) for each in anchors(x, y, all_x, all_y, scale, bias, where)]).mean()
+        told = anchors(x, y, all_x, all_y, scale, bias, where)
+        return torch.cat([loss(each) for each in told if self.text_anchors or each.modality == "image"]).mean()
 
     def _split(self, text_features: Tensor, n: int) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Return the features of the n texts, and what the loss takes of the extra texts of all processes."""

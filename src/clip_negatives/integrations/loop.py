@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader
 
 from clip_negatives import registry
-from clip_negatives.artifacts import read_clusters
+from clip_negatives.artifacts import ClustersFolder, read_clusters
 from clip_negatives.extra_texts import Captions, Tokenize, texts_per_image
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader
@@ -28,6 +28,7 @@ def attach(
     gather_with_grad: bool = False,
     accumulate: int = 1,
     tokenize: Tokenize | None = None,
+    index_in_batch: bool = False,
 ) -> tuple[IndexedLoader, NegativesClipLoss]:
     """Return a loader and a loss that put our negatives into a training loop written for open_clip.
 
@@ -46,19 +47,44 @@ def attach(
         accumulate: micro-batches whose features are concatenated before the loss is called.
         tokenize: turns n texts into what the model takes, shape (n, tokens), as the data set does; needed for a sampler that
             adds texts. Samples are then ``(image, tokens)``, and each text of a batch has those that come with it behind it.
+        index_in_batch: the loader yields ``(batch, index)``, and the loss is called with ``index=index``; for a loop that
+            fetches batches ahead, or hands them to something that does.
 
     Raises:
         ArtifactError: the folder is not a clusters folder, or is damaged.
         PluginError: a name or an option is unknown, or a value has the wrong type.
         InputError: the clusters are of another number of samples, the loader has no batch size, or a tokenizer is missing.
-        UnsupportedError: the sampler adds texts, and the weighting cannot do with them.
+        UnsupportedError: the sampler adds texts, and the weighting or `index_in_batch` cannot do with them.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
     folder = read_clusters(clusters)
+    context = sampling_context(loader, folder, seed)
+    made = registry.create("negative_sampler", sampler, context)
+    batch_index = BatchIndex(accumulate)
+    loss = NegativesClipLoss(
+        local_loss=local_loss,
+        gather_with_grad=gather_with_grad,
+        rank=context.rank,
+        world_size=context.world_size,
+        terms=registry.create("loss_weighting", weighting)(folder.clusters),
+        batch_index=None if index_in_batch else batch_index,
+        extra_texts=texts_per_image(made),
+        text_ids=batch_index.text_ids,
+        backend=backend,
+    )
+    return IndexedLoader(loader, made, batch_index, tokenize, index_in_batch=index_in_batch), loss
+
+
+def sampling_context(loader: DataLoader[Any], folder: ClustersFolder, seed: int) -> SamplingContext:
+    """Return what a sampler is told of a loop over `loader`, in this process.
+
+    Raises:
+        InputError: the loader has no batch size.
+    """
     grouped = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
     native: Any = loader.batch_sampler
-    context = SamplingContext(
+    return SamplingContext(
         n_samples=len(loader.dataset),  # type: ignore[arg-type]
         batch_size=loader.batch_size or int(native.batch_size),
         rank=rank,
@@ -68,17 +94,3 @@ def attach(
         native_batches=native,
         captions=Captions(folder.samples),
     )
-    made = registry.create("negative_sampler", sampler, context)
-    batch_index = BatchIndex(accumulate)
-    loss = NegativesClipLoss(
-        local_loss=local_loss,
-        gather_with_grad=gather_with_grad,
-        rank=rank,
-        world_size=world_size,
-        terms=registry.create("loss_weighting", weighting)(folder.clusters),
-        batch_index=batch_index,
-        extra_texts=texts_per_image(made),
-        text_ids=batch_index.text_ids,
-        backend=backend,
-    )
-    return IndexedLoader(loader, made, batch_index, tokenize), loss

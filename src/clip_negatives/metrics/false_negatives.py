@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ class FalseNegatives(Metric):
 
     `compute` tells, over all batches: ``per_anchor``, false negatives for each image; ``per_anchor_kept``, those that
     the terms do not remove; ``removed_share``, removed of all incorrect pairs, and ``removed_false_share``, removed of
-    the false ones, both 0 .. 1; ``false_weight``, the mean weight of a false one, a removed one counting 0, as a multiple of
-    the mean weight of the pairs that are kept, before any normalisation: 1 where it counts as any other, NaN where there
+    the false ones, both 0 .. 1; ``mean_weight`` of the pairs that are kept, before any normalisation; ``false_weight``, the
+    mean weight of a false one, a removed one counting 0, as a multiple of it: 1 where it counts as any other, NaN where there
     is none; ``batches``. Pairs whose weight is only lowered count as kept.
 
     Examples:
@@ -41,17 +40,19 @@ class FalseNegatives(Metric):
         # batches, anchors, incorrect pairs, false ones, removed ones, false ones kept, weight of all, weight of the false ones
         self.add_state("counts", default=torch.zeros(8, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, groups: Tensor, terms: LossTerms | None = None) -> None:
+    def update(self, groups: Tensor, terms: LossTerms | None = None, anchors: Tensor | None = None) -> None:
         """Take a batch.
 
         Args:
             groups: what each sample shows, int64, shape (B,); pairs of one group are false negatives.
             terms: log-weights of the batch; pairs with -inf are removed. None removes nothing.
+            anchors: places in the batch of the images whose pairs are counted, int64, shape (A,); None counts those of all.
 
         Raises:
             InputError: the terms are of another number of samples.
         """
         n = len(groups)
+        anchors = torch.arange(n, device=groups.device) if anchors is None else anchors
         if terms is not None and terms.n_samples is None:
             terms = None
         if terms is not None and terms.n_samples != n:
@@ -59,20 +60,18 @@ class FalseNegatives(Metric):
                 f"Expected terms of {n} samples, one for each group, got {terms.n_samples}. Take those of the batch: "
                 "terms.take(index)."
             )
-        self.counts[:3] += torch.tensor([1, n, n * (n - 1)]).to(self.counts)
-        for start in range(0, n, CHUNK):
-            part = slice(start, min(start + CHUNK, n))
-            same = groups[part, None] == groups[None, :]
-            same.diagonal(start).fill_(False)
+        self.counts[:3] += torch.tensor([1, len(anchors), len(anchors) * (n - 1)]).to(self.counts)
+        for part in anchors.split(CHUNK):
+            own = part[:, None]
+            same = (groups[own] == groups[None, :]).scatter(1, own, False)
             b = torch.zeros(same.shape, device=same.device)
             if terms is not None:
-                b = log_weights.block(terms.map_samples(operator.itemgetter(part)), terms, torch.float32)
-            gone = b == -torch.inf
-            gone.diagonal(start).fill_(False)
-            weight = b.double().exp()
-            weight.diagonal(start).zero_()
+                b = log_weights.block(terms.take(part), terms, torch.float32)
+            gone = (b == -torch.inf).scatter(1, own, False)
+            weight = b.exp().scatter(1, own, 0.0)
             # Added where they are, as reading them would wait for the device.
-            found = same.sum(), gone.sum(), (same & ~gone).sum(), weight.sum(), (weight * same).sum()
+            weights = (weight.sum(dtype=torch.float64), (weight * same).sum(dtype=torch.float64))
+            found = same.sum(), gone.sum(), (same & ~gone).sum(), *weights
             self.counts[3:] += torch.stack([one.to(self.counts) for one in found])
 
     def compute(self) -> dict[str, Tensor]:
@@ -84,6 +83,7 @@ class FalseNegatives(Metric):
             "per_anchor_kept": false_kept / anchors.clamp(min=1),
             "removed_share": removed / pairs.clamp(min=1),
             "removed_false_share": (false - false_kept) / false.clamp(min=1),
+            "mean_weight": mean_weight,
             "false_weight": false_weight / false / mean_weight,
             "batches": batches,
         }

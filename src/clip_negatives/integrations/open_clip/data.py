@@ -13,7 +13,8 @@ from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.interfaces import Clusters, SamplingContext
-from clip_negatives.loader import BatchIndex, IndexedLoader, KeyedLoader
+from clip_negatives.keyed_loader import KeyedLoader
+from clip_negatives.loader import BatchIndex, IndexedLoader
 
 
 class CountedLoader:

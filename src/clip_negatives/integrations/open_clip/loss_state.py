@@ -1,18 +1,12 @@
-"""What a loss remembers of the samples, kept beside open_clip's checkpoints, which hold only model and optimiser."""
+"""Where a run of open_clip keeps what a loss remembers of the samples: beside its checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
-
 from clip_negatives.anchors import AnchorLoss
-from clip_negatives.atomic import replaced_file, write_tensors
-from clip_negatives.errors import ArtifactError
+from clip_negatives.integrations.loss_state import read_state, state_of, write_state
 
 
 def store_state(loss: AnchorLoss | None, args: Any, completed: int) -> None:
@@ -24,11 +18,10 @@ def store_state(loss: AnchorLoss | None, args: Any, completed: int) -> None:
     Raises:
         ArtifactError: it cannot be written.
     """
-    if loss is None or args.rank != 0 or not (state := _state(loss)):
+    if args.rank != 0 or not state_of(loss):
         return
     run = Path(args.checkpoint_path).parent
-    with replaced_file(_file(run, completed)) as file:
-        write_tensors({name: buffer.cpu() for name, buffer in state.items()}, file)
+    write_state(loss, _file(run, completed))
     if not (run / "checkpoints" / f"epoch_{completed - 2}.pt").exists():
         _file(run, completed - 2).unlink(missing_ok=True)
 
@@ -39,29 +32,8 @@ def restore_state(loss: AnchorLoss | None, args: Any, epoch: int) -> None:
     Raises:
         ArtifactError: it is not there, or is of another loss.
     """
-    if loss is None or epoch == 0 or not (state := _state(loss)):
-        return
-    file = _file(Path(args.resume).parent.parent, epoch)
-    try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(
-            f"Expected what the loss remembers after epoch {epoch} at {file}, to resume there, got none that can be read. "
-            "Resume from the run's own checkpoints."
-        ) from error
-    if {name: one.shape for name, one in stored.items()} != {name: one.shape for name, one in state.items()}:
-        raise ArtifactError(
-            f"Expected the state of the same loss over the same data in {file}, got another. Resume with the same weighting."
-        )
-    with torch.no_grad():
-        for name, buffer in state.items():
-            buffer.copy_(stored[name])
-
-
-def _state(loss: AnchorLoss) -> dict[str, Tensor]:
-    """Return the persistent buffers, by name."""
-    kept = loss.state_dict()
-    return {name: buffer for name, buffer in loss.named_buffers() if name in kept}
+    if epoch > 0:
+        read_state(loss, _file(Path(args.resume).parent.parent, epoch))
 
 
 def _file(run: Path, epoch: int) -> Path:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ from open_clip_train.precision import get_autocast
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from clip_negatives.artifacts import read_clusters, write_clusters
+from clip_negatives.artifacts import read_clusters
 from clip_negatives.errors import ArtifactError
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
+from clip_negatives.integrations.reclustering import recluster_shares
 from clip_negatives.interfaces import Clusters
-from clip_negatives.refresh import cluster_features, from_first_rank, gather_rows
 
 
 def recluster(model: Any, dataset: Any, preprocess: Any, args: Any, options: TrainOptions, epoch: int) -> Clusters:
@@ -28,18 +26,16 @@ def recluster(model: Any, dataset: Any, preprocess: Any, args: Any, options: Tra
     Every rank encodes its share; rank 0 clusters. A run that is resumed finds the stored clusters (`stored_clusters`).
     """
     logging.info(f"clip-negatives: re-clustering before epoch {epoch} with the model being trained")
-    image, text = (gather_rows(part, len(dataset)).cpu() for part in _encode(model, dataset, preprocess, args))
-
-    def fit() -> Clusters:
-        clusters = cluster_features(
-            image, text, clusterer=options.clusterer, text_clusterer=options.text_clusterer, seed=args.seed, epoch=epoch
-        )
-        _store(clusters, dataset, _folder(Path(args.logs) / args.name, epoch), epoch)
-        # The features are on every rank already.
-        return dataclasses.replace(clusters, image_features=None, text_features=None)
-
-    clusters: Clusters = from_first_rank(fit)
-    return dataclasses.replace(clusters, image_features=image, text_features=text)
+    keys = [str(row) for row in range(len(dataset))]
+    return recluster_shares(
+        *_encode(model, dataset, preprocess, args),
+        pa.table({"key": keys, "text": [str(caption) for caption in dataset.captions]}),
+        _folder(Path(args.logs) / args.name, epoch),
+        clusterer=options.clusterer,
+        text_clusterer=options.text_clusterer,
+        seed=args.seed,
+        epoch=epoch,
+    )
 
 
 def stored_clusters(args: Any, epoch: int, every: int) -> Clusters | None:
@@ -62,15 +58,6 @@ def stored_clusters(args: Any, epoch: int, every: int) -> Clusters | None:
 
 def _folder(run: Path, epoch: int) -> Path:
     return run / "clip_negatives" / f"clusters-epoch-{epoch}"
-
-
-def _store(clusters: Clusters, dataset: Any, folder: Path, epoch: int) -> None:
-    keys = [str(row) for row in range(len(dataset))]
-    samples = pa.table({"key": keys, "text": [str(caption) for caption in dataset.captions]})
-    if folder.exists():  # of a run that stopped in this very epoch
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_clusters(folder, clusters, samples, {"encoders": {"model": f"the model being trained, before epoch {epoch}"}})
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import open_clip
+from torch import Tensor
 
 from clip_negatives import registry
 from clip_negatives.anchors import AnchorLoss
@@ -24,7 +25,8 @@ from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
-from clip_negatives.integrations.open_clip.data import TrainData
+from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
+from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
 from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
 from clip_negatives.integrations.open_clip.preflight import late_folder
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
@@ -103,6 +105,8 @@ class Negatives:
         self._preprocess: Any = None
         self._held = False
         self._extra_texts = 0
+        self._figures: EpochFigures | None = None
+        self._logged: LossTerms | AnchorLoss | None = None  # what the loss makes of the clusters, on the CPU
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
@@ -110,7 +114,7 @@ class Negatives:
         if "train" not in data:
             return data
         self._args, self._preprocess, self._start_epoch = args, preprocess_fns[1], epoch
-        self._batch_index = BatchIndex(args.accum_freq, self.options.on_batch)
+        self._batch_index = BatchIndex(args.accum_freq, self._on_batch)
         if self._needs_clusters:
             self.folder = self.folder or late_folder(args, self.options)
             self._clusters = self.folder.clusters
@@ -150,6 +154,8 @@ class Negatives:
             self._clusters = self._with_ids(found)
             data["train"].use(self._clusters)
             loss.set_terms(self._terms(self._clusters).to(self._args.device))
+            self._figures = None
+        self._begin_figures(data["train"].dataloader, epoch, named.get("tb_writer"))
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
         store_state(loss.anchor_loss, self._args, epoch + 1)
 
@@ -161,6 +167,22 @@ class Negatives:
             hold_temperature(unwrap_model(model).logit_scale, self.options.temperature, optimizer)
             self._held = True
 
+    def _begin_figures(self, loader: CountedLoader, epoch: int, tb_writer: Any) -> None:
+        """Log what there is to say of the clusters, when they are new, and of the batches that follow."""
+        if self._logged is None or self._clusters is None:
+            return
+        new = self._figures is None
+        self._figures = EpochFigures(self._args, tb_writer, epoch, loader.num_batches, self._clusters, self._logged)
+        if new:
+            self._figures.log_clusters()
+
+    def _on_batch(self, index: Tensor) -> None:
+        """Take note of a batch that is handed out."""
+        if self.options.on_batch is not None:
+            self.options.on_batch(index)
+        if self._figures is not None:
+            self._figures.take(self._batch_index)
+
     def _with_ids(self, clusters: Clusters | None) -> Clusters | None:
         """Return clusters made during training with what the first ones knew of texts and groups; None gives the first."""
         if clusters is None or self._clusters is None:
@@ -169,4 +191,5 @@ class Negatives:
 
     def _terms(self, clusters: Clusters | None) -> LossTerms | AnchorLoss:
         terms: LossTerms | AnchorLoss = registry.create("loss_weighting", self.options.weighting)(clusters)
+        self._logged = terms if is_logged(self._args) else None
         return terms

@@ -1,0 +1,33 @@
+"""The examples of the docs, as they stand."""
+
+from __future__ import annotations
+
+import csv
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
+
+
+def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+@pytest.mark.parametrize("name", ["transformers_trainer.py", "ranking_loss.py"])
+def test_examples_with_trainers_of_hugging_face_learn(tmp_path, monkeypatch, name):
+    trainer = run(name, tmp_path, monkeypatch)["trainer"]
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) >= 2
+    assert losses[-1] < losses[0]
+
+
+def test_the_example_with_lightning_learns_and_logs(tmp_path, monkeypatch):
+    trainer = run("lightning_callback.py", tmp_path, monkeypatch)["trainer"]
+    rows = list(csv.DictReader((Path(trainer.log_dir) / "metrics.csv").open()))
+    assert len([row for row in rows if row["clip_negatives/image_cluster_size_mean"]]) == 2  # at the start, and refreshed
+    losses = [float(row["loss"]) for row in rows if row["loss"]]
+    assert losses[-1] < losses[0]

@@ -1,0 +1,166 @@
+"""Lightning's loop with our callback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from clip_negatives import attach, read_clusters
+from clip_negatives.errors import ArtifactError, InputError
+from clip_negatives.integrations.figures import batch_figures, cluster_figures
+from clip_negatives.integrations.lightning import NegativesCallback
+from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_folder
+
+STEPS = N // BATCH
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore"),  # Lightning's advice on workers and cores
+]
+
+
+@pytest.fixture
+def clusters(tmp_path: Path):
+    return write_folder(tmp_path / "clusters")
+
+
+class Towers(lightning.LightningModule):
+    """Note the index of every batch, and hold it to what the batch shows."""
+
+    def __init__(self, negatives: NegativesCallback, workers: int = 0, batch: int = BATCH) -> None:
+        super().__init__()
+        self.negatives, self.workers, self.batch = negatives, workers, batch
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(3 * 64, 8), nn.EmbeddingBag(20, 8)
+        self.frozen = nn.Dropout().eval()
+        self.seen: list[list[int]] = []
+
+    def encode(self, batch):
+        images, texts = batch
+        return F.normalize(self.image(images.flatten(1) / N), dim=1), F.normalize(self.text(texts), dim=1)
+
+    def train_dataloader(self):
+        return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=self.batch, num_workers=self.workers))
+
+    def training_step(self, batch, batch_idx):
+        batch, index = batch
+        assert index.tolist() == rows_of(batch[0]).tolist()
+        self.seen.append(index.tolist())
+        return self.negatives.loss(*self.encode(batch), 5.0, index=index)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(tmp_path: Path, *, workers: int = 0, resume: Path | None = None, callback: dict | None = None, **more):
+    negatives = NegativesCallback(tmp_path / "clusters", seed=2, **callback or {})
+    module = Towers(negatives, workers)
+    how = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "default_root_dir": tmp_path, "log_every_n_steps": 2}
+    how |= {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    callbacks = [negatives, *more.pop("callbacks", [])]
+    trainer = lightning.Trainer(**how | more, callbacks=callbacks)
+    trainer.fit(module, ckpt_path=resume)
+    return module, negatives, trainer
+
+
+def keep(tmp_path: Path, **how) -> dict:
+    return {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(tmp_path / "kept", save_top_k=-1, **how)]}
+
+
+def kept(tmp_path: Path, step: int) -> Path:
+    (found,) = (tmp_path / "kept").glob(f"*step={step}.ckpt")
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_each_epoch_are_those_of_a_loop_of_ones_own(tmp_path, clusters, workers):
+    module, _, _ = fit(tmp_path, workers=workers, accumulate_grad_batches=2)
+    loader, _ = attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), clusters[0], seed=2, index_in_batch=True)
+    expected = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        expected += [index.tolist() for _, index in loader]
+    assert module.seen == expected
+
+
+def test_refresh_clusters_with_the_module_and_leaves_it_as_it_was(tmp_path, clusters):
+    how = {"refresh_every": 2, "encode": Towers.encode, "clusterer": "kmeans:n_clusters=3"}
+    module, negatives, _ = fit(tmp_path, callback=how, max_epochs=3)
+    folder = tmp_path / "clip_negatives" / "clusters-epoch-2"
+    found = read_clusters(folder)
+    assert found.clusters.image.n_clusters == 3
+    assert found.clusters.image_features.shape == (N, 8)
+    assert "group" in found.samples.column_names
+    assert negatives.loss.terms.image_table.shape == (3, 3)
+    assert negatives.state_dict()["clusters"] == str(folder)
+    assert not (tmp_path / "clip_negatives" / "clusters-epoch-1").exists()
+    assert module.image.training
+    assert not module.frozen.training
+    assert torch.tensor(module.seen[2 * STEPS :]).unique().tolist() == list(range(N))
+
+
+def test_refresh_leaves_the_global_generator_alone(tmp_path, clusters):
+    drawn = []
+    for callback in ({}, {"refresh_every": 1, "encode": Towers.encode}):
+        fit(tmp_path, callback=callback)
+        drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+
+
+def test_resumes_within_an_epoch_with_the_clusters_of_the_refresh(tmp_path, clusters):
+    how = {"callback": {"refresh_every": 1, "encode": Towers.encode}, "workers": 2, "max_epochs": 3}
+    whole, _, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_train_steps=STEPS + 2))
+    resumed, _, _ = fit(tmp_path, **how, resume=kept(tmp_path, STEPS + 2))
+    assert resumed.seen == whole.seen[STEPS + 2 :]
+    torch.testing.assert_close(resumed.image.weight, whole.image.weight)
+    folder = tmp_path / "clip_negatives" / "clusters-epoch-1"
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="clusters-epoch-1"):
+        fit(tmp_path, **how, resume=kept(tmp_path, STEPS + 2))
+
+
+def test_resumes_after_an_epoch_that_was_cut_short(tmp_path, clusters):
+    how = {"limit_train_batches": 4}
+    whole, _, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_epochs=1))
+    resumed, _, _ = fit(tmp_path, **how, resume=kept(tmp_path, 4))
+    assert resumed.seen == whole.seen[4:]
+
+
+def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
+    how = {"callback": {"weighting": "sogclr"}}
+    _, whole, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_train_steps=4))
+    _, resumed, _ = fit(tmp_path, **how, resume=kept(tmp_path, 4))
+    torch.testing.assert_close(resumed.loss.anchor_loss.state_dict(), whole.loss.anchor_loss.state_dict())
+    with pytest.raises(ArtifactError, match="the same weighting"):
+        fit(tmp_path, callback={"weighting": "glofnd"}, resume=kept(tmp_path, 4))
+
+
+def test_figures_are_logged_beside_lightnings(tmp_path, clusters):
+    how = {"refresh_every": 1, "encode": Towers.encode, "clusterer": "kmeans:n_clusters=3"}
+    module, negatives, trainer = fit(tmp_path, callback=how, logger=TensorBoardLogger(tmp_path))
+    events = EventAccumulator(trainer.log_dir).Reload()
+    last = batch_figures(torch.tensor(module.seen[-1]), negatives._clusters, negatives.loss.terms)
+    assert set(last) == {f"clip_negatives/{name}" for name in ("removed_share", "mean_weight", "false_negatives_per_anchor")}
+    for name, value in last.items():
+        assert [event.step for event in events.Scalars(name)] == [1, 3, 5, 7, 9, 11]
+        assert events.Scalars(name)[-1].value == pytest.approx(value)
+    for name, value in cluster_figures(clusters[1]).items():
+        assert [event.step for event in events.Scalars(name)] == [0, STEPS]
+        assert events.Scalars(name)[0].value == pytest.approx(value)
+    assert events.Scalars("clip_negatives/image_cluster_size_mean")[1].value == N / 3
+
+
+def test_what_is_missing_is_said(tmp_path, clusters):
+    with pytest.raises(InputError, match="Return it from train_dataloader"):
+        _ = NegativesCallback(clusters[0]).loss
+    for how in ({"refresh_every": 1}, {"refresh_every": 0, "encode": Towers.encode}):
+        with pytest.raises(InputError, match="and encode beside it"):
+            NegativesCallback(clusters[0], **how)

@@ -1,0 +1,122 @@
+"""Two processes of each trainer against one that has the whole batch: the same samples, the same gradients, the same weights.
+
+Both processes are started once for all: they write what they found into a file each.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+import torch.multiprocessing as mp
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from transformers import TrainingArguments
+
+from clip_negatives.integrations.lightning import NegativesCallback
+from clip_negatives.integrations.sentence_transformers import NegativesBatches, with_index
+from tests.integrations.clustered import BATCH, N, Pictures, write_folder
+from tests.integrations.test_lightning import Towers
+from tests.integrations.test_sentence_transformers import Watched as WatchedLoss
+from tests.integrations.test_sentence_transformers import data, words_model
+from tests.integrations.test_transformers import Watched, collate, tiny_clip
+
+WORLD = 2
+STEPS = N // (WORLD * BATCH)
+PLAIN = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "num_train_epochs": 2}
+QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 3}
+TRAINERS = ("transformers", "resumed", "sentence_transformers", "lightning", "in_batch")
+
+
+def _transformers(folder: Path, name: str, batch: int, resume: str | None = None, **ours):
+    saved = {"save_strategy": "steps", "save_steps": STEPS + 1}
+    run = TrainingArguments(str(folder / name), per_device_train_batch_size=batch, **PLAIN, **QUIET, **saved)
+    trainer = Watched(tiny_clip(), run, train_dataset=Pictures(), data_collator=collate, clusters=folder / "clusters", **ours)
+    trainer.train(resume)
+    return trainer.seen, trainer.model.state_dict()
+
+
+def _resumed(folder: Path, name: str, batch: int):
+    return _transformers(folder, name, batch, str(folder / name / f"checkpoint-{STEPS + 1}"))
+
+
+def _in_batch(folder: Path, name: str, batch: int):
+    return _transformers(folder, f"{name}-in-batch", batch, sampler="in_batch", weighting="uniform")
+
+
+def _sentence_transformers(folder: Path, name: str, batch: int):
+    model: SentenceTransformer = words_model()
+    batches = NegativesBatches(folder / "clusters", gather_across_devices=True)
+    how = {**PLAIN, **QUIET, "per_device_train_batch_size": batch, "batch_sampler": batches, "save_strategy": "no"}
+    loss = WatchedLoss(model, gather_across_devices=True, clusters=folder / "clusters")
+    run = SentenceTransformerTrainingArguments(str(folder / f"{name}-st"), **how)
+    SentenceTransformerTrainer(model, run, with_index(data()), loss=loss).train()
+    return loss.seen, model.state_dict()
+
+
+def _lightning(folder: Path, name: str, batch: int):
+    negatives = NegativesCallback(
+        folder / "clusters", seed=3, refresh_every=1, encode=Towers.encode, clusterer="kmeans:n_clusters=3"
+    )
+    module = Towers(negatives, batch=batch)
+    how = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    devices = 1 if batch > BATCH else WORLD
+    strategy = "auto" if devices == 1 else "ddp"
+    how |= {"accelerator": "cpu", "devices": devices, "strategy": strategy, "default_root_dir": folder / f"{name}-lightning"}
+    lightning.Trainer(max_epochs=2, callbacks=[negatives], **how).fit(module)
+    return module.seen, module.state_dict()
+
+
+def _all(folder: Path, name: str, batch: int):
+    made = (_transformers, _resumed, _sentence_transformers, _lightning, _in_batch)
+    return {trainer: make(folder, name, batch) for trainer, make in zip(TRAINERS, made, strict=True)}
+
+
+def _process(rank: int, folder: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in names.items()})
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "PL_TORCH_DISTRIBUTED_BACKEND": "gloo"}
+    torch.save(_all(folder, "two", BATCH), folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_folder(folder / "clusters")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).resolve().parents[2])  # where the processes find this module
+        mp.spawn(_process, (folder, port), nprocs=WORLD)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    one = _all(folder, "one", WORLD * BATCH)
+    torch.set_num_threads(before)
+    return one, [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def test_in_batch_deals_each_sample_once(found):
+    _, (first, second) = found
+    assert len(first["in_batch"][0]) == 2 * STEPS
+    for epoch in (slice(STEPS), slice(STEPS, 2 * STEPS)):
+        seen = torch.tensor([first["in_batch"][0][epoch], second["in_batch"][0][epoch]])
+        assert sorted(seen.flatten().tolist()) == list(range(N))
+    for name, weight in first["in_batch"][1].items():
+        torch.testing.assert_close(second["in_batch"][1][name], weight)
+
+
+@pytest.mark.parametrize("trainer", TRAINERS[:-1])
+@pytest.mark.filterwarnings("ignore")
+def test_two_processes_see_and_learn_what_one_with_the_whole_batch_does(found, trainer):
+    one, (first, second) = found
+    seen, weights = one[trainer]
+    assert [a + b for a, b in zip(first[trainer][0], second[trainer][0], strict=True)] == seen
+    assert len(seen) == (STEPS - 1 if trainer == "resumed" else 2 * STEPS)
+    for name, weight in weights.items():
+        for other in (first, second):
+            torch.testing.assert_close(other[trainer][1][name], weight, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,164 @@
+"""Hugging Face's Trainer with our batches and loss, beside the Trainer without."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
+from transformers.data import default_data_collator
+
+from clip_negatives import registry
+from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
+from clip_negatives.integrations.figures import batch_figures
+from clip_negatives.integrations.transformers import INDEX, STATE, NegativesTrainer
+from clip_negatives.interfaces import SamplingContext
+from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_folder
+
+STEPS = N // BATCH
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def collate(samples):
+    return {**default_data_collator(samples), "return_loss": True}
+
+
+def tiny_clip(seed: int = 0) -> CLIPModel:
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {**layers, "vocab_size": 20, "max_position_embeddings": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {**layers, "image_size": 8, "patch_size": 4}
+    torch.manual_seed(seed)
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+def arguments(folder: Path, **more) -> TrainingArguments:
+    how = {"num_train_epochs": 1, "per_device_train_batch_size": BATCH, "learning_rate": 1e-2, "logging_steps": 1}
+    how |= {"report_to": "none", "use_cpu": True, "save_strategy": "no", "disable_tqdm": True, "seed": 3}
+    return TrainingArguments(str(folder), **how | more)
+
+
+class Watched(NegativesTrainer):
+    """Note the index of every batch, and hold it to what the batch shows."""
+
+    def __init__(self, *args, **named):
+        super().__init__(*args, **named)
+        self.seen: list[list[int]] = []
+
+    def compute_loss(self, model, inputs, *rest, **named):
+        if INDEX in inputs:
+            assert inputs[INDEX].tolist() == rows_of(inputs["pixel_values"]).tolist()
+            self.seen.append(inputs[INDEX].tolist())
+        return super().compute_loss(model, inputs, *rest, **named)
+
+
+@pytest.fixture
+def clusters(tmp_path: Path):
+    return write_folder(tmp_path / "clusters")
+
+
+def trainer(tmp_path: Path, model: CLIPModel | None = None, kind=Watched, n: int = N, **more) -> Trainer:
+    ours = {name: more.pop(name) for name in ("sampler", "weighting", "eval_dataset", "compute_loss_func") if name in more}
+    ours |= {"clusters": tmp_path / "clusters"} if kind is not Trainer else {}
+    run = arguments(tmp_path / "run", **more)
+    return kind(model or tiny_clip(), run, train_dataset=Pictures(n), data_collator=collate, **ours)
+
+
+def losses(done: Trainer) -> list[float]:
+    return [entry["loss"] for entry in done.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2, "num_train_epochs": 2}])
+def test_in_batch_and_uniform_train_as_the_models_own_loss_does(tmp_path, clusters, more):
+    expected = trainer(tmp_path, kind=Trainer, **more)
+    expected.train()
+    found = trainer(tmp_path, sampler="in_batch", weighting="uniform", **more)
+    found.train()
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
+    assert len(losses(found)) == STEPS * more.get("num_train_epochs", 1) // more.get("gradient_accumulation_steps", 1)
+
+
+def test_uniform_loss_of_a_batch_is_the_models_own(tmp_path, clusters):
+    found = trainer(tmp_path, sampler="in_batch", weighting="uniform")
+    batch = collate([Pictures()[row] for row in range(BATCH)])
+    expected = found.model(**batch).loss
+    torch.testing.assert_close(found.compute_loss(found.model, {**batch, INDEX: torch.arange(BATCH)}), expected)
+
+
+def test_batches_are_the_samplers_and_each_epoch_has_its_own(tmp_path, clusters):
+    found = trainer(tmp_path, num_train_epochs=2, gradient_accumulation_steps=3, dataloader_num_workers=2)
+    found.train()
+    sampler = registry.create("negative_sampler", "cluster_similarity", SamplingContext(N, BATCH, seed=3, clusters=clusters[1]))
+    expected = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        expected += list(sampler)
+    assert found.seen == expected
+    assert expected[:STEPS] != expected[STEPS:]
+
+
+@pytest.mark.parametrize("sampler", ["cluster_similarity", "in_batch"])
+def test_resumes_within_an_epoch_as_if_never_stopped(tmp_path, clusters, sampler):
+    how = {"sampler": sampler, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": STEPS + 2}
+    whole = trainer(tmp_path, **how)
+    whole.train()
+    resumed = trainer(tmp_path, tiny_clip(seed=9), **how)
+    resumed.train(str(tmp_path / "run" / f"checkpoint-{STEPS + 2}"))
+    assert resumed.seen == whole.seen[STEPS + 2 :]
+    assert losses(resumed)[-1] == pytest.approx(losses(whole)[-1], rel=1e-4)
+
+
+def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
+    how = {"weighting": "sogclr", "num_train_epochs": 2, "save_strategy": "epoch"}
+    whole = trainer(tmp_path, **how)
+    whole.train()
+    (tmp_path / "run" / f"checkpoint-{2 * STEPS}").rename(tmp_path / "later")
+    resumed = trainer(tmp_path, **how)
+    resumed.train(True)
+    state = whole.negatives.anchor_loss.state_dict()
+    torch.testing.assert_close(resumed.negatives.anchor_loss.state_dict(), state, rtol=1e-4, atol=1e-4)
+    (tmp_path / "run" / f"checkpoint-{STEPS}" / STATE).unlink()
+    with pytest.raises(ArtifactError, match="what the loss remembers"):
+        trainer(tmp_path, **how).train(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
+
+
+def test_weights_reach_the_loss(tmp_path, clusters):
+    """A weighting that removes every incorrect pair leaves a loss of 0; the figures say so."""
+    found = trainer(tmp_path, weighting="random_reduction:share=1.0")
+    found.train()
+    assert losses(found) == [0.0] * STEPS
+    logged = [entry for entry in found.state.log_history if "loss" in entry][-1]
+    assert logged["clip_negatives/removed_share"] == 1
+    expected = batch_figures(torch.tensor(found.seen[-1]), found.folder.clusters, found.negatives.terms)
+    assert {name: logged[name] for name in expected} == expected
+
+
+def test_evaluation_is_the_trainers_own(tmp_path, clusters):
+    model = tiny_clip()
+    how = {"eval_dataset": Pictures(2 * BATCH), "per_device_eval_batch_size": BATCH}
+    found = trainer(tmp_path, model, **how).evaluate()
+    expected = trainer(tmp_path, copy.deepcopy(model), Trainer, **how).evaluate()
+    assert found["eval_loss"] == pytest.approx(expected["eval_loss"])
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Pictures())
+
+
+def test_what_cannot_be_served_is_refused(tmp_path, clusters):
+    with pytest.raises(InputError, match="compute_loss_func"):
+        trainer(tmp_path, compute_loss_func=print)
+    with pytest.raises(InputError, match="of the 40 training samples"):
+        trainer(tmp_path, n=40).train()
+    with pytest.raises(UnsupportedError, match="adds no texts for the Trainer"):
+        trainer(tmp_path, sampler="swapped_words").train()
+    found = trainer(tmp_path, max_steps=2)
+    found.train_dataset = Stream()
+    with pytest.raises(DataError, match="got a stream"):
+        found.train()
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.int64), INDEX: torch.zeros(1)}
+    with pytest.raises(UnsupportedError, match="as CLIPModel, got CLIPTextModel"):
+        NegativesTrainer.compute_loss(found, found.model.text_model, batch)
