@@ -139,6 +139,8 @@ def test_python(page: Path, there: Path, pytester: pytest.Pytester, monkeypatch:
             run(line)
     names = what_a_reader_has()
     for block in blocks(page, "python"):
+        if block.startswith('--8<-- "docs/examples/'):
+            continue  # whole trainings, which are run beside the tests of the trainers they are for
         if block.startswith("--8<--"):
             exec((ROOT / block.split('"')[1]).read_text(), {"__name__": "included"})
         elif "def test_" in block:

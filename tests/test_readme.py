@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from clip_negatives import attach, write_clusters
+from clip_negatives import ClipNegativesError, attach, write_clusters
 
 from .conftest import make_clusters
 
@@ -78,3 +78,29 @@ def test_weights_of_attach_follow_the_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_links_lead_somewhere(path: str) -> None:
     assert (ROOT / path).exists()
+
+
+class _Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(2), 0)])
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "words"),
+    [
+        (DataLoader(_Stream(), batch_size=2), {}, "got a stream"),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=None), {}, "Give batch_size="),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_sampler=[[0, 1]]), {}, "Give batch_size="),
+        (DataLoader(TensorDataset(torch.zeros(63)), batch_size=8), {"sampler": "in_batch"}, "of the 63 samples"),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=8), {"backend": "foo"}, "Expected a backend"),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=8), {"seed": -1}, "seed"),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=80), {}, "smaller batch size"),
+    ],
+)
+def test_what_cannot_be_attached(loader: DataLoader, options: dict[str, object], words: str, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    samples = pa.table({"key": list(map(str, range(64))), "text": ["x"] * 64})
+    write_clusters(tmp_path / "c", make_clusters(64), samples, {})
+    with pytest.raises(ClipNegativesError, match=words):
+        attach(loader, tmp_path / "c", **options)

@@ -28,7 +28,12 @@ class IndexedDataset(Dataset[Any]):
         try:
             return self.dataset[index], index
         except OSError as error:  # a file that is missing or damaged: pillow's errors are of this class
-            return DataError(f"Expected a sample {index} (counted from 0) that can be read, got: {error}. Repair it."), index
+            return DataError(f"Expected a sample {self._named(index)} that can be read, got: {error}. Repair it."), index
+
+    def _named(self, index: int) -> str:
+        """Return how to find a sample: by number, and by file where the data set lists files, as open_clip's does."""
+        files = getattr(self.dataset, "images", None)
+        return f"{index} (counted from 0{f', {files[index]}' if isinstance(files, list) else ''})"
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         """Return the samples of a batch, all at once where the data set reads them so, as Hugging Face's do."""

@@ -75,6 +75,8 @@ class PlannedSampler:
         self._resumed = False
         if context.batch_size < 1:
             raise InputError(f"Expected a batch size of at least 1, got {context.batch_size}.")
+        if context.seed < 0:
+            raise InputError(f"Expected a seed of at least 0, got {context.seed}.")
         if len(self) == 0:
             raise DataError(
                 f"Expected at least {self.step_size} samples for one step (batch size {context.batch_size} x "

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import distributed as dist
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder, read_clusters
+from clip_negatives.errors import DataError, InputError
 from clip_negatives.extra_texts import Captions, Tokenize, texts_per_image
+from clip_negatives.functional import check_backend
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader
 from clip_negatives.loss import NegativesClipLoss
@@ -57,6 +60,7 @@ def attach(
         UnsupportedError: the sampler adds texts, and the weighting or `index_in_batch` cannot do with them.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
+    check_backend(backend, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     folder = read_clusters(clusters)
     context = sampling_context(loader, folder, seed)
     made = registry.create("negative_sampler", sampler, context)
@@ -79,18 +83,32 @@ def sampling_context(loader: DataLoader[Any], folder: ClustersFolder, seed: int)
     """Return what a sampler is told of a loop over `loader`, in this process.
 
     Raises:
-        InputError: the loader has no batch size.
+        DataError: the loader reads a stream.
+        InputError: the loader has no batch size, or the clusters are of another number of samples.
     """
+    if isinstance(loader.dataset, IterableDataset):
+        raise DataError(
+            "Expected a loader over samples that can be asked for by index, got a stream. Train on it with clip-negatives "
+            "train --sampler in_batch, or load it as a data set with an index."
+        )
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    if not isinstance(size, int):
+        raise InputError("Expected a loader with a batch size, or a batch sampler that has one, got neither. Give batch_size=.")
+    n = len(loader.dataset)  # type: ignore[arg-type]
+    if folder.clusters.n_samples != n:
+        raise InputError(
+            f"Expected clusters of the {n} samples of the loader, got {folder.path} of {folder.clusters.n_samples}. Prepare "
+            "them from the data that is trained on."
+        )
     grouped = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if grouped else (0, 1)
-    native: Any = loader.batch_sampler
     return SamplingContext(
-        n_samples=len(loader.dataset),  # type: ignore[arg-type]
-        batch_size=loader.batch_size or int(native.batch_size),
+        n_samples=n,
+        batch_size=size,
         rank=rank,
         world_size=world_size,
         seed=seed,
         clusters=folder.clusters,
-        native_batches=native,
+        native_batches=loader.batch_sampler,
         captions=Captions(folder.samples),
     )
