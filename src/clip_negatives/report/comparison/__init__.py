@@ -1,0 +1,5 @@
+"""The report on a comparison."""
+
+
+def write_comparison() -> None:
+    """Write it."""
