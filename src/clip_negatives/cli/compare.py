@@ -54,7 +54,10 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     console.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
         show.plot(comparison, output / f"ranks.{suffix}")
-    console.print(f"Results: {output / 'results.json'}, {output / 'ranks.png'}")
+    from clip_negatives.report import write_comparison
+
+    page = write_comparison(comparison, output)
+    console.print(f"Results: {output / 'results.json'}, {output / 'ranks.png'}; to look at: {page}")
     if json_file is not None:
         from clip_negatives.atomic import replaced_file
 

@@ -17,7 +17,7 @@ from clip_negatives.cli.data_options import reading_options
 @click.option("--weighting", default="weighted_infonce", help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--batch-size", default=256, help="Batch of all processes together.")
 @click.option("--pairs", default=60, help="Pairs shown of each kind.")
-@click.option("--clusters-shown", default=9, help="Clusters shown of images, and as many of texts.")
+@click.option("--clusters-shown", default=8, help="Clusters shown of images, and as many of texts.")
 @click.option("--seed", default=0, help="Seed of everything that is drawn.")
 @click.option("--data", help="The data that were clustered, for their images: needed where these are in tars.")
 @reading_options

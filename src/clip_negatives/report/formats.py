@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 CAPTION = 280
 """Letters of a text that are shown."""
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Write a share, 0 .. 1, in percent; None as a dash.
+    r"""Write a share, 0 .. 1, in percent; None as a dash.
 
     Examples:
         >>> percent(0.1234), percent(None)
-        ('12.3 %', '–')
+        ('12.3\xa0%', '–')
     """
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
@@ -39,14 +36,14 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def plural(number: int, noun: str) -> str:
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
     """Write how many there are.
 
     Examples:
         >>> plural(1, "pair"), plural(2000, "pair")
         ('1 pair', '2,000 pairs')
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
 
 
 def caption(text: str) -> str:
@@ -57,13 +54,3 @@ def caption(text: str) -> str:
         'word w…'
     """
     return text if len(text) <= CAPTION else f"{text[: CAPTION - 1].rstrip()}…"
-
-
-def spread(values: Sequence[Any]) -> str:
-    """Write the lowest and the highest value of some.
-
-    Examples:
-        >>> spread([3, 1, 20])
-        '1 to 20'
-    """
-    return f"{min(values):,} to {max(values):,}"

@@ -9,26 +9,26 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-WIDTH = 380
-"""Width of a plot in the units of its text, which is 10: as wide as a telephone, so that the text stays readable there."""
+WIDTH = 350
+"""Width of a plot in the units of its text, which is 10.5: as wide as a telephone, so that the text stays readable there."""
 
-INK, MUTED, LINE, SURFACE = "#010101", "#010102", "#010103", "#010104"
+INK, MUTED, LINE = "#010101", "#010102", "#010103"
 SERIES = tuple(f"#02020{number}" for number in range(8))
 
-VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line", SURFACE: "--surface"} | {
+VARIABLES = {INK: "--ink", MUTED: "--muted", LINE: "--line"} | {
     colour: f"--series-{number}" for number, colour in enumerate(SERIES)
 }
 """Colours that nobody would draw with, and the variables of the page that take their place."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "clip-negatives",  # the same page from the same data
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
+    "axes.labelsize": 10.5,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 10,
     "legend.frameon": False,
     "text.color": INK,
     "axes.labelcolor": MUTED,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from clip_negatives.report.charts.drawing import INK, MUTED, SERIES, SURFACE, draw
+from clip_negatives.report.charts.drawing import INK, SERIES, draw
 from clip_negatives.report.formats import decimal, percent
 from clip_negatives.report.page import Plot, Table
 
@@ -42,18 +43,19 @@ def histograms(
             axis.annotate(
                 f"threshold {threshold:.2f}",
                 (threshold, 1.0),
-                (4, -2),
+                (4, -2) if threshold < (edges[0] + edges[-1]) / 2 + 0.2 else (-4, -2),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
                 va="top",
-                fontsize=9,
+                ha="left" if threshold < (edges[0] + edges[-1]) / 2 + 0.2 else "right",
+                fontsize=9.5,
             )
         axis.set(xlabel=xlabel, ylabel="% of pairs", xlim=(edges[0], edges[-1]), ylim=(0, None))
         axis.grid(visible=False, axis="x")
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=2, handlelength=1.2)
 
-    ranges = [f"{low:.2f} to {high:.2f}".replace("-", "−") for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    ranges = [f"{low:.2f} to {high:.2f}".replace("-", "−") for low, high in itertools.pairwise(edges)]
     shown = [place for place in range(len(ranges)) if any(shares[place] > 0 for shares in series.values())]
     rows = [(ranges[place], *(percent(float(shares[place]), 2) for shares in series.values())) for place in shown]
     table = Table(f"{title}: share of pairs by bin", (xlabel, *series), tuple(rows))
@@ -107,9 +109,7 @@ def shares(title: str, table: Values, rows: Sequence[str], columns: Sequence[str
         axis.tick_params(length=0)
         if len(rows) <= 12:
             for place in np.argwhere(table >= 0.05):
-                strong = table[tuple(place)] > 0.6
-                label = f"{100 * table[tuple(place)]:.0f}"
-                axis.text(place[1], place[0], label, ha="center", va="center", fontsize=8, color=SURFACE if strong else MUTED)
+                axis.text(place[1], place[0], f"{100 * table[tuple(place)]:.0f}", ha="center", va="center", fontsize=8)
 
     cells = [(row, *(percent(float(share), 0) for share in line)) for row, line in zip(rows, table, strict=True)]
     figures = Table(title, ("image cluster", *(f"text cluster {name}" for name in columns)), tuple(cells))

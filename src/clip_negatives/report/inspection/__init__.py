@@ -18,7 +18,7 @@ from clip_negatives.report.album import Album, images_of
 from clip_negatives.report.inspection import clusters as clusters_section
 from clip_negatives.report.inspection import pairs as pairs_section
 from clip_negatives.report.inspection import sensitivity, similarities, tables
-from clip_negatives.report.inspection.sampled import Method, SampledPairs, draw_pairs
+from clip_negatives.report.inspection.sampled import Method, SampledPairs, draw_pairs, false_pairs
 from clip_negatives.report.inspection.setting import Setting, Thresholds
 from clip_negatives.report.page import render
 
@@ -65,9 +65,7 @@ def write_inspection(
     setting.check(folder.clusters.n_samples)
     images = images_of(folder, source)
     method = Method.of(folder, setting)
-    reading = meter(
-        folder, setting.batch_size, sampler=setting.sampler, weighting=setting.weighting, seed=setting.seed
-    )
+    reading = meter(folder, setting.batch_size, sampler=setting.sampler, weighting=setting.weighting, seed=setting.seed)
     sections = _sections(folder, setting, method, reading)
     album = Album({index: str(folder.samples["text"][index].as_py()) for index in _shown(sections)}, images)
     html = render("inspection.html.j2", folder=folder, setting=setting, album=album, reading=reading, **sections)
@@ -101,7 +99,7 @@ def _sections(folder: ClustersFolder, setting: Setting, method: Method, reading:
         "agreement_plot": agreement_plot,
         "heatmaps": similarities.heatmaps(folder, thresholds, clusters_section.typical(folder, near)),
         "distributions": similarities.distributions(folder, thresholds, setting.seed),
-        "weights_plot": similarities.weights(sampled),
+        "weights_plot": similarities.weights(sampled, method.weights(*false_pairs(codes, setting.seed)) / sampled.scale, truth),
         "kinds": _pairs(folder, setting, method, sampled, codes),
         **_what_ifs(folder, setting, codes),
     }

@@ -74,11 +74,11 @@ def cards(clustering: Clustering, near: Tensor | None, most: int) -> list[Card]:
         for why, order in orders.items():
             if len(chosen) < most:
                 chosen.setdefault(int(order[place]), why)
-    by_reason = sorted(chosen.items(), key=lambda item: list(orders).index(item[1]))
-    return [
-        Card(number, int(sizes[number]), why, None if mean is None else float(mean[number]), *_members(clustering, near, number))
-        for number, why in by_reason
-    ]
+    found = []
+    for number, why in sorted(chosen.items(), key=lambda item: list(orders).index(item[1])):
+        tightness = None if mean is None else float(mean[number])
+        found.append(Card(number, int(sizes[number]), why, tightness, *_members(clustering, near, number)))
+    return found
 
 
 def sizes_plot(folder: ClustersFolder) -> Plot:

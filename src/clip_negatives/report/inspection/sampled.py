@@ -94,3 +94,21 @@ def draw_pairs(method: Method, setting: Setting) -> SampledPairs:
     kept = weights > 0
     scale = float(weights[kept].mean()) if kept.any() else 1.0
     return SampledPairs(images, texts, weights / scale, scale)
+
+
+def false_pairs(truth: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return random pairs of two different samples that show the same; none where there are none."""
+    order = truth.argsort(stable=True)
+    sizes = truth[order].unique_consecutive(return_counts=True)[1]
+    start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    size = sizes.repeat_interleave(sizes)
+    others = (size - 1).double()
+    if not others.any():
+        return truth[:0], truth[:0]
+    generator = epoch_generator(seed, 4)
+    # A sample stands in as many pairs as there are others like it.
+    places = torch.searchsorted(others.cumsum(0), torch.rand(PAIRS, generator=generator).double() * others.sum(), right=True)
+    places = places.clamp(max=len(truth) - 1)
+    step = (torch.rand(PAIRS, generator=generator).double() * others[places]).long() + 1
+    partner = start[places] + (places - start[places] + step) % size[places]
+    return order[places], order[partner]

@@ -13,6 +13,7 @@ from clip_negatives.errors import PluginError
 from clip_negatives.interfaces import Clusters
 from clip_negatives.options import parse_spec
 from clip_negatives.refresh import cluster_features
+from clip_negatives.report.inspection.sampled import false_pairs
 from clip_negatives.report.inspection.setting import QUANTILE
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.similarity import pair_counts, pair_quantile, reliable_tables, removed_share
@@ -25,9 +26,6 @@ FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 SUBSAMPLE = 8000
 """Samples that are clustered anew at most."""
-
-FALSE_PAIRS = 200_000
-"""False negatives that are drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +72,7 @@ class Granularity:
 
 def gates(clusters: Clusters, truth: Tensor, seed: int) -> list[Gate]:
     """Return what each of `QUANTILES` would do."""
-    false = _false_pairs(truth, seed)
+    false = false_pairs(truth, seed)
     return [_gate(clusters, quantile, false, _false_share(truth)) for quantile in QUANTILES]
 
 
@@ -89,7 +87,7 @@ def granularities(folder: ClustersFolder, truth: Tensor, seed: int) -> tuple[lis
         return [], "The features were not kept in the folder, so nothing can be clustered anew: prepare it with features kept."
     some = torch.randperm(clusters.n_samples, generator=epoch_generator(seed, 3))[:SUBSAMPLE].sort().values
     features = clusters.image_features[some].float(), clusters.text_features[some].float()
-    false, share = _false_pairs(truth[some], seed), _false_share(truth[some])
+    false, share = false_pairs(truth[some], seed), _false_share(truth[some])
     distances = [(1.0 - part @ part.T).clamp_(min=0.0).fill_diagonal_(0.0) for part in features]
     specs = [str(folder.manifest.get(name, "kmeans")) for name in ("clusterer", "text_clusterer")]
     found = []
@@ -147,32 +145,14 @@ def _gate(clusters: Clusters, quantile: float, false: tuple[Tensor, Tensor], fal
         a, c = clusters.image.labels, clusters.text.labels
         caught = float((~(image[a[left], a[right]] & text[c[left], c[right]])).double().mean())
         lost = max(0.0, (removed - false_share * caught) / (1.0 - false_share)) if false_share < 1 else None
-    cosines = (
+    at = [
         pair_quantile(similarity, part.sizes(), quantile)
         for similarity, part in ((clusters.image_similarity, clusters.image), (clusters.text_similarity, clusters.text))
-    )
-    return Gate(quantile, *cosines, removed, caught, lost)
+    ]
+    return Gate(quantile, at[0], at[1], removed, caught, lost)
 
 
 def _false_share(truth: Tensor) -> float:
     """Return the share of pairs of two different samples that show the same."""
     sizes, n = truth.bincount().double(), len(truth)
     return float((sizes * (sizes - 1)).sum() / max(n * (n - 1), 1))
-
-
-def _false_pairs(truth: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Return random pairs of two different samples that show the same; none where there are none."""
-    order = truth.argsort(stable=True)
-    sizes = truth[order].unique_consecutive(return_counts=True)[1]
-    start = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    size = sizes.repeat_interleave(sizes)
-    others = (size - 1).double()
-    if not others.any():
-        return truth[:0], truth[:0]
-    generator = epoch_generator(seed, 4)
-    # A sample stands in as many pairs as there are others like it.
-    places = torch.searchsorted(others.cumsum(0), torch.rand(FALSE_PAIRS, generator=generator).double() * others.sum(), right=True)
-    places = places.clamp(max=len(truth) - 1)
-    step = (torch.rand(FALSE_PAIRS, generator=generator).double() * others[places]).long() + 1
-    partner = start[places] + (places - start[places] + step) % size[places]
-    return order[places], order[partner]

@@ -31,7 +31,7 @@ class Setting:
     weighting: str = "weighted_infonce"
     batch_size: int = 256
     pairs: int = 60
-    clusters_shown: int = 9
+    clusters_shown: int = 8
     seed: int = 0
 
     def check(self, n_samples: int) -> None:
@@ -67,7 +67,7 @@ class Thresholds:
         clusters = folder.clusters
         found = _options("negative_sampler", setting.sampler), _options("loss_weighting", setting.weighting)
         owner, given = next(((name, options) for name, options in found if "image_quantile" in options), ("", {}))
-        cosines = []
+        cosines: list[float | None] = []
         modalities = ("image", clusters.image, clusters.image_similarity), ("text", clusters.text, clusters.text_similarity)
         for modality, clustering, similarity in modalities:
             cosine = given.get(f"{modality}_threshold")
@@ -75,7 +75,7 @@ class Thresholds:
             if cosine is None and quantile is not None:
                 cosine = pair_quantile(similarity, clustering.sizes(), quantile)
             cosines.append(cosine)
-        return cls(*cosines, f"those of {owner}" if owner else f"under which {QUANTILE:.0%} of all pairs lie")
+        return cls(cosines[0], cosines[1], f"those of {owner}" if owner else f"under which {QUANTILE:.0%} of all pairs lie")
 
 
 def _options(kind: registry.Kind, spec: str) -> tuple[str, dict[str, Any]]:

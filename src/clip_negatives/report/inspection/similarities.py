@@ -67,17 +67,25 @@ def distributions(folder: ClustersFolder, thresholds: Thresholds, seed: int) -> 
     return found
 
 
-def weights(sampled: SampledPairs) -> Plot:
-    """Draw how the weighting weighs the pairs of a batch that it keeps."""
+def weights(sampled: SampledPairs, false: Tensor, truth: str) -> Plot:
+    """Draw how the weighting weighs the pairs that it keeps.
+
+    Args:
+        sampled: pairs of batches.
+        false: weights of pairs that are in truth correct, as multiples of the same mean; empty where none are known.
+        truth: what such pairs share.
+    """
     kept = sampled.weights[sampled.weights > 0].double().numpy()
     top = max(2.0, float(np.quantile(kept, 0.999)) if len(kept) else 2.0)
     edges = np.linspace(0.0, top, BINS + 1)
-    series = {"kept pairs": _histogram(np.clip(kept, 0.0, top), edges)}
-    note = (
-        f"{plural(PAIRS, 'random pair')} of batches: {percent(sampled.removed_share)} are removed. Of the others, the weight as a "
-        "multiple of its mean: 1 counts as any other pair, 0.3 counts a third of that."
-    )
-    return histograms("How much a pair counts", series, edges, note=note, xlabel="weight, mean 1")
+    series = {"kept pairs of batches": _histogram(np.clip(kept, 0.0, top), edges)}
+    note = f"{plural(PAIRS, 'random pair')} of batches: {percent(sampled.removed_share)} are removed."
+    if len(false):
+        left = false[false > 0].double().numpy()
+        series[f"kept pairs of the same {truth}"] = _histogram(np.clip(left, 0.0, top), edges)
+        note += f" Random pairs of the same {truth}: {percent(1 - len(left) / len(false))} are removed."
+    note += " Of the others, the weight as a multiple of its mean: 1 counts as any other pair, 0.3 counts a third of that."
+    return histograms("How much a pair counts", series, edges, note=note, xlabel="weight, mean 1 over batches")
 
 
 def _ordered(clustering: Clustering, similarity: Tensor) -> Tensor:
@@ -102,8 +110,7 @@ def _uniform_pairs(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def _cosines(features: Tensor, left: Tensor, right: Tensor) -> npt.NDArray[np.float64]:
     parts = [
-        (features[i].float() * features[j].float()).sum(dim=1)
-        for i, j in zip(left.split(ROWS), right.split(ROWS), strict=True)
+        (features[i].float() * features[j].float()).sum(dim=1) for i, j in zip(left.split(ROWS), right.split(ROWS), strict=True)
     ]
     whole: npt.NDArray[np.float64] = torch.cat(parts).clamp(-1.0, 1.0).double().numpy()
     return whole

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.meter import Reading
 from clip_negatives.report.charts.lines import Line, lines
 from clip_negatives.report.formats import count, decimal, percent
 from clip_negatives.report.inspection.sensitivity import Gate, Granularity
+from clip_negatives.report.inspection.setting import QUANTILE
 from clip_negatives.report.page import Plot, Table
+
+MODALITIES = ("image clusters", "text clusters")
 
 ORIGIN = {
     "image_encoder": "encoder of the images",
@@ -26,10 +30,11 @@ ORIGIN = {
 
 def origin(folder: ClustersFolder) -> Table:
     """Return what the clusters were made from."""
-    rows = tuple((what, str(folder.manifest[name])) for name, what in ORIGIN.items() if name in folder.manifest)
-    kept = "kept" if folder.clusters.image_features is not None else "not kept"
+    rows = [(what, str(folder.manifest[name])) for name, what in ORIGIN.items() if name in folder.manifest]
+    rows.append(("features", "kept" if folder.clusters.image_features is not None else "not kept"))
     known = "known" if folder.clusters.groups is not None else "not known: equal texts stand for them"
-    return Table("What the clusters were made from", ("", ""), (*rows, ("features", kept), ("groups of what shows the same", known)))
+    rows.append(("groups of what shows the same", known))
+    return Table("What the clusters were made from", ("", ""), tuple(rows))
 
 
 def suspects(reading: Reading) -> Table:
@@ -71,7 +76,7 @@ def gates_table(found: Sequence[Gate]) -> Table:
     )
     rows = tuple(
         (
-            f"{gate.quantile:.0%}" if gate.quantile < 1 else "100% (one cluster only)",
+            percent(gate.quantile, 0) if gate.quantile < 1 else f"{percent(1.0, 0)} (one cluster only)",
             decimal(gate.image),
             decimal(gate.text),
             *(percent(share) for share in (gate.removed, gate.caught, gate.lost)),
@@ -90,7 +95,12 @@ def gates_plot(found: Sequence[Gate], truth: str) -> Plot:
         series = {f"false negatives (same {truth}), caught": Line(x, [100 * (gate.caught or 0.0) for gate in found]), **series}
         note += " The further the first line is above the second, the better clusters tell false negatives."
     return lines(
-        "What thresholds would remove", series, note=note, xlabel="% of pairs under the threshold", ylabel="% removed", points=True
+        "What thresholds would remove",
+        series,
+        note=note,
+        xlabel="% of pairs under the threshold",
+        ylabel="% removed",
+        points=True,
     )
 
 
@@ -102,7 +112,7 @@ def granularities_table(found: Sequence[Granularity], current: tuple[int, int]) 
         "largest",
         "silhouette",
         "pairs of one cluster",
-        "removed at 95 %",
+        f"removed at {percent(QUANTILE, 0)}",
         "false negatives caught",
         "other pairs lost",
     )
@@ -120,26 +130,29 @@ def granularities_table(found: Sequence[Granularity], current: tuple[int, int]) 
     return Table("What other numbers of clusters would do", columns, rows)
 
 
-def granularities_plot(found: Sequence[Granularity], current: int) -> Plot:
-    """Draw the silhouette of both modalities by the number of clusters."""
-    series = {
+def granularities_plots(found: Sequence[Granularity], current: int, batch_size: int) -> list[Plot]:
+    """Draw silhouettes and pairs of one cluster by the number of clusters."""
+    axes: dict[str, Any] = {"xlabel": "number of clusters", "marked": current, "points": True}
+    silhouettes = {
         name: Line([item.n_clusters[place] for item in found], [item.silhouette[place] or 0.0 for item in found])
-        for place, name in enumerate(("image clusters", "text clusters"))
+        for place, name in enumerate(MODALITIES)
     }
-    note = (
+    suspects = {
+        name: Line([item.n_clusters[place] for item in found], [item.same_cluster[place] * (batch_size - 1) for item in found])
+        for place, name in enumerate(MODALITIES)
+    }
+    how = (
         "How much nearer samples are to their own cluster than to the next one: 1 far apart, 0 on the border. Where the line "
         "is flat, the number matters little."
     )
-    return lines(
-        "Silhouette by number of clusters",
-        series,
-        note=note,
-        xlabel="number of clusters",
-        ylabel="mean silhouette",
-        log=("x",),
-        marked=current,
-        points=True,
+    many = (
+        f"Samples of its own cluster that a sample meets in a uniform batch of {count(batch_size)}: the pairs that a method by "
+        "clusters takes for most alike."
     )
+    return [
+        lines("Silhouette by number of clusters", silhouettes, note=how, ylabel="mean silhouette", log=("x",), **axes),
+        lines("Suspect pairs by number of clusters", suspects, note=many, ylabel="for each sample", log=("x", "y"), **axes),
+    ]
 
 
 def _both(values: tuple[float, float]) -> str:
