@@ -98,15 +98,16 @@ def sizes_plot(folder: ClustersFolder) -> Plot:
 
 def agreement(folder: ClustersFolder) -> tuple[Table, Plot]:
     """Return how well the image clusters tell the text clusters, in figures and as a picture of the largest."""
-    from sklearn.metrics import adjusted_mutual_info_score, completeness_score, homogeneity_score, normalized_mutual_info_score
+    from sklearn.metrics import adjusted_mutual_info_score, homogeneity_completeness_v_measure
 
     image, text = folder.clusters.image, folder.clusters.text
     both = image.labels.numpy(), text.labels.numpy()
+    homogeneity, completeness, normalized = homogeneity_completeness_v_measure(*both)
     figures = {
         "adjusted mutual information": adjusted_mutual_info_score(*both),
-        "normalized mutual information": normalized_mutual_info_score(*both),
-        "what the text cluster tells of the image cluster (homogeneity)": homogeneity_score(*both),
-        "what the image cluster tells of the text cluster (completeness)": completeness_score(*both),
+        "normalized mutual information": normalized,
+        "what the text cluster tells of the image cluster (homogeneity)": homogeneity,
+        "what the image cluster tells of the text cluster (completeness)": completeness,
     }
     rows = tuple((name, decimal(float(value))) for name, value in figures.items())
     table = Table("Agreement of image clusters and text clusters", ("measure", "0 none .. 1 the same"), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from clip_negatives.refresh import cluster_features
 from clip_negatives.report.inspection.sampled import false_pairs
 from clip_negatives.report.inspection.setting import QUANTILE
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.similarity import pair_counts, pair_quantile, reliable_tables, removed_share
+from clip_negatives.similarity import pair_counts, pair_quantiles, reliable_tables, removed_share
 
 QUANTILES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0)
 """Shares of all pairs under the threshold; 1 removes pairs of one cluster only."""
@@ -73,7 +74,7 @@ class Granularity:
 def gates(clusters: Clusters, truth: Tensor, seed: int) -> list[Gate]:
     """Return what each of `QUANTILES` would do."""
     false = false_pairs(truth, seed)
-    return [_gate(clusters, quantile, false, _false_share(truth)) for quantile in QUANTILES]
+    return _gates(clusters, QUANTILES, false, _false_share(truth))
 
 
 def granularities(folder: ClustersFolder, truth: Tensor, seed: int) -> tuple[list[Granularity], str]:
@@ -100,7 +101,7 @@ def granularities(folder: ClustersFolder, truth: Tensor, seed: int) -> tuple[lis
             fitted = cluster_features(*features, clusterer=chosen[0], text_clusterer=chosen[1], seed=seed)
         except PluginError as error:
             return [], f"The clusterer cannot be asked for another number of clusters. {error}"
-        found.append(_granularity(fitted, distances, _gate(fitted, QUANTILE, false, share)))
+        found.append(_granularity(fitted, distances, _gates(fitted, [QUANTILE], false, share)[0]))
     return found, "" if found else "There are too few samples for other numbers of clusters."
 
 
@@ -136,8 +137,18 @@ def _with_clusters(spec: str, n_clusters: int) -> str:
     return f"{name}:{options}"
 
 
-def _gate(clusters: Clusters, quantile: float, false: tuple[Tensor, Tensor], false_share: float) -> Gate:
-    image, text = reliable_tables(clusters, image_quantile=quantile, text_quantile=quantile)
+def _gates(clusters: Clusters, quantiles: Sequence[float], false: tuple[Tensor, Tensor], false_share: float) -> list[Gate]:
+    both = (clusters.image_similarity, clusters.image), (clusters.text_similarity, clusters.text)
+    images, texts = (pair_quantiles(similarity, part.sizes(), quantiles) for similarity, part in both)
+    return [_gate(clusters, *at, false, false_share) for at in zip(quantiles, images, texts, strict=True)]
+
+
+def _gate(
+    clusters: Clusters, quantile: float, image_at: float, text_at: float, false: tuple[Tensor, Tensor], false_share: float
+) -> Gate:
+    """Return what the thresholds of a quantile would do; all of 1 lets everything through but pairs of one cluster."""
+    at = (image_at, text_at) if quantile < 1 else (None, None)
+    image, text = reliable_tables(clusters, image_threshold=at[0], text_threshold=at[1])
     removed = removed_share(clusters, image, text)
     caught = lost = None
     left, right = false
@@ -145,11 +156,7 @@ def _gate(clusters: Clusters, quantile: float, false: tuple[Tensor, Tensor], fal
         a, c = clusters.image.labels, clusters.text.labels
         caught = float((~(image[a[left], a[right]] & text[c[left], c[right]])).double().mean())
         lost = max(0.0, (removed - false_share * caught) / (1.0 - false_share)) if false_share < 1 else None
-    at = [
-        pair_quantile(similarity, part.sizes(), quantile)
-        for similarity, part in ((clusters.image_similarity, clusters.image), (clusters.text_similarity, clusters.text))
-    ]
-    return Gate(quantile, at[0], at[1], removed, caught, lost)
+    return Gate(quantile, image_at, text_at, removed, caught, lost)
 
 
 def _false_share(truth: Tensor) -> float:
