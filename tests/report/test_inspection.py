@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections import Counter
@@ -41,7 +42,7 @@ def test_the_page_has_its_parts_in_order(page: Path) -> None:
     ]
     levels = [int(heading.name[1]) for heading in html.find_all(re.compile("^h[1-6]$"))]
     assert levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
     links = [link["href"][1:] for link in html.nav.find_all("a")]
     assert links == [section["id"] for section in html.main.find_all("section", recursive=False)]
     assert len(html.select("figure.plot")) == 10

@@ -38,7 +38,7 @@ def intervals(
     note: str,
     xlabel: str,
     table: Table | None = None,
-    zero: bool = False,
+    signed: bool = False,
 ) -> Plot:
     """Draw a row for each method, and in it for each series a point, its interval, and its runs.
 
@@ -48,7 +48,7 @@ def intervals(
         note: how to read it.
         xlabel: what x is.
         table: the figures behind it.
-        zero: whether x begins at 0, or, for differences, 0 is marked.
+        signed: whether 0 is marked, as for differences; else x begins there, and intervals are cut there.
     """
     names = list(dict.fromkeys(name for estimates in series.values() for name in estimates))
 
@@ -64,8 +64,10 @@ def intervals(
             axis.plot([], [], "o", color=colour, ms=5, label=label)
         axis.set_yticks(range(len(names)), [plain(textwrap.fill(name, LETTERS)) for name in names])
         axis.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
-        if zero:
+        if signed:
             axis.axvline(0, color=MUTED, linewidth=1)
+        else:
+            axis.set_xlim(left=0)
         axis.grid(visible=False, axis="y")
         for row in range(1, len(names)):
             axis.axhline(row - 0.5, color=LINE, linewidth=0.6)
@@ -77,7 +79,7 @@ def intervals(
 
 
 def _point(axis: Any, estimate: Estimate, y: float, colour: str) -> None:
-    axis.plot(estimate.runs, [y] * len(estimate.runs), "o", color=colour, alpha=0.35, ms=3.5, markeredgewidth=0)
+    axis.plot(estimate.runs, [y] * len(estimate.runs), "|", color=colour, ms=7, markeredgewidth=1.1)
     if estimate.low is not None and estimate.high is not None:
         axis.plot([estimate.low, estimate.high], [y, y], "-", color=colour, linewidth=1.6, solid_capstyle="butt")
     axis.plot([estimate.mean], [y], "o", color=colour, ms=6)

@@ -37,7 +37,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
     answers, test = read_answers(comparison, output)
     changed = changes(answers) if BASELINE in answers else []
     album, none_because = _album(changed, test)
-    difference_plot, difference_table = figures.differences(comparison)
+    difference_plot, difference_tables = figures.differences(comparison)
     cost_plots, cost_table = figures.costs(comparison)
     false_plot, false_table = figures.false_negatives(comparison)
     html = render(
@@ -51,7 +51,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
         n_seeds=comparison.setting["seeds"],
         rank_plots=figures.ranks(comparison),
         difference_plot=difference_plot,
-        difference_table=difference_table,
+        difference_tables=difference_tables,
         best=_best(comparison),
         training=curves(comparison),
         cost_plots=cost_plots,

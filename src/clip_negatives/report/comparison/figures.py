@@ -7,7 +7,7 @@ from typing import Any
 
 from clip_negatives.compare.methods import BASELINE
 from clip_negatives.compare.output import DIRECTIONS
-from clip_negatives.compare.statistics import paired_difference
+from clip_negatives.compare.statistics import Summary, paired_difference
 from clip_negatives.compare.study import Comparison
 from clip_negatives.report.charts.intervals import Estimate, intervals
 from clip_negatives.report.formats import count, decimal, percent
@@ -21,15 +21,16 @@ def values(comparison: Comparison, method: str, figure: str) -> list[Any]:
     return [run[figure] for run in comparison.runs if run["method"]["name"] == method]
 
 
-def estimates(comparison: Comparison, figure: str, scale: float = 1.0) -> dict[str, Estimate]:
-    """Return mean, interval and runs of a figure for each method that has it."""
+def estimates(comparison: Comparison, figure: str, scale: float = 1.0, *, interval: bool = True) -> dict[str, Estimate]:
+    """Return mean, interval if wanted, and runs of a figure for each method that has it."""
     found = {}
     for name, figures in comparison.summaries.items():
         if figure in figures:
             runs = [scale * value for value in values(comparison, name, figure)]
             # The interval of a mean is that of its difference to nothing.
             mean = paired_difference(runs, [0.0] * len(runs))
-            found[name] = Estimate(mean.mean, mean.low, mean.high, tuple(runs))
+            ends = (mean.low, mean.high) if interval else (None, None)
+            found[name] = Estimate(mean.mean, *ends, tuple(runs))
     return found
 
 
@@ -42,38 +43,44 @@ def ranks(comparison: Comparison) -> list[Plot]:
         rows = tuple((name, *(_estimate(series[f"Rank@{k}"][name], 1) for k in TOP_K)) for name in comparison.summaries)
         title = f"Rank@k from {label}"
         table = Table(f"{title}, in %: mean and its 95 % interval", ("method", *series), rows)
-        note = f"Large dots: mean of the seeds; bars: its 95 % interval; small dots: runs. By chance: {chance}."
+        note = f"Dots: mean of the seeds; bars: its 95 % interval; ticks: single runs. By chance: {chance}."
         found.append(intervals(title, series, note=note, xlabel="% of queries", table=table))
     return found
 
 
-def differences(comparison: Comparison) -> tuple[Plot, Table]:
+def differences(comparison: Comparison) -> tuple[Plot, list[Table]]:
     """Draw the paired difference of Rank@1 to the baseline, and give those of all k."""
     series = {}
     for direction, label in DIRECTIONS.items():
         series[label] = {name: _difference(comparison, name, f"{direction}_rank_1") for name in comparison.differences}
-    columns = [(direction, label, k) for direction, label in DIRECTIONS.items() for k in TOP_K]
-    rows = tuple(
-        (name, *(_estimate(_difference(comparison, name, f"{direction}_rank_{k}"), 1, "+") for direction, _, k in columns))
-        for name in comparison.differences
-    )
-    heads = ("method", *(f"{label} @{k}" for _, label, k in columns))
-    table = Table(f"Difference to {BASELINE} of the same seed, in points: mean and its 95 % interval", heads, rows)
+    tables = []
+    for direction, label in DIRECTIONS.items():
+        caption = f"{label.capitalize()}: difference to {BASELINE} of the same seed, in points: mean and its 95 % interval"
+        rows = tuple(
+            (name, *(_estimate(_difference(comparison, name, f"{direction}_rank_{k}"), 1, "+") for k in TOP_K))
+            for name in comparison.differences
+        )
+        tables.append(Table(caption, ("method", *(f"Rank@{k}" for k in TOP_K)), rows))
     note = (
         f"Points of Rank@1 over {BASELINE} of the same seed: mean and its 95 % interval. An interval across 0 says that the "
         "seeds do not tell the two apart."
     )
-    plot = intervals(f"Rank@1 minus that of {BASELINE}", series, note=note, xlabel="points of %", zero=True)
-    return plot, table
+    plot = intervals(f"Rank@1 minus that of {BASELINE}", series, note=note, xlabel="points of %", signed=True)
+    return plot, tables
 
 
 def costs(comparison: Comparison) -> tuple[list[Plot], Table]:
     """Draw time and memory."""
-    seconds = estimates(comparison, "seconds_per_step")
-    memory = estimates(comparison, "peak_memory_mib")
+    seconds = estimates(comparison, "seconds_per_step", interval=False)
+    memory = estimates(comparison, "peak_memory_mib", interval=False)
+    how = "Dots: mean; ticks: single runs."
     plots = [
-        intervals("Time of a step", {"": seconds}, note="Median seconds between two batches of a run.", xlabel="seconds"),
-        intervals("Peak memory", {"": memory}, note="Of the process of a run, without its evaluation.", xlabel="MiB"),
+        intervals(title, {"": found}, note=f"{what} {how}", xlabel=unit)
+        for title, found, what, unit in (
+            ("Time of a step", seconds, "Median seconds between two batches.", "seconds"),
+            ("Peak memory", memory, "Of the process of a run, without its evaluation.", "MiB"),
+        )
+        if found  # a run of one step has no time between two
     ]
     rows = []
     for name in comparison.summaries:
@@ -82,14 +89,14 @@ def costs(comparison: Comparison) -> tuple[list[Plot], Table]:
         rows.append(
             (
                 name,
-                _estimate(seconds[name], 3) if name in seconds else "–",
+                _spread(comparison.summaries[name]["seconds_per_step"]) if name in seconds else "–",
                 decimal(sum(trained) / len(trained), 0),
                 count(memory[name].mean),
                 count(sum(gpu) / len(gpu)) if gpu else "–",
             )
         )
     columns = "method", "seconds a step", "seconds of training", "peak memory, MiB", "peak GPU memory, MiB"
-    return plots, Table("Time and memory: means over seeds, and the 95 % interval of a step", columns, tuple(rows))
+    return plots, Table("Time and memory: means over seeds, and the standard deviation of a step", columns, tuple(rows))
 
 
 def false_negatives(comparison: Comparison) -> tuple[Plot, Table]:
@@ -100,8 +107,8 @@ def false_negatives(comparison: Comparison) -> tuple[Plot, Table]:
     rows = tuple(
         (
             name,
-            decimal(before[name].mean) if name in before else "–",
-            decimal(left[name].mean) if name in left else "by step",
+            decimal(before[name].mean, 3) if name in before else "–",
+            decimal(left[name].mean, 3) if name in left else "by step",
             _mean(comparison.summaries[name], "false_weight", decimal),
             _mean(comparison.summaries[name], "removed_share", percent),
         )
@@ -111,7 +118,7 @@ def false_negatives(comparison: Comparison) -> tuple[Plot, Table]:
     table = Table(f"False negatives (pairs of the same {truth}) of a batch: means over seeds", columns, rows)
     note = "Before and after what the weighting removes. A weighting that only weighs leaves all of them: see their weight."
     series = {"in the batch": before, "left as negatives": left}
-    return intervals("False negatives of an image", series, note=note, xlabel="in a batch", zero=True), table
+    return intervals("False negatives of an image", series, note=note, xlabel="in a batch"), table
 
 
 def _difference(comparison: Comparison, name: str, figure: str) -> Estimate:
@@ -123,11 +130,15 @@ def _difference(comparison: Comparison, name: str, figure: str) -> Estimate:
 
 def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
     def written(value: float) -> str:
-        return f"{value:{sign}.{digits}f}".replace("-", "−")
+        return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")  # no -0.0
 
     if estimate.low is None or estimate.high is None:
         return written(estimate.mean)
     return f"{written(estimate.mean)} [{written(estimate.low)}, {written(estimate.high)}]"
+
+
+def _spread(summary: Summary) -> str:
+    return decimal(summary.mean, 3) + ("" if summary.spread is None else f" ± {decimal(summary.spread, 3)}")
 
 
 def _mean(summaries: Mapping[str, Any], figure: str, write: Any) -> str:
