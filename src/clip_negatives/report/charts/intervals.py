@@ -67,7 +67,7 @@ def intervals(
         if signed:
             axis.axvline(0, color=MUTED, linewidth=1)
         else:
-            axis.set_xlim(left=0)
+            axis.set_xlim(0, 1.05 * axis.get_xlim()[1] or 1)
         axis.grid(visible=False, axis="y")
         for row in range(1, len(names)):
             axis.axhline(row - 0.5, color=LINE, linewidth=0.6)

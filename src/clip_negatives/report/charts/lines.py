@@ -52,6 +52,8 @@ def lines(
     """
 
     def paint(figure: Any) -> None:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         axis = figure.subplots()
         for place, (name, line) in enumerate(series.items()):
             colour, dashes = SERIES[place % len(SERIES)], DASHES[place // len(SERIES) % len(DASHES)]
@@ -62,6 +64,10 @@ def lines(
             axis.axvline(marked, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         axis.set(xlabel=xlabel, ylabel=ylabel)
         axis.set(**{f"{name}scale": "log" for name in log})
+        if "y" in log:
+            axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.yaxis.set_major_formatter("{x:g}")  # 100, not ten to the power of two
+            axis.yaxis.set_minor_formatter(NullFormatter())
         if "x" in log and points:
             ticks = sorted({value for line in series.values() for value in line.x})
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
