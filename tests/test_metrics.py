@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k, rank_at_k
+from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k, first_correct, rank_at_k
 
 
 def _naive_rank_at_k(query, gallery, query_groups, gallery_groups, k):
@@ -47,6 +47,14 @@ def test_without_ties_it_is_topk():
         top = (query @ gallery.T).topk(k).indices
         expected = (gallery_groups[top] == query_groups[:, None]).any(dim=1).float().mean()
         torch.testing.assert_close(rank_at_k(query, gallery, query_groups, gallery_groups, (k,))[0], expected)
+
+
+def test_first_correct_tells_who_stands_first_and_never_by_a_tie():
+    query, gallery = torch.eye(3), torch.tensor([[1.0, 0, 0], [1.0, 0, 0], [0, 0.5, 0], [0, 1.0, 1.0]])
+    rank, top = first_correct(query, gallery, torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2, 3]), chunk_size=2)
+    # The first query ties with an entry of another group, which stands before its own.
+    assert rank.tolist() == [2, 2, 1]
+    assert top.tolist() == [1, 3, 3]
 
 
 @pytest.mark.parametrize("value", [1.0, 0.0, torch.nan])

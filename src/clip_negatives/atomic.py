@@ -110,8 +110,8 @@ def refuse_foreign(path: Path, *, known_by: str) -> None:
         raise ArtifactError(f"Expected {path} to be absent, empty, or of an earlier run, got something else. Name another.")
 
 
-def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write tensors as safetensors.
+def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with metadata if given.
 
     Raises:
         OSError: the file cannot be written; safetensors by itself has an error of its own for a full disk.
@@ -120,7 +120,7 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        save_file(_apart(tensors), file)
+        save_file(_apart(tensors), file, metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error).rsplit(": ", 1)[-1], str(file)) from error
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,13 +46,24 @@ def pair_quantile(similarity: Tensor, sizes: Tensor, quantile: float) -> float:
     Raises:
         InputError: `quantile` is not within 0 .. 1.
     """
-    if not 0.0 <= quantile <= 1.0:
-        raise InputError(f"Expected a quantile within 0 .. 1, got {quantile}.")
+    return pair_quantiles(similarity, sizes, [quantile])[0]
+
+
+def pair_quantiles(similarity: Tensor, sizes: Tensor, quantiles: Sequence[float]) -> list[float]:
+    """Return `pair_quantile` of each of `quantiles`; the table is sorted once.
+
+    Raises:
+        InputError: a quantile is not within 0 .. 1.
+    """
+    for quantile in quantiles:
+        if not 0.0 <= quantile <= 1.0:
+            raise InputError(f"Expected a quantile within 0 .. 1, got {quantile}.")
     weight = pair_counts(sizes).flatten()
     order = similarity.flatten().argsort()
     below = weight[order].cumsum(0)
-    position = int(torch.searchsorted(below, quantile * below[-1]).clamp(max=order.numel() - 1))
-    return float(similarity.flatten()[order[position]])
+    places = torch.searchsorted(below, torch.tensor(quantiles, dtype=below.dtype) * below[-1]).clamp(max=order.numel() - 1)
+    found: list[float] = similarity.flatten()[order[places]].tolist()
+    return found
 
 
 def pair_counts(sizes: Tensor) -> Tensor:

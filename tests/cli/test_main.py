@@ -73,6 +73,7 @@ def test_plugins_new_writes_a_folder(tmp_path: Path) -> None:
         (["prepare", "absent.txt", "out"], "end in .csv, .tsv or .tar"),
         (["meter", "absent"], "clip-negatives prepare"),
         (["generate", "absent"], "clip-negatives prepare"),
+        (["inspect", "absent"], "clip-negatives prepare"),
         (["train", "--", "--model", "clip-negatives-tiny"], "--train-data"),
         (["train", "--sampler", "in_bach", "--"], "Did you mean 'in_batch'"),
         (["compare", "--methods", "papr"], "Did you mean 'paper'"),

@@ -68,6 +68,15 @@ def test_generate() -> None:
     assert pq.read_metadata("pairs.parquet").num_rows == 2 * N
 
 
+def test_inspect() -> None:
+    _prepared()
+    Path("images").rename("moved")
+    shown = run("inspect", "clusters", "--batch-size", 32, "--pairs", 3, "--clusters-shown", 1, "-o", "report")
+    assert "report/index.html: " in shown.stdout
+    assert "samples shown, " in shown.stdout
+    assert "of them missing" in shown.stdout
+
+
 def test_meter_shows_every_word_in_a_pipe_and_writes_json() -> None:
     _prepared()
     shown = run("meter", "clusters", "--batch-size", 32, "--threshold", 0.5, "--json", "reading.json")
@@ -91,6 +100,10 @@ def test_meter_shows_every_word_in_a_pipe_and_writes_json() -> None:
         (["prepare", "pairs.csv", "clusters", "--image-encoder", "pixel"], "Did you mean 'pixels'"),
         (["prepare", "pairs.csv", "clusters", "--clusterer", "kmeans:n_clusters=65"], "at most as many clusters"),
         (["meter", "clusters"], "batch size within 2 .. 64"),
+        (["inspect", "clusters"], "batch size within 2 .. 64"),
+        (["inspect", "clusters", "-o", "images", "--batch-size", "32"], "something else"),
+        (["inspect", "clusters", "--batch-size", "32", "--data", "absent.csv"], "absent.csv, which is not there"),
+        (["inspect", "clusters", "--batch-size", "32", "--sampler", "in_bach"], "Did you mean 'in_batch'"),
         (["generate", "clusters", "--per-image", "0"], "at least 1 pair"),
         (["generate", "clusters", "-o", "pairs.csv/pairs.parquet"], "Expected to write"),
     ],
@@ -103,7 +116,7 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(arguments: list[str], words
     assert "Traceback" not in shown.output
 
 
-@pytest.mark.parametrize("page", ["prepare", "generate", "meter"])
+@pytest.mark.parametrize("page", ["prepare", "generate", "meter", "inspect"])
 def test_page_of_the_manual_runs(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (DOCS / f"{page}.md").read_text()
     for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):

@@ -11,7 +11,10 @@ from clip_negatives import catalogue
 from clip_negatives.compare import Comparison, compare, study
 from clip_negatives.compare import run as run_module
 from clip_negatives.compare.output import cost_table, plot, ranks_table
+from clip_negatives.compare.queries import read_queries
+from clip_negatives.compare.study import run_folder
 from clip_negatives.errors import ClipNegativesError, DataError, InputError
+from clip_negatives.report import write_comparison
 
 EPOCHS = 2
 BATCH = 64
@@ -62,6 +65,22 @@ def test_every_field_is_measured(comparison: Comparison) -> None:
         assert one["chance_rank_1"] == pytest.approx(1 / one["queries"])
     assert set(comparison.summaries) == {"in_batch", "paper", "random_reduction"}
     assert set(comparison.differences) == {"paper", "random_reduction"}
+
+
+def test_what_each_run_answered_is_kept(comparison: Comparison, output: Path, data: tuple[str, str]) -> None:
+    for one in comparison.runs:
+        found = read_queries(run_folder(output, one["method"]["name"], one["seed"]))
+        assert found is not None
+        assert found.test["location"] == data[1]
+        assert len(found.rank) == len(found.top) == one["queries"]
+        for k in (1, 5, 10):
+            assert float((found.rank <= k).float().mean()) == pytest.approx(one[f"text_to_image_rank_{k}"])
+
+
+def test_a_report_of_real_runs(comparison: Comparison, output: Path) -> None:
+    page = write_comparison(comparison, output).read_text(encoding="utf-8")
+    assert "Queries that changed sides" in page
+    assert "could not be read" not in page
 
 
 def test_methods_of_a_seed_start_from_the_same_weights(comparison: Comparison) -> None:

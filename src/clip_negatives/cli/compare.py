@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from clip_negatives.cli.words import CLUSTERER, PluginName, examples
+from clip_negatives.cli.words import CLUSTERER, FILE, PluginName, examples
 
 if TYPE_CHECKING:
     from clip_negatives.compare.run import Job
@@ -29,9 +29,7 @@ METHODS = PluginName("negative_sampler", "loss_weighting", several=True, more=("
 @click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas: see above.")
 @click.option("--seeds", type=int, help="Runs of each method.  [default: 3; with --quick 2]")
 @click.option("--output", default="compare", type=click.Path(path_type=Path), help="Folder for runs, results and plot.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results to this file too."
-)
+@click.option("--json", "json_file", type=FILE, help="Write the results to this file too.")
 @click.option("--test-data", help="Test pairs (csv or tars), with --train-data of your own after --.")
 @click.option("--group-column", help="Column that says which pairs show the same item.")
 @click.option("--image-encoder", default="pixels", help="Encoder of the images that are clustered.")
@@ -67,7 +65,10 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     console.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
         show.plot(comparison, output / f"ranks.{suffix}")
-    console.print(f"Results: {output / 'results.json'}, {output / 'ranks.png'}")
+    from clip_negatives.report import write_comparison
+
+    page = write_comparison(comparison, output)
+    console.print(f"Results: {output / 'results.json'}, {output / 'ranks.png'}; to look at: {page}")
     if json_file is not None:
         from clip_negatives.atomic import replaced_file
 

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from clip_negatives.cli.words import SAMPLER, WEIGHTING, examples
+from clip_negatives.cli.words import FILE, SAMPLER, WEIGHTING, examples
 
 if TYPE_CHECKING:
     from clip_negatives.meter import Reading
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 @click.option("--weighting", default="weighted_infonce", type=WEIGHTING, help="Loss weighting, NAME or NAME:key=value,...")
 @click.option("--threshold", default=0.9, help="Similarity of clusters, or of samples, that counts as high, -1 .. 1.")
 @click.option("--seed", default=0, help="Seed of the batches and of sampled pairs.")
-@click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the reading to this file too."
-)
+@click.option("--json", "json_file", type=FILE, help="Write the reading to this file too.")
 def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: Any) -> None:
     """Show how many incorrect pairs of a batch are suspect, and what a method would do about it."""
     from clip_negatives.artifacts import read_clusters

@@ -13,18 +13,19 @@ from torch import Tensor
 from clip_negatives import registry
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.artifacts import ClustersFolder, codes
+from clip_negatives.compare.queries import Queries
 from clip_negatives.dataset import open_pairs
 from clip_negatives.encoders.open_clip import image_tower, text_tower
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.meter import truth_of
-from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k
+from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k, first_correct
 
 TOP_K = (1, 5, 10)
 """The k of Rank@k that a comparison reports."""
 
 
-def ranks(model: str, checkpoint: Path, test: dict[str, Any]) -> dict[str, Any]:
-    """Return Rank@k of a checkpoint on held-out pairs, in both directions, with what chance would give.
+def ranks(model: str, checkpoint: Path, test: dict[str, Any]) -> tuple[dict[str, Any], Queries]:
+    """Return Rank@k of a checkpoint on held-out pairs, in both directions, with what chance would give, and its answers.
 
     Any image of the queried item counts as correct: for text-to-image each text is a query and all images are the gallery,
     for image-to-text the other way around.
@@ -42,7 +43,8 @@ def ranks(model: str, checkpoint: Path, test: dict[str, Any]) -> dict[str, Any]:
     metric = RankAtK(TOP_K)
     metric.update(images, texts, groups)
     found = {name: float(value) for name, value in metric.compute().items()}
-    return {**found, "queries": n, **{f"chance_rank_{k}": chance_rank_at_k(groups, groups, k) for k in TOP_K}}
+    found |= {f"chance_rank_{k}": chance_rank_at_k(groups, groups, k) for k in TOP_K}
+    return {**found, "queries": n}, Queries(*first_correct(texts, images, groups, groups), test)
 
 
 def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting: str) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def cost_table(comparison: Comparison) -> Table:
     for name, figures in comparison.summaries.items():
         table.add_row(
             name,
-            f"{figures['seconds_per_step'].mean:.3f}",
+            _figure(figures, "seconds_per_step", ".3f", otherwise="\N{EN DASH}"),
             f"{figures['peak_memory_mib'].mean:.0f}",
             f"{figures['false_negatives_per_anchor'].mean:.2f}",
             _figure(figures, "false_negatives_kept_per_anchor", ".2f"),
@@ -60,11 +60,11 @@ def cost_table(comparison: Comparison) -> Table:
     return table
 
 
-def _figure(figures: dict[str, Summary], field: str, form: str) -> str:
+def _figure(figures: dict[str, Summary], field: str, form: str, *, otherwise: str | None = None) -> str:
     """Return a figure that not every method has: some decide at each step, and without false negatives none has a weight."""
     if field in figures:
         return format(figures[field].mean, form)
-    return "by step" if "removed_share" not in figures else "\N{EN DASH}"
+    return otherwise or ("by step" if "removed_share" not in figures else "\N{EN DASH}")
 
 
 def plot(comparison: Comparison, file: Path) -> None:

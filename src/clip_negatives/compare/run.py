@@ -136,6 +136,7 @@ def measure(job: Job) -> dict[str, Any]:
         The fields of a run in the JSON of a comparison, see `clip_negatives.compare.study`.
     """
     from clip_negatives.compare.evaluate import false_negatives, peak_gpu_memory, ranks
+    from clip_negatives.compare.queries import write_queries
     from clip_negatives.integrations import open_clip
 
     batches: list[Tensor] = []
@@ -159,6 +160,8 @@ def measure(job: Job) -> dict[str, Any]:
     memory = {"peak_memory_mib": peak_memory(), "peak_gpu_memory_mib": peak_gpu_memory()}
     checkpoints = job.folder / "run" / "checkpoints"
     last = max(checkpoints.glob("epoch_*.pt"), key=lambda file: file.stat().st_mtime_ns)
+    figures, queries = ranks(job.model, last, job.test)
+    write_queries(queries, job.folder)
     outcome = {
         "method": asdict(job.method),
         "seed": job.seed,
@@ -169,7 +172,7 @@ def measure(job: Job) -> dict[str, Any]:
         **memory,
         "losses": losses(job.folder / "run" / "out.log"),
         **false_negatives(batches, read_clusters(job.clusters), job.method.weighting),
-        **ranks(job.model, last, job.test),
+        **figures,
     }
     shutil.rmtree(checkpoints)  # the largest files by far, and no longer needed
     return outcome

@@ -115,7 +115,7 @@ def compare(
     prepared = time.perf_counter() - started
     check_methods(chosen, line, folder.path)
     jobs = [
-        Job(method, seed, tuple(line), value_of(line, "--model"), folder.path, test, _run_folder(output, method, seed))
+        Job(method, seed, tuple(line), value_of(line, "--model"), folder.path, test, run_folder(output, method.name, seed))
         for seed in range(seeds)
         for method in chosen
     ]
@@ -168,9 +168,10 @@ def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], methods: Seq
     return Comparison(setting, runs, summaries, differences)
 
 
-def _run_folder(output: Path, method: Method, seed: int) -> Path:
-    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in method.name)
-    return output / "runs" / f"{safe}-{hashlib.sha256(method.name.encode()).hexdigest()[:6]}-seed-{seed}"
+def run_folder(output: Path, method: str, seed: int) -> Path:
+    """Return where a comparison in `output` keeps the run of a method, by its name, with a seed."""
+    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in method)
+    return output / "runs" / f"{safe}-{hashlib.sha256(method.encode()).hexdigest()[:6]}-seed-{seed}"
 
 
 def _versions() -> dict[str, str]:

@@ -10,11 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_negatives.dataset.source import read_image, stamp
+from clip_negatives.dataset.source import AHEAD, read_image, read_small_files, stamp
 from clip_negatives.errors import DataError
-
-AHEAD = 64
-"""Images that are read at once, by threads."""
 
 
 class CsvPairs:
@@ -85,6 +82,10 @@ class CsvPairs:
         with ThreadPoolExecutor() as pool:
             for first in range(start, stop, AHEAD):
                 yield from pool.map(self._image, range(first, min(first + AHEAD, stop)))
+
+    def small_images(self, index: Sequence[int], side: int) -> Iterator[Image.Image | None]:
+        """Yield the images of some rows, to fit a square of `side` pixels; None for one that cannot be read."""
+        return read_small_files([self.image_paths[row] for row in index], side)
 
     def fingerprint(self) -> str:
         """Return a digest of paths, texts, groups and the size and time of change of each image, taken once."""

@@ -15,7 +15,7 @@ import braceexpand
 import webdataset as wds
 from PIL import Image
 
-from clip_negatives.dataset.source import read_image, stamp
+from clip_negatives.dataset.source import read_image, read_small_image, stamp
 from clip_negatives.errors import DataError
 
 
@@ -63,8 +63,19 @@ class TarPairs:
             DataError: an image cannot be read; the message names its key.
         """
         for sample in itertools.islice(self._samples(), start, stop):
-            data = next(sample[extension] for extension in self.EXTENSIONS if extension in sample)
-            yield read_image(io.BytesIO(data), f"the sample {sample['__key__']}")
+            yield read_image(self._image_file(sample), f"the sample {sample['__key__']}")
+
+    def small_images(self, index: Sequence[int], side: int) -> Iterator[Image.Image | None]:
+        """Yield the images of some samples, to fit a square of `side` pixels; None for one that cannot be read.
+
+        Args:
+            index: places, ascending: the tars are read once, up to the last of them.
+            side: pixels.
+        """
+        wanted = set(index)
+        for place, sample in enumerate(itertools.islice(self._samples(), max(index, default=-1) + 1)):
+            if place in wanted:
+                yield read_small_image(self._image_file(sample), side)
 
     def fingerprint(self) -> str:
         """Return a digest of the name, size and time of change of each tar."""
@@ -72,6 +83,9 @@ class TarPairs:
         for shard in self.shards:
             whole.update(shard.encode() + b"\0" + stamp(shard))
         return whole.hexdigest()
+
+    def _image_file(self, sample: dict[str, Any]) -> io.BytesIO:
+        return io.BytesIO(next(sample[extension] for extension in self.EXTENSIONS if extension in sample))
 
     def _samples(self) -> Iterator[dict[str, Any]]:
         """Yield the samples that open_clip keeps: those with a text and an image."""

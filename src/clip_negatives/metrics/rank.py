@@ -62,18 +62,43 @@ def rank_at_k(
         raise InputError("Expected one group for each query and each gallery entry, got another number.")
     if min(top_k, default=0) < 1:
         raise InputError(f"Expected every k to be at least 1, got {tuple(top_k)}.")
-    ranks = []
+    rank, _ = first_correct(query_features, gallery_features, query_groups, gallery_groups, chunk_size=chunk_size)
+    return torch.stack([(rank <= k).float().mean() for k in top_k])
+
+
+def first_correct(
+    query_features: Tensor,
+    gallery_features: Tensor,
+    query_groups: Tensor,
+    gallery_groups: Tensor,
+    *,
+    chunk_size: int = CHUNK,
+) -> tuple[Tensor, Tensor]:
+    """Return for each query the rank of the first entry of its own group, and the entry that stands first.
+
+    The arguments, the ties and the errors are those of `rank_at_k`. Where entries tie for the first place, one of another
+    group stands there.
+
+    Returns:
+        Ranks from 1 on, and places in the gallery, both int64, shape (Q,).
+
+    Examples:
+        >>> first_correct(torch.eye(3), torch.eye(3), torch.arange(3), torch.tensor([0, 2, 1]))
+        (tensor([1, 3, 3]), tensor([0, 1, 2]))
+    """
+    ranks, tops = [], []
     for start in range(0, len(query_groups), chunk_size):
         part = slice(start, start + chunk_size)
         similarity = query_features[part] @ gallery_features.T
         own = query_groups[part, None] == gallery_groups[None, :]
         if not bool(own.any(dim=1).all()):
             raise InputError("Expected every query to have an entry of its group in the gallery, got one without.")
-        best = similarity.masked_fill(~own, -torch.inf).amax(dim=1, keepdim=True)
+        best, place = similarity.masked_fill(~own, -torch.inf).max(dim=1, keepdim=True)
         # Not "at least as similar": a similarity that is not a number must not put the own group first.
-        ranks.append((~(similarity < best) & ~own).sum(dim=1) + 1)
-    rank = torch.cat(ranks)
-    return torch.stack([(rank <= k).float().mean() for k in top_k])
+        rank = (~(similarity < best) & ~own).sum(dim=1) + 1
+        ranks.append(rank)
+        tops.append(torch.where(rank == 1, place[:, 0], similarity.masked_fill(own, -torch.inf).argmax(dim=1)))
+    return torch.cat(ranks), torch.cat(tops)
 
 
 def chance_rank_at_k(query_groups: Tensor, gallery_groups: Tensor, k: int) -> float:

@@ -1,0 +1,136 @@
+"""The report on a comparison, of figures that are made up."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from bs4 import BeautifulSoup
+
+from clip_negatives.compare import Comparison, Method
+from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
+from clip_negatives.compare.study import FIGURES, _summarise, run_folder
+from clip_negatives.report import write_comparison
+from clip_negatives.report.comparison.examples import changes
+
+from ..pairs import listings, write_csv
+
+HOSTILE = "in_batch+<script>$alert(1)$"
+NAMES = ("in_batch", HOSTILE, "random_reduction")
+SEEDS, QUERIES = 3, 12
+
+
+def answers(*tops_of_seeds: list[int], truth: list[int]) -> list[Queries]:
+    """Return what seeds answered: rank 1 where it is right, else 2."""
+    found = []
+    for tops in tops_of_seeds:
+        rank = [1 if truth[top] == truth[query] else 2 for query, top in enumerate(tops)]
+        found.append(Queries(torch.tensor(rank), torch.tensor(tops), {}))
+    return found
+
+
+def made_up(n_seeds: int = SEEDS, **more: object) -> Comparison:
+    methods = [Method(name, "in_batch", "uniform") for name in NAMES]
+    runs = []
+    for seed in range(n_seeds):
+        for place, method in enumerate(methods):
+            figures = dict.fromkeys(FIGURES, 0.1 + 0.01 * place + 0.001 * seed)
+            spec = {"name": method.name, "sampler": method.sampler, "weighting": method.weighting, "temperature": None}
+            run = {"method": spec, "seed": seed, "steps": 300, "queries": QUERIES, "train_seconds": 3.0, **figures}
+            run |= {"losses": [5.0 - 0.01 * step for step in range(300)], "peak_gpu_memory_mib": None}
+            run |= {"false_negatives_truth": "group", **{f"chance_rank_{k}": 0.01 * k for k in (1, 5, 10)}, **more}
+            runs.append(run)
+    setting = {"arguments": ["--model", "tiny"], "seeds": n_seeds, "n_train": 9, "clusters": {}, "versions": {}, "machine": "m"}
+    return _summarise(setting, runs, methods)
+
+
+def write_answers(output: Path, test: dict[str, object]) -> None:
+    for name in NAMES:
+        for seed in range(SEEDS):
+            top = torch.arange(QUERIES) if name == HOSTILE else torch.arange(QUERIES).roll(1)
+            rank = torch.where(top == torch.arange(QUERIES), 1, 3)
+            write_queries(Queries(rank, top, test), run_folder(output, name, seed))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    write_answers(tmp_path, {"location": str(write_csv(tmp_path / "test", QUERIES)), "group_column": "item"})
+    return tmp_path
+
+
+def read(page: Path) -> BeautifulSoup:
+    return BeautifulSoup(page.read_text(encoding="utf-8"), "html.parser")
+
+
+def test_the_page_shows_methods_and_examples(output: Path) -> None:
+    page = write_comparison(made_up(), output)
+    assert page == output / "report.html"
+    html = read(page)
+    assert len(html.select("figure.plot")) == 7
+    assert len(html.find_all("script")) == 1
+    heads = [heading.get_text() for heading in html.select("#examples h3")]
+    assert heads == [HOSTILE, "random_reduction"]
+    assert len(html.select(".example")) == 6
+    first = html.select_one(".example")
+    assert first.h5.get_text() in {text for _, text, _, _ in listings(QUERIES)}
+    assert len(first.select("svg.thumb")) == 3
+    assert "right in 0 of 3" in first.get_text()
+    assert "right in 3 of 3" in first.get_text()
+    counts = [[cell.get_text() for cell in row.find_all("td")] for row in html.select("#examples tbody tr")]
+    assert counts == [["12", "0"], ["0", "0"]]
+    text = page.read_text(encoding="utf-8")
+    assert "<script>$" not in text
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+
+
+def test_mended_is_by_the_majority_of_seeds() -> None:
+    truth = [0, 1, 2, 3]
+    base = answers([1, 1, 0, 3], [1, 1, 2, 3], [0, 1, 0, 3], truth=truth)
+    method = answers([0, 2, 2, 3], [0, 2, 2, 3], [1, 1, 0, 3], truth=truth)
+    (changed,) = changes({"in_batch": base, "other": method})
+    assert [one.query for one in changed.mended] == [0, 2]
+    assert [one.query for one in changed.broken] == [1]
+    mended = changed.mended[0]
+    assert (mended.baseline, mended.method, mended.baseline_right, mended.method_right) == (1, 0, 1, 2)
+
+
+def test_half_of_the_seeds_is_no_majority() -> None:
+    truth = [0, 1]
+    base, method = answers([1, 1], [0, 1], truth=truth), answers([0, 1], [0, 1], truth=truth)
+    (changed,) = changes({"in_batch": base, "other": method})
+    assert (changed.n_mended, changed.n_broken) == (0, 0)
+
+
+def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
+    write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1]), {"location": "x.csv"}), tmp_path)
+    found = read_queries(tmp_path)
+    assert (found.rank.tolist(), found.top.tolist(), found.test) == ([1, 7], [0, 1], {"location": "x.csv"})
+    (tmp_path / NAME).write_bytes(b"damaged")
+    assert read_queries(tmp_path) is None
+    assert read_queries(tmp_path / "absent") is None
+
+
+def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:
+    unknown = {"losses": [], "false_negatives_kept_per_anchor": None, "false_weight": None, "removed_share": None}
+    html = read(write_comparison(made_up(1, **unknown, seconds_per_step=None), tmp_path))
+    text = " ".join(html.get_text(" ").split())
+    assert "did not keep their answers" in text
+    assert "No losses were logged" in text
+    assert "by step" in text
+    assert not html.select(".example")
+
+
+def test_test_data_that_are_gone(output: Path) -> None:
+    (output / "test" / "pairs.csv").unlink()
+    assert "not where they were" in read(write_comparison(made_up(), output)).get_text()
+
+
+def test_images_that_are_gone_have_a_placeholder(output: Path) -> None:
+    for image in (output / "test" / "images").iterdir():
+        image.unlink()
+    html = read(write_comparison(made_up(), output))
+    assert len(html.select(".example .thumb.none")) == 18
+    assert "could not be read" in html.get_text()
