@@ -16,7 +16,7 @@ from clip_negatives.cli import main
 from clip_negatives.testing import CHECKS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -77,7 +77,8 @@ def test_included_files_are_there() -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(re.findall(r"[\w-]+\.md", navigation))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r"[\w/-]+\.md", navigation))
 
 
 def test_every_dependency_is_justified() -> None:
@@ -119,11 +120,15 @@ def test_the_page_of_the_study_is_that_of_the_results(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("kind", ["clusterer", "negative_sampler", "loss_weighting"])
 def test_every_plugin_is_documented_with_its_sign(kind: str) -> None:
-    text = "".join((ROOT / "docs" / name).read_text() for name in ("method.md", "rivals.md"))
+    """The default and the control on the page of the method, every rival on a page of its own."""
+    method = (ROOT / "docs" / "method.md").read_text()
     for item in registry.default_registry().items(kind):
         if item.distribution != "clip-negatives" or item.name in ("uniform", "in_batch"):  # the baseline
             continue
-        assert f"`{item.name}`" in text
+        page = ROOT / "docs" / "methods" / f"{item.name}.md"
+        text = page.read_text() if page.exists() else method
+        assert f"`{item.name}`" in text or text.startswith(f"# {item.name}\n")
         assert item.factory.__name__ in text
+        assert page.exists() == ("## When to use it" in text)
         if kind != "clusterer":
             assert re.search(r"Sign:\s", inspect.getdoc(item.factory) or ""), item.name
