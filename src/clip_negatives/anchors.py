@@ -81,11 +81,41 @@ class AnchorLoss(nn.Module):
     Persistent buffers are state: they survive a new clustering, and the training command stores them beside open_clip's
     checkpoints. What comes from the clusters, as frozen features, is better kept as a plain attribute.
 
+    State moves on once for each batch. Gradient accumulation calls the loss for the same samples again and again, once for the
+    gradients of each micro-batch; before each of those calls `begin` takes back what the one before wrote, so that all of them
+    read the state from before the batch. It can do so where state is kept in buffers, and where `forward` writes to one of
+    N rows only at the samples of the step, as `Anchors.remember` does.
+
     Attributes:
         n_samples: N, where the loss knows something of each sample; indices are then held to it.
     """
 
     n_samples: int | None = None
+    _before: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    @torch.no_grad()
+    def begin(self, index: Tensor, *, again: bool = False) -> None:
+        """Keep the state that a step is going to write over, or put back what was kept where the same batch comes `again`.
+
+        Called by `clip_negatives.loss.NegativesClipLoss` before the two calls of a step.
+
+        Args:
+            index: samples of the step, of all processes, int64, shape (G,).
+            again: the samples are those of the call before, for the gradients of another part of them.
+        """
+        if again and self._before is not None:
+            samples, kept = self._before
+            for name, part in kept.items():
+                buffer = self.get_buffer(name)
+                buffer[samples if self._by_sample(buffer) else ...] = part
+            return
+        self._before = (
+            index,
+            {name: buffer[index] if self._by_sample(buffer) else buffer.clone() for name, buffer in self.named_buffers()},
+        )
+
+    def _by_sample(self, buffer: Tensor) -> bool:
+        return buffer.ndim > 0 and len(buffer) == self.n_samples
 
     def forward(self, anchors: Anchors) -> Tensor:
         """Return the loss of each anchor, shape (B,), differentiable in ``anchors.logits``.
