@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+EQUAL = 1e-6
+"""Frozen features whose cosine is less below 1 than this are equal."""
+
 
 def _same(rows: Tensor) -> Tensor:
     return rows
@@ -180,6 +183,19 @@ def frozen_cosines(features: Tensor, where: Where, like: Tensor, *, candidates: 
     sides = (features, where.index), (features if candidates is None else candidates, where.candidates)
     one, others = (side[index.to(side.device)].to(like.device, like.dtype) for side, index in sides)
     return one @ others.T
+
+
+def frozen_distances(alike: Tensor) -> Tensor:
+    """Return ``1 - max(r, 0)`` of frozen similarities r, exactly 0 where r is 1 but for rounding.
+
+    The cosine of two equal float32 features is 1 in some pairs and less by some 1e-7 in others; a logarithm makes of the
+    one that the pair is removed, and of the other that it is kept with a weight of nothing.
+
+    Examples:
+        >>> frozen_distances(torch.tensor([-0.5, 0.25, 0.9999999, 1.0000001]))
+        tensor([1.0000, 0.7500, 0.0000, 0.0000])
+    """
+    return (1 - alike.clamp(min=0.0)).masked_fill(alike > 1 - EQUAL, 0.0)
 
 
 def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:

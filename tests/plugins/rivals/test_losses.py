@@ -282,6 +282,21 @@ def test_swap_draws_reliable_pairs_alike_in_both_directions_and_anew(data: Clust
     torch.testing.assert_close(few(x, y, scale, bias, index=INDEX), gated(x, y, scale, bias, index=INDEX))
 
 
+@pytest.mark.parametrize("spec", ["weight", "weight:form=half", "known_different"])
+def test_equal_features_count_as_equal_whatever_their_cosine_rounds_to(spec: str, data: Clusters) -> None:
+    """With cosines of 1 and of nearly 1, a duplicate is removed, and does not count in the mean of the weights."""
+    dim, x, y = 384, *(side.detach().float() for side in features(B, 4))
+    one = F.normalize(torch.randn(1, dim, generator=torch.Generator().manual_seed(0)), dim=1)
+    part = F.normalize(torch.randn(N, dim, generator=torch.Generator().manual_seed(1)), dim=1)
+    found = []
+    for rounding in (0.0, 1e-7, -1e-7, 3e-7):
+        alike = part.clone()
+        alike[[3, 7, 22, 23]] = one * (1 + rounding)  # cosines of 1 + 2 * rounding, as sums of float32 may give them
+        clusters = replace(data, image_features=alike, text_features=alike)
+        found.append(float(loss_of(spec, clusters)(x, y, torch.tensor(SCALE), index=INDEX)))
+    assert found == pytest.approx([found[0]] * 4, rel=1e-6)
+
+
 @pytest.mark.parametrize(("spec", "what"), [("id_mask:by=group", "--group-column"), ("id_mask", "their texts")])
 def test_groups_that_are_not_known(spec: str, what: str, data: Clusters) -> None:
     with pytest.raises(InputError, match=what):
