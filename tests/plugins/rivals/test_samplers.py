@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import coo_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from clip_negatives import registry
 from clip_negatives.errors import InputError
-from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
+from clip_negatives.sampling import epoch_generator
+from clip_negatives.similarity import centroid_similarity
 from clip_negatives_graph_batches.gcbs import edges_over
 from clip_negatives_graph_batches.neighbours import frozen_vectors, ranked_neighbours
 from tests.conftest import make_clusters
@@ -54,6 +57,33 @@ def test_one_cluster_fills_steps_with_one(clusters: Clusters) -> None:
     # Every step but those in which a cluster ends holds one cluster: at most one step for each of the 12.
     mixed = [batch for batch in make("one_cluster", clusters) if len(clusters.image.labels[batch].unique()) > 1]
     assert len(mixed) <= 12
+
+
+def test_one_cluster_joins_small_clusters_with_the_nearest() -> None:
+    """With many more clusters than steps, a step still is of one kind: a drawn cluster and those nearest to it."""
+    n, step, kinds = 600, 60, 10
+    labels = torch.arange(n) % 100  # 100 clusters of 6 samples, 10 to a kind: none fills a step
+    angles = torch.linspace(0, 1.2, 10) / 10 + torch.arange(kinds)[:, None]
+    centroids = torch.stack([angles.flatten().cos(), angles.flatten().sin()], dim=1)
+    side = Clustering(labels, centroids)
+    table = centroid_similarity(centroids)
+    sampler = make("one_cluster", Clusters(side, side, table, table), batch_size=step)
+    batches = list(sampler)
+    assert sorted(index for batch in batches for index in batch) == list(range(n))
+    assert all(len(batch) == step for batch in batches)
+    clusters_of_a_step = [len(labels[batch].unique()) for batch in batches]
+    assert clusters_of_a_step[0] <= 20
+    # Two of a step are of one of the ten kinds far more often than one time in ten.
+    kind = labels // 10
+    same = np.mean([float((kind[batch][:, None] == kind[batch]).double().mean()) for batch in batches])
+    assert same > 0.5
+
+
+def test_one_cluster_draws_anew(clusters: Clusters) -> None:
+    sampler = make("one_cluster", clusters)
+    first = [frozenset(batch) for batch in sampler]
+    sampler.set_epoch(1)
+    assert first != [frozenset(batch) for batch in sampler]
 
 
 def test_stratified_steps_have_the_proportions_of_the_data(clusters: Clusters) -> None:
