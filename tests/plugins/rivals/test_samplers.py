@@ -160,6 +160,29 @@ def test_edges_are_the_share_of_pairs_over_the_quantile() -> None:
     assert s[graph == 0].max() <= s[graph == 1].min() + 1e-6
 
 
+def test_gcbs_cuts_scipys_order_into_steps(clusters: Clusters) -> None:
+    """The steps, put in the order of the graph, have the bandwidth of reverse Cuthill-McKee, far below a random order's."""
+    sampler = make("gcbs:quantile=0.97", clusters)
+    rows, columns = edges_over(frozen_vectors(clusters, "both"), 0.97)
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(N, N)).tocsr()
+
+    def bandwidth(order: np.ndarray) -> int:
+        place = np.empty(N, dtype=np.int64)
+        place[order] = np.arange(N)
+        return int(np.abs(place[rows] - place[columns]).max())
+
+    order = sampler.order(torch.Generator().manual_seed(3))
+    assert sorted(order.tolist()) == list(range(N))
+    expected = bandwidth(reverse_cuthill_mckee(graph, symmetric_mode=True))
+    random = bandwidth(np.random.default_rng(0).permutation(N))
+    assert bandwidth(order.numpy()) < (expected + random) / 2
+    batches = [frozenset(batch) for batch in sampler]
+    generator = epoch_generator(0, 0)
+    order = sampler.order(generator)
+    start = int(torch.randint(N, (1,), generator=generator))
+    assert set(batches) == {frozenset(part.tolist()) for part in order.roll(start)[: N // B * B].view(-1, B)}
+
+
 def test_incorrect_pairs_of_every_sampler(clusters: Clusters) -> None:
     for name in RIVALS:
         pairs = make(name, clusters).incorrect_pairs(3, torch.Generator().manual_seed(0))
