@@ -167,7 +167,7 @@ def main() -> None:
         if study["test_seeds"] and (options.only is None or set(options.only) & set(methods)):
             new |= tested(study, runs, data, seen)
         if len(lrs) > 1:
-            new["rates"] = {f"{lr:g}": rank for lr, rank in seen.rates.items()}
+            new["rates"] = lrs
         write(options.output, study, data, new, keep_times=options.keep_times)
     runs.close()
 

@@ -94,7 +94,7 @@ def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
     yield ABOUT_VALIDATION.format(**study)
     yield validation(data)
     for name, one in data.items():
-        yield head(name, one)
+        yield head(name, one, one.get("rates", study["learning_rates"]))
         yield _rows(one["methods"])
         yield from _compared(one["methods"])
         chosen = [f"{method}: `{row['candidate']}`" for method, row in one["methods"].items() if row["candidate"] != method]

@@ -48,7 +48,7 @@ def trained_section(result: Mapping[str, Any]) -> Iterator[str]:
             "ms a step": {m: f"{1000 * min(run['seconds_per_step'] for run in each):.0f}" for m, each in runs.items()},
             "MiB": {m: f"{max(run['peak_memory_mib'] for run in each):.0f}" for m, each in runs.items()},
         }
-        yield head(name, data, steps=data["runs"][0]["steps"])
+        yield head(name, data, study["learning_rates"], steps=data["runs"][0]["steps"])
         yield rows_of({method: relative(data, method) for method in data["summaries"]}, more)
 
 
