@@ -63,9 +63,11 @@ def validated(
         found = runs([job for each in jobs.values() for job in each])
         return {choice: sum(rank_at(found[job], 1) for job in each) / len(each) for choice, each in jobs.items()}
 
+    told = [spec for candidates in methods.values() if len(candidates) > 1 for spec in candidates] + tried
+    if len(lrs) == 1 and not told:  # there is nothing to choose
+        return Validated(lrs[0], {}, {name: candidates[0] for name, candidates in methods.items()}, {})
     rates = scores({lr: [Job(data, "validation", BASELINE, lr, seed) for seed in seeds] for lr in lrs})
     lr = max(rates, key=rates.__getitem__)
-    told = [spec for candidates in methods.values() if len(candidates) > 1 for spec in candidates] + tried
     found = scores({spec: [Job(data, "validation", spec, lr, seed) for seed in seeds] for spec in dict.fromkeys(told)})
     chosen = {
         name: max(candidates, key=found.__getitem__) if len(candidates) > 1 else candidates[0]
@@ -139,21 +141,23 @@ def merged(old: dict[str, Any] | None, new: dict[str, Any], *, keep_times: bool)
     return {**before, **new, "methods": methods, "validation": gains}
 
 
-def main() -> None:
-    """Run the study, or a part of it, and write its result file."""
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, default=HERE / "heads.toml")
     parser.add_argument("--output", type=Path, required=True, help="result file; what it has of other rows stays in it")
-    parser.add_argument(
-        "--only", nargs="+", metavar="METHOD", help="rows of the study, or candidates that it tries; default: all"
-    )
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows, or candidates that are tried; default: all")
     parser.add_argument("--data", nargs="+", help="data sets of the study; default: all")
-    parser.add_argument(
-        "--keep-times", action="store_true", help="the machine does other work too: do not note how long runs take"
-    )
+    parser.add_argument("--keep-choice", action="store_true", help="with --only: the candidates that the file has chosen")
+    parser.add_argument("--keep-times", action="store_true", help="note no times: the machine does other work")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features and finished runs")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the study, or a part of it, and write its result file."""
+    options = arguments()
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     runs = Runs(study, options.workers)
     chosen = options.data or list(study["data"])
@@ -161,29 +165,39 @@ def main() -> None:
         features(study, study["data"][name].get("source", EMOJI))  # once, before the processes ask for them
     for data in chosen:
         methods, tried = wanted(study, data, options.only)
-        lrs = rates_of(study, data, options.output if options.only else None)
+        before = read(options.output).get(data, {}) if options.only else {}
+        if options.keep_choice:
+            methods, tried = kept_choice(methods, before), []
+        lrs = [before["lr"]] if before else rates_of(study, data)
         seen = validated(study, runs, data, lrs, methods, tried)
         new: dict[str, Any] = {"lr": seen.lr, "validation": seen.gains}
         if study["test_seeds"] and (options.only is None or set(options.only) & set(methods)):
             new |= tested(study, runs, data, seen)
-        if len(lrs) > 1:
-            new["rates"] = lrs
         write(options.output, study, data, new, keep_times=options.keep_times)
     runs.close()
 
 
-def rates_of(study: dict[str, Any], data: str, file: Path | None) -> list[float]:
-    """Return the learning rates to choose from: one, where the study says it or the rows of a file were made with it."""
-    before = json.loads(file.read_text())["data"] if file is not None and file.exists() else {}
-    if data in before:
-        return [before[data]["lr"]]
+def read(file: Path) -> dict[str, Any]:
+    """Return the data sets of a result file, none where there is no file."""
+    found: dict[str, Any] = json.loads(file.read_text())["data"] if file.exists() else {}
+    return found
+
+
+def kept_choice(methods: dict[str, list[str]], before: dict[str, Any]) -> dict[str, list[str]]:
+    """Return of each method the candidate that was chosen before, or all where none was."""
+    rows = before.get("methods", {})
+    return {name: [rows[name]["candidate"]] if name in rows else candidates for name, candidates in methods.items()}
+
+
+def rates_of(study: dict[str, Any], data: str) -> list[float]:
+    """Return the learning rates to choose from: one, where the study says it."""
     how = study["data"][data]
-    return [how["lr"]] if "lr" in how else study["learning_rates"]
+    return [how["lr"]] if "lr" in how else how.get("learning_rates", study["learning_rates"])
 
 
 def write(file: Path, study: dict[str, Any], data: str, new: dict[str, Any], *, keep_times: bool) -> None:
     """Put the figures of a data set into a result file."""
-    before = json.loads(file.read_text())["data"] if file.exists() else {}
+    before = read(file)
     told = {name: value for name, value in study.items() if name != "cache"}
     whole = {**before, data: merged(before.get(data), new, keep_times=keep_times)}
     ordered = {name: whole[name] for name in study["data"] if name in whole}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import FIGURES, gain, head, ordered, overview, rows_of, table, validation
+from tables import FIGURES, gain, head, ordered, overview, pairs_table, rows_of, table, validation
 from targets import targets
 from trained_tables import title_of, trained_section
 
@@ -17,6 +17,7 @@ DOCS = HERE.parents[1] / "docs"
 HEADS = "rank1-heads.json"
 DEFAULT = "rank1-default.json"
 PARTS = "rank1-parts.json"
+PAIRS = "rank1-pairs.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
 INTRODUCTION = HERE / "introduction.md"
 """What the figures say, written by hand."""
@@ -55,6 +56,18 @@ python benchmarks/rank1/heads.py --study benchmarks/rank1/default.toml --output 
 {about}
 """
 
+ABOUT_PAIRS = """## Which pairs
+
+```bash
+python benchmarks/rank1/pairs.py --output results.json
+```
+
+What the batches and the log-weights of a method make of the pairs of the data that is trained on, before any training.
+*False* are the incorrect pairs of an anchor in a batch that are of one item (parts and stamps: of one picture or text);
+*removed* are its pairs that are removed; *weight* is the mean weight of a false one, removed ones counting 0, as a multiple of
+that of a pair that is kept.
+"""
+
 ABOUT_PARTS = """## {title}
 
 ```bash
@@ -76,6 +89,7 @@ def page() -> str:
     trained = [result for name in TRAINED for _, result in found(name)]
     for file, result in found(HEADS):
         parts.append(targets(result["data"], {title_of(one["study"]): one["data"] for one in trained}))
+        parts += [section for _, pairs in found(PAIRS) for section in (ABOUT_PAIRS, pairs_table(pairs["data"]))]
         parts += list(_heads(file.parent.name, result))
     for _, result in found(DEFAULT):
         parts += [ABOUT_DEFAULT.format(**result["study"]), validation(result["data"], mean=True)]
@@ -94,7 +108,7 @@ def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
     yield ABOUT_VALIDATION.format(**study)
     yield validation(data)
     for name, one in data.items():
-        yield head(name, one, one.get("rates", study["learning_rates"]))
+        yield head(name, one, study["data"][name].get("learning_rates", study["learning_rates"]))
         yield _rows(one["methods"])
         yield from _compared(one["methods"])
         chosen = [f"{method}: `{row['candidate']}`" for method, row in one["methods"].items() if row["candidate"] != method]

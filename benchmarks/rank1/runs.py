@@ -29,6 +29,9 @@ SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "vali
 OF_CLUSTERS = ("clusterer", "refresh")
 """What the outcome of a run depends on where its method looks at clusters."""
 
+NOT_OF_A_RUN = ("lr", "learning_rates", "methods")
+"""What a data set of a study says that no single run depends on."""
+
 LOSS = ("anchors.py", "functional.py", "interfaces.py", "loss.py", "kernels/*.py", "refresh.py", "sampling.py", "similarity.py")
 """Sources of the package that the outcome of a run depends on, beside those of the plugins that it uses."""
 
@@ -79,7 +82,7 @@ class Runs:
     def _file(self, job: Job) -> Path:
         """Return where the outcome of a job is kept; it is named by all that the outcome depends on."""
         settings = {name: self.study[name] for name in SETTINGS}
-        data = {name: value for name, value in self.study["data"][job.data].items() if name not in ("lr", "methods")}
+        data = {name: value for name, value in self.study["data"][job.data].items() if name not in NOT_OF_A_RUN}
         clusterer = None
         if looks_at_clusters(job.method):
             clusterer = data.setdefault("clusterer", "kmeans")

@@ -105,3 +105,17 @@ def head(name: str, data: Mapping[str, Any], rates: Sequence[float], *, steps: i
         f"### {name.capitalize()}\n\n{data['samples']} listings, {data['near_duplicates_per_anchor']:.2f} others of the same "
         f"item for each in a batch; {data['queries']} queries;{more} learning rate {data['lr']:g}{tried}{clustering}.\n"
     )
+
+
+def pairs_table(data: Mapping[str, Any]) -> str:
+    """Return what methods do to the pairs of every data set."""
+    rows = []
+    for name, one in data.items():
+        for method, found in one["methods"].items():
+            removed = found["removed_per_anchor"]
+            told = f"{removed:.1f}, {100 * found['false_share_of_removed']:.1f} % of them false" if removed else "none"
+            weight = f"{found['false_weight']:.2f}" if found["per_anchor"] else ""
+            before, after = found["per_anchor"], found["per_anchor_kept"]
+            false = f"{before:.2f}" if before == after else f"{before:.2f}, {after:.2f} left"
+            rows.append([name, str(one["batch_size"]), named(method), false, told, weight])
+    return table(rows, ("data", "batch", "method", "false", "removed", "weight of a false one"))

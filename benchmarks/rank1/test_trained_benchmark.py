@@ -45,7 +45,18 @@ def test_study_files_name_methods_that_there_are(file: Path) -> None:
     assert "in_batch" in specs
     assert set(specs) <= {method.name for spec in specs for method in parse_methods(spec)}
     for data in study["data"].values():
-        assert set(data) <= {"source", "styles", "tones", "groups", "batch_size", "clusterer", "refresh", "lr", "methods"}
+        assert set(data) <= {
+            "source",
+            "styles",
+            "tones",
+            "groups",
+            "batch_size",
+            "clusterer",
+            "refresh",
+            "lr",
+            "learning_rates",
+            "methods",
+        }
         assert set(data.get("methods", [])) <= set(told)
 
 
