@@ -16,6 +16,8 @@ import trained
 
 from clip_negatives.compare import parse_methods
 
+KEYS = {"source", "styles", "tones", "groups", "batch_size", "clusterer", "refresh", "lr", "learning_rates", "methods"}
+
 SMALL = """
 name = "small"
 model = "clip-negatives-tiny"
@@ -45,18 +47,7 @@ def test_study_files_name_methods_that_there_are(file: Path) -> None:
     assert "in_batch" in specs
     assert set(specs) <= {method.name for spec in specs for method in parse_methods(spec)}
     for data in study["data"].values():
-        assert set(data) <= {
-            "source",
-            "styles",
-            "tones",
-            "groups",
-            "batch_size",
-            "clusterer",
-            "refresh",
-            "lr",
-            "learning_rates",
-            "methods",
-        }
+        assert set(data) <= KEYS
         assert set(data.get("methods", [])) <= set(told)
 
 
