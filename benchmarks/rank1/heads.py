@@ -116,7 +116,7 @@ def tested(study: dict[str, Any], runs: Runs, data: str, seen: Validated) -> dic
 
 def wanted(study: dict[str, Any], data: str, only: list[str] | None) -> tuple[dict[str, list[str]], list[str]]:
     """Return the methods to run on a data set and what else to look at on validation."""
-    methods, tried = methods_of(study, data), study.get("tried", [])
+    methods, tried = methods_of(study, data), study["data"][data].get("tried", study.get("tried", []))
     if only is None:
         return methods, tried
     compared = [other for name, other in study.get("compared", {}).items() if name in only]

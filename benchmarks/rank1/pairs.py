@@ -16,10 +16,13 @@ import tomllib
 import torch
 from folds import CACHE, Fold, batch_size
 from head_training import method_of
+from torch import Tensor
 
 from clip_negatives import SamplingContext, registry
 from clip_negatives.atomic import replaced_file
+from clip_negatives.interfaces import Clustering
 from clip_negatives.metrics import FalseNegatives
+from clip_negatives.similarity import pair_counts
 
 HERE = Path(__file__).parent
 METHODS = ("in_batch", "random_reduction", "default", "paper", "gate2:image_quantile=0.99,text_quantile=0.99")
@@ -46,6 +49,14 @@ def counted(study: dict[str, Any], data: str, fold: Fold, name: str) -> dict[str
     return {**found, "removed_per_anchor": removed, "false_share_of_removed": gone / removed if removed else 0.0}
 
 
+def spread(clustering: Clustering, similarity: Tensor) -> float:
+    """Return the standard deviation of the similarity of the clusters of two samples, over all pairs of samples."""
+    weight = pair_counts(clustering.sizes())
+    weight = weight / weight.sum()
+    mean = (weight * similarity).sum()
+    return float((weight * (similarity - mean).square()).sum().sqrt())
+
+
 def main() -> None:
     """Count, and write the result file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -58,7 +69,12 @@ def main() -> None:
     for data in study["data"]:
         fold = Fold.of(study, data, "test")
         rows = {name: counted(study, data, fold, name) for name in METHODS}
-        result[data] = {"batch_size": batch_size(study, data), "methods": rows}
+        clusters = fold.clusters
+        spreads = {
+            "image": spread(clusters.image, clusters.image_similarity),
+            "text": spread(clusters.text, clusters.text_similarity),
+        }
+        result[data] = {"batch_size": batch_size(study, data), "spread": spreads, "methods": rows}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(options.output) as partial:
         partial.write_text(json.dumps({"data": result}, indent=1) + "\n")

@@ -29,7 +29,7 @@ SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "vali
 OF_CLUSTERS = ("clusterer", "refresh")
 """What the outcome of a run depends on where its method looks at clusters."""
 
-NOT_OF_A_RUN = ("lr", "learning_rates", "methods")
+NOT_OF_A_RUN = ("lr", "learning_rates", "methods", "tried")
 """What a data set of a study says that no single run depends on."""
 
 LOSS = ("anchors.py", "functional.py", "interfaces.py", "loss.py", "kernels/*.py", "refresh.py", "sampling.py", "similarity.py")

@@ -16,7 +16,7 @@ import trained
 
 from clip_negatives.compare import parse_methods
 
-KEYS = {"source", "styles", "tones", "groups", "batch_size", "clusterer", "refresh", "lr", "learning_rates", "methods"}
+KEYS = {"source", "styles", "tones", "groups", "batch_size", "clusterer", "refresh", "lr", "learning_rates", "methods", "tried"}
 
 SMALL = """
 name = "small"
@@ -43,7 +43,7 @@ def test_study_files_name_methods_that_there_are(file: Path) -> None:
     study = tomllib.loads(file.read_text())
     told = study["methods"]
     specs = told if isinstance(told, list) else [spec for candidates in told.values() for spec in candidates]
-    specs = [*specs, *study.get("tried", [])]
+    specs = [*specs, *study.get("tried", []), *(spec for data in study["data"].values() for spec in data.get("tried", []))]
     assert "in_batch" in specs
     assert set(specs) <= {method.name for spec in specs for method in parse_methods(spec)}
     for data in study["data"].values():
