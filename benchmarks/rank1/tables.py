@@ -76,9 +76,10 @@ def validation(data: Mapping[str, Any], *, mean: bool = False) -> str:
     }
     means = {spec: sum(found.values()) / len(found) for spec, found in gains.items()}
     rows = []
-    for spec, found in sorted(gains.items(), key=lambda item: -means[item[0]]):
+    for spec, found in sorted(gains.items(), key=lambda item: (-len(item[1]), -means[item[0]])):
         cells = [signed(f"{100 * found[name]:+.{int(mean)}f}") if name in found else "" for name in data]
-        rows.append([named(spec), *cells, *([signed(f"{100 * means[spec]:+.1f}")] if mean else [])])
+        overall = signed(f"{100 * means[spec]:+.1f}") if len(found) == len(data) else ""
+        rows.append([named(spec), *cells, *([overall] if mean else [])])
     return table(rows, ("candidate", *data, *(["mean"] if mean else [])))
 
 
@@ -121,6 +122,6 @@ def pairs_table(data: Mapping[str, Any]) -> str:
     told = [f"{one['spread']['image']:.2f} and {one['spread']['text']:.2f} on *{name}*" for name, one in data.items()]
     return (
         table(rows, ("data", "batch", "method", "false", "removed", "weight of a false one"))
-        + "\nThe similarities of the clusters of two images, and of two texts, have nearly the same standard deviation "
+        + "\nThe similarities of the clusters of two images, and of two texts, have a similar standard deviation "
         + f"everywhere ({', '.join(told)}), so a strength that follows it would be one strength for all.\n"
     )
