@@ -102,7 +102,7 @@ def page() -> str:
 
 def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
     study, data = result["study"], result["data"]
-    yield ABOUT_HEADS.format(**study, n_methods=len(study["methods"]) - 1)
+    yield ABOUT_HEADS.format(**study, n_methods=max(len(one["methods"]) for one in data.values()) - 1)
     yield "### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n"
     yield overview(data)
     yield ABOUT_VALIDATION.format(**study)
