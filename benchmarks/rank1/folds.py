@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -126,13 +127,23 @@ class Cut:
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Hold the frozen features and clusters of what a fold trains on, and the features of what is asked."""
+    """Hold the frozen features and clusters of what a fold trains on, and the features of what is asked.
+
+    Attributes:
+        clusters: with the features.
+        query_images: features, one row for each item that is asked for.
+        query_texts: the same.
+        near_duplicates: see `Cut.near_duplicates`.
+        captions: text of each listing that is trained on.
+        clustering_seconds: what clustering both sides took, in CPU time: it does not count what else a machine does.
+    """
 
     clusters: Clusters
     query_images: Tensor
     query_texts: Tensor
     near_duplicates: float
     captions: list[str]
+    clustering_seconds: float
 
     @classmethod
     def of(cls, study: dict[str, Any], data: str, fold: str) -> Fold:
@@ -141,10 +152,13 @@ class Fold:
         how = study["data"][data]
         image, text = features(study, how.get("source", EMOJI))
         clusterer = how.get("clusterer", "kmeans")
+        started = time.process_time()
         clusters = cluster_features(image[cut.trained], text[cut.trained], clusterer=clusterer, seed=0)
+        seconds = time.process_time() - started
         captions = cut.column("text", cut.trained)
         clusters = replace(clusters, groups=codes(cut.column("item", cut.trained)), texts=codes(captions))
-        return cls(clusters, image[cut.asked], text[cut.asked], cut.near_duplicates(batch_size(study, data)), captions)
+        near_duplicates = cut.near_duplicates(batch_size(study, data))
+        return cls(clusters, image[cut.asked], text[cut.asked], near_duplicates, captions, seconds)
 
 
 def batch_size(study: dict[str, Any], data: str) -> int:
@@ -164,11 +178,12 @@ def features(study: dict[str, Any], source: str) -> tuple[Tensor, Tensor]:
     if not file.exists():
         listings = load(study, source)
         train = _among(listings.table, "split", ["train"]).nonzero().flatten().tolist()
-        images = [listings.image(row) for row in range(len(listings))]
-        encoded = (
-            _encoded(image_encoder(study["image_encoder"]), images, train),
-            _encoded(text_encoder(study["text_encoder"]), listings.column("text"), train),
-        )
+        texts = _encoded(text_encoder(study["text_encoder"]), listings.column("text"), train)
+        if source == VAGUE:  # the same pictures
+            encoded = features(study, EMOJI)[0], texts
+        else:
+            images = [listings.image(row) for row in range(len(listings))]
+            encoded = _encoded(image_encoder(study["image_encoder"]), images, train), texts
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(encoded, file)
     image, text = torch.load(file)

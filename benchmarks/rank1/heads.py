@@ -1,4 +1,4 @@
-"""Screen methods with linear heads on frozen features: python benchmarks/rank1/heads.py [--output FILE] [--workers N].
+"""Screen methods with linear heads on frozen features: python benchmarks/rank1/heads.py [--output FILE] [--only METHOD ...].
 
 What is chosen is chosen on the validation seller: the learning rate for the baseline, then of each method the best candidate.
 The test seller is looked at once, by what was chosen. Every finished run is kept; a second call goes on after it.
@@ -7,167 +7,27 @@ The test seller is looked at once, by what was chosen. Every finished run is kep
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import multiprocessing
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tomllib
 import torch
-import torch.nn.functional as F
-from folds import CACHE, EMOJI, Fold, batch_size, cache_of, features
-from scores import interval, rank_at, ranks
-from torch import nn
+from folds import CACHE, EMOJI, Cut, batch_size, features
+from head_training import Job
+from runs import Runs
+from scores import interval, rank_at
 
-from clip_negatives import NegativesClipLoss, SamplingContext, registry
-from clip_negatives.compare.methods import parse_methods
-from clip_negatives.extra_texts import texts_per_image
+from clip_negatives.atomic import replaced_file
 
 HERE = Path(__file__).parent
-SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "validation_style")
-"""What the outcome of every run depends on."""
+BASELINE = "in_batch"
+COSTS = ("seconds_per_step", "peak_memory_mib")
+"""Figures of a run of which the least of its seeds is kept: whatever else the machine does only adds to them."""
 
-TEMPERATURE = 0.07
-"""Where a learned temperature starts, as in open_clip."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Say what one run does.
-
-    Attributes:
-        data: name in the study.
-        fold: "validation" or "test".
-        method: as `clip-negatives compare` takes it.
-        lr: learning rate.
-        seed: of heads and batches.
-    """
-
-    data: str
-    fold: str
-    method: str
-    lr: float
-    seed: int
-
-
-def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
-    """Train two linear heads with one method and return, for each query, the rank of its item in both directions."""
-    method = next(one for one in parse_methods(job.method) if one.name == job.method)
-    clusters, dim = fold.clusters, study["dim"]
-    size = min(batch_size(study, job.data), clusters.n_samples)
-    context = SamplingContext(clusters.n_samples, size, seed=job.seed, clusters=clusters, captions=fold.captions)
-    started = time.perf_counter()
-    sampler = registry.create("negative_sampler", method.sampler, context)
-    terms = registry.create("loss_weighting", method.weighting)(clusters)
-    loss = NegativesClipLoss(terms=terms, extra_texts=texts_per_image(sampler))
-    prepared, generator = time.perf_counter() - started, torch.Generator().manual_seed(job.seed)
-    images, texts = clusters.image_features, clusters.text_features
-    heads = nn.ParameterList(torch.randn(part.shape[1], dim, generator=generator) / dim**0.5 for part in (images, texts))
-    held = method.temperature
-    scale = nn.Parameter(-torch.tensor(held or TEMPERATURE).log(), requires_grad=held is None)
-    optimizer = torch.optim.AdamW([{"params": heads, "weight_decay": 0.1}, {"params": [scale], "weight_decay": 0.0}], lr=job.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, total_steps=study["steps"], pct_start=0.1)
-    started = time.perf_counter()
-    lines_of = _Lines(sampler, fold.captions)
-    loss.text_ids = lambda: lines_of.ids
-    for batch in _batches(sampler, study["steps"]):
-        index = torch.tensor(batch)
-        lines = lines_of(batch) if loss.extra_texts else index
-        x, y = F.normalize(images[index] @ heads[0], dim=1), F.normalize(texts[lines] @ heads[1], dim=1)
-        optimizer.zero_grad()
-        loss(x, y, scale.exp(), index=index).backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            scale.clamp_(0, 4.6052)  # as open_clip does
-    seconds = (time.perf_counter() - started) / study["steps"]
-    with torch.no_grad():
-        s = F.normalize(fold.query_texts @ heads[1], dim=1) @ F.normalize(fold.query_images @ heads[0], dim=1).T
-    return {
-        "text_to_image": ranks(s),
-        "image_to_text": ranks(s.T),
-        "seconds_per_step": seconds,
-        "prepare_seconds": prepared,
-        "scale": float(scale.detach().exp()),
-    }
-
-
-class _Lines:
-    """Find the texts that a sampler adds, which are texts of the data, among the frozen features.
-
-    Attributes:
-        ids: a number for each text of the last batch and those that come with it, shape (B, 1 + E).
-    """
-
-    def __init__(self, sampler: Any, captions: Sequence[str]) -> None:
-        self.sampler, self.captions = sampler, captions
-        self.rows = {text: row for row, text in enumerate(captions)}
-        self.ids = torch.empty(0)
-
-    def __call__(self, batch: list[int]) -> torch.Tensor:
-        """Return the row of each text of a batch with those that come with it behind it, shape ((1 + E) B,)."""
-        own = [self.rows[self.captions[index]] for index in batch]
-        further = [self.rows[text] for text in self.sampler.extra_texts(batch)]
-        self.ids = torch.cat([torch.tensor(own)[:, None], torch.tensor(further).view(len(batch), -1)], dim=1)
-        return self.ids.flatten()
-
-
-def _batches(sampler: Any, steps: int) -> Iterator[list[int]]:
-    epoch = 0
-    while True:
-        sampler.set_epoch(epoch)
-        for batch in sampler:
-            if steps == 0:
-                return
-            steps -= 1
-            yield batch
-        epoch += 1
-
-
-_FOLDS: dict[tuple[str, str], Fold] = {}
-
-
-def _work(task: tuple[dict[str, Any], Job]) -> tuple[Job, dict[str, Any]]:
-    """Do one job in a process of its own, with one thread."""
-    study, job = task
-    torch.set_num_threads(1)
-    key = job.data, job.fold
-    if key not in _FOLDS:
-        _FOLDS.clear()
-        _FOLDS[key] = Fold.of(study, *key)
-    return job, train(study, _FOLDS[key], job)
-
-
-class Runs:
-    """Run jobs, those that are not done yet, and keep each outcome."""
-
-    def __init__(self, study: dict[str, Any], workers: int) -> None:
-        self.study, self.workers = study, workers
-        self.folder = cache_of(study) / "heads"
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, jobs: Sequence[Job]) -> dict[Job, dict[str, Any]]:
-        """Return the outcome of each job."""
-        todo = [job for job in jobs if not self._file(job).exists()]
-        if not todo:
-            return {job: json.loads(self._file(job).read_text()) for job in jobs}
-        with multiprocessing.get_context("spawn").Pool(self.workers) as pool:
-            for number, (job, outcome) in enumerate(pool.imap(_work, [(self.study, job) for job in todo])):
-                partial = self._file(job).with_suffix(".partial")
-                partial.write_text(json.dumps(outcome))
-                partial.rename(self._file(job))
-                print(f"{number + 1} of {len(todo)}: {job}, Rank@1 {100 * rank_at(outcome, 1):.1f}", flush=True)
-        return {job: json.loads(self._file(job).read_text()) for job in jobs}
-
-    def _file(self, job: Job) -> Path:
-        """Return where the outcome of a job is kept; it is named by all that the outcome depends on."""
-        settings = {name: self.study[name] for name in SETTINGS} | {"data": self.study["data"][job.data]}
-        digest = hashlib.sha256(json.dumps([settings, asdict(job)], sort_keys=True).encode()).hexdigest()[:20]
-        return self.folder / f"{digest}.json"
+TIMES = ("seconds_per_step",)
+"""Those that work beside it would spoil."""
 
 
 @dataclass(frozen=True)
@@ -176,77 +36,174 @@ class Validated:
 
     Attributes:
         lr: learning rate that serves the baseline best.
+        rates: Rank@1 of the baseline at each learning rate.
         chosen: of each method, the candidate that serves best.
         gains: of every candidate that was looked at, the relative gain in Rank@1 over the baseline.
     """
 
     lr: float
+    rates: dict[float, float]
     chosen: dict[str, str]
     gains: dict[str, float]
 
 
-def validated(study: dict[str, Any], runs: Runs, data: str) -> Validated:
-    """Choose on validation."""
+def methods_of(study: dict[str, Any], data: str) -> dict[str, list[str]]:
+    """Return the methods that a data set is for, with their candidates."""
+    named = study["data"][data].get("methods", study["methods"])
+    return {name: study["methods"][name] for name in named}
+
+
+def validated(
+    study: dict[str, Any], runs: Runs, data: str, lrs: list[float], methods: dict[str, list[str]], tried: list[str]
+) -> Validated:
+    """Choose on validation, among some learning rates and of each method among its candidates."""
     seeds = range(study["validation_seeds"])
 
     def scores(jobs: dict[Any, list[Job]]) -> dict[Any, float]:
         found = runs([job for each in jobs.values() for job in each])
-        return {choice: sum(rank_at(found[job], 1) for job in each) for choice, each in jobs.items()}
+        return {choice: sum(rank_at(found[job], 1) for job in each) / len(each) for choice, each in jobs.items()}
 
-    rates = scores({lr: [Job(data, "validation", "in_batch", lr, seed) for seed in seeds] for lr in study["learning_rates"]})
+    told = [spec for candidates in methods.values() if len(candidates) > 1 for spec in candidates] + tried
+    if len(lrs) == 1 and not told:  # there is nothing to choose
+        return Validated(lrs[0], {}, {name: candidates[0] for name, candidates in methods.items()}, {})
+    rates = scores({lr: [Job(data, "validation", BASELINE, lr, seed) for seed in seeds] for lr in lrs})
     lr = max(rates, key=rates.__getitem__)
-    told = [spec for candidates in study["methods"].values() if len(candidates) > 1 for spec in candidates]
-    told += study.get("tried", [])
     found = scores({spec: [Job(data, "validation", spec, lr, seed) for seed in seeds] for spec in dict.fromkeys(told)})
     chosen = {
         name: max(candidates, key=found.__getitem__) if len(candidates) > 1 else candidates[0]
-        for name, candidates in study["methods"].items()
+        for name, candidates in methods.items()
     }
-    return Validated(lr, chosen, {spec: score / rates[lr] - 1 for spec, score in found.items()})
+    return Validated(lr, rates, chosen, {spec: score / rates[lr] - 1 for spec, score in found.items()})
+
+
+def figures(outcomes: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return Rank@k of some runs, and their gain over those of the baseline."""
+    found: dict[str, Any] = {}
+    for direction in ("text_to_image", "image_to_text"):
+        for k in (1, 5, 10):
+            values = torch.tensor([rank_at(one, k, direction) for one in outcomes], dtype=torch.float64)
+            told = {"mean": float(values.mean()), "spread": float(values.std())}
+            found[f"{direction}_rank_{k}"] = told | interval(outcomes, baseline, k, direction)
+    return found
+
+
+def tested(study: dict[str, Any], runs: Runs, data: str, seen: Validated) -> dict[str, Any]:
+    """Return what each chosen candidate does on the test."""
+    jobs = {
+        name: [Job(data, "test", spec, seen.lr, seed) for seed in range(study["test_seeds"])]
+        for name, spec in seen.chosen.items()
+    }
+    found = runs([job for each in jobs.values() for job in each])
+    outcomes = {name: [found[job] for job in each] for name, each in jobs.items()}
+    rows: dict[str, Any] = {}
+    for name, each in outcomes.items():
+        rows[name] = {"candidate": seen.chosen[name]}
+        rows[name] |= {"temperature": sum(one["temperature"] for one in each) / len(each)}
+        rows[name] |= {told: min(one[told] for one in each) for told in COSTS if each[0][told] is not None}
+        rows[name] |= figures(each, outcomes[BASELINE])
+        other = study.get("compared", {}).get(name)
+        if other in outcomes:
+            rows[name][f"over_{other}"] = figures(each, outcomes[other])
+    cut = Cut.of(study, data, "test")
+    return {
+        "samples": len(cut.trained),
+        "queries": len(cut.asked),
+        "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
+        "clustering_seconds": min(one["clustering_seconds"] for each in outcomes.values() for one in each),
+        "methods": rows,
+    }
+
+
+def wanted(study: dict[str, Any], data: str, only: list[str] | None) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the methods to run on a data set and what else to look at on validation."""
+    methods, tried = methods_of(study, data), study["data"][data].get("tried", study.get("tried", []))
+    if only is None:
+        return methods, tried
+    compared = [other for name, other in study.get("compared", {}).items() if name in only]
+    return {name: methods[name] for name in methods if name in (BASELINE, *only, *compared)}, [
+        spec for spec in tried if spec in only
+    ]
+
+
+def merged(old: dict[str, Any] | None, new: dict[str, Any], *, keep_times: bool) -> dict[str, Any]:
+    """Return the figures of a data set with those of the methods that were run now in their places.
+
+    With `keep_times` the times of a method stay as they were, or are left out: the machine was not idle.
+    """
+    before = {"methods": {}, "validation": {}, **(old or {})}
+    rows = {}
+    for name, row in new.get("methods", {}).items():
+        told = before["methods"].get(name, {}) if keep_times else row
+        rows[name] = {key: value for key, value in row.items() if key not in TIMES} | {
+            key: told[key] for key in TIMES if key in told
+        }
+    methods, gains = {**before["methods"], **rows}, {**before["validation"], **new["validation"]}
+    return {**before, **new, "methods": methods, "validation": gains}
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, default=HERE / "heads.toml")
+    parser.add_argument("--output", type=Path, required=True, help="result file; what it has of other rows stays in it")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows, or candidates that are tried; default: all")
+    parser.add_argument("--data", nargs="+", help="data sets of the study; default: all")
+    parser.add_argument("--keep-choice", action="store_true", help="with --only: the candidates that the file has chosen")
+    parser.add_argument("--keep-times", action="store_true", help="note no times: the machine does other work")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features and finished runs")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Run the study and write its result file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=Path, default=HERE / "heads.toml")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features and finished runs")
-    options = parser.parse_args()
+    """Run the study, or a part of it, and write its result file."""
+    options = arguments()
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     runs = Runs(study, options.workers)
-    for data in study["data"].values():
-        features(study, data.get("source", EMOJI))  # once, before the processes ask for them
+    chosen = options.data or list(study["data"])
+    for name in chosen:
+        features(study, study["data"][name].get("source", EMOJI))  # once, before the processes ask for them
+    for data in chosen:
+        methods, tried = wanted(study, data, options.only)
+        before = read(options.output).get(data, {}) if options.only else {}
+        if options.keep_choice:
+            methods, tried = kept_choice(methods, before), []
+        lrs = [before["lr"]] if before else rates_of(study, data)
+        seen = validated(study, runs, data, lrs, methods, tried)
+        new: dict[str, Any] = {"lr": seen.lr, "validation": seen.gains}
+        if study["test_seeds"] and (options.only is None or set(options.only) & set(methods)):
+            new |= tested(study, runs, data, seen)
+        write(options.output, study, data, new, keep_times=options.keep_times)
+    runs.close()
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return the data sets of a result file, none where there is no file."""
+    found: dict[str, Any] = json.loads(file.read_text())["data"] if file.exists() else {}
+    return found
+
+
+def kept_choice(methods: dict[str, list[str]], before: dict[str, Any]) -> dict[str, list[str]]:
+    """Return of each method the candidate that was chosen before, or all where none was."""
+    rows = before.get("methods", {})
+    return {name: [rows[name]["candidate"]] if name in rows else candidates for name, candidates in methods.items()}
+
+
+def rates_of(study: dict[str, Any], data: str) -> list[float]:
+    """Return the learning rates to choose from: one, where the study says it."""
+    how = study["data"][data]
+    return [how["lr"]] if "lr" in how else how.get("learning_rates", study["learning_rates"])
+
+
+def write(file: Path, study: dict[str, Any], data: str, new: dict[str, Any], *, keep_times: bool) -> None:
+    """Put the figures of a data set into a result file."""
+    before = read(file)
     told = {name: value for name, value in study.items() if name != "cache"}
-    result: dict[str, Any] = {"study": told, "data": {}}
-    for data in study["data"]:
-        seen = validated(study, runs, data)
-        jobs = {
-            name: [Job(data, "test", spec, seen.lr, seed) for seed in range(study["test_seeds"])]
-            for name, spec in seen.chosen.items()
-        }
-        found = runs([job for each in jobs.values() for job in each])
-        baseline = [found[job] for job in jobs["in_batch"]]
-        rows = {}
-        for name, each in jobs.items():
-            outcomes = [found[job] for job in each]
-            rows[name] = {"candidate": seen.chosen[name], "seconds_per_step": min(one["seconds_per_step"] for one in outcomes)}
-            for direction in ("text_to_image", "image_to_text"):
-                for k in (1, 5, 10):
-                    values = torch.tensor([rank_at(one, k, direction) for one in outcomes], dtype=torch.float64)
-                    figures = {"mean": float(values.mean()), "spread": float(values.std())}
-                    rows[name][f"{direction}_rank_{k}"] = figures | interval(outcomes, baseline, k, direction)
-        test = Fold.of(study, data, "test")
-        result["data"][data] = {
-            "lr": seen.lr,
-            "samples": test.clusters.n_samples,
-            "queries": len(test.query_texts),
-            "near_duplicates_per_anchor": test.near_duplicates,
-            "methods": rows,
-            "validation": seen.gains,
-        }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=1) + "\n")
+    whole = {**before, data: merged(before.get(data), new, keep_times=keep_times)}
+    ordered = {name: whole[name] for name in study["data"] if name in whole}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(file) as partial:
+        partial.write_text(json.dumps({"study": told, "data": ordered}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tables import FIGURES, gain, head, ordered, overview, pairs_table, rows_of, table, validation
+from targets import targets
+from trained_tables import title_of, trained_section
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 HEADS = "rank1-heads.json"
+DEFAULT = "rank1-default.json"
 PARTS = "rank1-parts.json"
+PAIRS = "rank1-pairs.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
 INTRODUCTION = HERE / "introduction.md"
 """What the figures say, written by hand."""
@@ -20,6 +26,7 @@ ABOUT_HEADS = """## Heads on frozen features
 
 ```bash
 python benchmarks/rank1/heads.py --output results.json
+python benchmarks/rank1/heads.py --output results.json --only glofnd   # one row anew
 ```
 
 Linear heads on frozen features, trained in seconds: EfficientNet-Lite0 of the pictures, MiniLM of the texts, {dim}
@@ -31,7 +38,8 @@ initial heads and rate for all.
 Gains are relative to in-batch negatives, in percent of their figure; intervals are 95 % of a bootstrap over seeds and
 queries, paired; those without 0 are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive`
 and `id_mask` know the item of each listing, which the others do not. The methods ending in `_held` hold the temperature
-instead of learning it.
+instead of learning it. Times are of a machine that did nothing else; rows that were run beside other work have none, and
+rows of before memory and temperature were noted have none of these.
 """
 
 ABOUT_VALIDATION = """### What was tried
@@ -40,15 +48,24 @@ Gain in text-to-image Rank@1 on *validation*, in percent, of every candidate tha
 first. At {validation_seeds} seed a few percent are noise.
 """
 
-ABOUT_TRAINED = """## {title}
+ABOUT_DEFAULT = """## {title}
 
 ```bash
-python benchmarks/rank1/trained.py --study benchmarks/rank1/{name}.toml --output results.json
+python benchmarks/rank1/heads.py --study benchmarks/rank1/default.toml --output results.json
+```
+{about}
+"""
+
+ABOUT_PAIRS = """## Which pairs
+
+```bash
+python benchmarks/rank1/pairs.py --output results.json
 ```
 
-`{model}`, trained whole by open_clip's own training: {steps} steps of {batch_size} pairs, {test_seeds} seeds, the same
-initial weights, steps and learning rate for all, which is the best for the *baseline* on validation. Gains are relative to
-in-batch negatives, with the 95 % interval of a paired t test over seeds; those without 0 are bold.
+What the batches and the log-weights of a method make of the pairs of the data that is trained on, before any training.
+*False* are the incorrect pairs of an anchor in a batch that are of one item (parts and stamps: of one picture or text);
+*removed* are its pairs that are removed; *weight* is the mean weight of a false one, removed ones counting 0, as a multiple of
+that of a pair that is kept.
 """
 
 ABOUT_PARTS = """## {title}
@@ -59,131 +76,87 @@ python benchmarks/rank1/heads.py --study benchmarks/rank1/parts.toml --output re
 {about}
 """
 
-TITLES = {
-    "scratch": "From scratch",
-    "dense": "From scratch with large batches",
-    "finetune": "Fine-tuning of pretrained towers",
-}
 
-FIGURES = ("text_to_image_rank_1", "text_to_image_rank_10", "image_to_text_rank_1")
-COLUMNS = ("method", "Rank@1", "gain [95 %]", "gain at 10 [95 %]", "image to text [95 %]", "ms a step")
+def found(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the result files of a name, of each machine."""
+    for file in sorted(RESULTS.glob(f"*/{name}")):
+        yield file, json.loads(file.read_text())
 
 
 def page() -> str:
     """Return the page as Markdown."""
     parts = [INTRODUCTION.read_text()]
-    for file in sorted(RESULTS.glob(f"*/{HEADS}")):
-        result = json.loads(file.read_text())
-        study = result["study"]
-        parts.append(ABOUT_HEADS.format(**study, n_methods=len(study["methods"]) - 1))
-        parts += ["### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n", _overview(result["data"])]
-        parts += [ABOUT_VALIDATION.format(**study), _validation(result["data"])]
-        for name, data in result["data"].items():
-            rows = [_row(method, one, one["seconds_per_step"]) for method, one in _ordered(data["methods"])]
-            picture = f"![gain in Rank@1 by method](images/study/{file.parent.name}-{name}.svg)\n"
-            parts += [_head(name, data), _table(rows), _candidates(data), picture]
-    for file in sorted(RESULTS.glob(f"*/{PARTS}")):
-        result = json.loads(file.read_text())
-        parts += [
-            ABOUT_PARTS.format(**result["study"]),
-            "Gain in text-to-image Rank@1, in percent.\n",
-            _overview(result["data"]),
-        ]
-        parts.append("The same at Rank@10.\n\n" + _overview(result["data"], FIGURES[1]))
-        told = result["study"]["methods"]
-        parts.append("Methods: " + "; ".join(f"{name}: `{spec}`" for name, (spec,) in told.items() if name != spec) + ".\n")
-        rows = [[name, *(str(one[key]) for key in ("samples", "queries", "lr"))] for name, one in result["data"].items()]
-        parts.append(_table(rows, ("data", "listings", "queries", "learning rate")))
-    for file in sorted(path for name in TRAINED for path in RESULTS.glob(f"*/{name}")):
-        result = json.loads(file.read_text())
-        parts.append(
-            ABOUT_TRAINED.format(**result["study"], title=TITLES.get(result["study"]["name"], result["study"]["name"]))
-        )
-        for name, data in result["data"].items():
-            figures = {method: _relative(data, method) for method in data["summaries"]}
-            rows = [_row(method, one, _seconds(data["runs"], method)) for method, one in _ordered(figures)]
-            parts += [_head(name, data), _table(rows)]
+    trained = [result for name in TRAINED for _, result in found(name)]
+    for file, result in found(HEADS):
+        parts.append(targets(result["data"], {title_of(one["study"]): one["data"] for one in trained}))
+        parts += [section for _, pairs in found(PAIRS) for section in (ABOUT_PAIRS, pairs_table(pairs["data"]))]
+        parts += list(_heads(file.parent.name, result))
+    for _, result in found(DEFAULT):
+        parts += [ABOUT_DEFAULT.format(**result["study"]), validation(result["data"], mean=True)]
+    for _, result in found(PARTS):
+        parts += list(_parts(result))
+    for result in trained:
+        parts += list(trained_section(result))
     return "\n".join(parts)
 
 
-def _head(name: str, data: dict[str, Any]) -> str:
-    return (
-        f"### {name.capitalize()}\n\n{data['samples']} listings, {data['near_duplicates_per_anchor']:.2f} others of the same "
-        f"item for each in a batch; {data['queries']} queries; learning rate {data['lr']:g}.\n"
+def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
+    study, data = result["study"], result["data"]
+    yield ABOUT_HEADS.format(**study, n_methods=max(len(one["methods"]) for one in data.values()) - 1)
+    yield "### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n"
+    yield overview(data)
+    yield ABOUT_VALIDATION.format(**study)
+    yield validation(data)
+    for name, one in data.items():
+        yield head(name, one, study["data"][name].get("learning_rates", study["learning_rates"]))
+        yield _rows(one["methods"])
+        yield from _compared(one["methods"])
+        chosen = [f"{method}: `{row['candidate']}`" for method, row in one["methods"].items() if row["candidate"] != method]
+        yield "Chosen on validation: " + "; ".join(chosen) + ".\n"
+        yield f"![gain in Rank@1 by method](images/study/{machine}-{name}.svg)\n"
+
+
+def _parts(result: dict[str, Any]) -> Iterator[str]:
+    data, told = result["data"], result["study"]["methods"]
+    yield ABOUT_PARTS.format(**result["study"])
+    yield "Gain in text-to-image Rank@1, in percent.\n"
+    yield overview(data)
+    yield "The same at Rank@10.\n\n" + overview(data, FIGURES[1])
+    yield "Methods: " + "; ".join(f"{name}: `{spec}`" for name, (spec,) in told.items() if name != spec) + ".\n"
+    columns = ("data", "listings", "queries", "learning rate", "clustering, s")
+    yield table(
+        [
+            [name, str(one["samples"]), str(one["queries"]), f"{one['lr']:g}", f"{one['clustering_seconds']:.1f}"]
+            for name, one in data.items()
+        ],
+        columns,
     )
 
 
-def _table(rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)) + "\n"
-
-
-def _overview(data: dict[str, Any], figure: str = FIGURES[0]) -> str:
-    """Return the gain of every method on every data set, the best on average first."""
-    gains = {
-        method: [one["methods"][method][figure] for one in data.values()] for method in next(iter(data.values()))["methods"]
+def _rows(methods: Mapping[str, Any]) -> str:
+    """Return the table of a data set of heads."""
+    formats = {"temperature": "{:.3f}", "seconds_per_step": "{:.0f}", "peak_memory_mib": "{:.0f}"}
+    titles = {"temperature": "temperature", "seconds_per_step": "ms a step", "peak_memory_mib": "MiB"}
+    scales = {"seconds_per_step": 1000.0}
+    more = {
+        titles[key]: {
+            name: style.format(scales.get(key, 1.0) * row[key]) for name, row in methods.items() if row.get(key) is not None
+        }
+        for key, style in formats.items()
     }
-    rows = [
-        [_name(method), *(_marked(f"{100 * one['gain']:+.0f}", one) for one in found)]
-        for method, found in sorted(gains.items(), key=lambda item: -sum(one["gain"] for one in item[1]))
-    ]
-    return _table(rows, ("method", *data))
+    return rows_of(methods, more)
 
 
-def _validation(data: dict[str, Any]) -> str:
-    """Return the gain of every candidate on the validation of every data set."""
-    gains = {spec: [one["validation"][spec] for one in data.values()] for spec in next(iter(data.values()))["validation"]}
-    rows = [
-        [_name(spec), *(f"{100 * gain:+.0f}".replace("-", "\N{MINUS SIGN}") for gain in found)]
-        for spec, found in sorted(gains.items(), key=lambda item: -sum(item[1]))
-    ]
-    return _table(rows, ("candidate", *data))
+def _compared(methods: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a method gains over another than the baseline."""
+    for name, row in methods.items():
+        for key, figures in row.items():
+            if key.startswith("over_"):
+                over = [f"{gain(figures[figure])} {what}" for figure, what in zip(FIGURES, WHAT, strict=True)]
+                yield f"`{name}` over `{key.removeprefix('over_')}`: {', '.join(over)}, in percent.\n"
 
 
-def _name(method: str) -> str:
-    return f"**{method}**" if method == "in_batch" else f"`{method}`"
-
-
-def _ordered(methods: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return sorted(methods.items(), key=lambda item: -item[1][FIGURES[0]]["mean"])
-
-
-def _row(method: str, figures: dict[str, Any], seconds: float) -> list[str]:
-    first = figures[FIGURES[0]]
-    gains = ["" if method == "in_batch" else _gain(figures[name]) for name in FIGURES]
-    return [_name(method), f"{100 * first['mean']:.1f} ± {100 * first['spread']:.1f}", *gains, f"{1000 * seconds:.0f}"]
-
-
-def _gain(figure: dict[str, float]) -> str:
-    return _marked(f"{100 * figure['gain']:+.1f} [{100 * figure['low']:+.1f}, {100 * figure['high']:+.1f}]", figure)
-
-
-def _marked(text: str, figure: dict[str, float]) -> str:
-    """Return a gain in bold where its interval does not hold 0; it is not broken into lines."""
-    unbroken = text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
-    return f"**{unbroken}**" if figure["low"] > 0 or figure["high"] < 0 else unbroken
-
-
-def _seconds(runs: list[dict[str, Any]], method: str) -> float:
-    """Return the least seconds a step of a method's runs: whatever else a machine does only adds to them."""
-    return min(run["seconds_per_step"] for run in runs if run["method"]["name"] == method)
-
-
-def _relative(data: dict[str, Any], method: str) -> dict[str, Any]:
-    """Return the figures of a method of a comparison, with the differences as shares of the baseline's mean."""
-    figures = {}
-    for name in FIGURES:
-        one, base = data["summaries"][method][name], data["summaries"]["in_batch"][name]["mean"]
-        found = {"mean": one["mean"], "spread": one["spread"]}
-        if method != "in_batch":
-            difference = data["differences"][method][name]
-            found |= {key: difference[of] / base for key, of in (("gain", "mean"), ("low", "low"), ("high", "high"))}
-        figures[name] = found
-    return figures
-
-
-def _candidates(data: dict[str, Any]) -> str:
-    chosen = [f"{name}: `{one['candidate']}`" for name, one in data["methods"].items() if one["candidate"] != name]
-    return "Chosen on validation: " + "; ".join(chosen) + ".\n"
+WHAT = ("at Rank@1", "at Rank@10", "from image to text")
 
 
 def plot(data: dict[str, Any], target: Path) -> None:
@@ -192,7 +165,7 @@ def plot(data: dict[str, Any], target: Path) -> None:
     from matplotlib.figure import Figure
 
     mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
-    rows = [(name, one[FIGURES[0]]) for name, one in reversed(_ordered(data["methods"]))]
+    rows = [(name, one[FIGURES[0]]) for name, one in reversed(ordered(data["methods"]))]
     figure = Figure(figsize=(7, 0.24 * len(rows) + 1), layout="constrained")
     axes = figure.subplots()
     for place, (name, one) in enumerate(rows):
@@ -208,7 +181,7 @@ def plot(data: dict[str, Any], target: Path) -> None:
 
 
 if __name__ == "__main__":
-    for file in RESULTS.glob(f"*/{HEADS}"):
-        for name, data in json.loads(file.read_text())["data"].items():
-            plot(data, DOCS / "images" / "study" / f"{file.parent.name}-{name}.svg")
+    for path, result in found(HEADS):
+        for name, data in result["data"].items():
+            plot(data, DOCS / "images" / "study" / f"{path.parent.name}-{name}.svg")
     (DOCS / "study.md").write_text(page())

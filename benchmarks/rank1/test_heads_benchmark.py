@@ -20,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import folds
 import heads
 import page
+import runs
+import tomllib
+from head_training import Job
 
 SMALL = """
 image_encoder = "pixels"
@@ -31,12 +34,21 @@ learning_rates = [1e-3, 1e-2]
 validation_style = "fluent-flat"
 validation_seeds = 1
 test_seeds = 2
+[compared]
+gcbs = "weight"
 [data.category]
 groups = ["flags", "activities"]
+[data.few_clusters]
+groups = ["flags", "activities"]
+clusterer = "kmeans:n_clusters=8"
+refresh = 2
+methods = ["in_batch", "default", "siglip"]
 [methods]
 in_batch = ["in_batch"]
 weight = ["weight", "weight:by=either"]
 gcbs = ["gcbs+uniform"]
+default = ["default"]
+siglip = ["siglip:of=weighted_infonce"]
 """
 
 
@@ -84,7 +96,8 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     command = ["heads.py", "--study", str(tmp_path / "study.toml"), "--output", str(result), "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*command, "--workers", "1"])
     heads.main()
-    assert capsys.readouterr().out.count("Rank@1") == 2 + 2 + 3 * 2
+    # In-batch negatives do not look at clusters: their runs serve both data sets.
+    assert capsys.readouterr().out.count("Rank@1") == 2 + 2 + 5 * 2 + 2 * 2
     first = result.read_text()
     heads.main()
     assert capsys.readouterr().out == ""
@@ -95,7 +108,44 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert one["text_to_image_rank_10"]["mean"] > 3 * 10 / data["queries"]  # chance
         assert one["text_to_image_rank_1"]["low"] <= one["text_to_image_rank_1"]["gain"] <= one["text_to_image_rank_1"]["high"]
     assert data["methods"]["in_batch"]["text_to_image_rank_1"]["low"] == 0
+    assert data["methods"]["gcbs"]["over_weight"]["text_to_image_rank_1"]["gain"] != 0
+    assert all(one["peak_memory_mib"] > 10 for one in data["methods"].values())
+    assert set(json.loads(first)["data"]["few_clusters"]["methods"]) == {"in_batch", "default", "siglip"}
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     assert "| **in_batch** |" in page.page()
     page.plot(data, tmp_path / "plot.svg")
     assert (tmp_path / "plot.svg").stat().st_size > 1000
+    # One row anew: its run is made again, the other rows stay, and the time of a busy machine is not noted.
+    for file in (tmp_path / "heads").iterdir():
+        file.unlink()
+    monkeypatch.setattr(sys, "argv", [*command, "--workers", "1", "--data", "category", "--only", "gcbs", "--keep-times"])
+    heads.main()
+    assert capsys.readouterr().out.count("gcbs") == 2
+    again = json.loads(result.read_text())["data"]["category"]["methods"]
+    assert {name: without_memory(row) for name, row in again.items()} == {
+        name: without_memory(row) for name, row in data["methods"].items()
+    }
+
+
+def without_memory(row: dict[str, object]) -> dict[str, object]:
+    """Return the figures of a row that are the same each time."""
+    return {key: value for key, value in row.items() if key != "peak_memory_mib"}
+
+
+def test_runs_are_named_by_what_they_depend_on(tmp_path: Path) -> None:
+    """Two data sets that differ by clusters alone share the runs of what does not look at clusters."""
+    study = {**tomllib.loads(SMALL), "cache": str(tmp_path)}
+    found = runs.Runs(study, 1)
+    one, other = (
+        [found._file(Job(data, "test", method, 0.1, 0)) for method in ("in_batch", "default")]
+        for data in ("category", "few_clusters")
+    )
+    assert one[0] == other[0]
+    assert one[1] != other[1]
+
+
+def test_layout_and_words_do_not_make_another_run() -> None:
+    """A sentence more in a docstring does not cost a day of runs; another operator does."""
+    code = 'def f(x):\n    """Say."""\n    return x + 1\n'
+    assert runs.code_of(code) == runs.code_of('"""M."""\ndef f(x):  # why\n    """Say more."""\n\n    return x + 1\n')
+    assert runs.code_of(code) != runs.code_of(code.replace("+", "-"))

@@ -16,6 +16,8 @@ import trained
 
 from clip_negatives.compare import parse_methods
 
+KEYS = {"source", "styles", "tones", "groups", "batch_size", "clusterer", "refresh", "lr", "learning_rates", "methods", "tried"}
+
 SMALL = """
 name = "small"
 model = "clip-negatives-tiny"
@@ -41,10 +43,12 @@ def test_study_files_name_methods_that_there_are(file: Path) -> None:
     study = tomllib.loads(file.read_text())
     told = study["methods"]
     specs = told if isinstance(told, list) else [spec for candidates in told.values() for spec in candidates]
+    specs = [*specs, *study.get("tried", []), *(spec for data in study["data"].values() for spec in data.get("tried", []))]
     assert "in_batch" in specs
     assert set(specs) <= {method.name for spec in specs for method in parse_methods(spec)}
     for data in study["data"].values():
-        assert set(data) <= {"source", "styles", "tones", "groups", "batch_size", "clusterer"}
+        assert set(data) <= KEYS
+        assert set(data.get("methods", [])) <= set(told)
 
 
 def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,3 +69,10 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "noto-" not in made
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     assert "| `paper` |" in page.page()
+    first = json.loads(result.read_text())
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
+    trained.main()
+    assert capsys.readouterr().out == ""
+    again = json.loads(result.read_text())["data"]["objects"]
+    assert again["summaries"] == first["data"]["objects"]["summaries"]
+    assert len(again["runs"]) == len(first["data"]["objects"]["runs"])

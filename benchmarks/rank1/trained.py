@@ -92,29 +92,41 @@ def told_of(found: Comparison) -> dict[str, Any]:
     return {**whole, "setting": setting, "runs": runs}
 
 
+def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Return what a comparison found with the rows that it did not make from an older one."""
+    if old is None:
+        return new
+    rows = {name: {**old[name], **new[name]} for name in ("summaries", "differences")}
+    others = [run for run in old["runs"] if run["method"]["name"] not in new["summaries"]]
+    return {**new, **rows, "runs": [*others, *new["runs"]]}
+
+
 def main() -> None:
     """Run the study, or one data set of it, and write its result file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, default=HERE / "scratch.toml")
     parser.add_argument("--output", type=Path, required=True, help="result file; the data sets that it has already stay in it")
     parser.add_argument("--data", help="one data set of the study")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows to run anew; the others stay; default: all")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and finished runs")
     options = parser.parse_args()
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     chosen = [options.data] if options.data else list(study["data"])
     for data in chosen:
-        lr = learning_rate(study, data)
-        found = compared(study, data, "test", lr, study["methods"], study["test_seeds"])
+        before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
+        kept = before.get(data) if options.only else None
+        lr = kept["lr"] if kept else learning_rate(study, data)
+        methods = [BASELINE, *(one for one in options.only if one != BASELINE)] if options.only else study["methods"]
+        found = compared(study, data, "test", lr, methods, study["test_seeds"])
         cut = Cut.of(study, data, "test")
         figures = {
             "lr": lr,
             "samples": len(cut.trained),
             "queries": len(cut.asked),
             "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
-            **told_of(found),
+            **joined(kept, told_of(found)),
         }
         told = {name: value for name, value in study.items() if name != "cache"}
-        before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(options.output) as partial:
             partial.write_text(json.dumps({"study": told, "data": {**before, data: figures}}, indent=1) + "\n")

@@ -48,16 +48,20 @@ class Gcbs(PlannedSampler):
             raise InputError(f"Expected a quantile within 0 .. 1, got {quantile}.")
         self.edges = edges_over(frozen_vectors(context.clusters, by), quantile)
 
-    def _plan(self, generator: torch.Generator) -> Tensor:
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Return all samples in the order of the graph, starting from others with another generator, int64, shape (N,)."""
         n = self.context.n_samples
         shuffled = permutation(n, generator).numpy()
         place = np.empty(n, dtype=np.int64)
         place[shuffled] = np.arange(n)
         rows, columns = self.edges
         graph = coo_array((np.ones(len(rows), dtype=np.int8), (place[rows], place[columns])), shape=(n, n)).tocsr()
-        order = torch.from_numpy(shuffled[reverse_cuthill_mckee(graph, symmetric_mode=True)].astype(np.int64))
+        return torch.from_numpy(shuffled[reverse_cuthill_mckee(graph, symmetric_mode=True)].astype(np.int64))
+
+    def _plan(self, generator: torch.Generator) -> Tensor:
+        order = self.order(generator)
         # Another stretch of the order is left over each epoch.
-        start = int(torch.randint(n, (1,), generator=generator))
+        start = int(torch.randint(len(order), (1,), generator=generator))
         plan = order.roll(start)[: len(self) * self.step_size].view(len(self), self.step_size)
         shuffle_rows(plan, generator)
         return plan[torch.randperm(len(self), generator=generator)]

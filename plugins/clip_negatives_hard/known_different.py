@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, info_nce, mean_one
+from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, frozen_distances, info_nce, mean_one
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters
 
@@ -52,10 +52,9 @@ class _Known(AnchorLoss):
 
     def forward(self, anchors: Anchors) -> Tensor:
         alike = torch.stack([frozen_cosines(part, anchors.where, anchors.cosines) for part in self.features]).amax(0)
-        # Rounding may take a cosine over 1, and equal features make the weight 0.
         log_weights = self.hardness * anchors.logits.detach()
         if self.gamma:
-            log_weights = log_weights + self.gamma * torch.log1p(-alike.clamp(0.0, 1.0))
+            log_weights = log_weights + self.gamma * frozen_distances(alike).log()  # equal features make the weight 0
         if self.normalize:
             log_weights = mean_one(log_weights, anchors.negatives)
         return info_nce(anchors, log_weights=log_weights)

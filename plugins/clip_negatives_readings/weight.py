@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, info_nce, mean_one
+from clip_negatives.anchors import AnchorLoss, Anchors, frozen_cosines, frozen_distances, info_nce, mean_one
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters
 
@@ -53,8 +53,8 @@ class _Weighed(AnchorLoss):
 
     def forward(self, anchors: Anchors) -> Tensor:
         alike = torch.stack([frozen_cosines(part, anchors.where, anchors.cosines) for part in self.features]).amax(0)
-        alike = alike.clamp(-1.0, 1.0)  # rounding may take a cosine over 1
-        weights = 1 - alike.clamp(min=0.0) if self.how.form == "clipped" else (1 - alike) / 2
+        half = ((1 - alike) / 2).clamp(0.0, 1.0).masked_fill(frozen_distances(alike) == 0, 0.0)
+        weights = frozen_distances(alike) if self.how.form == "clipped" else half
         log_weights = self.how.gamma * weights.log() if self.how.gamma else torch.zeros_like(weights)
         if self.how.normalize:
             log_weights = mean_one(log_weights, anchors.negatives)

@@ -47,6 +47,8 @@ class WeightedInfoNCE:
         normalize: whether the weights of the pairs that are kept are scaled to mean 1 in each row and column of the batch.
         rank: columns that are kept of the features for "sample", by their first principal directions; the loss costs as
             much more as the embedding were longer by them, and N samples take ``4 N rank`` bytes. None keeps all.
+        hardness: at least 0; what the model itself confuses (the *live* similarity) counts as much more as this says, times
+            ``exp(hardness z_ij)``, so that what is known to differ and looks alike counts most. Weights then have mean 1.
 
     Raises:
         InputError: a value is out of its range, or features are asked for that the clusters do not hold.
@@ -64,9 +66,10 @@ class WeightedInfoNCE:
         remove: bool = False,
         normalize: bool = True,
         rank: int | None = 128,
+        hardness: float = 0.0,
     ) -> None:
-        if beta < 0 or text_beta < 0 or not math.isfinite(beta + text_beta):
-            raise InputError(f"Expected beta and text_beta of at least 0, got {beta} and {text_beta}.")
+        if min(beta, text_beta, hardness) < 0 or not math.isfinite(beta + text_beta + hardness):
+            raise InputError(f"Expected beta, text_beta and hardness of at least 0, got {beta}, {text_beta} and {hardness}.")
         if similarity not in SIMILARITIES:
             raise InputError(f"Expected similarity to be one of {', '.join(SIMILARITIES)}, got {similarity!r}.")
         self.beta, self.text_beta = beta, text_beta
@@ -82,11 +85,13 @@ class WeightedInfoNCE:
         self.remove = remove
         self.normalize = normalize
         self.rank = rank
+        self.hardness = hardness
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return the tables or the factors of the data set, or both; what would be all 0 is left out."""
         factors = self._factors(clusters) if self.similarity == "sample" else None
-        return dataclasses.replace(self._by_cluster(clusters), factors=factors, normalize=self.normalize)
+        others = {"normalize": self.normalize, "hardness": self.hardness}
+        return dataclasses.replace(self._by_cluster(clusters), factors=factors, **others)
 
     def _by_cluster(self, clusters: Clusters) -> LossTerms:
         """Return the tables of similarity=cluster and of the removal."""

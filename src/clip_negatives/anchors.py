@@ -13,6 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+EQUAL = 1e-6
+"""Frozen features whose cosine is less below 1 than this are equal."""
+
 
 def _same(rows: Tensor) -> Tensor:
     return rows
@@ -81,11 +84,41 @@ class AnchorLoss(nn.Module):
     Persistent buffers are state: they survive a new clustering, and the training command stores them beside open_clip's
     checkpoints. What comes from the clusters, as frozen features, is better kept as a plain attribute.
 
+    State moves on once for each batch. Gradient accumulation calls the loss for the same samples again and again, once for the
+    gradients of each micro-batch; before each of those calls `begin` takes back what the one before wrote, so that all of them
+    read the state from before the batch. It can do so where state is kept in buffers, and where `forward` writes to one of
+    N rows only at the samples of the step, as `Anchors.remember` does.
+
     Attributes:
         n_samples: N, where the loss knows something of each sample; indices are then held to it.
     """
 
     n_samples: int | None = None
+    _before: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    @torch.no_grad()
+    def begin(self, index: Tensor, *, again: bool = False) -> None:
+        """Keep the state that a step is going to write over, or put back what was kept where the same batch comes `again`.
+
+        Called by `clip_negatives.loss.NegativesClipLoss` before the two calls of a step.
+
+        Args:
+            index: samples of the step, of all processes, int64, shape (G,).
+            again: the samples are those of the call before, for the gradients of another part of them.
+        """
+        if again and self._before is not None:
+            samples, kept = self._before
+            for name, part in kept.items():
+                buffer = self.get_buffer(name)
+                buffer[samples if self._by_sample(buffer) else ...] = part
+            return
+        self._before = (
+            index,
+            {name: buffer[index] if self._by_sample(buffer) else buffer.clone() for name, buffer in self.named_buffers()},
+        )
+
+    def _by_sample(self, buffer: Tensor) -> bool:
+        return buffer.ndim > 0 and len(buffer) == self.n_samples
 
     def forward(self, anchors: Anchors) -> Tensor:
         """Return the loss of each anchor, shape (B,), differentiable in ``anchors.logits``.
@@ -150,6 +183,19 @@ def frozen_cosines(features: Tensor, where: Where, like: Tensor, *, candidates: 
     sides = (features, where.index), (features if candidates is None else candidates, where.candidates)
     one, others = (side[index.to(side.device)].to(like.device, like.dtype) for side, index in sides)
     return one @ others.T
+
+
+def frozen_distances(alike: Tensor) -> Tensor:
+    """Return ``1 - max(r, 0)`` of frozen similarities r, exactly 0 where r is 1 but for rounding.
+
+    The cosine of two equal float32 features is 1 in some pairs and less by some 1e-7 in others; a logarithm makes of the
+    one that the pair is removed, and of the other that it is kept with a weight of nothing.
+
+    Examples:
+        >>> frozen_distances(torch.tensor([-0.5, 0.25, 0.9999999, 1.0000001]))
+        tensor([1.0000, 0.7500, 0.0000, 0.0000])
+    """
+    return (1 - alike.clamp(min=0.0)).masked_fill(alike > 1 - EQUAL, 0.0)
 
 
 def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:

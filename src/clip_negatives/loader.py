@@ -29,15 +29,20 @@ class BatchIndex:
         batches: how many batches the loss sees at once: 1, or the number of micro-batches that gradient accumulation with
             full negatives concatenates, in their order.
         observe: called with the index of every batch as it is handed out.
+
+    Attributes:
+        handed_out: batches so far. A loss that is called twice at one count is called for the same batches again.
     """
 
     def __init__(self, batches: int = 1, observe: Callable[[Tensor], None] | None = None) -> None:
+        self.handed_out = 0
         self._window: deque[Tensor] = deque(maxlen=batches)
         self._texts: deque[Tensor] = deque(maxlen=batches)
         self._observe = observe
 
     def push(self, index: Tensor, text_ids: Tensor | None = None) -> None:
         """Take the index of a batch that is now handed out, int64, shape (B,), and what `text_ids` is to return of it."""
+        self.handed_out += 1
         self._window.append(index)
         if text_ids is not None:
             self._texts.append(text_ids)

@@ -101,6 +101,7 @@ class NegativesClipLoss(nn.Module):
                 "Expected a loss without the ring for a sampler that adds texts, got ring=True. Leave it out."
             )
         self.anchor_loss = None
+        self._handed_out: int | None = None
         self.set_terms(LossTerms() if terms is None else terms)
 
     def set_terms(self, terms: LossTerms | AnchorLoss) -> None:
@@ -137,6 +138,7 @@ class NegativesClipLoss(nn.Module):
         output_dict: bool = False,
         *,
         index: Tensor | None = None,
+        again: bool | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Return the loss of a batch.
 
@@ -148,12 +150,15 @@ class NegativesClipLoss(nn.Module):
             logit_bias: added to every logit.
             output_dict: return ``{"contrastive_loss": loss}``.
             index: sample indices of the batch, int64, shape (B,); None asks `batch_index`.
+            again: the batch is that of the call before, as gradient accumulation makes them: a loss that remembers something
+                moves on only once for both. None asks `batch_index`, where it counts what was handed out.
 
         Raises:
             InputError: the terms need an index and there is none, or it does not fit the batch or the data set.
         """
         if self.anchor_loss is not None:
-            loss = self._by_anchor(self.anchor_loss, image_features, text_features, logit_scale, logit_bias, index)
+            again = self._comes_again(index) if again is None else again
+            loss = self._by_anchor(self.anchor_loss, image_features, text_features, logit_scale, logit_bias, index, again)
             return {"contrastive_loss": loss} if output_dict else loss
         terms = self.terms
         batch = None if terms.neutral else self._batch_terms(index, image_features)
@@ -169,7 +174,7 @@ class NegativesClipLoss(nn.Module):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _by_anchor(
-        self, loss: AnchorLoss, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None
+        self, loss: AnchorLoss, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, index: Tensor | None, again: bool
     ) -> Tensor:
         """Return the mean of the losses of all anchors, images and, if they are anchors, texts."""
         mine = everyone = _move(self._index(index, len(x), loss.n_samples), x.device).long()
@@ -179,12 +184,19 @@ class NegativesClipLoss(nn.Module):
             everyone = self._of_all(mine)
             grads = {"local_loss": self.local_loss, "with_grad": self.gather_with_grad}
             all_x, all_y = (gather_features(side, self.rank, self.world_size, **grads) for side in (x, y))
+        loss.begin(everyone, again=again)
         if shared and self.local_loss:
             where = Where(mine, everyone, self.rank * len(x), self._of_all)
         else:
             x, y, where = all_x, all_y, Where(everyone, everyone)
         told = anchors(x, y, all_x, all_y, scale, bias, where)
         return torch.cat([loss(each) for each in told if self.text_anchors or each.modality == "image"]).mean()
+
+    def _comes_again(self, index: Tensor | None) -> bool:
+        """Return whether no batch was handed out since the last call."""
+        count = getattr(self.batch_index, "handed_out", None) if index is None else None
+        before, self._handed_out = self._handed_out, count
+        return count is not None and count == before
 
     def _split(self, text_features: Tensor, n: int) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Return the features of the n texts, and what the loss takes of the extra texts of all processes."""

@@ -32,6 +32,14 @@ def test_trains_with_accumulation_and_bf16(arguments: list[str], weighting: str)
     assert all(0 < loss < 100 for loss in losses)
 
 
+def test_state_moves_on_once_a_step_of_the_optimizer(arguments: list[str]) -> None:
+    """open_clip calls the loss once for each micro-batch; a sample is seen once an epoch all the same."""
+    more = ["--accum-freq", "2", "--epochs", "2", "--save-frequency", "1", "--name", "run"]
+    train([*arguments, *more], TrainOptions(sampler="in_batch", weighting="glofnd"))
+    stored = load_file(_run(arguments, "run") / "clip_negatives" / "loss-epoch-2.safetensors")
+    assert stored["image_sights"].tolist() == stored["text_sights"].tolist() == [2.0] * ROWS
+
+
 def test_what_a_loss_remembers_is_stored_and_found_again(arguments: list[str]) -> None:
     """Seen once an epoch, a sample has been seen as often as epochs were trained, also after one is taken back."""
     options = TrainOptions(sampler="in_batch", weighting="glofnd", refresh_every=2)

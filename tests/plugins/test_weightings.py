@@ -100,6 +100,29 @@ def test_weight_falls_as_samples_grow_alike(clusters: Clusters, options: dict[st
     assert torch.corrcoef(torch.stack([pair_log_weights(terms, rows, columns), alike]))[0, 1] < -0.5
 
 
+def test_hardness_by_a_loop(clusters: Clusters) -> None:
+    """What the model confuses counts more, beside what the clusters say; mean 1 over the negatives of each anchor."""
+    index = torch.tensor([3, 17, 8, 40, 21])
+    terms = WeightedInfoNCE(beta=2.0, text_beta=1.0, hardness=0.3)(clusters).take(index)
+    x, y = (torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(k)), dim=1) for k in (0, 1))
+    z, total = 3.0 * x.double() @ y.double().T, 0.0
+    r, t = (
+        table[labels[index]][:, labels[index]].tolist()
+        for table, labels in (
+            (clusters.image_similarity, clusters.image.labels),
+            (clusters.text_similarity, clusters.text.labels),
+        )
+    )
+    for logits in (z.tolist(), z.T.tolist()):
+        for i in range(5):
+            others = [j for j in range(5) if j != i]
+            weight = {j: math.exp(-2 * r[i][j] - t[i][j] + 0.3 * logits[i][j]) for j in others}
+            mean = sum(weight.values()) / len(others)
+            told = sum(weight[j] / mean * math.exp(logits[i][j]) for j in others)
+            total += math.log(math.exp(logits[i][i]) + told) - logits[i][i]
+    assert float(weighted_info_nce(x, y, 3.0, terms=terms)) == pytest.approx(total / 10, rel=1e-5)
+
+
 def test_without_betas_samples_weigh_nothing(clusters: Clusters) -> None:
     assert WeightedInfoNCE(beta=0.0, text_beta=0.0, similarity="sample")(clusters).neutral
 

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import coo_array
+from scipy.sparse.csgraph import reverse_cuthill_mckee
 
 from clip_negatives import registry
 from clip_negatives.errors import InputError
-from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
+from clip_negatives.sampling import epoch_generator
+from clip_negatives.similarity import centroid_similarity
 from clip_negatives_graph_batches.gcbs import edges_over
 from clip_negatives_graph_batches.neighbours import frozen_vectors, ranked_neighbours
 from tests.conftest import make_clusters
@@ -54,6 +57,33 @@ def test_one_cluster_fills_steps_with_one(clusters: Clusters) -> None:
     # Every step but those in which a cluster ends holds one cluster: at most one step for each of the 12.
     mixed = [batch for batch in make("one_cluster", clusters) if len(clusters.image.labels[batch].unique()) > 1]
     assert len(mixed) <= 12
+
+
+def test_one_cluster_joins_small_clusters_with_the_nearest() -> None:
+    """With many more clusters than steps, a step still is of one kind: a drawn cluster and those nearest to it."""
+    n, step, kinds = 600, 60, 10
+    labels = torch.arange(n) % 100  # 100 clusters of 6 samples, 10 to a kind: none fills a step
+    angles = torch.linspace(0, 1.2, 10) / 10 + torch.arange(kinds)[:, None]
+    centroids = torch.stack([angles.flatten().cos(), angles.flatten().sin()], dim=1)
+    side = Clustering(labels, centroids)
+    table = centroid_similarity(centroids)
+    sampler = make("one_cluster", Clusters(side, side, table, table), batch_size=step)
+    batches = list(sampler)
+    assert sorted(index for batch in batches for index in batch) == list(range(n))
+    assert all(len(batch) == step for batch in batches)
+    clusters_of_a_step = [len(labels[batch].unique()) for batch in batches]
+    assert clusters_of_a_step[0] <= 20
+    # Two of a step are of one of the ten kinds far more often than one time in ten.
+    kind = labels // 10
+    same = np.mean([float((kind[batch][:, None] == kind[batch]).double().mean()) for batch in batches])
+    assert same > 0.5
+
+
+def test_one_cluster_draws_anew(clusters: Clusters) -> None:
+    sampler = make("one_cluster", clusters)
+    first = [frozenset(batch) for batch in sampler]
+    sampler.set_epoch(1)
+    assert first != [frozenset(batch) for batch in sampler]
 
 
 def test_stratified_steps_have_the_proportions_of_the_data(clusters: Clusters) -> None:
@@ -128,6 +158,29 @@ def test_edges_are_the_share_of_pairs_over_the_quantile() -> None:
     s = (vectors @ vectors.T).numpy()
     np.fill_diagonal(s, -1)
     assert s[graph == 0].max() <= s[graph == 1].min() + 1e-6
+
+
+def test_gcbs_cuts_scipys_order_into_steps(clusters: Clusters) -> None:
+    """The steps, put in the order of the graph, have the bandwidth of reverse Cuthill-McKee, far below a random order's."""
+    sampler = make("gcbs:quantile=0.97", clusters)
+    rows, columns = edges_over(frozen_vectors(clusters, "both"), 0.97)
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(N, N)).tocsr()
+
+    def bandwidth(order: np.ndarray) -> int:
+        place = np.empty(N, dtype=np.int64)
+        place[order] = np.arange(N)
+        return int(np.abs(place[rows] - place[columns]).max())
+
+    order = sampler.order(torch.Generator().manual_seed(3))
+    assert sorted(order.tolist()) == list(range(N))
+    expected = bandwidth(reverse_cuthill_mckee(graph, symmetric_mode=True))
+    random = bandwidth(np.random.default_rng(0).permutation(N))
+    assert bandwidth(order.numpy()) < (expected + random) / 2
+    batches = [frozenset(batch) for batch in sampler]
+    generator = epoch_generator(0, 0)
+    order = sampler.order(generator)
+    start = int(torch.randint(N, (1,), generator=generator))
+    assert set(batches) == {frozenset(part.tolist()) for part in order.roll(start)[: N // B * B].view(-1, B)}
 
 
 def test_incorrect_pairs_of_every_sampler(clusters: Clusters) -> None:

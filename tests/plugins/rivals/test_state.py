@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from clip_negatives import registry
+from clip_negatives.anchors import AnchorLoss, info_nce
+from clip_negatives.loader import BatchIndex
 from clip_negatives.loss import NegativesClipLoss
 from tests.conftest import make_clusters
 from tests.info_nce import features, gradients
@@ -83,6 +85,86 @@ def test_glofnd_finds_the_share():
     ]
     expected = sum(torch.nn.functional.cross_entropy(SCALE * z, torch.arange(n)) for z in kept) / 2
     assert found.item() == pytest.approx(expected.item(), rel=0.02)  # thresholds moved one step meanwhile
+
+
+@pytest.mark.parametrize(("alpha", "lr", "after"), [(0.2, 0.05, 1), (0.01, 0.05, 3)])
+def test_glofnd_by_loops(alpha, lr, after):
+    """A step of Adam for each anchor, by hand, in float64."""
+    loss = loss_of(f"glofnd:alpha={alpha},lr={lr},after={after}")
+    state = {name: [{"l": 1.0, "m": 0.0, "v": 0.0, "t": 0} for _ in range(N)] for name in ("image", "text")}
+    dropped = 0
+    for number in range(3 * len(BATCHES)):
+        batch = BATCHES[number % len(BATCHES)]
+        x, y = (side.detach() for side in features(B, 4, seed=number))
+        found, total = float(loss(x, y, torch.tensor(SCALE, dtype=torch.float64), index=batch)), 0.0
+        for name, s in (("image", (x @ y.T).tolist()), ("text", (y @ x.T).tolist())):
+            for i in range(B):
+                one, others = state[name][int(batch[i])], [j for j in range(B) if j != i]
+                slope = alpha - sum(s[i][j] > one["l"] for j in others) / (B - 1)
+                one["t"] += 1
+                one["m"] = 0.9 * one["m"] + 0.1 * slope
+                one["v"] = 0.98 * one["v"] + 0.02 * slope**2
+                way = one["m"] / (1 - 0.9 ** one["t"]) / (math.sqrt(one["v"] / (1 - 0.98 ** one["t"])) + 1e-8)
+                one["l"] = min(max(one["l"] - lr * way, -1.0), 1.0)
+                kept = [j for j in others if one["t"] <= after or s[i][j] <= one["l"]]
+                dropped += len(others) - len(kept)
+                total += math.log(sum(math.exp(SCALE * (s[i][j] - s[i][i])) for j in [i, *kept]))
+        assert found == pytest.approx(total / (2 * B), rel=1e-6)
+    assert dropped > 50
+    for name, each in state.items():
+        assert getattr(loss.anchor_loss, f"{name}_threshold").tolist() == pytest.approx([one["l"] for one in each], abs=1e-5)
+
+
+class Counting(AnchorLoss):
+    """A loss of a third party that counts its calls and those of each sample, and adds what it counted to the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_samples = N
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(N))
+
+    def forward(self, anchors):
+        self.calls += 1
+        seen = self.seen[anchors.where.index] + 0.5  # half for images, half for texts
+        anchors.remember(self.seen, seen)
+        return info_nce(anchors) + seen + self.calls
+
+
+def parts_of_windows(loss, window):
+    """Call a loss as open_clip does that accumulates: for each window as often as it has batches, one of them fresh."""
+    found = []
+    for start in range(0, len(BATCHES), window):
+        for number in range(start, start + window):
+            loss.batch_index.push(BATCHES[number])
+        x, y = (torch.cat(sides) for sides in zip(*(features(B, 4, seed=n) for n in range(start, start + window)), strict=True))
+        found.append([loss(x, y, torch.tensor(SCALE, dtype=torch.float64)).detach() for _ in range(window)])
+    return found
+
+
+@pytest.mark.parametrize("spec", [*STATEFUL, "swap", None])
+def test_state_moves_on_once_a_window(spec):
+    """However often the loss is called for one window, it reads the state from before, and leaves that of one call."""
+    terms = (lambda: Counting()) if spec is None else (lambda: registry.create("loss_weighting", spec)(make_clusters(N, 6, 5)))
+    often = NegativesClipLoss(terms=terms(), batch_index=BatchIndex(2))
+    once = NegativesClipLoss(terms=terms())
+    for number, values in enumerate(parts_of_windows(often, 2)):
+        sides = zip(*(features(B, 4, seed=n) for n in (2 * number, 2 * number + 1)), strict=True)
+        index = torch.cat(BATCHES[2 * number : 2 * number + 2])
+        expected = once(*(torch.cat(side) for side in sides), torch.tensor(SCALE, dtype=torch.float64), index=index)
+        assert [float(value) for value in values] == [expected.item()] * 2
+    state = once.anchor_loss.state_dict()
+    for name, buffer in often.anchor_loss.state_dict().items():
+        torch.testing.assert_close(buffer, state[name], rtol=0, atol=0)
+
+
+def test_a_loop_that_gives_the_index_says_so_itself():
+    x, y = features(B, 4)
+    loss = NegativesClipLoss(terms=Counting())
+    for again in (False, True, None, True):
+        loss(x, y, torch.tensor(SCALE), index=BATCHES[0], again=again)
+    assert loss.anchor_loss.seen[BATCHES[0]].tolist() == [2.0] * B
+    assert int(loss.anchor_loss.calls) == 4
 
 
 @pytest.mark.parametrize("spec", STATEFUL)
