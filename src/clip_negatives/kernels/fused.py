@@ -25,6 +25,9 @@ LN_2 = math.log(2.0)
 SLOPES_BYTES = 64 * 2**20
 """Memory of the slopes of a chunk of rows, if no chunk size is given."""
 
+ROWS_OF_PRODUCT = 8192
+"""Rows of a half-precision product that are computed at a time."""
+
 SUMS_BYTES = 32 * 2**20
 """The same of the sums of tiles."""
 
@@ -128,7 +131,7 @@ def backward(
             if x_grad is not None:
                 x_grad[start:stop] = _product(some, problem.y[:, :d])
             if y_grad is not None:
-                y_grad += _product(some.T, problem.x[start:stop, :d])
+                _add_product(y_grad, some.T, problem.x[start:stop, :d])
         return tuple(None if grad is None else grad.mul_(factor) for grad in (x_grad, y_grad))  # type: ignore[return-value]
 
 
@@ -155,6 +158,16 @@ def _levels(problem: Problem, sums: PairSums, grads: PairSums, factor: Tensor) -
         level[NEGATIVES] -= scaled[-1][NEGATIVES].clamp(min=0).log2()
         levels.append(level)
     return levels, scaled
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add a matrix product to `total`, float32, some rows at a time: a product of its size would be held beside it."""
+    if left.dtype == torch.float32:
+        total.addmm_(left, right)
+        return
+    for start in range(0, len(total), ROWS_OF_PRODUCT):
+        part = slice(start, start + ROWS_OF_PRODUCT)
+        total[part] += _product(left[part], right)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
