@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -23,12 +24,17 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def weights(kind: str, n: int, k: int) -> LossTerms | None:
-    """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized")."""
+    """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized").
+
+    In "sorted", samples stand by their clusters: what it gains over "weighted" is what sorting them could.
+    """
     if kind == "none":
         return None
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(k, (2, n), generator=generator)
     tables = -torch.rand(2, k, k, generator=generator)
+    if kind == "sorted":
+        labels = labels[:, (labels[0] * k + labels[1]).argsort()]
     return LossTerms(labels[0], tables[0], labels[1], tables[1], normalize=kind == "normalized").to(DEVICE)
 
 
@@ -41,6 +47,8 @@ def losses(n: int, k: int) -> dict[str, Loss]:
     for backend in backends:
         for kind in ("none", "weighted", "normalized"):
             found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
+    if "triton" in backends:
+        found["triton sorted"] = _ours("triton", weights("sorted", n, k))
     if DEVICE.type == "cuda":
         found["open_clip compiled"] = torch.compile(ClipLoss())
         found |= _peers()
@@ -69,17 +77,18 @@ def _peers() -> dict[str, Loss]:
     return found
 
 
-def make_step(loss: Loss, n: int, d: int, *, backward: bool = True) -> Callable[[], None]:
-    """Return a step of n pairs of d features: the loss, and its gradients to features and scale."""
+def make_step(loss: Loss, n: int, d: int, *, passes: str = "both") -> Callable[[], None]:
+    """Return a step of n pairs of d features: the loss ("forward"), its gradients to features and scale, or "both"."""
     generator = torch.Generator().manual_seed(0)
     x, y = (F.normalize(side, dim=1) for side in torch.randn(2, n, d, generator=generator))
     x, y = (side.to(DEVICE, DTYPE).requires_grad_() for side in (x, y))
     scale = torch.tensor(SCALE, device=DEVICE, requires_grad=True)
+    kept = loss(x, y, scale) if passes == "backward" else None
 
     def step() -> None:
-        value = loss(x, y, scale)
-        if backward:
-            torch.autograd.grad(value, (x, y, scale), allow_unused=True)
+        value = loss(x, y, scale) if kept is None else kept
+        if passes != "forward":
+            torch.autograd.grad(value, (x, y, scale), allow_unused=True, retain_graph=kept is not None)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
 
@@ -87,24 +96,29 @@ def make_step(loss: Loss, n: int, d: int, *, backward: bool = True) -> Callable[
 
 
 def floor_seconds(n: int, d: int) -> float:
-    """Return the least a forward and backward pass can take here: 8 n^2 d operations at the rate of a large product.
+    """Return the least a forward and backward pass can take here: its operations, or its bytes if they take longer.
 
-    Each tile of the matrix of all pairs is computed once forward (2 n^2 d) and once backward, and serves two products there.
+    Each tile of the matrix of all pairs is computed once forward (2 n^2 d) and once backward, and serves two products there, at
+    the rate of a large product. Features are read in both passes and gradients written, at the rate of a copy.
     """
-    return 8 * n * n * d / matmul_rate()
+    return max(8 * n * n * d / matmul_rate(), 6 * n * d * DTYPE.itemsize / copy_rate())
 
 
+@functools.cache
 def matmul_rate() -> float:
     """Return the operations a second of a product of two large square matrices, the best of several."""
-    if DEVICE not in _RATES:
-        size = 8192 if DEVICE.type == "cuda" else 2048
-        a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
-        out = torch.empty_like(a)
-        _RATES[DEVICE] = 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out))
-    return _RATES[DEVICE]
+    size = 8192 if DEVICE.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    out = torch.empty_like(a)
+    return 2 * size**3 / _best_seconds(lambda: torch.mm(a, b, out=out))
 
 
-_RATES: dict[torch.device, float] = {}
+@functools.cache
+def copy_rate() -> float:
+    """Return the bytes a second that a copy reads and writes, the best of several."""
+    source = torch.ones(2**28 if DEVICE.type == "cuda" else 2**26, dtype=torch.uint8, device=DEVICE)
+    target = torch.empty_like(source)
+    return 2 * len(source) / _best_seconds(lambda: target.copy_(source))
 
 
 def _best_seconds(work: Callable[[], object], rounds: int = 12) -> float:

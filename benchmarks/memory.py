@@ -15,9 +15,21 @@ from losses import DEVICE, losses, make_step
 
 
 def peak_mib(name: str, n: int, d: int, k: int) -> float:
-    """Return the peak of a loss, measured in a process of its own."""
+    """Return the peak of a loss, measured in a process of its own.
+
+    Raises:
+        torch.OutOfMemoryError: it does not fit there.
+        subprocess.CalledProcessError: it cannot run at all.
+    """
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()  # what this process keeps for itself is missing there
     program = [sys.executable, __file__, name, str(n), str(d), str(k)]
-    return float(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    try:
+        return float(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
+    except subprocess.CalledProcessError as error:
+        if "OutOfMemoryError" in error.stderr:
+            raise torch.OutOfMemoryError(error.stderr.splitlines()[-1]) from error
+        raise
 
 
 def _measure(name: str, n: int, d: int, k: int) -> float:

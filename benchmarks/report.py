@@ -19,7 +19,8 @@ Written by `python benchmarks/report.py` from the result files under `benchmarks
 are the best of ten rounds; ratios are medians over rounds, in each of which open_clip's unweighted `ClipLoss` takes the
 step before. Losses are forward and backward, with gradients to both feature matrices and the scale. *Weighted* has two
 tables of log-weights over image and text clusters, *normalized* scales them to mean 1. *Floor* is the time that
-`8 B² D` operations take at the measured rate of a large product, over the time achieved: 1 is the limit of the hardware.
+`8 B² D` operations take at the measured rate of a large product, or the bytes of features and gradients at that of a
+copy if they take longer, over the time achieved: 1 is the limit of the hardware. A dash was not measured.
 
 Run them on your machine, small or at full size:
 
@@ -33,7 +34,8 @@ BENCHMARK_FULL=1 tox -e gpu
 """
 
 NO_GPU = """**Nothing here was run on a GPU yet.** The fused kernels were tested in Triton's interpreter and compiled for sm_80
-and sm_90, where no register is spilled and products run on tensor cores; how fast they are is not known.
+and sm_90. Tests hold that the types and options that `tests/kernels/machine_code.py` lists spill no register and run their
+products on tensor cores; how fast they are is not known.
 """
 
 
@@ -91,15 +93,23 @@ def _title(information: dict[str, Any]) -> str:
 def _tables(benchmarks: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a table for each group of benchmarks."""
     for group in dict.fromkeys(one["group"] for one in benchmarks):
-        rows = [one for one in benchmarks if one["group"] == group]
+        rows = _with_ratios([one for one in benchmarks if one["group"] == group])
         columns = _COLUMNS[next(kind for kind in _COLUMNS if (group or "").startswith(kind))]
         head, rule = "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)
         lines = ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
         yield "\n".join([f"### {group[0].upper()}{group[1:]}\n", head, rule, *lines, ""])
 
 
+def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the benchmarks of a group, each with its best time over that of the first, the baseline where there is one."""
+    first = rows[0]["stats"]["min"]
+    return [row | {"over_first": row["stats"]["min"] / first} for row in rows]
+
+
 def _figure(name: str, form: str = "{:.3g}") -> Any:
-    return lambda row: form.format(row["extra_info"][name]) if name in row["extra_info"] else "out of memory"
+    return lambda row: (
+        form.format(row["extra_info"][name]) if name in row["extra_info"] else row["extra_info"].get("cannot", "–")
+    )
 
 
 def _launcher_rounds(row: dict[str, Any]) -> str:
@@ -115,6 +125,8 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "loss": {
         "loss": _figure("name", "{}"),
         "seconds": _figure("seconds"),
+        "forward": _figure("forward_seconds"),
+        "backward": _figure("backward_seconds"),
         "over open_clip": _figure("seconds_over_open_clip", "{:.2f}"),
         "peak MiB": _figure("peak_mib", "{:.0f}"),
         "over open_clip ": _figure("peak_mib_over_open_clip", "{:.2f}"),
@@ -123,6 +135,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "training step": {
         "loss": _figure("name", "{}"),
         "seconds a step": lambda row: f"{row['stats']['min']:.4g}",
+        "over open_clip": lambda row: f"{row['over_first']:.3f}",
     },
     "k-means": {
         "device": _figure("device", "{}"),

@@ -163,6 +163,14 @@ def test_terms_may_ask_for_every_treatment(backend):
     torch.testing.assert_close(other(x, y, scale, index=index), expected)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiles_as_one_graph_with_the_index_of_a_loader(backend):
+    x, y = features(4, 8)
+    loss = NegativesClipLoss(terms=weights(20, normalize=True), backend=backend)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, y, 9.0, index=INDEX), loss(x, y, 9.0, index=INDEX))
+
+
 def test_terms_that_belong_to_no_sample_need_no_index():
     x, y = features(5, 4)
     scale = torch.tensor(5.0, dtype=torch.float64)

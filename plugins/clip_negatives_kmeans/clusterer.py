@@ -162,13 +162,20 @@ def _device(name: str) -> torch.device:
 
 @contextmanager
 def _tf32(wanted: bool) -> Iterator[None]:
-    """Let products of float32 run on tensor cores in between."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    """Let products of float32 run on tensor cores in between, or keep them from it."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # the older way is an error once someone has used the newer one
+        before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if wanted else "ieee"
+    else:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if hasattr(matmul, "fp32_precision"):
+            matmul.fp32_precision = before
+        else:
+            torch.set_float32_matmul_precision(before)
 
 
 def _check(features: Tensor) -> None:
@@ -190,7 +197,7 @@ def _without_empty(features: Tensor, labels: Tensor, centroids: Tensor, far: Ten
             f"Expected at least {len(centroids)} different samples for as many clusters, got {distinct}. "
             f"Use n_clusters={distinct} or fewer."
         )
-    farthest = iter(far.argsort(descending=True).tolist())
+    farthest = iter(far.argsort(descending=True).tolist() if empty else [])  # a list of N numbers, for what is seldom
     while empty:
         sample = next(farthest)
         home = int(labels[sample])

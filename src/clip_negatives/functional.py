@@ -31,6 +31,9 @@ for 128 x 128, 0.84 for 256 x 256, where 1 ms is at stake, and 0.74 for 512 x 51
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192
 """The same on other devices, by memory and not measured: beyond, every matrix of float32 logits is over 256 MiB."""
 
+FEW_WEIGHTED_PAIRS_OF_ACCELERATORS = 1024 * 1024
+"""The same with log-weights, not measured either: they add passes over matrices that fused kernels do without."""
+
 
 def weighted_info_nce(
     image_features: Tensor,
@@ -160,7 +163,8 @@ def weighted_info_nce(
     check_groups(mine.groups, everyone.groups, len(x), len(all_x))
     scale = one_number("logit_scale", logit_scale, x.device)
     bias = None if logit_bias is None else one_number("logit_bias", logit_bias, x.device)
-    backend = _backend(backend, x, len(all_x))
+    n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
+    backend = _backend(backend, x, n_columns, weighted=terms.weighted)
     plain = not terms.weighted and how.plain and mine.groups is None and extra is None
     if backend == "torch" and not ring and plain and text_anchors:
         return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
@@ -175,15 +179,25 @@ def weighted_info_nce(
     return torch.cat(by_image + by_text).mean()
 
 
-def select_backend(device: torch.device, rows: int, columns: int, *, dtype: torch.dtype = torch.float32) -> tuple[str, str]:
+def select_backend(
+    device: torch.device, rows: int, columns: int, *, dtype: torch.dtype = torch.float32, weighted: bool = False
+) -> tuple[str, str]:
     """Return the backend that "auto" takes for a rows x columns loss, and why.
+
+    Args:
+        device: where the features are.
+        rows: samples of this process.
+        columns: samples that they are contrasted with; those of all processes, also with the ring.
+        dtype: of the features.
+        weighted: whether there are log-weights.
 
     Examples:
         >>> select_backend(torch.device("cpu"), 256, 256)
         ('torch', '65536 pairs on cpu are few: one matrix of logits is quickest')
     """
     pairs = rows * columns
-    if pairs <= (FEW_PAIRS if device.type == "cpu" else FEW_PAIRS_OF_ACCELERATORS):
+    few = FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted else FEW_PAIRS_OF_ACCELERATORS
+    if pairs <= (FEW_PAIRS if device.type == "cpu" else few):
         return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is quickest"
     missing = triton_is_missing(device, dtype)
     if missing is None and device.type == "cuda":  # interpreted kernels are for tests
@@ -248,10 +262,10 @@ def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch
         raise UnsupportedError(f"Expected a CUDA device and what the triton backend needs, got {missing}. Use backend 'auto'.")
 
 
-def _backend(name: str, x: Tensor, n_columns: int) -> str:
+def _backend(name: str, x: Tensor, n_columns: int, *, weighted: bool) -> str:
     """Return the backend that was asked for, once it is known to exist and to run here."""
     check_backend(name, x.device, dtype=x.dtype)
-    return select_backend(x.device, len(x), n_columns, dtype=x.dtype)[0] if name == "auto" else name
+    return select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted)[0] if name == "auto" else name
 
 
 def _treatment(

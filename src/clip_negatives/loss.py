@@ -36,7 +36,8 @@ class NegativesClipLoss(nn.Module):
         use_horovod: not supported.
         terms: log-weights of the data set, or a loss of each anchor, from a loss weighting; None weighs nothing.
         batch_index: returns the sample indices of the batch, int64, shape (B,), on whichever device; called once a
-            forward where no index is given and the terms are not neutral.
+            forward where no index is given and the terms are not neutral. What belongs to samples is looked up where
+            it is: an index on a GPU is waited for if that is the CPU, one on the CPU never.
         text_anchors: see `clip_negatives.functional.weighted_info_nce`.
         extra_texts: E, texts that come with each sample beyond its own, see `clip_negatives.interfaces.ExtraTexts`.
         text_ids: returns a number for each text and those that come with it, int64, shape (B, 1 + E), the same for equal texts;
@@ -262,7 +263,10 @@ class NegativesClipLoss(nn.Module):
         return terms.map_samples(lambda part: _move(part[_move(found, part.device)], features.device))
 
     def _index(self, index: Tensor | None, batch_size: int, n_samples: int | None) -> Tensor:
-        """Return the index of the batch; its values are checked only where that costs no waiting and N is known."""
+        """Return the index of the batch.
+
+        Its values are checked where N is known and that neither waits for a device nor, in a compiled graph, for a number.
+        """
         if index is None and self.batch_index is not None:
             index = self.batch_index()
         if index is None:
@@ -279,6 +283,7 @@ class NegativesClipLoss(nn.Module):
             n_samples is not None
             and index.device.type == "cpu"
             and batch_size
+            and not torch.compiler.is_compiling()
             and not 0 <= int(index.min()) <= int(index.max()) < n_samples
         ):
             raise InputError(

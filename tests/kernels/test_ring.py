@@ -1,7 +1,8 @@
-"""The ring: two and three processes against one, labels, weights and every treatment included."""
+"""The ring, and gathering: two and three processes against one, labels, weights and every treatment included."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from clip_negatives import functional
 from clip_negatives.errors import InputError
 from clip_negatives.functional import weighted_info_nce
 from clip_negatives.interfaces import LossTerms
+from clip_negatives.kernels.support import interpreted
 from clip_negatives.loss import NegativesClipLoss
 from tests.info_nce import features, gradients, weights
 
@@ -35,22 +38,44 @@ def _parts(terms):
     return {name: getattr(terms, name) for name in names}
 
 
-def _leaves(part, n):
-    x, y = (side.detach()[part].clone().requires_grad_() for side in features(n, D))
-    return [x, y, *(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (5.0, -1.0))]
+def _leaves(part, n, dtype=torch.float64):
+    x, y = (side.detach()[part].to(dtype).requires_grad_() for side in features(n, D))
+    return [x, y, *(torch.tensor(v, dtype=dtype, requires_grad=True) for v in (5.0, -1.0))]
+
+
+WAYS = {
+    "ring": {"ring": True},
+    "local": {"local_loss": True, "gather_with_grad": True},
+    "gathered": {"gather_with_grad": True},
+}
+BACKENDS = {"chunked": torch.float64} | ({"triton": torch.float32} if interpreted() else {})
 
 
 def _process(rank, world, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     part, found = slice(rank * B, (rank + 1) * B), {}
-    for name, terms in _cases(world * B).items():
-        inputs = _leaves(part, world * B)
-        loss = NegativesClipLoss(rank=rank, world_size=world, terms=terms, ring=True, backend="chunked", chunk_size=3)
+    for backend, way, (name, terms) in itertools.product(BACKENDS, WAYS, _cases(world * B).items()):
+        inputs = _leaves(part, world * B, BACKENDS[backend])
+        how = {"backend": backend, "chunk_size": 3 if backend == "chunked" else None} | WAYS[way]
+        loss = NegativesClipLoss(rank=rank, world_size=world, terms=terms, **how)
         value = loss(*inputs, index=torch.arange(world * B)[part])
-        found[name] = [value.detach(), *gradients(value, *inputs)]
+        found[backend, way, name] = [value.detach(), *gradients(value, *inputs)]
+    if interpreted():
+        found["autocast"] = _seen_under_autocast(part, world * B)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def _seen_under_autocast(part, n):
+    """Return the type of the features that the kernels are handed."""
+    from clip_negatives.kernels import fused
+
+    seen, real = [], fused.forward
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.float16):
+        patch.setattr(fused, "forward", lambda x, *rest, **how: seen.append(x.dtype) or real(x, *rest, **how))
+        weighted_info_nce(*_leaves(part, n, torch.float32), ring=True, backend="triton")
+    return set(seen)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -63,20 +88,38 @@ def found(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["plain", "weighted", "normalized", "all"])
-def test_equals_one_process(found, name):
-    world = len(found)
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_equals_one_process(found, backend, way, name):
+    world, case = len(found), (backend, way, name)
+    how = {"rtol": 1e-4, "atol": 1e-5} if backend == "triton" else {}
     n = world * B
     terms = _cases(n)[name]
     inputs = _leaves(slice(0, n), n)
     whole = weighted_info_nce(*inputs, terms=terms, backend="torch")
     x, y, scale, bias = gradients(whole, *inputs)
-    losses = torch.stack([each[name][0] for each in found])
-    torch.testing.assert_close(losses.mean(), whole.detach())
     # Gradients of the sum of the losses, which are world times their mean; DDP divides by world.
-    torch.testing.assert_close(torch.cat([each[name][1] for each in found]), x * world)
-    torch.testing.assert_close(torch.cat([each[name][2] for each in found]), y * world)
-    torch.testing.assert_close(sum(each[name][3] for each in found), scale * world)
-    torch.testing.assert_close(sum(each[name][4] for each in found), bias * world)
+    expected = [whole.detach(), x * world, y * world, scale * world, bias * world]
+    losses, *parts = zip(*(each[case] for each in found), strict=True)
+    ours = [torch.stack(losses).mean(), *map(torch.cat, parts[:2]), *map(sum, parts[2:])]
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, **how)
+
+
+@pytest.mark.skipif(not interpreted(), reason="no TRITON_INTERPRET=1")
+def test_takes_the_precision_of_autocast(found):
+    assert all(each["autocast"] == {torch.float16} for each in found)
+
+
+@pytest.mark.parametrize(("ring", "columns"), [(False, 4), (True, 32)])
+def test_the_backend_is_chosen_by_the_samples_of_all_processes(monkeypatch, ring, columns):
+    asked = []
+    monkeypatch.setattr(functional.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(functional.dist, "get_world_size", lambda: 8)
+    monkeypatch.setattr(functional, "select_backend", lambda device, *shape, **how: asked.append(shape) or ("chunked", ""))
+    monkeypatch.setattr(functional, "anchor_losses", lambda *given, **how: [torch.zeros(1)])
+    weighted_info_nce(*(side.detach() for side in features(4, 3)), 5.0, ring=ring)
+    assert asked == [(4, columns)]
 
 
 def test_needs_processes():

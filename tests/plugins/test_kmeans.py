@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives.errors import InputError
-from clip_negatives_kmeans.clusterer import KMeans, default_n_clusters
+from clip_negatives_kmeans.clusterer import KMeans, _without_empty, default_n_clusters
 
 pytestmark = pytest.mark.keeps_global_rng
 
@@ -42,6 +42,16 @@ def test_no_cluster_is_empty_among_duplicates() -> None:
     points = torch.cat([features(1).repeat(90, 1), features(40)[:10]])
     found = KMeans(n_clusters=10).fit(points, generator=generator())
     assert int(found.sizes().min()) >= 1
+
+
+def test_nothing_is_sorted_where_no_cluster_is_empty() -> None:
+    class Refuses(torch.Tensor):
+        def argsort(self, *given: object, **how: object) -> torch.Tensor:
+            raise AssertionError
+
+    labels = torch.arange(10)
+    found = _without_empty(torch.eye(10), labels, torch.eye(10), torch.zeros(10).as_subclass(Refuses), True)
+    assert torch.equal(found.labels, labels)
 
 
 def test_too_few_different_samples() -> None:

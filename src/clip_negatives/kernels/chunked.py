@@ -3,25 +3,22 @@
 Rows are taken some at a time. The forward pass keeps the log-sum-exp of each row and, carried from block to block, of each
 column; the backward pass computes each block of logits again and turns it into gradients at once. One block serves rows and
 columns, so a step costs four matrix products where open_clip's costs six, and O(chunk * G) memory where open_clip's costs
-O(B * G) several times.
+O(B * G) several times. On the CPU one exponential serves both as well, where the range of numbers allows it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clip_negatives.kernels import log_weights
+from clip_negatives.kernels.blocks import Blocks, Term
 from clip_negatives.kernels.pairs import (
-    IMPORTANCE,
     KEPT,
     LOGARITHMIC,
     MATE_LOGITS,
-    MATES,
     N_MATES,
     NEGATIVES,
     Pairs,
@@ -31,24 +28,11 @@ from clip_negatives.kernels.pairs import (
     sum_dtype,
 )
 
-BLOCK_BYTES = 16 * 2**20
-"""Size of a block of logits if no chunk size is given: large enough for full speed, small enough not to be noticed."""
+HEADROOM = 40.0
+"""The largest of a block, or of all sums, becomes exp(40), so that there is room below it: float32 ends at exp(88)."""
 
-
-class Term(NamedTuple):
-    """Hold the values of a block that one of the logarithmic sums is over, until the next is asked for.
-
-    Attributes:
-        sum: which.
-        slope: derivative of the values by the logits.
-        rows: values, -inf where a pair does not belong to the sum of its row; may be overwritten.
-        columns: the same for the sums of columns; `rows` itself where they do not differ.
-    """
-
-    sum: int
-    slope: float
-    rows: Tensor
-    columns: Tensor
+SPREAD = 90.0
+"""Sums that lie this far apart still share exponentials: what is left of the range of float32 below exp(-50) is 37."""
 
 
 def forward(
@@ -57,7 +41,7 @@ def forward(
     """Return the sums of the rows x, shape (B, D), and columns y, shape (G, D)."""
     like = x.new_empty(0, dtype=sum_dtype(x, y))
     rows, columns = empty_sums(len(x), like), empty_sums(len(y) if pairs.columns_too else 0, like)
-    blocks = _Blocks(x, y, scale, bias, pairs, chunk_size)
+    blocks = Blocks(x, y, scale, bias, pairs, chunk_size)
     for part in blocks.parts():
         of_rows, of_columns = empty_sums(part.stop - part.start, like), empty_sums(columns.shape[1], like)
         mates = blocks.load(part)
@@ -67,10 +51,11 @@ def forward(
                 sums[N_MATES] = mates.sum(dim).to(sums.dtype)
         for term in blocks.terms(mates):
             if pairs.columns_too:
-                of_columns[term.sum] = _logsumexp(term.columns, 0, blocks.scratch)
+                of_rows[term.sum], of_columns[term.sum] = _log_sums(term, blocks.scratch)
                 if term.sum == NEGATIVES and pairs.count:
                     of_columns[KEPT] = torch.gt(term.columns, -torch.inf, out=blocks.scratch).sum(0)
-            of_rows[term.sum] = _logsumexp(term.rows, 1, blocks.scratch)
+            else:
+                of_rows[term.sum] = _logsumexp(term.rows, 1, blocks.scratch)
             if term.sum == NEGATIVES and pairs.count:
                 of_rows[KEPT] = torch.gt(term.rows, -torch.inf, out=blocks.scratch).sum(1)
         rows[:, part] = of_rows
@@ -108,25 +93,20 @@ def backward(
     if not pairs.hardness:
         pairs = dataclasses.replace(pairs, importance=False)  # weights alone have no slope
     rows, columns = (_Anchors.of(side, grad, dim) for side, grad, dim in zip(sums, grads, (1, 0), strict=True))
+    levels = _shared_levels(sums)
     x_grad = x.new_empty(x.shape, dtype=dtype) if wants[0] else None
     y_grad = y.new_zeros(y.shape, dtype=dtype) if wants[1] else None
-    blocks = _Blocks(x, y, scale, bias, pairs, chunk_size)
+    blocks = Blocks(x, y, scale, bias, pairs, chunk_size)
     for part in blocks.parts():
         mates = blocks.load(part)
         here = rows.part(part)
 
-        def slopes_of(term: Term, here: _Anchors = here) -> Tensor:
-            if not pairs.columns_too:
-                return here.write_slopes(term.rows, term, out=term.rows)
-            of_columns = columns.write_slopes(term.columns, term, out=blocks.scratch)
-            return here.write_slopes(term.rows, term, out=term.rows).add_(of_columns)
-
         terms = blocks.terms(mates)
-        slopes = slopes_of(next(terms))
+        slopes = _write_slopes(next(terms), here, columns, levels, blocks.scratch)
         if blocks.keeps_logits:
             slopes = slopes.clone()  # the next term comes in the same memory
         for term in terms:
-            slopes += slopes_of(term)
+            slopes += _write_slopes(term, here, columns, levels, blocks.scratch)
         if mates is not None:
             slopes += (grads.rows[MATE_LOGITS, part, None] + columns.linear(mates)) * mates
         if x_grad is not None:
@@ -170,6 +150,11 @@ class _Anchors(NamedTuple):
         """Return the gradients of the sums of logits, 0 where there are no anchors."""
         return self.grads[MATE_LOGITS] if self.grads.shape[1] else self.grads.new_zeros(like.shape[1])
 
+    def factors(self, term: Term, level: float) -> Tensor:
+        """Return what turns ``exp(values - level)`` into slopes."""
+        found = (level - self.levels[term.sum]).exp() * term.slope
+        return found if self.signs is None else found * self.signs[term.sum]
+
     def write_slopes(self, values: Tensor, term: Term, *, out: Tensor) -> Tensor:
         """Write the derivatives of one of the sums by the logits."""
         torch.sub(values, self.levels[term.sum], out=out).exp_()
@@ -178,93 +163,49 @@ class _Anchors(NamedTuple):
         return out if term.slope == 1.0 else out.mul_(term.slope)
 
 
-class _Blocks:
-    """Walk through the matrix of all pairs some rows at a time, in the same memory.
+def _shared_levels(sums: PairSums) -> list[float | None]:
+    """Return a level for each logarithmic sum from which the slopes of rows and columns follow by one exponential.
 
-    Fresh memory has its pages mapped in, which costs more than the look-ups. Blocks lie column by column, as the look-up of
-    weights is quickest so.
+    None where sums lie too far apart, or where asking would wait for an accelerator.
     """
+    if sums.rows.device.type != "cpu" or not sums.columns.shape[1]:
+        return [None] * LOGARITHMIC
+    levels: list[float | None] = []
+    for part in range(LOGARITHMIC):
+        found = torch.cat([side[part] for side in sums])
+        found = found[found > -torch.inf]
+        low, high = (float(found.min()), float(found.max())) if len(found) else (0.0, 0.0)
+        levels.append(high - HEADROOM if high - low <= SPREAD else None)
+    return levels
 
-    logits: Tensor
-    scratch: Tensor
 
-    def __init__(self, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, pairs: Pairs, chunk: int | None) -> None:
-        self.pairs, self.dtype = pairs, sum_dtype(x, y)
-        self.x, self.columns = x, y.to(self.dtype)
-        self.scale, self.bias = scale.to(self.dtype), None if bias is None else bias.to(self.dtype)
-        self.chunk = chunk or max(16, BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * len(y)))
-        # Several sums over one block need the logits more than once.
-        self.keeps_logits = pairs.rows.groups is not None or bool(pairs.hardness)
-        needed = 2 + (pairs.weighted or pairs.importance or self.keeps_logits) + self.keeps_logits
-        self._memory = x.new_empty(needed, min(self.chunk, len(x)) * len(y), dtype=self.dtype)
+def _write_slopes(term: Term, rows: _Anchors, columns: _Anchors, levels: list[float | None], scratch: Tensor) -> Tensor:
+    """Write the slopes of a sum into the memory of its values.
 
-    def parts(self) -> Iterator[slice]:
-        """Yield the rows of each block."""
-        for start in range(0, len(self.x), self.chunk):
-            yield slice(start, min(start + self.chunk, len(self.x)))
+    Where r, the level of a row, and c, of a column, are not far from l, one exponential does:
+    ``exp(v - r) + exp(v - c) = exp(v - l) (exp(l - r) + exp(l - c))``.
+    """
+    level = levels[term.sum]
+    if level is not None and term.rows is term.columns:
+        torch.add(rows.factors(term, level), columns.factors(term, level), out=scratch)
+        return term.rows.sub_(level).exp_().mul_(scratch)
+    if not columns.grads.shape[1]:
+        return rows.write_slopes(term.rows, term, out=term.rows)
+    of_columns = columns.write_slopes(term.columns, term, out=scratch)
+    return rows.write_slopes(term.rows, term, out=term.rows).add_(of_columns)
 
-    def load(self, part: slice) -> Tensor | None:
-        """Compute the logits of a block; return which of its pairs are mates, None where there are no groups."""
-        self.part = part
-        n, m = part.stop - part.start, len(self.columns)
-        self.logits, self.scratch, *self._more = (flat[: n * m].view(m, n).T for flat in self._memory)
-        torch.mm(self.scale * self.x[part].to(self.dtype), self.columns.T, out=self.logits)
-        if self.bias is not None:
-            self.logits += self.bias
-        rows, columns = self.pairs.rows.groups, self.pairs.columns.groups
-        if rows is None or columns is None:
-            return None
-        mates = rows[part, None] == columns
-        self._positives(mates).fill_(False)
-        return mates
 
-    def terms(self, mates: Tensor | None) -> Iterator[Term]:
-        """Yield what is to be summed over this block."""
-        pairs, logits = self.pairs, self.logits
-        drops = [
-            None if limits is None else logits > limits
-            for limits in (
-                None if pairs.rows.limits is None else pairs.rows.limits[self.part, None],
-                pairs.columns.limits if pairs.columns_too else None,
-            )
-        ]
-        weights = None
-        if pairs.weighted:
-            weights = log_weights.write_block(pairs, self.part, self._more[0], self.scratch)
-        elif self._more:
-            weights = self._more[0].zero_()
-        if weights is not None:
-            self._positives(weights).fill_(-torch.inf)
-            if mates is not None:
-                weights.masked_fill_(mates, -torch.inf)
-            if pairs.importance and not pairs.hardness:
-                yield Term(IMPORTANCE, 0.0, *self._without(weights, drops))
-        if weights is None or not self.keeps_logits:
-            values = logits if weights is None else logits.add_(weights)
-            self._positives(values).fill_(-torch.inf)
-            yield Term(NEGATIVES, 1.0, *self._without(values, drops))
-            return
-        values = self._more[1]
-        yield self._weighted(NEGATIVES, 1.0 + pairs.hardness, weights, drops, values)
-        if pairs.importance and pairs.hardness:
-            yield self._weighted(IMPORTANCE, pairs.hardness, weights, drops, values)
-        if mates is not None:
-            values.copy_(logits).masked_fill_(~mates, -torch.inf)
-            yield Term(MATES, 1.0, values, values)
-
-    def _weighted(self, which: int, slope: float, weights: Tensor, drops: list[Tensor | None], out: Tensor) -> Term:
-        """Return the term of ``weights + slope * logits``."""
-        torch.add(weights, self.logits, alpha=slope, out=out)
-        return Term(which, slope, *self._without(out, drops))
-
-    @staticmethod
-    def _without(values: Tensor, drops: list[Tensor | None]) -> list[Tensor]:
-        """Return the values for rows and for columns, without what is dropped for each."""
-        return [values if drop is None else values.masked_fill(drop, -torch.inf) for drop in drops]
-
-    def _positives(self, block: Tensor) -> Tensor:
-        """Return a view of the positives of the block."""
-        return block.diagonal(self.part.start + self.pairs.offset)[: len(block)]
+def _log_sums(term: Term, scratch: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exps of the rows and of the columns of a block, by one exponential if that loses no digits."""
+    if term.rows is term.columns and term.rows.device.type == "cpu":
+        level = float(term.rows.T.max()) - HEADROOM  # as it lies in memory, else torch copies it
+        if level > -torch.inf:
+            torch.sub(term.rows, level, out=scratch).exp_()
+            of_rows, of_columns = scratch.sum(1), scratch.sum(0)
+            information = torch.finfo(scratch.dtype)
+            if min(float(of_rows.min()), float(of_columns.min())) >= information.tiny / information.eps**2:
+                return of_rows.log_().add_(level), of_columns.log_().add_(level)
+    return _logsumexp(term.rows, 1, scratch), _logsumexp(term.columns, 0, scratch)
 
 
 def _logsumexp(block: Tensor, dim: int, scratch: Tensor) -> Tensor:

@@ -194,7 +194,10 @@ def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, objective: Objective) 
 
 def _debiased(negatives: Tensor, positive: Tensor, kept: Tensor, lowest: Tensor, rate: Tensor | float) -> Tensor:
     """Return the estimate of Chuang et al. (2020, arXiv:2007.00224, eq. 8), all in logarithms."""
-    rate = torch.as_tensor(rate, dtype=negatives.dtype, device=negatives.device)
+    if isinstance(rate, Tensor):
+        rate = rate.to(negatives)
+    else:  # filled on the device: a number would be copied there in every step
+        rate = torch.full((), rate, dtype=negatives.dtype, device=negatives.device)
     empty = kept == 0
     floor = kept.log() + lowest
     # The branch that is not taken must not hand back gradients that are not numbers.

@@ -21,11 +21,17 @@ def pair_sums(
 
     Differentiable in x, y, scale and bias. `backend` is "chunked" or "triton".
     """
-    if backend == "triton" and torch.is_autocast_enabled(x.device.type):
-        x, y = (side.to(torch.get_autocast_dtype(x.device.type)) for side in (x, y))  # the precision of autocast's products
+    x, y = (autocast(side, backend) for side in (x, y))
     how = (pairs.offset, pairs.columns_too, pairs.hardness, pairs.importance, pairs.count, backend, chunk_size)
     rows, columns = _pair_sums(x, y, scale, bias, *_flat(pairs), *how)
     return PairSums(rows, columns)
+
+
+def autocast(features: Tensor, backend: str) -> Tensor:
+    """Return features in the precision of autocast's products, where it is on and the backend computes in it."""
+    if backend == "triton" and torch.is_autocast_enabled(features.device.type):
+        return features.to(torch.get_autocast_dtype(features.device.type))
+    return features
 
 
 def backend_named(name: str) -> Any:

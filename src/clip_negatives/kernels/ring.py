@@ -25,8 +25,10 @@ def pair_sums(
 ) -> PairSums:
     """Return the sums of this process's rows x and columns y, shape (B, D), over the samples of all processes.
 
-    Every process calls it at the same time with as many samples. `pairs` are those of its own samples.
+    Every process calls it at the same time with as many samples. `pairs` are those of its own samples. A compiled model breaks
+    its graph here.
     """
+    x, y = (op.autocast(side, backend) for side in (x, y))
     rows, columns = _Ring.apply(x, y, scale, bias, pairs, backend, chunk_size)
     return PairSums(rows, columns)
 

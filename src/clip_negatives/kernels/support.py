@@ -38,3 +38,11 @@ def _capability_is_missing(index: int) -> str | None:
         return "an AMD GPU, which nobody has tried"
     found = torch.cuda.get_device_capability(index)
     return None if found >= OLDEST_CAPABILITY else f"a GPU of compute capability {found[0]}.{found[1]}"
+
+
+def one_tf32_product() -> bool:
+    """Return whether torch is allowed to take one TF32 product for one of float32, which is quicker and less exact."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # asking the older way is an error once someone has used the newer one
+        return bool(matmul.fp32_precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"

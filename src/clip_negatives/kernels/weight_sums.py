@@ -3,6 +3,9 @@
 Weights are made of two tables, so all samples with one image cluster a and one text cluster c have the same weights with
 everyone, and ``sum_j exp(b_ij) = (E H F^T)[a_i, c_i]`` with E and F the exponentials of the tables and H the number of samples
 of each pair of clusters: O(K^3) instead of B^2 exponentials.
+
+They are products of K x K matrices in float64, which autocast and TF32 leave alone: counts of samples are beyond float16, and
+an error here moves every loss of a cluster.
 """
 
 from __future__ import annotations
@@ -35,22 +38,23 @@ def _filled(sums: Tensor, pairs: Pairs, m: int, *, transposed: bool) -> Tensor:
     """Return the sums of the rows, or of the columns, as anchors of m others."""
     anchors, others = (pairs.columns, pairs.rows) if transposed else (pairs.rows, pairs.columns)
     n = sums.shape[1]
+    exact = sums.new_empty(0, dtype=torch.float32 if sums.device.type == "mps" else torch.float64)  # mps has no float64
     image_of, text_of = _labels(anchors.image_labels, n, sums), _labels(anchors.text_labels, n, sums)
     tables = [
-        sums.new_zeros(1, 1) if table is None else (table.T if transposed else table).to(sums.dtype)
+        exact.new_zeros(1, 1) if table is None else (table.T if transposed else table).to(exact.dtype)
         for table in (pairs.image_table, pairs.text_table)
     ]
     k = len(tables[1])
     cell = _labels(others.image_labels, m, sums) * k + _labels(others.text_labels, m, sums)
-    histogram = sums.new_zeros(len(tables[0]) * k).scatter_add_(0, cell, sums.new_ones(m)).view(-1, k)
+    histogram = exact.new_zeros(len(tables[0]) * k).scatter_add_(0, cell, exact.new_ones(m)).view(-1, k)
     with torch.no_grad():
         levels = [_level(table) for table in tables]
         weights = _sum_but_one([(table - level).exp() for table, level in zip(tables, levels, strict=True)], histogram)
-        kept = _sum_but_one([(table > -torch.inf).to(sums.dtype) for table in tables], histogram)
+        kept = _sum_but_one([(table > -torch.inf).to(exact.dtype) for table in tables], histogram)
     level = levels[0][image_of, 0] + levels[1][text_of, 0]
     filled = [sums[part] for part in range(len(sums))]
-    filled[IMPORTANCE] = weights[image_of, text_of].log() + level
-    filled[KEPT] = kept[image_of, text_of]
+    filled[IMPORTANCE] = (weights[image_of, text_of].log() + level).to(sums.dtype)
+    filled[KEPT] = kept[image_of, text_of].to(sums.dtype)
     return torch.stack(filled)
 
 

@@ -1,0 +1,63 @@
+"""What the benchmarks make of losses that cannot run."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_are_importable(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+def fails_with(error):
+    def step():
+        raise error
+
+    return step
+
+
+def test_what_others_cannot_run_is_a_result_and_what_we_cannot_an_error():
+    from test_loss_benchmark import cannot
+
+    assert cannot("inf-cl", lambda: None) is None
+    assert cannot("inf-cl", fails_with(RuntimeError("shape is invalid\nmore"))) == "RuntimeError: shape is invalid"
+    assert cannot("triton weighted", fails_with(torch.OutOfMemoryError("too much"))) == "out of memory"
+    with pytest.raises(RuntimeError, match="shape"):
+        cannot("triton weighted", fails_with(RuntimeError("shape")))
+
+
+def test_a_process_out_of_memory_is_told_from_one_that_fails(monkeypatch):
+    import memory
+
+    for text, expected in (("torch.OutOfMemoryError: too much", torch.OutOfMemoryError), ("?", subprocess.CalledProcessError)):
+        failed = fails_with(subprocess.CalledProcessError(1, "python", stderr=text))
+        monkeypatch.setattr(memory.subprocess, "run", lambda *given, failed=failed, **how: failed())
+        with pytest.raises(expected):
+            memory.peak_mib("chunked none", 8, 8, 2)
+
+
+def test_the_page_says_why_something_was_not_measured():
+    import report
+
+    row = {"group": "loss, of two", "stats": {"min": 1.0}, "extra_info": {"name": "inf-cl", "cannot": "out of memory"}}
+    other = {"group": "loss, of two", "stats": {"min": 1.0}, "extra_info": {"name": "triton", "seconds": 0.5}}
+    (table,) = report._tables([row, other])
+    assert "| inf-cl | out of memory | out of memory |" in table
+    assert "| triton | 0.5 | – |" in table
+
+
+def test_rates_are_positive_and_the_floor_grows_with_the_pairs(monkeypatch):
+    import losses
+
+    monkeypatch.setattr(losses, "matmul_rate", lambda: 1e12)
+    monkeypatch.setattr(losses, "copy_rate", lambda: 1e9)
+    few, many = losses.floor_seconds(64, 512), losses.floor_seconds(65536, 512)
+    assert few == pytest.approx(6 * 64 * 512 * losses.DTYPE.itemsize / 1e9)
+    assert many == pytest.approx(8 * 65536**2 * 512 / 1e12)
