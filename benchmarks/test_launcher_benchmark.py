@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from clip_negatives import catalogue
+from clip_negatives.compare.methods import parse_methods
 
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
-ROUNDS = 3 if FULL else 1
+ROUNDS = 5 if FULL else 1
 SPLIT = "train" if FULL else "test"
 STEPS_OF_WARMUP = 3
 
@@ -64,15 +65,16 @@ def seconds_per_step(arguments: list[str], name: str) -> float:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="needs Linux and two cores")
-@pytest.mark.parametrize("method", ["in_batch", "paper"])
+@pytest.mark.parametrize("method", ["in_batch", "default", "paper"])
 def test_launcher(benchmark: Any, request: Any, tmp_path: Path, method: str) -> None:
-    """Measure our launcher, with in-batch negatives and with the paper's, against open_clip alone."""
+    """Measure our launcher, with in-batch negatives, our default and the paper's reading, against open_clip alone."""
     (tmp_path / "plain.py").write_text(PLAIN)
     arguments = training(tmp_path)
     clusters = tmp_path / "clusters"
     data = arguments[arguments.index("--train-data") + 1]
     subprocess.run([sys.executable, "-m", "clip_negatives", "prepare", data, str(clusters)], check=True, capture_output=True)
-    negatives = ["--sampler", "in_batch", "--weighting", "uniform"] if method == "in_batch" else []
+    (chosen,) = [one for one in parse_methods(method) if one.name == method]
+    negatives = ["--sampler", chosen.sampler, "--weighting", chosen.weighting]
     ours = ["-m", "clip_negatives", "train", "--clusters", str(clusters), *negatives, "--"]
     benchmark.group = "launcher, the small model on the catalogue, batches of 128"
     ratios: list[float] = []
