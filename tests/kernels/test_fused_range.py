@@ -69,6 +69,15 @@ def test_a_huge_outer_gradient_does_not_overflow_float16():
         torch.testing.assert_close(one, other * 2.0**12, rtol=1e-2, atol=2.0**12 * 1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1e-30])
+def test_an_outer_gradient_of_any_sign_and_size(factor):
+    inputs = problem(40, 16, torch.float32)
+    plain = run(inputs, "triton")
+    loss = weighted_info_nce(*inputs, backend="triton") * factor
+    for one, other in zip(gradients(loss, *inputs), plain[1:], strict=True):
+        torch.testing.assert_close(one, other * factor, rtol=1e-5, atol=abs(factor) * 1e-6)
+
+
 @pytest.mark.parametrize("hardness", [0.0, 4.0])
 def test_slopes_of_float16_neither_vanish_nor_overflow(hardness):
     # Two of the texts are exchanged, so that their gradients are up to 100000 times those of the others.

@@ -142,9 +142,9 @@ def _factor(grads: PairSums, hardness: float) -> Tensor:
     they become positive.
     """
     everything = torch.cat([side.flatten() for side in grads])
-    largest = everything.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)
+    factor = everything.abs().amax() * ((1 + hardness) / LARGEST)
     of_negatives = torch.cat([side[NEGATIVES] for side in grads]).sum()
-    return (largest * ((1 + hardness) / LARGEST)).copysign(of_negatives)
+    return factor.clamp(min=torch.finfo(torch.float32).tiny).copysign(of_negatives)  # none may be 0
 
 
 def _levels(problem: Problem, sums: PairSums, grads: PairSums, factor: Tensor) -> tuple[list[Tensor], list[Tensor]]:
