@@ -213,10 +213,10 @@ BROKEN = {
     "resumes_within_an_epoch": ResumesAtTheStart,
     "state_is_numbers_and_strings": KeepsATensorInItsState,
     "state_of_something_else_is_refused": TakesAnyState,
+    "a_step_larger_than_the_data_is_refused": TakesAnyBatchSize,
     "incorrect_pairs_are_of_two_samples": PairsAnImageWithItsText,
     "incorrect_pairs_come_once": RepeatsAPair,
     "incorrect_pairs_follow_the_generator": DrawsPairsByItself,
-    "a_step_larger_than_the_data_is_refused": TakesAnyBatchSize,
     "extra_texts_fit_the_batch": AddsTooFewTexts,
     "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
 }

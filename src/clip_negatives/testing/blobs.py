@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,3 +58,14 @@ def _around(labels: Tensor, k: int, dim: int, generator: torch.Generator) -> tup
     centroids = F.normalize(torch.randn(k, dim, generator=generator), dim=1)
     noise = torch.randn(len(labels), dim, generator=generator) * 0.4 / dim**0.5
     return Clustering(labels, centroids), F.normalize(centroids[labels] + noise, dim=1)
+
+
+def changed_parts(clusters: Clusters, before: Clusters) -> list[str]:
+    """Return the names of the tensors that differ."""
+    found = []
+    for item in dataclasses.fields(Clusters):
+        now, was = getattr(clusters, item.name), getattr(before, item.name)
+        pairs = [(now.labels, was.labels), (now.centroids, was.centroids)] if hasattr(now, "labels") else [(now, was)]
+        if any(isinstance(a, Tensor) and not torch.equal(a, b) for a, b in pairs):
+            found.append(item.name)
+    return found

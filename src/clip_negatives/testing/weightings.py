@@ -6,36 +6,31 @@ import copy
 import dataclasses
 import math
 import pickle
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, Where, anchors
+from clip_negatives.anchors import AnchorLoss
 from clip_negatives.errors import ClipNegativesError
 from clip_negatives.interfaces import TENSORS_OF_TERMS, Clustering, Clusters, LossTerms
-from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.testing.blobs import make_blobs
-from clip_negatives.testing.samplers import changed_parts
-from clip_negatives.testing.subject import Check, ConformanceError, NotApplicableError, Subject, expect, global_generators_kept
-
-N, B, DIM = 240, 32, 16
-"""Samples, batch size and size of the embeddings."""
-
-SCALE = 14.3
-"""The logit scale that open_clip starts from."""
-
-BIAS = -10.0
-"""The logit bias that SigLIP starts from; a softmax does not feel it."""
-
-Terms = LossTerms | AnchorLoss
+from clip_negatives.testing import anchor_losses
+from clip_negatives.testing.blobs import changed_parts, make_blobs
+from clip_negatives.testing.steps import DIM, SCALE, B, N, Terms, batch, batch_index, make_terms, value
+from clip_negatives.testing.subject import (
+    Check,
+    ConformanceError,
+    NotApplicableError,
+    Subject,
+    expect,
+    global_generators_kept,
+)
 
 
 def terms_or_an_anchor_loss_is_returned(plugin: Subject) -> None:
     """It returns `LossTerms` or an `AnchorLoss`."""
-    found = make(plugin)
+    found = make_terms(plugin)
     expect(isinstance(found, Terms), f"Expected LossTerms or an AnchorLoss, got {type(found).__name__}.")
 
 
@@ -79,24 +74,16 @@ def numbers_are_in_their_ranges(plugin: Subject) -> None:
     expect(terms.margin is None or -2 <= terms.margin <= 2, f"Expected a margin within -2 .. 2, got {terms.margin}.")
 
 
-def an_anchor_loss_has_an_entry_for_each_anchor(plugin: Subject) -> None:
-    """An `AnchorLoss` returns one number for each anchor, shape (B,)."""
-    loss, where = _anchor_loss(plugin), _everyone()
-    for each in _both(where, *batch()):
-        shape = tuple(loss(each).shape)
-        expect(shape == (B,), f"Expected losses of shape ({B},), one for each anchor, got {shape}.")
-
-
 def the_same_clusters_give_the_same_loss(plugin: Subject) -> None:
     """Called again with the same clusters it weighs the same: processes rely on it."""
-    one, other = value(make(plugin)), value(make(plugin))
+    one, other = value(make_terms(plugin)), value(make_terms(plugin))
     expect(torch.equal(one, other), f"Expected the same loss from the same clusters, got {one:.6f} and {other:.6f}.")
 
 
 def global_generators_are_untouched(plugin: Subject) -> None:
     """Nothing is drawn from the global generators of torch, NumPy or Python, when it is called or in a step."""
     with global_generators_kept():
-        value(make(plugin))
+        value(make_terms(plugin))
 
 
 def clusters_are_left_as_they_are(plugin: Subject) -> None:
@@ -118,7 +105,7 @@ def loss_and_gradients_are_finite(plugin: Subject) -> None:
         ("a batch of one", tuple(side[:1] for side in batch()), SCALE),
     ):
         sides = [side.detach().requires_grad_() for side in (x, y)]
-        loss = value(make(plugin), *sides, scale=scale)
+        loss = value(make_terms(plugin), *sides, scale=scale)
         found = [loss, *torch.autograd.grad(loss, sides)]
         expect(
             all(bool(part.isfinite().all()) for part in found), f"Expected a finite loss and gradients for {what}, got others."
@@ -128,7 +115,7 @@ def loss_and_gradients_are_finite(plugin: Subject) -> None:
 def something_is_learned(plugin: Subject) -> None:
     """An ordinary batch has a gradient: not every pair is removed."""
     sides = [side.requires_grad_() for side in batch()]
-    gradients = torch.autograd.grad(value(make(plugin), *sides), sides)
+    gradients = torch.autograd.grad(value(make_terms(plugin), *sides), sides)
     largest = max(float(part.abs().max()) for part in gradients)
     expect(largest > 1e-6, f"Expected gradients to the features, got at most {largest:.1e}.")
 
@@ -137,34 +124,11 @@ def order_in_the_batch_does_not_matter(plugin: Subject) -> None:
     """The loss of a batch is that of the same samples in another order."""
     x, y = batch()
     order = torch.randperm(B, generator=epoch_generator(1, 0))
-    terms = make(plugin)
+    terms = make_terms(plugin)
     again = copy.deepcopy(terms)  # it may remember the first
-    one, other = value(terms, x, y), value(again, x[order], y[order], index=_index()[order])
+    one, other = value(terms, x, y), value(again, x[order], y[order], index=batch_index()[order])
     close = torch.allclose(one, other, rtol=1e-4, atol=1e-6)
     expect(close, f"Expected the same loss in another order, got {one:.6f} and {other:.6f}.")
-
-
-def rows_of_one_process_are_those_of_all(plugin: Subject) -> None:
-    """An `AnchorLoss` gives the anchors of one process, which stand further down, what it gives them among all."""
-    x, y = batch()
-    rows = slice(B // 2, B)
-    here = Where(_index()[rows], _index(), B // 2)
-    for whole, part in zip(
-        _both(_everyone(), x, y), anchors(x[rows], y[rows], x, y, torch.tensor(SCALE), torch.tensor(BIAS), here), strict=True
-    ):
-        expected, found = (_anchor_loss(plugin)(each).flatten() for each in (whole, part))
-        close = torch.allclose(expected[rows], found, rtol=1e-4, atol=1e-5)
-        expect(close, "Expected a process's anchors to lose what they lose among all, got others. Mind where.offset.")
-
-
-def state_travels_with_state_dict(plugin: Subject) -> None:
-    """What an `AnchorLoss` remembers is in its ``state_dict``: a copy that loads it goes on alike."""
-    first, second = _anchor_loss(plugin), _anchor_loss(plugin)
-    for seed in (0, 1):
-        value(first, *batch(seed))
-    second.load_state_dict({name: part.clone() for name, part in first.state_dict().items()})
-    one, other = value(first, *batch(2)), value(second, *batch(2))
-    expect(torch.equal(one, other), f"Expected the same loss after its state was loaded, got {one:.6f} and {other:.6f}.")
 
 
 def pickles(plugin: Subject) -> None:
@@ -203,58 +167,14 @@ def one_cluster_is_used_or_refused(plugin: Subject) -> None:
     _used_or_refused(plugin, Clusters(one, one, alike, alike, *features, blobs.texts, blobs.groups), "one cluster")
 
 
-def make(plugin: Subject) -> Any:
-    """Return what the weighting makes of `make_blobs` of N samples."""
-    return plugin.create()(make_blobs(N))
-
-
-def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return unit-norm features of a batch as a model in training gives them: pairs are nearer than others."""
-    generator = epoch_generator(seed, 1)
-    x = torch.randn(B, DIM, generator=generator)
-    return F.normalize(x, dim=1), F.normalize(x + torch.randn(B, DIM, generator=generator), dim=1)
-
-
-def value(
-    terms: Any, x: Tensor | None = None, y: Tensor | None = None, *, scale: float = SCALE, index: Tensor | None = None
-) -> Tensor:
-    """Return the loss of a batch."""
-    if x is None or y is None:
-        x, y = batch()
-    where = _index()[: len(x)] if index is None else index
-    bias = torch.tensor(BIAS) if isinstance(terms, AnchorLoss) else None
-    loss: Tensor = NegativesClipLoss(terms=terms)(x, y, torch.tensor(scale), bias, index=where)
-    return loss
-
-
-def _index() -> Tensor:
-    """Return the samples of a batch: every seventh, so that clusters and groups mix."""
-    return torch.arange(B) * 7 % N
-
-
-def _everyone() -> Where:
-    return Where(_index(), _index())
-
-
-def _both(where: Where, x: Tensor, y: Tensor) -> list[Anchors]:
-    return list(anchors(x, y, x, y, torch.tensor(SCALE), torch.tensor(BIAS), where))
-
-
 def _terms(plugin: Subject) -> LossTerms:
-    found = make(plugin)
+    found = make_terms(plugin)
     if isinstance(found, AnchorLoss):
         raise NotApplicableError("it decides at each step")
     unfit = {name for name in TENSORS_OF_TERMS if not isinstance(getattr(found, name), Tensor | None)}
     expect(not unfit, f"Expected tensors or None, got others in {', '.join(sorted(unfit))}.")
     terms: LossTerms = found
     return terms
-
-
-def _anchor_loss(plugin: Subject) -> AnchorLoss:
-    found = make(plugin)
-    if not isinstance(found, AnchorLoss):
-        raise NotApplicableError("it returns terms that are known before training")
-    return found
 
 
 def _used_or_refused(plugin: Subject, clusters: Clusters, what: str) -> None:
@@ -272,17 +192,15 @@ CHECKS: tuple[Check, ...] = (
     labels_name_rows_of_their_tables,
     log_weights_are_numbers,
     numbers_are_in_their_ranges,
-    an_anchor_loss_has_an_entry_for_each_anchor,
     the_same_clusters_give_the_same_loss,
     global_generators_are_untouched,
     clusters_are_left_as_they_are,
     loss_and_gradients_are_finite,
     something_is_learned,
     order_in_the_batch_does_not_matter,
-    rows_of_one_process_are_those_of_all,
-    state_travels_with_state_dict,
     pickles,
     clusters_are_required_or_done_without,
     clusters_without_features_are_used_or_refused,
     one_cluster_is_used_or_refused,
+    *anchor_losses.CHECKS,
 )
