@@ -173,3 +173,16 @@ def test_more_pairs_than_there_are(train_csv: Path, tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert 0 < int(shown.output.split(": ")[1].split()[0]) < ROWS * (ROWS - 1)
     assert read_clusters(tmp_path / "clusters").clusters.n_samples == ROWS
+
+
+@pytest.mark.parametrize("change", ["gone", "other arguments"])
+def test_an_open_clip_of_another_structure(change: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip_train.main
+
+    if change == "gone":
+        monkeypatch.delattr(open_clip_train.main, "create_loss")
+    else:
+        monkeypatch.setattr(open_clip_train.main, "create_loss", lambda task: None)
+    shown = refusal("train", *BASELINE, "--", *arguments)
+    assert "Expected open_clip_torch 3.x, whose training has create_loss(args)" in shown
+    assert "Install open_clip_torch>=3.0,<4" in shown
