@@ -90,8 +90,8 @@ class WeightedInfoNCE:
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return the tables or the factors of the data set, or both; what would be all 0 is left out."""
         factors = self._factors(clusters) if self.similarity == "sample" else None
-        others = {"normalize": self.normalize, "hardness": self.hardness}
-        return dataclasses.replace(self._by_cluster(clusters), factors=factors, **others)
+        found = self._by_cluster(clusters)
+        return dataclasses.replace(found, factors=factors, normalize=self.normalize, hardness=self.hardness)
 
     def _by_cluster(self, clusters: Clusters) -> LossTerms:
         """Return the tables of similarity=cluster and of the removal."""
