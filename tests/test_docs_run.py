@@ -9,6 +9,7 @@ benchmarks), which CI and other tests run.
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import shlex
 import shutil
@@ -29,11 +30,13 @@ from clip_negatives.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
-ROWS = 96
+ROWS = 300
 SMALL = [
-    *("--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "32", "--epochs", "1", "--warmup", "1"),
+    *("--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "64", "--epochs", "1", "--warmup", "1"),
     *("--workers", "0", "--precision", "fp32", "--device", "cpu", "--log-every-n-steps", "1"),
 ]
+NUMBERS = itertools.count()
+
 SIGNATURES = "hooks.md"
 """Its blocks are signatures, compared with the code elsewhere."""
 
@@ -84,8 +87,9 @@ def run(line: str) -> None:
         if "--train-data" not in theirs:
             ours, theirs = [*ours, "--test-data", "test.csv"], [*theirs, "--train-data", "train.csv"]
     if ours[0] in ("train", "compare"):
-        ours = [*ours, "--", *theirs, *SMALL]
-    if ours[0] == "meter":
+        named = ["--name", f"run-{next(NUMBERS)}"] if ours[0] == "train" else []  # open_clip names runs by the second
+        ours = [*ours, "--", *theirs, *SMALL, *named]
+    if ours[0] in ("meter", "inspect"):
         ours += ["--batch-size", "32"]
     shown = CliRunner().invoke(main, ours, catch_exceptions=False)
     for exported in Path.cwd().glob("*/*.csv") if ours[0] == "catalogue" else ():

@@ -51,6 +51,6 @@ def caption(text: str) -> str:
 
     Examples:
         >>> caption("word " * 100)[-7:]
-        'word w…'
+        'd word…'
     """
     return text if len(text) <= CAPTION else f"{text[: CAPTION - 1].rstrip()}…"
