@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from clip_negatives import read_clusters
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
+from clip_negatives.integrations.open_clip.command_line import parsed
+from clip_negatives.integrations.open_clip.train_set import steps_of_epoch
 from clip_negatives.prepare import prepare
 
 from .conftest import BATCH, ROWS
@@ -125,6 +127,8 @@ def test_streams_of_unknown_size(stream: list[str], tmp_path: Path) -> None:
     assert "samples of every shard" in refusal("train", *BASELINE, "--", *stream)
     (tmp_path / "sizes.json").unlink()
     assert "Expected --train-num-samples" in refusal("train", *BASELINE, "--", *stream)
+    (tmp_path / "__len__").write_text(str(ROWS))  # as open_clip reads it too
+    assert steps_of_epoch(parsed(stream)) == ROWS // BATCH
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
-from open_clip_train.data import expand_urls
+from open_clip_train.data import expand_urls, get_dataset_size
 
 from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
 from clip_negatives.errors import DataError
@@ -75,10 +75,11 @@ def _steps_of_stream(args: Namespace) -> int:
         DataError: the number of samples is not known, or the shards do not suffice.
     """
     shards, counts = _shards(args.train_data)
-    n: int = args.train_num_samples or sum(counts or ())
+    n: int = args.train_num_samples or get_dataset_size(args.train_data)[0]
     if not n:
         raise DataError(
-            f"Expected --train-num-samples for {args.train_data}, beside which no sizes.json gives the number of samples."
+            f"Expected --train-num-samples for {args.train_data}, beside which neither sizes.json nor __len__ gives "
+            "the number of samples."
         )
     readers = world_size() * max(1, args.workers)
     if not args.dataset_resampled and shards < readers:
