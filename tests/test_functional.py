@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip import ClipLoss
 
+from clip_negatives.backends import select_backend
 from clip_negatives.errors import InputError
-from clip_negatives.functional import pair_log_weights, select_backend, weighted_info_nce
+from clip_negatives.functional import pair_log_weights, weighted_info_nce
 from clip_negatives.interfaces import LossTerms
 from tests.info_nce import BACKENDS, dense, features, gradients, naive_info_nce, swapped, weights
 

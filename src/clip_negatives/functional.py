@@ -1,4 +1,4 @@
-"""The weighted contrastive loss as a function: checks of shapes, choice of the backend."""
+"""The weighted contrastive loss as a function: checks of what it is given, and the sums over pairs."""
 
 from __future__ import annotations
 
@@ -10,29 +10,13 @@ from torch import Tensor
 from torch import distributed as dist
 
 from clip_negatives.anchors import AnchorLoss
+from clip_negatives.backends import chosen_backend
 from clip_negatives.checks import check_extra, check_features, check_groups, check_terms, one_number
-from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.kernels import dense, log_weights
 from clip_negatives.kernels.objective import Further, Objective, anchor_losses
 from clip_negatives.kernels.pairs import Pairs, Side
-from clip_negatives.kernels.support import triton_is_missing
-
-BACKENDS = ("auto", "torch", "chunked", "triton")
-"""Names that `weighted_info_nce` takes."""
-
-FEW_PAIRS = 256 * 256
-"""Up to so many pairs "auto" takes the torch backend on the CPU.
-
-Measured on a 2-core EPYC, D = 512, float32, CPU time of a step over open_clip's: chunked takes 1.4 for 64 x 64, 1.0
-for 128 x 128, 0.84 for 256 x 256, where 1 ms is at stake, and 0.74 for 512 x 512.
-"""
-
-FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192
-"""The same on other devices, by memory and not measured: beyond, every matrix of float32 logits is over 256 MiB."""
-
-FEW_WEIGHTED_PAIRS_OF_ACCELERATORS = 1024 * 1024
-"""The same with log-weights, not measured either: they add passes over matrices that fused kernels do without."""
 
 
 def weighted_info_nce(
@@ -126,7 +110,7 @@ def weighted_info_nce(
             of the loss, as with ``local_loss``; feature gradients are those of the sum over the processes. Not together
             with `all_image_features` or `extra_text_features`; "torch" then means "chunked".
         backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
-            `select_backend`.
+            `clip_negatives.backends.select_backend`.
         chunk_size: rows that "chunked" and "triton" take at a time; None chooses by memory.
 
     Returns:
@@ -164,7 +148,7 @@ def weighted_info_nce(
     scale = one_number("logit_scale", logit_scale, x.device)
     bias = None if logit_bias is None else one_number("logit_bias", logit_bias, x.device)
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
-    backend = _backend(backend, x, n_columns, weighted=terms.weighted)
+    backend = chosen_backend(backend, x, n_columns, weighted=terms.weighted)
     plain = not terms.weighted and how.plain and mine.groups is None and extra is None
     if backend == "torch" and not ring and plain and text_anchors:
         return dense.open_clips_loss(x, y, scale, bias, all_x, all_y, positive_offset, shared=gathered)
@@ -177,35 +161,6 @@ def weighted_info_nce(
         return torch.cat(by_image).mean()  # of both, where columns are anchors too
     by_text = losses(y, all_x, scale, bias, pairs.transposed_tables())
     return torch.cat(by_image + by_text).mean()
-
-
-def select_backend(
-    device: torch.device, rows: int, columns: int, *, dtype: torch.dtype = torch.float32, weighted: bool = False
-) -> tuple[str, str]:
-    """Return the backend that "auto" takes for a rows x columns loss, and why.
-
-    Args:
-        device: where the features are.
-        rows: samples of this process.
-        columns: samples that they are contrasted with; those of all processes, also with the ring.
-        dtype: of the features.
-        weighted: whether there are log-weights.
-
-    Examples:
-        >>> select_backend(torch.device("cpu"), 256, 256)
-        ('torch', '65536 pairs on cpu are few: one matrix of logits is quickest')
-    """
-    pairs = rows * columns
-    few = FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted else FEW_PAIRS_OF_ACCELERATORS
-    if pairs <= (FEW_PAIRS if device.type == "cpu" else few):
-        return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is quickest"
-    missing = triton_is_missing(device, dtype)
-    if missing is None and device.type == "cuda":  # interpreted kernels are for tests
-        return "triton", f"{pairs} pairs on {device.type}: fused kernels"
-    return (
-        "chunked",
-        f"{pairs} pairs on {device.type}: blocks need fewer products and less memory (triton: {missing or 'interpreted'})",
-    )
 
 
 def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
@@ -246,26 +201,6 @@ def before_training(terms: LossTerms | AnchorLoss, name: str) -> LossTerms:
             "thinks. See what it does with clip-negatives compare."
         )
     return terms
-
-
-def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
-    """Refuse a backend that does not exist, or does not run on a device.
-
-    Raises:
-        InputError: there is no such backend.
-        UnsupportedError: "triton" is asked for where it cannot run.
-    """
-    if name not in BACKENDS:
-        raise InputError(f"Expected a backend among {', '.join(BACKENDS)}, got {name!r}.")
-    missing = triton_is_missing(device, dtype) if name == "triton" else None
-    if missing is not None:
-        raise UnsupportedError(f"Expected a CUDA device and what the triton backend needs, got {missing}. Use backend 'auto'.")
-
-
-def _backend(name: str, x: Tensor, n_columns: int, *, weighted: bool) -> str:
-    """Return the backend that was asked for, once it is known to exist and to run here."""
-    check_backend(name, x.device, dtype=x.dtype)
-    return select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted)[0] if name == "auto" else name
 
 
 def _treatment(

@@ -7,9 +7,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clip_negatives import functional
+from clip_negatives import backends
+from clip_negatives.backends import select_backend
 from clip_negatives.errors import UnsupportedError
-from clip_negatives.functional import select_backend, weighted_info_nce
+from clip_negatives.functional import weighted_info_nce
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.kernels import fused, tiles
 from clip_negatives.kernels.pairs import Pairs, PairSums, Side
@@ -226,7 +227,7 @@ def test_kernels_start_on_the_device_of_the_features(monkeypatch):
 
 
 def test_weighted_losses_are_fused_from_fewer_pairs_on(monkeypatch):
-    monkeypatch.setattr(functional, "triton_is_missing", lambda *given: None)
+    monkeypatch.setattr(backends, "triton_is_missing", lambda *given: None)
     chosen = [select_backend(torch.device("cuda"), 4096, 4096, weighted=weighted)[0] for weighted in (False, True)]
     assert chosen == ["torch", "triton"]
     assert select_backend(torch.device("cuda"), 1024, 1024, weighted=True)[0] == "torch"

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clip_negatives import functional
+from clip_negatives import backends, functional
 from clip_negatives.errors import InputError
 from clip_negatives.functional import weighted_info_nce
 from clip_negatives.interfaces import LossTerms
@@ -116,7 +116,7 @@ def test_the_backend_is_chosen_by_the_samples_of_all_processes(monkeypatch, ring
     asked = []
     monkeypatch.setattr(functional.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(functional.dist, "get_world_size", lambda: 8)
-    monkeypatch.setattr(functional, "select_backend", lambda device, *shape, **how: asked.append(shape) or ("chunked", ""))
+    monkeypatch.setattr(backends, "select_backend", lambda device, *shape, **how: asked.append(shape) or ("chunked", ""))
     monkeypatch.setattr(functional, "anchor_losses", lambda *given, **how: [torch.zeros(1)])
     weighted_info_nce(*(side.detach() for side in features(4, 3)), 5.0, ring=ring)
     assert asked == [(4, columns)]

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder, read_clusters
+from clip_negatives.backends import check_backend
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.extra_texts import Captions, Tokenize, texts_per_image
-from clip_negatives.functional import check_backend
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader
 from clip_negatives.loss import NegativesClipLoss

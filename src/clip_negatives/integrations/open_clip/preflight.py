@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder, read_clusters
+from clip_negatives.backends import check_backend
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.errors import ArtifactError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
-from clip_negatives.functional import check_backend
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import kind_of, pairs, world_size
 from clip_negatives.interfaces import SamplingContext
