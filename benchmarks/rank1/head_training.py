@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,13 @@ class Setting:
             epoch += 1
 
 
-def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
-    """Train two linear heads with one method and return, for each query, the rank of its item in both directions."""
+def train(
+    study: dict[str, Any], fold: Fold, job: Job, watch: Callable[[int, Heads], None] = lambda step, heads: None
+) -> dict[str, Any]:
+    """Train two linear heads with one method and return, for each query, the rank of its item in both directions.
+
+    `watch` is called with the number of steps that are done and the heads, before the first step and after each.
+    """
     _forget_peak()
     started = time.perf_counter()
     setting = Setting(study, fold, job)
@@ -136,7 +141,8 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     lines_of = _Lines(setting, fold.captions)
     loss.text_ids = lambda: lines_of.ids
-    for batch in setting.batches(heads, steps):
+    watch(0, heads)
+    for step, batch in enumerate(setting.batches(heads, steps), start=1):
         index = torch.tensor(batch)
         lines = lines_of(batch) if loss.extra_texts else index
         x, y = heads(images.index_select(0, index), texts.index_select(0, lines))
@@ -146,6 +152,7 @@ def train(study: dict[str, Any], fold: Fold, job: Job) -> dict[str, Any]:
         schedule.step()
         with torch.no_grad():
             heads.scale.clamp_(0, 4.6052)  # as open_clip does
+        watch(step, heads)
     seconds = (time.perf_counter() - started) / steps
     with torch.no_grad():
         found = heads(fold.query_images, fold.query_texts)

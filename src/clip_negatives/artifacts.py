@@ -101,7 +101,14 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         ArtifactError: it is missing, of another format, damaged, or its parts do not fit.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
+    if "kind" in manifest:
+        raise ArtifactError(
+            f"Expected a clusters folder at {path}, got a {manifest['kind']} folder, which is for training on webdataset "
+            "streams alone. Name the clusters folder that it was made from."
+        )
+    if not {CLUSTERS, SAMPLES} <= set(manifest["files"]):
+        raise _damaged(path, f"{MANIFEST} does not list the files")
     for name, entry in manifest["files"].items():
         file = path / name
         if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
@@ -169,7 +176,12 @@ def _load(file: Path) -> dict[str, Tensor]:
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return the manifest of a clusters folder, or of one made from it; the files that it lists are not looked at.
+
+    Raises:
+        ArtifactError: it is missing, damaged or of another format.
+    """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version, files = manifest["format"], manifest["files"]
@@ -184,7 +196,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"{MANIFEST} cannot be read: {type(error).__name__}") from error
     if version != FORMAT:
         raise ArtifactError(f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again.")
-    if not sound or not {CLUSTERS, SAMPLES} <= set(files):
+    if not sound:
         raise _damaged(path, f"{MANIFEST} does not list the files")
     result: dict[str, Any] = manifest
     return result

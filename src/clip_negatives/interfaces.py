@@ -9,12 +9,12 @@ this module carries is frozen.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from clip_negatives.errors import InputError
+from clip_negatives.terms import LossTerms as LossTerms
 
 if TYPE_CHECKING:
     import torch
@@ -28,17 +28,20 @@ class Clustering:
     """Hold the clusters of one modality.
 
     Attributes:
-        labels: cluster of each sample, int64, shape (N,), 0 .. K-1, no cluster empty.
+        labels: cluster of each sample, int64, shape (N,), 0 .. K-1, no cluster empty; shape (0,) where they come with the
+            samples of a stream and `counts` stands for them.
         centroids: float32, shape (K, D), in the space of the features.
+        counts: samples of each cluster, int64, shape (K,), where there are no labels; else None.
     """
 
     labels: Tensor
     centroids: Tensor
+    counts: Tensor | None = None
 
     @property
     def n_samples(self) -> int:
         """Return N."""
-        return int(self.labels.shape[0])
+        return int(self.labels.shape[0]) if self.counts is None else int(self.counts.sum())
 
     @property
     def n_clusters(self) -> int:
@@ -47,7 +50,7 @@ class Clustering:
 
     def sizes(self) -> Tensor:
         """Return the number of samples of each cluster, int64, shape (K,)."""
-        return self.labels.bincount(minlength=self.n_clusters)
+        return self.labels.bincount(minlength=self.n_clusters) if self.counts is None else self.counts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,88 +112,6 @@ class IncorrectPairs:
     def __len__(self) -> int:
         """Return the number of pairs, M."""
         return int(self.image_index.shape[0])
-
-
-TENSORS_OF_TERMS = ("image_labels", "image_table", "text_labels", "text_table", "factors", "groups", "positive_rate")
-"""The attributes of `LossTerms` that are tensors."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LossTerms:
-    """Hold the log-weight b_ij of every incorrect pair (image i, text j), without an N x N matrix.
-
-    ``b_ij = image_table[image_labels[i], image_labels[j]] + text_table[text_labels[i], text_labels[j]]
-    - <factors[i], factors[j]>``; absent parts count 0. ``exp(b_ij)`` multiplies ``exp(logit)`` of the pair in the
-    denominator of InfoNCE: 0 leaves the pair as it is, -inf removes it. The positive pair (i = j) is never weighted.
-
-    Attributes:
-        image_labels: int64, shape (N,); goes with `image_table`.
-        image_table: float32, shape (K, K), values in [-inf, inf).
-        text_labels: int64, shape (N,); goes with `text_table`.
-        text_table: float32, shape (K', K'), values in [-inf, inf).
-        factors: float32, shape (N, R); subtracts an inner product of frozen features.
-        normalize: shift b so that the weights ``exp(b)`` of the incorrect pairs that are kept have mean 1, for every image
-            over its texts and for every text over its images. Weights then change which negatives count, not how many.
-        groups: samples of one group are no negatives of each other, int64, shape (N,); no b applies to them.
-        attract: samples of one group are positives of each other; else their pairs are left out of the loss.
-        positive_rate: how probably an incorrect pair is correct, 0 <= t < 1, float32, shape (N,) or (); debiases.
-        hardness: beta >= 0; weighs up what the model itself finds similar.
-        margin: difference of cosines, as the model sees them, over which a pair is no negative.
-        positive_weight: alpha >= 0; how much the positives count among the pairs that an anchor is told from.
-
-    The last six go by the model that is trained, the others by frozen features;
-    `clip_negatives.functional.weighted_info_nce` has the formulas.
-    """
-
-    image_labels: Tensor | None = None
-    image_table: Tensor | None = None
-    text_labels: Tensor | None = None
-    text_table: Tensor | None = None
-    factors: Tensor | None = None
-    normalize: bool = False
-    groups: Tensor | None = None
-    positive_rate: Tensor | None = None
-    hardness: float = 0.0
-    margin: float | None = None
-    attract: bool = True
-    positive_weight: float = 1.0
-
-    @property
-    def weighted(self) -> bool:
-        """Return whether any b_ij may differ from 0."""
-        return self.image_table is not None or self.text_table is not None or self.factors is not None
-
-    @property
-    def neutral(self) -> bool:
-        """Return whether the loss is plain InfoNCE."""
-        live = self.groups is not None or self.positive_rate is not None or self.hardness > 0 or self.margin is not None
-        return not self.weighted and not live and self.positive_weight == 1
-
-    @property
-    def n_samples(self) -> int | None:
-        """Return N, or None where nothing belongs to a sample, so that the terms fit any number of them."""
-        return next((int(value.shape[0]) for value in self._per_sample().values()), None)
-
-    def _per_sample(self) -> dict[str, Tensor]:
-        """Return the tensors that have an entry for each sample."""
-        names = ("image_labels", "text_labels", "factors", "groups", "positive_rate")
-        return {name: value for name in names if (value := getattr(self, name)) is not None and value.ndim > 0}
-
-    def take(self, index: Tensor) -> LossTerms:
-        """Return the terms of the samples `index` (int64, shape (B,)): labels and factors of length B, the same tables."""
-        return self.map_samples(lambda per_sample: per_sample[index])
-
-    def map_samples(self, change: Callable[[Tensor], Tensor]) -> LossTerms:
-        """Return a copy whose per-sample tensors went through `change`; tables are shared."""
-        changed: dict[str, Any] = {name: change(value) for name, value in self._per_sample().items()}
-        return dataclasses.replace(self, **changed)
-
-    def to(self, device: torch.device | str) -> LossTerms:
-        """Return the terms with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name in TENSORS_OF_TERMS if (value := getattr(self, name)) is not None
-        }
-        return dataclasses.replace(self, **moved)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ from clip_negatives.anchors import AnchorLoss, Where, anchors
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.functional import weighted_info_nce
 from clip_negatives.gather import gather, gather_features
-from clip_negatives.interfaces import TENSORS_OF_TERMS, LossTerms
+from clip_negatives.terms import TABLES, TENSORS_OF_TERMS, LossTerms
 
 FIELDS_OF_TERMS = ("normalize", "hardness", "margin", "attract", "positive_weight")
 """The attributes of `LossTerms` that are no tensors."""
@@ -150,7 +150,8 @@ class NegativesClipLoss(nn.Module):
             logit_scale: factor of the cosines, exp already applied.
             logit_bias: added to every logit.
             output_dict: return ``{"contrastive_loss": loss}``.
-            index: sample indices of the batch, int64, shape (B,); None asks `batch_index`.
+            index: sample indices of the batch, int64, shape (B,); None asks `batch_index`. Where the terms are tables without
+                labels (`LossTerms.for_stream`), image and text cluster of each sample, shape (B, 2), -1 for one without.
             again: the batch is that of the call before, as gradient accumulation makes them: a loss that remembers something
                 moves on only once for both. None asks `batch_index`, where it counts what was handed out.
 
@@ -252,15 +253,28 @@ class NegativesClipLoss(nn.Module):
 
     def _batch_terms(self, index: Tensor | None, features: Tensor) -> LossTerms:
         """Return the terms of the batch, on the device of the features."""
-        if self.terms.n_samples is None:
+        if self.terms.n_samples is None and not self.terms.by_label:
             return self.terms
-        for name in ("image_table", "text_table"):
+        for name in TABLES:
             table = getattr(self, name)
             if table is not None and table.device != features.device:
                 self.register_buffer(name, _move(table, features.device))
         terms = self.terms
+        if terms.by_label:
+            return terms.with_labels(_move(self._labels(index, len(features)), features.device))
         found = self._index(index, len(features), terms.n_samples or 0)
         return terms.map_samples(lambda part: _move(part[_move(found, part.device)], features.device))
+
+    def _labels(self, index: Tensor | None, batch_size: int) -> Tensor:
+        """Return the labels of the batch, which stand in the place of its index."""
+        labels = self.batch_index() if index is None and self.batch_index is not None else index
+        if labels is None or labels.shape != (batch_size, 2) or labels.dtype not in (torch.int64, torch.int32):
+            told = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
+            raise InputError(
+                f"Expected image and text cluster of each of the {batch_size} samples, int64, shape ({batch_size}, 2), as the "
+                f"terms are tables alone, got {told}. Give loss(..., index=labels), or take terms with labels."
+            )
+        return labels
 
     def _index(self, index: Tensor | None, batch_size: int, n_samples: int | None) -> Tensor:
         """Return the index of the batch.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
-from clip_negatives.interfaces import TENSORS_OF_TERMS, Clusters, LossTerms
+from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.metrics import FalseNegatives
+from clip_negatives.terms import TENSORS_OF_TERMS
 
 PAIRS = 2**20
 """Pairs of a batch that are looked at: those of all its images up to a batch of 1024, evenly spaced ones beyond."""
@@ -57,6 +58,6 @@ def cluster_figures(clusters: Clusters) -> dict[str, float]:
 
 def _of_batch(terms: LossTerms, index: Tensor) -> LossTerms:
     """Return the terms of a batch on the CPU, where they are read at once: the copy is waited for."""
-    taken = terms.map_samples(lambda rows: rows[index.to(rows.device)])
+    taken = terms.with_labels(index) if terms.by_label else terms.map_samples(lambda rows: rows[index.to(rows.device)])
     parts: dict[str, Any] = {name: part.cpu() for name in TENSORS_OF_TERMS if (part := getattr(taken, name)) is not None}
     return dataclasses.replace(taken, **parts)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.errors import ClipNegativesError
-from clip_negatives.interfaces import TENSORS_OF_TERMS, Clustering, Clusters, LossTerms
+from clip_negatives.interfaces import Clustering, Clusters, LossTerms
 from clip_negatives.sampling import epoch_generator
+from clip_negatives.terms import TENSORS_OF_TERMS
 from clip_negatives.testing import anchor_losses
 from clip_negatives.testing.blobs import changed_parts, make_blobs
 from clip_negatives.testing.steps import DIM, SCALE, B, N, Terms, batch, batch_index, make_terms, value

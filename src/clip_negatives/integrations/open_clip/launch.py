@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from clip_negatives.artifacts import read_clusters
 from clip_negatives.errors import ClipNegativesError, InputError
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.temperature import check_temperature
@@ -76,13 +75,14 @@ def check(arguments: Sequence[str], options: TrainOptions) -> None:
     """
     _check_options(options)
     from clip_negatives.integrations.open_clip.command_line import check_arguments
-    from clip_negatives.integrations.open_clip.preflight import try_plugins
+    from clip_negatives.integrations.open_clip.preflight import read_folder, try_plugins
     from clip_negatives.integrations.open_clip.seam import load_main
+    from clip_negatives.integrations.open_clip.train_set import kind_of
 
     load_main()
     parsed = check_arguments(arguments, options)
     if options.clusters is not None:
-        try_plugins(read_clusters(options.clusters), parsed, options)
+        try_plugins(read_folder(options.clusters, kind_of(parsed)), parsed, options)
 
 
 def _check_options(options: TrainOptions) -> bool:

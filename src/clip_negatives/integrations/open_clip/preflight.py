@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives import registry
+from clip_negatives.anchors import AnchorLoss
 from clip_negatives.artifacts import ClustersFolder, read_clusters
 from clip_negatives.backends import check_backend
 from clip_negatives.dataset import CsvPairs
@@ -20,7 +21,8 @@ from clip_negatives.errors import ArtifactError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import kind_of, pairs, world_size
-from clip_negatives.interfaces import SamplingContext
+from clip_negatives.interfaces import Clusters, LossTerms, SamplingContext
+from clip_negatives.labels import LabelsFolder, TrainedOn, is_labels_folder, read_labels
 from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.prepare import cache_folder, prepare_cached
 from clip_negatives.refresh import check_clusterers, cluster_features
@@ -30,7 +32,33 @@ SYNTHETIC_DIM = 32
 """Size of the random features that stand for synthetic data."""
 
 
-def first_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
+def read_folder(path: Path, kind: str) -> TrainedOn:
+    """Read the clusters folder, or for a stream the labels folder, that is named.
+
+    Raises:
+        ArtifactError: it is missing or damaged, or holds labels for data that are read by index.
+    """
+    return read_labels(path) if kind == "webdataset" and is_labels_folder(path) else read_clusters(path)
+
+
+def loss_terms(folder: TrainedOn | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
+    """Return what a weighting makes of clusters; without labels where those come with the samples of a stream.
+
+    Raises:
+        UnsupportedError: the weighting looks at single samples, and only their labels come with the stream.
+    """
+    terms: LossTerms | AnchorLoss = registry.create("loss_weighting", weighting)(clusters)
+    if not isinstance(folder, LabelsFolder):
+        return terms
+    if isinstance(terms, AnchorLoss):
+        raise UnsupportedError(
+            f"Expected a weighting of tables between clusters for the labels folder {folder.path}, got {weighting}, which is "
+            "handed all logits of a batch. Name the clusters folder."
+        )
+    return terms.for_stream()
+
+
+def first_folder(args: Namespace, options: TrainOptions) -> TrainedOn:
     """Return the clusters to start from: those that are named, or prepared here and cached, or random ones for synthetic data.
 
     Rank 0 prepares; the others read what it made once open_clip has joined them (`late_folder`).
@@ -38,8 +66,9 @@ def first_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
     Raises:
         ClipNegativesError: they are missing or damaged, or the data cannot be encoded or clustered.
     """
+    folder: TrainedOn
     if options.clusters is not None:
-        folder = read_clusters(options.clusters)
+        folder = read_folder(options.clusters, kind_of(args))
     elif kind_of(args) == "synthetic":
         folder = _synthetic(args, options)
     else:
@@ -47,7 +76,7 @@ def first_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
     return folder
 
 
-def late_folder(args: Namespace, options: TrainOptions) -> ClustersFolder:
+def late_folder(args: Namespace, options: TrainOptions) -> TrainedOn:
     """Return on a rank other than 0 what rank 0 prepared.
 
     Raises:
@@ -98,7 +127,7 @@ def encoding(options: TrainOptions) -> dict[str, Any]:
     }
 
 
-def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOptions) -> None:
+def try_plugins(folder: TrainedOn | None, args: Namespace, options: TrainOptions) -> None:
     """Build sampler and weighting once, so that what they refuse is refused before open_clip writes its first file.
 
     Raises:
@@ -116,7 +145,7 @@ def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOp
         )
     if kind != "webdataset":
         source = pairs(args) if kind == "csv" else None
-        if folder is not None and isinstance(source, CsvPairs):
+        if isinstance(folder, ClustersFolder) and isinstance(source, CsvPairs):
             check_same_data(folder, source)
         context = SamplingContext(
             args.train_num_samples if source is None else len(source.keys),
@@ -124,15 +153,23 @@ def try_plugins(folder: ClustersFolder | None, args: Namespace, options: TrainOp
             world_size=world_size(),
             seed=args.seed,
             clusters=clusters,
-            captions=source.texts if source is not None else None if folder is None else Captions(folder.samples),
+            captions=source.texts
+            if source is not None
+            else Captions(folder.samples)
+            if isinstance(folder, ClustersFolder)
+            else None,
         )
         extra = texts_per_image(registry.create("negative_sampler", options.sampler, context))
         if extra and source is None:
             raise UnsupportedError(f"Expected csv data for the sampler {item.name}, which adds texts, got {kind} data.")
         if options.refresh_every is not None:
             check_clusterers(context.n_samples, options.clusterer, options.text_clusterer)
-    terms = registry.create("loss_weighting", options.weighting)(clusters)
+    terms = loss_terms(folder, clusters, options.weighting)
     NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
+
+
+def _captions(folder: TrainedOn | None) -> Captions | None:
+    return Captions(folder.samples) if isinstance(folder, ClustersFolder) else None
 
 
 def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:

@@ -19,19 +19,18 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from clip_negatives import registry
 from clip_negatives.anchors import AnchorLoss
-from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
 from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
 from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
-from clip_negatives.integrations.open_clip.preflight import late_folder
+from clip_negatives.integrations.open_clip.preflight import late_folder, loss_terms
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.labels import TrainedOn
 from clip_negatives.loader import BatchIndex
 from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.refresh import refresh_due
@@ -92,7 +91,7 @@ class Negatives:
         needs_clusters: whether clusters are needed.
     """
 
-    def __init__(self, main: ModuleType, options: TrainOptions, folder: ClustersFolder | None, *, needs_clusters: bool) -> None:
+    def __init__(self, main: ModuleType, options: TrainOptions, folder: TrainedOn | None, *, needs_clusters: bool) -> None:
         self.options = options
         self.folder = folder
         self._needs_clusters = needs_clusters
@@ -157,6 +156,8 @@ class Negatives:
             self._figures = None
         self._begin_figures(data["train"].dataloader, epoch, named.get("tb_writer"))
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
+        if unlabelled := getattr(data["train"].dataloader.loader, "unlabelled", 0):
+            logging.warning(f"clip-negatives: {unlabelled} samples so far had no labels; their pairs counted as they are")
         store_state(loss.anchor_loss, self._args, epoch + 1)
 
     def _hold_temperature(self, model: Any, optimizer: Any) -> None:
@@ -190,6 +191,6 @@ class Negatives:
         return dataclasses.replace(clusters, texts=self._clusters.texts, groups=self._clusters.groups)
 
     def _terms(self, clusters: Clusters | None) -> LossTerms | AnchorLoss:
-        terms: LossTerms | AnchorLoss = registry.create("loss_weighting", self.options.weighting)(clusters)
+        terms = loss_terms(self.folder, clusters, self.options.weighting)
         self._logged = terms if is_logged(self._args) else None
         return terms

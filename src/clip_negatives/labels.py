@@ -1,0 +1,256 @@
+"""Labels where a stream reads them: one small parquet file beside each shard, not N labels in the memory of every process.
+
+A labels folder holds ``manifest.json`` (what it was made from, and the size and SHA-256 of the other files),
+``clusters.safetensors`` (centroids, and how many samples each cluster has), ``shards.parquet`` (one row a shard: name, file,
+samples, SHA-256) and ``shards/`` with a parquet file for each, of columns ``__key__``, ``image_label`` and ``text_label``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from clip_negatives import __version__
+from clip_negatives.artifacts import SAMPLES, ClustersFolder, read_manifest
+from clip_negatives.atomic import digest, replaced_folder, write_tensors
+from clip_negatives.errors import ArtifactError
+from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.similarity import centroid_similarity
+
+KIND = "labels"
+"""What the manifest of a labels folder says that it is."""
+
+MANIFEST, CLUSTERS, SHARDS = "manifest.json", "clusters.safetensors", "shards.parquet"
+
+ROWS_AT_ONCE = 65_536
+"""Samples that are read at a time when the folder is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLabels:
+    """Find the labels of a shard.
+
+    Attributes:
+        folder: the labels folder.
+        depth: how many last parts of the address of a shard tell it from the others.
+        files: file and SHA-256 of each shard's labels, by those parts.
+    """
+
+    folder: Path
+    depth: int
+    files: Mapping[str, tuple[str, str]]
+
+    def of(self, address: str) -> Mapping[str, tuple[int, int]]:
+        """Return image and text label of each sample of a shard by its key; none for a shard that was not clustered.
+
+        Args:
+            address: path or URL of the shard, also of a copy elsewhere: the last parts count.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+        """
+        entry = self.files.get(last_parts(address, self.depth))
+        return {} if entry is None else _read_shard(self.folder / entry[0], entry[1])
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsFolder:
+    """Hold what a labels folder says.
+
+    Attributes:
+        path: the folder.
+        clusters: the clusters, without labels: `Clustering.counts` stands in their place.
+        manifest: what the folder was made from.
+        shards: where the labels are.
+    """
+
+    path: Path
+    clusters: Clusters
+    manifest: Mapping[str, Any]
+    shards: ShardLabels
+
+
+TrainedOn = ClustersFolder | LabelsFolder
+"""What a training run can take its clusters from."""
+
+
+def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolder:
+    """Write the labels of a clusters folder that was prepared from tars, shard by shard, atomically.
+
+    Memory holds the labels of one shard at a time, beside those that are memory-mapped.
+
+    Args:
+        clusters_folder: a clusters folder; its features are not read.
+        output: folder to make; an older labels folder there is replaced.
+
+    Raises:
+        ArtifactError: the clusters folder is damaged or is not of tars, or `output` cannot be written.
+    """
+    source = Path(clusters_folder)
+    manifest = read_manifest(source)
+    try:
+        tensors = load_file(source / CLUSTERS)
+        samples = pq.ParquetFile(source / SAMPLES)
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        raise ArtifactError(f"Expected a whole clusters folder at {source}, got a damaged one: {error}.") from error
+    if "shard" not in samples.schema_arrow.names:
+        raise ArtifactError(
+            f"Expected clusters of webdataset tars at {source}, got some of csv, whose samples are known by index. "
+            "Train with the clusters folder."
+        )
+    labels = tensors["image_labels"], tensors["text_labels"]
+    with replaced_folder(Path(output), known_by=MANIFEST) as folder:
+        (folder / "shards").mkdir()
+        table = _write_shards(folder, samples, labels)
+        pq.write_table(table, folder / SHARDS, compression="zstd")
+        write_tensors(_counted(tensors), folder / CLUSTERS)
+        files = {
+            name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in (CLUSTERS, SHARDS)
+        }
+        made_from = {name: value for name, value in manifest.items() if name not in ("files", "format", "broken")}
+        whole = {
+            **made_from,
+            "format": manifest["format"],
+            "kind": KIND,
+            "package_version": __version__,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "files": files,
+        }
+        (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
+    return read_labels(output)
+
+
+def read_labels(path: str | Path) -> LabelsFolder:
+    """Read a labels folder; the labels of a shard are read when a stream comes to it.
+
+    Raises:
+        ArtifactError: it is missing, of another kind or format, or damaged.
+    """
+    path = Path(path)
+    manifest = read_manifest(path)
+    if manifest.get("kind") != KIND:
+        raise ArtifactError(f"Expected a labels folder at {path}, got a clusters folder. Make one: clip-negatives labels.")
+    try:
+        for name in (CLUSTERS, SHARDS):
+            if digest(path / name) != manifest["files"][name]["sha256"]:
+                raise _damaged(path, f"{name} was changed")
+        tensors, table = load_file(path / CLUSTERS), pq.read_table(path / SHARDS)
+        sides = [
+            Clustering(torch.empty(0, dtype=torch.int64), tensors[f"{side}_centroids"], tensors[f"{side}_counts"])
+            for side in ("image", "text")
+        ]
+        columns = [table[name].to_pylist() for name in ("shard", "file", "sha256")]
+    except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if any(Path(file).parent != Path("shards") for file in columns[1]) or not columns[0]:
+        raise _damaged(path, f"{SHARDS} names files elsewhere, or none")
+    similarities = [centroid_similarity(side.centroids) for side in sides]
+    clusters = Clusters(sides[0], sides[1], similarities[0], similarities[1])
+    depth = _depth(columns[0])
+    files = {last_parts(shard, depth): (file, sha) for shard, file, sha in zip(*columns, strict=True)}
+    return LabelsFolder(path, clusters, manifest, ShardLabels(path, depth, files))
+
+
+def is_labels_folder(path: str | Path) -> bool:
+    """Return whether the manifest in a folder says that it is one of labels.
+
+    Raises:
+        ArtifactError: there is no manifest that can be read.
+    """
+    return read_manifest(Path(path)).get("kind") == KIND
+
+
+def last_parts(address: str, depth: int) -> str:
+    """Return the last `depth` parts of the path of a shard.
+
+    Examples:
+        >>> last_parts("s3://bucket/a/000.tar", 2), last_parts("pipe:aws s3 cp 's3://bucket/a/000.tar' -", 1)
+        ('a/000.tar', '000.tar')
+    """
+    if address.startswith("pipe:"):
+        words = [word for word in shlex.split(address.removeprefix("pipe:")) if "/" in word or "." in word]
+        address = words[-1] if words else address
+    return "/".join(address.split("/")[-depth:])
+
+
+def _depth(addresses: Sequence[str]) -> int:
+    """Return the least number of last parts that tells all shards apart."""
+    deepest = max(len(address.split("/")) for address in addresses)
+    return next(
+        (depth for depth in range(1, deepest) if len({last_parts(one, depth) for one in addresses}) == len(addresses)), deepest
+    )
+
+
+def _write_shards(folder: Path, samples: pq.ParquetFile, labels: tuple[Tensor, Tensor]) -> pa.Table:
+    """Write the labels of every shard; return the table of shards."""
+    rows: list[dict[str, Any]] = []
+    for shard, parts in groupby(_runs(samples), key=lambda run: run[0]):
+        keys, start = [], None
+        for _, first, some in parts:
+            start = first if start is None else start
+            keys.append(some)
+        table = _shard_table(pa.concat_arrays(keys), start or 0, labels)
+        name = f"shards/{len(rows):06d}.parquet"
+        pq.write_table(table, folder / name, compression="zstd", use_dictionary=False)
+        rows.append({"shard": shard, "file": name, "samples": table.num_rows, "sha256": digest(folder / name)})
+    if len({row["shard"] for row in rows}) < len(rows):
+        raise ArtifactError(
+            "Expected the samples of a shard to stand together in the clusters folder, got some apart. Prepare again."
+        )
+    return pa.Table.from_pylist(rows)
+
+
+def _runs(samples: pq.ParquetFile) -> Iterator[tuple[str, int, pa.Array]]:
+    """Yield samples of one shard that stand together: its name, the row of the first, and their keys."""
+    start = 0
+    for batch in samples.iter_batches(ROWS_AT_ONCE, columns=["key", "shard"]):
+        shards, keys = batch.column("shard").to_pylist(), batch.column("key")
+        for shard, places in groupby(range(len(shards)), key=shards.__getitem__):
+            some = list(places)
+            yield shard, start + some[0], keys.slice(some[0], len(some))
+        start += len(shards)
+
+
+def _shard_table(keys: pa.Array, start: int, labels: tuple[Tensor, Tensor]) -> pa.Table:
+    image, text = (side[start : start + len(keys)].numpy().astype(np.int32) for side in labels)
+    return pa.table({"__key__": keys, "image_label": image, "text_label": text})
+
+
+def _counted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the centroids, and the sizes of the clusters in the place of labels."""
+    counted = {}
+    for side in ("image", "text"):
+        counted[f"{side}_centroids"] = tensors[f"{side}_centroids"]
+        counted[f"{side}_counts"] = tensors[f"{side}_labels"].bincount(minlength=len(tensors[f"{side}_centroids"]))
+    return counted
+
+
+def _damaged(path: Path, fault: str) -> ArtifactError:
+    return ArtifactError(f"Expected a whole labels folder at {path}, got a damaged one: {fault}. Write it again.")
+
+
+@functools.lru_cache(maxsize=1)  # a process reads one shard after another
+def _read_shard(file: Path, sha256: str) -> Mapping[str, tuple[int, int]]:
+    try:
+        if digest(file) != sha256:
+            raise ArtifactError(f"Expected the labels of a shard in {file}, got a file that was changed. Write them again.")
+        table = pq.read_table(file)
+        columns = [table[name].to_pylist() for name in ("__key__", "image_label", "text_label")]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ArtifactError(f"Expected the labels of a shard in {file}, got: {error}. Write them again.") from error
+    return {key: (image, text) for key, image, text in zip(*columns, strict=True)}
