@@ -44,8 +44,8 @@ def test_rows_say_what_the_tables_and_the_weighting_say(folder: ClustersFolder, 
         c, d = int(clusters.text.labels[i]), int(clusters.text.labels[j])
         assert a != b  # the paper: texts of different image clusters are exchanged
         similarity = float(clusters.image_similarity[a, b])
-        assert pair["image_cluster_similarity"] == pytest.approx(similarity)
-        assert pair["text_cluster_similarity"] == pytest.approx(float(clusters.text_similarity[c, d]))
+        assert pair["image_cluster_similarity"] == pytest.approx(similarity, abs=1e-6)
+        assert pair["text_cluster_similarity"] == pytest.approx(float(clusters.text_similarity[c, d]), abs=1e-6)
         assert pair["weight"] == pytest.approx(2.718281828 ** (-2 * similarity), rel=1e-5)
         seen.add((i, j))
     assert len(seen) == 2 * N

@@ -28,7 +28,7 @@ class _Clustered(PlannedSampler):
 
     @property
     def similarity(self) -> Tensor:
-        return self.clusters.image_similarity if self.by == "image" else self.clusters.text_similarity
+        return self.clusters.similarity_of(self.by, "a sampler of batches by cluster")
 
     def _plan(self, generator: torch.Generator) -> Tensor:
         raise NotImplementedError

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clip_negatives.listed import look_up
+
 PAIRS_AT_ONCE = 2**20
 """Pairs of samples that are looked up at a time."""
 
@@ -27,25 +29,32 @@ class ReliableExchanges:
     Attributes:
         image_labels: int64, shape (N,).
         text_labels: int64, shape (N,).
-        image_table: bool, shape (K_image, K_image).
-        text_table: bool, shape (K_text, K_text).
+        image_table: bool, shape (K_image, K_image), or (K_image, m + 1) where clusters list their nearest.
+        text_table: bool, shape (K_text, K_text), or likewise.
+        image_listed: the clusters that each image cluster lists, shape (K_image, m), where there are very many; else None.
+        text_listed: the same of the text clusters.
     """
 
     image_labels: Tensor
     text_labels: Tensor
     image_table: Tensor
     text_table: Tensor
+    image_listed: Tensor | None = None
+    text_listed: Tensor | None = None
 
     def between(self, images: Tensor, texts: Tensor) -> Tensor:
         """Return whether the image of each of `images` with the text of each of `texts` is reliable; both broadcast."""
-        return (
-            self.image_table[self.image_labels[images], self.image_labels[texts]]
-            & self.text_table[self.text_labels[images], self.text_labels[texts]]
-        )
+        a, c = self.image_labels, self.text_labels
+        by_image = look_up(self.image_table, self.image_listed, a[images], a[texts])
+        by_text = look_up(self.text_table, self.text_listed, c[images], c[texts])
+        return by_image & by_text
 
     def partners(self, images: Tensor, among: Tensor) -> Tensor:
         """Return how many of the samples `among` each of `images` may exchange texts with, int64, shape (len(images),)."""
-        rows = images.split(max(1, PAIRS_AT_ONCE // max(1, len(among))))
+        width = max(1, len(among)) * max(
+            [1, *(len(lists[0]) for lists in (self.image_listed, self.text_listed) if lists is not None)]
+        )
+        rows = images.split(max(1, PAIRS_AT_ONCE // width))
         return torch.cat([self.between(row[:, None], among[None, :]).sum(dim=1) for row in rows])
 
     def lonely(self, images: Tensor, among: Tensor) -> Tensor:
@@ -59,6 +68,8 @@ class ReliableExchanges:
 
     def hopeless(self) -> Tensor:
         """Return the samples that may exchange texts with no other sample of the data set."""
+        if self.image_listed is not None or self.text_listed is not None:
+            return self._hopeless_of_lists()
         n_text = self.text_table.shape[0]
         present = torch.zeros(self.image_table.shape[0] * n_text, dtype=torch.bool)
         for image, text in zip(self.image_labels.split(AT_ONCE), self.text_labels.split(AT_ONCE), strict=True):
@@ -76,3 +87,23 @@ class ReliableExchanges:
         if not alone.any():
             return joint[:0]
         return alone[self.image_labels * n_text + self.text_labels].nonzero().flatten()
+
+    def _hopeless_of_lists(self) -> Tensor:
+        """Do what `hopeless` does without a table of image by text clusters, of which there are too many."""
+        n = len(self.image_labels)
+        shunned = _shunned(self.image_labels, self.image_table, self.image_listed)[self.image_labels]
+        shunned += _shunned(self.text_labels, self.text_table, self.text_listed)[self.text_labels]
+        # Who may not exchange with fewer than all may exchange with someone. Of the others, few if any, each is looked at.
+        return self.lonely((shunned >= n).nonzero().flatten(), torch.arange(n))
+
+
+def _shunned(labels: Tensor, table: Tensor, listed: Tensor | None) -> Tensor:
+    """Return an upper bound of how many samples those of each cluster may not exchange texts with, int64, shape (K,)."""
+    sizes = labels.bincount(minlength=len(table))
+    if listed is None:
+        return (~table).double().mv(sizes.double()).long()
+    lists = listed.long()
+    bad = ~table[:, :-1]
+    forth = (sizes[lists] * bad).sum(dim=1)
+    back = torch.zeros_like(sizes).index_add_(0, lists[bad], sizes[:, None].expand_as(lists)[bad])
+    return forth + back

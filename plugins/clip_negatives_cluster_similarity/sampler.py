@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from clip_negatives.sampling import PlannedSampler, permutation, require_cluster
 from clip_negatives.similarity import reliable_tables
 from clip_negatives_cluster_similarity.pairs import draw_pairs
 from clip_negatives_cluster_similarity.reliable import AT_ONCE, ReliableExchanges
+
+KINDS = 2**26
+"""Kinds of samples, image by text clusters, that are counted at once: 512 MiB of numbers."""
 
 SWAPS = 64
 """Exchanges with other steps that are tried for a sample that has no reliable partner in its own."""
@@ -58,7 +63,8 @@ class ClusterSimilarity(PlannedSampler):
             text_threshold=text_threshold,
             text_quantile=text_quantile,
         )
-        self.reliable = ReliableExchanges(clusters.image.labels, clusters.text.labels, *tables)
+        lists = [None if nearest is None else nearest.clusters for nearest in (clusters.image_nearest, clusters.text_nearest)]
+        self.reliable = ReliableExchanges(clusters.image.labels, clusters.text.labels, *tables, *lists)
         self._refuse(self.reliable.hopeless(), "the whole data set")
 
     def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
@@ -89,30 +95,15 @@ class ClusterSimilarity(PlannedSampler):
     def _sorted_by_kind(self, samples: Tensor, others: Tensor) -> Tensor:
         """Return the samples sorted by their kind (image and text cluster), those of one kind in the order they came in.
 
-        A counting sort, a part at a time: besides the result it holds nothing that grows with the samples. `others` are the
-        rest of the data set: what is counted in its own order needs no look-ups in memory at random.
+        `others` are the rest of the data set: what is counted in its own order needs no look-ups in memory at random.
         """
-        n_text = len(self.reliable.text_table)
-        counts = torch.zeros(len(self.reliable.image_table) * n_text, dtype=torch.int64)
-        for image, text in zip(
-            self.reliable.image_labels.split(AT_ONCE), self.reliable.text_labels.split(AT_ONCE), strict=True
-        ):
-            counts += (image * n_text + text).bincount(minlength=len(counts))
-        counts -= self._kind(others).bincount(minlength=len(counts))
-        free = counts.cumsum(0) - counts  # the next free place of each kind
-        result = torch.empty_like(samples)
-        for part in samples.split(AT_ONCE):
-            kind, order = self._kind(part).sort(stable=True)
-            present, sizes = kind.unique_consecutive(return_counts=True)
-            before = sizes.cumsum(0) - sizes
-            result[(free[present] - before).repeat_interleave(sizes) + torch.arange(len(part))] = part[order]
-            free[present] += sizes
-        return result
-
-    def _kind(self, samples: Tensor) -> Tensor:
-        """Return image and text cluster of each sample as one number."""
-        index = samples.long()
-        return self.reliable.image_labels[index] * len(self.reliable.text_table) + self.reliable.text_labels[index]
+        image, text = self.reliable.image_labels, self.reliable.text_labels
+        n_image, n_text = len(self.reliable.image_table), len(self.reliable.text_table)
+        if n_image * n_text <= KINDS:
+            return _sorted_by(samples, others, [(image, n_text), (text, 1)], n_image * n_text)
+        # Too many kinds to count: first by text, and then, keeping that order, by image.
+        by_text = _sorted_by(samples, others, [(text, 1)], n_text)
+        return _sorted_by(by_text, others, [(image, 1)], n_image)
 
     def _mend(self, plan: Tensor, spare: Tensor, generator: torch.Generator) -> Tensor:
         """Exchange samples without a reliable partner in their step for others, from other steps or from the spare ones."""
@@ -158,3 +149,28 @@ class ClusterSimilarity(PlannedSampler):
                 f"(first: sample {int(samples[0])}). Raise image_quantile or text_quantile (or the thresholds), use more "
                 "clusters, or a larger batch."
             )
+
+
+def _sorted_by(samples: Tensor, others: Tensor, parts: Sequence[tuple[Tensor, int]], n_keys: int) -> Tensor:
+    """Return the samples sorted by a key, the sum of labels times factors, those of one key in the order they came in.
+
+    A counting sort, a part at a time: besides the result it holds nothing that grows with the samples.
+    """
+
+    def keys(index: Tensor) -> Tensor:
+        return torch.stack([labels[index] * factor for labels, factor in parts]).sum(dim=0)
+
+    counts = torch.zeros(n_keys, dtype=torch.int64)
+    for pieces in zip(*(labels.split(AT_ONCE) for labels, _ in parts), strict=True):
+        together = torch.stack([piece * factor for piece, (_, factor) in zip(pieces, parts, strict=True)]).sum(dim=0)
+        counts += together.bincount(minlength=n_keys)
+    counts -= keys(others.long()).bincount(minlength=n_keys)
+    free = counts.cumsum(0) - counts  # the next free place of each key
+    result = torch.empty_like(samples)
+    for part in samples.split(AT_ONCE):
+        key, order = keys(part.long()).sort(stable=True)
+        present, sizes = key.unique_consecutive(return_counts=True)
+        before = sizes.cumsum(0) - sizes
+        result[(free[present] - before).repeat_interleave(sizes) + torch.arange(len(part))] = part[order]
+        free[present] += sizes
+    return result

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from clip_negatives.errors import InputError
-from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.interfaces import Clusters, LossTerms, Nearest
 from clip_negatives.similarity import reliable_tables
 from clip_negatives_weighted_infonce.factors import low_rank_factors
 
@@ -98,12 +99,16 @@ class WeightedInfoNCE:
         weighs = self.similarity == "cluster"
         if not weighs and not self.remove:
             return LossTerms()
-        image = -self.beta * clusters.image_similarity if weighs else torch.zeros_like(clusters.image_similarity)
-        text = -self.text_beta * clusters.text_similarity if weighs else torch.zeros_like(clusters.text_similarity)
+        image = _similarity(clusters.image_similarity, clusters.image_nearest)
+        text = _similarity(clusters.text_similarity, clusters.text_nearest)
+        image = -self.beta * image if weighs else torch.zeros_like(image)
+        text = -self.text_beta * text if weighs else torch.zeros_like(text)
         if self.remove:
             image_reliable, text_reliable = reliable_tables(clusters, **self.gate)
             image, text = image.masked_fill(~image_reliable, -torch.inf), text.masked_fill(~text_reliable, -torch.inf)
-        return LossTerms(clusters.image.labels, image, clusters.text.labels, text)
+        lists = [None if nearest is None else nearest.clusters for nearest in (clusters.image_nearest, clusters.text_nearest)]
+        tables: dict[str, Any] = {"image_table": image, "image_listed": lists[0], "text_table": text, "text_listed": lists[1]}
+        return LossTerms(image_labels=clusters.image.labels, text_labels=clusters.text.labels, **tables)
 
     def _factors(self, clusters: Clusters) -> Tensor | None:
         """Return vectors u with ``<u_i, u_j> = beta r_ij + text_beta t_ij``, as near as the rank allows."""
@@ -111,3 +116,10 @@ class WeightedInfoNCE:
         who = "similarity=sample (similarity=cluster needs none)"
         parts = [(beta, clusters.features_of(name, who)) for beta, name in wanted]
         return low_rank_factors(parts, self.rank) if parts else None
+
+
+def _similarity(table: Tensor, nearest: Nearest | None) -> Tensor:
+    """Return the similarity between clusters, of very many to those that each lists and, in the last column, to the others."""
+    if nearest is None:
+        return table
+    return torch.cat([nearest.cosines, torch.full_like(nearest.cosines[:, :1], nearest.rest)], dim=1)

@@ -26,7 +26,7 @@ from clip_negatives import __version__
 from clip_negatives.atomic import digest, replaced_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
-from clip_negatives.similarity import centroid_similarity
+from clip_negatives.similarity import similarities
 
 FORMAT = 1
 """Version of the layout; a folder of another version is refused."""
@@ -119,11 +119,12 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         tensors = _load(path / CLUSTERS)
         features = _load(path / FEATURES) if FEATURES in manifest["files"] else {}
         samples = pq.read_table(path / SAMPLES)
+        image = Clustering(tensors["image_labels"], tensors["image_centroids"])
+        text = Clustering(tensors["text_labels"], tensors["text_centroids"])
         clusters = Clusters(
-            image=Clustering(tensors["image_labels"], tensors["image_centroids"]),
-            text=Clustering(tensors["text_labels"], tensors["text_centroids"]),
-            image_similarity=centroid_similarity(tensors["image_centroids"]),
-            text_similarity=centroid_similarity(tensors["text_centroids"]),
+            image=image,
+            text=text,
+            **similarities(image, text),
             image_features=features.get("image"),
             text_features=features.get("text"),
             texts=codes(samples["text"]),

@@ -12,11 +12,12 @@ from torch import distributed as dist
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.backends import chosen_backend
 from clip_negatives.checks import check_extra, check_features, check_groups, check_terms, one_number
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.kernels import dense, log_weights
 from clip_negatives.kernels.objective import Further, Objective, anchor_losses
 from clip_negatives.kernels.pairs import Pairs, Side
+from clip_negatives.listed import with_dense_tables
 
 
 def weighted_info_nce(
@@ -136,6 +137,13 @@ def weighted_info_nce(
     all_y = y if all_text_features is None else all_text_features
     terms = terms or LossTerms()
     all_terms = terms if not rectangle else all_terms or (None if terms.n_samples else terms)
+    if terms.listed:
+        if ring:
+            raise UnsupportedError(
+                "Expected tables of all clusters with ring=True, got lists of the nearest. Leave the ring out."
+            )
+        terms, listed = with_dense_tables(terms, all_terms if rectangle else None)
+        all_terms = listed if rectangle else terms
     check_features(x, y, all_x, all_y, positive_offset, chunk_size)
     further = None
     if extra is not None:

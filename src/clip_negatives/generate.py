@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from clip_negatives import registry
 from clip_negatives.artifacts import ClustersFolder
@@ -18,6 +17,7 @@ from clip_negatives.extra_texts import Captions
 from clip_negatives.functional import before_training, pair_log_weights
 from clip_negatives.interfaces import Clusters, IncorrectPairs, LossTerms, SamplingContext
 from clip_negatives.sampling import epoch_generator
+from clip_negatives.similarity import pair_similarity
 
 ROWS = 65_536
 """Pairs of one row group of the parquet file."""
@@ -94,12 +94,8 @@ def _row_groups(drawn: IncorrectPairs, clusters: Clusters, terms: LossTerms, sam
             samples["text"].take(here),
             samples["text"].take(there),
             samples["key"].take(there),
-            _between(clusters.image.labels, clusters.image_similarity, images, texts),
-            _between(clusters.text.labels, clusters.text_similarity, images, texts),
+            pair_similarity(clusters.image, images, texts).numpy(),
+            pair_similarity(clusters.text, images, texts).numpy(),
             torch.exp(pair_log_weights(terms, images, texts)).numpy(),
         ]
         yield pa.table(columns, schema=SCHEMA)
-
-
-def _between(labels: Tensor, similarity: Tensor, left: Tensor, right: Tensor) -> Any:
-    return similarity[labels[left], labels[right]].numpy()

@@ -54,6 +54,21 @@ class Clustering:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Nearest:
+    """List the most similar clusters of each cluster, where there are too many for a table of all.
+
+    Attributes:
+        clusters: int32 or int64, shape (K, m), each cluster itself first, then by falling similarity.
+        cosines: cosine between the centroids, float32, shape (K, m), -1 .. 1; 1 in the first column.
+        rest: mean cosine of two clusters of which the first does not list the second.
+    """
+
+    clusters: Tensor
+    cosines: Tensor
+    rest: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
     """Hold the image and the text clustering of one data set and how similar the clusters are.
 
@@ -61,12 +76,15 @@ class Clusters:
         image: clustering of the N images.
         text: clustering of the N texts.
         image_similarity: cosine between image centroids, float32, shape (K_image, K_image), -1 .. 1, diagonal 1.
-        text_similarity: cosine between text centroids, float32, shape (K_text, K_text), -1 .. 1, diagonal 1.
+            Of more clusters than `clip_negatives.similarity.DENSE_UP_TO` there is no table, shape (0, 0), but `image_nearest`.
+        text_similarity: cosine between text centroids, float32, shape (K_text, K_text), -1 .. 1, diagonal 1; likewise.
         image_features: frozen unit-norm features, float32 or float16, shape (N, D_image), possibly memory-mapped; None if
             they were not kept.
         text_features: the same of the texts, shape (N, D_text).
         texts: a number for each sample, the same for equal texts, int64, shape (N,); None where the texts are not known.
         groups: a number for each sample, the same for samples that the data say show the same item; None where they do not.
+        image_nearest: the most similar clusters of each image cluster, where there are too many for a table; else None.
+        text_nearest: the same of the text clusters.
     """
 
     image: Clustering
@@ -77,11 +95,27 @@ class Clusters:
     text_features: Tensor | None = None
     texts: Tensor | None = None
     groups: Tensor | None = None
+    image_nearest: Nearest | None = None
+    text_nearest: Nearest | None = None
 
     @property
     def n_samples(self) -> int:
         """Return N."""
         return self.image.n_samples
+
+    def similarity_of(self, modality: str, who: str) -> Tensor:
+        """Return how similar the clusters of the "image" or the "text" are, all to all, shape (K, K).
+
+        Raises:
+            InputError: there are too many clusters for a table; `who` asks for it.
+        """
+        table = self.image_similarity if modality == "image" else self.text_similarity
+        if len(table) == 0:
+            raise InputError(
+                f"Expected fewer {modality} clusters for {who}, comparing every two, got {self.image.n_clusters} image and "
+                f"{self.text.n_clusters} text clusters. Prepare with fewer: --clusterer kmeans:n_clusters=4096."
+            )
+        return table
 
     def features_of(self, modality: str, who: str) -> Tensor:
         """Return the frozen features of the "image" or the "text", shape (N, D).

@@ -30,7 +30,7 @@ from clip_negatives.artifacts import SAMPLES, ClustersFolder, read_manifest
 from clip_negatives.atomic import digest, replaced_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
-from clip_negatives.similarity import centroid_similarity
+from clip_negatives.similarity import similarities
 
 KIND = "labels"
 """What the manifest of a labels folder says that it is."""
@@ -159,8 +159,7 @@ def read_labels(path: str | Path) -> LabelsFolder:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if any(Path(file).parent != Path("shards") for file in columns[1]) or not columns[0]:
         raise _damaged(path, f"{SHARDS} names files elsewhere, or none")
-    similarities = [centroid_similarity(side.centroids) for side in sides]
-    clusters = Clusters(sides[0], sides[1], similarities[0], similarities[1])
+    clusters = Clusters(sides[0], sides[1], **similarities(sides[0], sides[1]))
     depth = _depth(columns[0])
     files = {last_parts(shard, depth): (file, sha) for shard, file, sha in zip(*columns, strict=True)}
     return LabelsFolder(path, clusters, manifest, ShardLabels(path, depth, files))

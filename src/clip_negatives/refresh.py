@@ -12,7 +12,7 @@ from torch import distributed as dist
 from clip_negatives import registry
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.similarity import centroid_similarity
+from clip_negatives.similarity import similarities
 
 
 def refresh_due(epoch: int, every: int | None) -> bool:
@@ -54,8 +54,7 @@ def cluster_features(
     return Clusters(
         image=image,
         text=text,
-        image_similarity=centroid_similarity(image.centroids),
-        text_similarity=centroid_similarity(text.centroids),
+        **similarities(image, text),
         image_features=image_features,
         text_features=text_features,
     )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clip_negatives.errors import InputError
-from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.interfaces import Clustering, Clusters, Nearest
+from clip_negatives.neighbours import nearest_clusters
+
+DENSE_UP_TO = 16_384
+"""Clusters of which a table of all is held, 1 GiB; of more, each lists its nearest."""
+
+LISTED = 64
+"""Clusters that each of very many lists, itself among them: our choice."""
 
 
 def centroid_similarity(centroids: Tensor) -> Tensor:
@@ -30,6 +38,51 @@ def centroid_similarity(centroids: Tensor) -> Tensor:
     """
     unit = F.normalize(centroids.float(), dim=1)
     return (unit @ unit.T).clamp_(-1.0, 1.0).fill_diagonal_(1.0)
+
+
+def similarities(image: Clustering, text: Clustering) -> dict[str, Any]:
+    """Return how similar the clusters of each modality are, as `Clusters` takes it: tables, or lists of the nearest."""
+    found: dict[str, Any] = {}
+    for name, clustering in (("image", image), ("text", text)):
+        if clustering.n_clusters <= DENSE_UP_TO:
+            found[f"{name}_similarity"] = centroid_similarity(clustering.centroids)
+        else:
+            found[f"{name}_similarity"] = torch.empty(0, 0)
+            found[f"{name}_nearest"] = nearest_similarity(clustering.centroids, LISTED)
+    return found
+
+
+def nearest_similarity(centroids: Tensor, listed: int) -> Nearest:
+    """Return the clusters that are most similar to each, and the mean similarity to the others.
+
+    Args:
+        centroids: float, shape (K, D).
+        listed: m, 2 .. K.
+    """
+    others, cosines = nearest_clusters(centroids, listed - 1)
+    k = len(centroids)
+    own = torch.arange(k, dtype=others.dtype)[:, None]
+    # The sum over all pairs is the squared length of the sum of the unit vectors.
+    of_all = float(F.normalize(centroids.double(), dim=1).sum(dim=0).square().sum())
+    in_lists = k + float(cosines.sum(dtype=torch.float64))
+    rest = (of_all - in_lists) / max(1, k * k - k * listed)
+    return Nearest(torch.cat([own, others], dim=1), torch.cat([torch.ones(k, 1), cosines], dim=1), rest)
+
+
+def pair_similarity(clustering: Clustering, left: Tensor, right: Tensor) -> Tensor:
+    """Return the cosine between the centroids of the clusters of samples, however many clusters there are.
+
+    Args:
+        clustering: the clusters.
+        left: samples, int64, shape (M,).
+        right: samples, int64, shape (M,).
+
+    Returns:
+        float32, shape (M,), -1 .. 1, exactly 1 within a cluster.
+    """
+    a, b = clustering.labels[left], clustering.labels[right]
+    cosines = F.cosine_similarity(clustering.centroids[a].float(), clustering.centroids[b].float(), dim=1)
+    return cosines.clamp(-1.0, 1.0).masked_fill(a == b, 1.0)
 
 
 def pair_quantile(similarity: Tensor, sizes: Tensor, quantile: float) -> float:
@@ -73,7 +126,7 @@ def pair_counts(sizes: Tensor) -> Tensor:
 
 
 def reliable_table(
-    clustering: Clustering, similarity: Tensor, *, threshold: float | None = None, quantile: float | None = None
+    clustering: Clustering, similarity: Tensor | Nearest, *, threshold: float | None = None, quantile: float | None = None
 ) -> Tensor:
     """Say for every two clusters whether exchanging the texts of their samples gives a reliable incorrect pair.
 
@@ -82,12 +135,14 @@ def reliable_table(
 
     Args:
         clustering: the clusters; their sizes weigh the quantile.
-        similarity: cosine between its centroids, shape (K, K).
+        similarity: cosine between its centroids, shape (K, K); of a clustering with more than `DENSE_UP_TO` clusters the lists
+            of the nearest.
         threshold: cosine, -1 .. 1; pairs of clusters at or over it are not reliable.
         quantile: 0 .. 1; the threshold is the similarity under which this share of all pairs of samples lies.
 
     Returns:
-        bool, shape (K, K), False on the diagonal.
+        bool, shape (K, K), False on the diagonal; of lists a table of listed clusters, shape (K, m + 1), as
+        `clip_negatives.listed` has them. What is not listed is reliable there, so a quantile removes at most what is listed.
 
     Raises:
         InputError: both are given, or one is out of its range.
@@ -96,6 +151,13 @@ def reliable_table(
         raise InputError(f"Expected a threshold or a quantile, got both (threshold={threshold}, quantile={quantile}).")
     if threshold is not None and not -1.0 <= threshold <= 1.0:
         raise InputError(f"Expected a threshold within -1 .. 1 (a cosine), got {threshold}.")
+    if isinstance(similarity, Nearest):
+        return _reliable_listed(clustering, similarity, threshold, quantile)
+    if similarity.shape[0] != clustering.n_clusters:
+        raise InputError(
+            f"Expected a table of similarities for {clustering.n_clusters} clusters, got none, as they are more than "
+            f"{DENSE_UP_TO}. Use cluster_similarity and weighted_infonce, or fewer clusters."
+        )
     if quantile is not None:
         threshold = pair_quantile(similarity, clustering.sizes(), quantile)
     # "Under" is strict for a threshold that is given; a quantile of 1 means "all", so the largest one is let through.
@@ -103,6 +165,26 @@ def reliable_table(
     if quantile == 1.0:
         reliable = torch.ones_like(reliable)
     return reliable.fill_diagonal_(False)
+
+
+def _reliable_listed(clustering: Clustering, nearest: Nearest, threshold: float | None, quantile: float | None) -> Tensor:
+    """Do what `reliable_table` does with lists of the nearest."""
+    listed = torch.ones_like(nearest.cosines, dtype=torch.bool)
+    if quantile is not None and not 0.0 <= quantile <= 1.0:
+        raise InputError(f"Expected a quantile within 0 .. 1, got {quantile}.")
+    if quantile is not None and quantile < 1.0:
+        sizes = clustering.sizes().double()
+        pairs = sizes[:, None] * sizes[nearest.clusters.long()]
+        pairs[:, 0] -= sizes
+        order = nearest.cosines.flatten().argsort(descending=True)
+        over = pairs.flatten()[order].cumsum(0)
+        n = sizes.sum()
+        place = int(torch.searchsorted(over, (1.0 - quantile) * n * (n - 1))) + 1
+        threshold = float(nearest.cosines.flatten()[order[min(place, order.numel()) - 1]])
+    if threshold is not None:
+        listed = nearest.cosines < threshold
+    listed[:, 0] = False
+    return torch.cat([listed, torch.ones_like(listed[:, :1])], dim=1)
 
 
 def reliable_tables(
@@ -120,13 +202,13 @@ def reliable_tables(
     """
     image = reliable_table(
         clusters.image,
-        clusters.image_similarity,
+        clusters.image_nearest or clusters.image_similarity,
         threshold=image_threshold,
         quantile=image_quantile if image_threshold is None else None,
     )
     text = reliable_table(
         clusters.text,
-        clusters.text_similarity,
+        clusters.text_nearest or clusters.text_similarity,
         threshold=text_threshold,
         quantile=text_quantile if text_threshold is None else None,
     )

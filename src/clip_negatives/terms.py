@@ -13,7 +13,17 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-TENSORS_OF_TERMS = ("image_labels", "image_table", "text_labels", "text_table", "factors", "groups", "positive_rate")
+TENSORS_OF_TERMS = (
+    "image_labels",
+    "image_table",
+    "image_listed",
+    "text_labels",
+    "text_table",
+    "text_listed",
+    "factors",
+    "groups",
+    "positive_rate",
+)
 """The attributes of `LossTerms` that are tensors."""
 
 TABLES = ("image_table", "text_table")
@@ -42,8 +52,12 @@ class LossTerms:
         hardness: beta >= 0; weighs up what the model itself finds similar.
         margin: difference of cosines, as the model sees them, over which a pair is no negative.
         positive_weight: alpha >= 0; how much the positives count among the pairs that an anchor is told from.
+        image_listed: where K is too large for a table of all: the m clusters of which `image_table` has entries for each
+            cluster, int32 or int64, shape (K, m). The table then is (K, m + 1), its last column for all others; see
+            `clip_negatives.listed`.
+        text_listed: the same for `text_table`.
 
-    The last six go by the model that is trained, the others by frozen features;
+    From `hardness` to `positive_weight`, and `groups`, they go by the model that is trained, the others by frozen features;
     `clip_negatives.functional.weighted_info_nce` has the formulas.
     """
 
@@ -59,6 +73,13 @@ class LossTerms:
     margin: float | None = None
     attract: bool = True
     positive_weight: float = 1.0
+    image_listed: Tensor | None = None
+    text_listed: Tensor | None = None
+
+    @property
+    def listed(self) -> bool:
+        """Return whether a table has entries for listed clusters alone."""
+        return self.image_listed is not None or self.text_listed is not None
 
     @property
     def weighted(self) -> bool:
@@ -81,7 +102,8 @@ class LossTerms:
     def for_stream(self) -> LossTerms:
         """Return the terms without what belongs to samples, for data whose labels come with each batch.
 
-        Each table gets a last row and column of 0, for samples without a label: their pairs count as they are.
+        Each table gets a last row and column of 0, for samples without a label: their pairs count as they are (in a table of
+        listed clusters a row that lists none).
 
         Raises:
             UnsupportedError: more than labels belongs to samples.
@@ -94,10 +116,14 @@ class LossTerms:
             )
         from torch.nn.functional import pad
 
-        tables: dict[str, Any] = {
-            name: pad(table, (0, 1, 0, 1)) for name in TABLES if (table := getattr(self, name)) is not None
-        }
-        return dataclasses.replace(self, image_labels=None, text_labels=None, **tables)
+        changed: dict[str, Any] = {"image_labels": None, "text_labels": None}
+        for table, listed in (("image_table", "image_listed"), ("text_table", "text_listed")):
+            entries, lists = getattr(self, table), getattr(self, listed)
+            if lists is not None:
+                changed |= {table: pad(entries, (0, 0, 0, 1)), listed: pad(lists, (0, 0, 0, 1), value=-1)}
+            elif entries is not None:
+                changed[table] = pad(entries, (0, 1, 0, 1))
+        return dataclasses.replace(self, **changed)
 
     def with_labels(self, labels: Tensor) -> LossTerms:
         """Return terms of `for_stream` with the labels of a batch.

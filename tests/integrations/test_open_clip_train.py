@@ -150,7 +150,11 @@ def _labelled(shards: str, folder: Path) -> tuple[Path, Path]:
     found = prepare(open_pairs(shards), folder / "clusters")
     if "shard" not in found.samples.column_names:  # TODO
         files = shards.replace("{000000..000001}", "000000"), shards.replace("{000000..000001}", "000001")
-        names = [files[0]] * (ROWS // 2) + [files[1]] * (found.samples.num_rows - ROWS // 2) if len(set(files)) > 1 else [shards] * found.samples.num_rows
+        names = (
+            [files[0]] * (ROWS // 2) + [files[1]] * (found.samples.num_rows - ROWS // 2)
+            if len(set(files)) > 1
+            else [shards] * found.samples.num_rows
+        )
         write_clusters(folder / "clusters", found.clusters, found.samples.append_column("shard", pa.array(names)), {})
     write_labels(folder / "clusters", folder / "labels")
     return folder / "clusters", folder / "labels"
@@ -207,7 +211,7 @@ def test_samples_without_labels_count_as_they_are(
 
 
 def test_labels_are_refused_where_they_do_not_serve(arguments: list[str], shards: str, tmp_path: Path) -> None:
-    clusters, labels = _labelled(shards, tmp_path)
+    _, labels = _labelled(shards, tmp_path)
     with pytest.raises(ArtifactError, match="got a labels folder, which is for training on webdataset"):
         train([*arguments, "--name", "csv"], TrainOptions(clusters=labels))
     place = arguments.index("--train-data")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.kernels.pairs import Pairs, Side
+from clip_negatives.listed import look_up, with_dense_tables
 
 
 def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -14,11 +18,30 @@ def block(rows: LossTerms, columns: LossTerms, dtype: torch.dtype = torch.float3
     sides = Side.of(rows), Side.of(columns)
     shape = rows.n_samples or 0, columns.n_samples or 0
     b = torch.zeros(shape, dtype=dtype)
+    if rows.listed:
+        rows, columns = _dense(rows, columns)
+        sides = Side.of(rows), Side.of(columns)
     if rows.weighted:
         b = everything(Pairs(*sides, rows.image_table, rows.text_table), dtype)
     if rows.groups is not None and columns.groups is not None:
         b = b.masked_fill(rows.groups[:, None] == columns.groups.to(b.device), -torch.inf)
     return b
+
+
+def _dense(rows: LossTerms, columns: LossTerms) -> tuple[LossTerms, LossTerms]:
+    """Return the terms with dense tables of the clusters of rows and columns."""
+    n = rows.n_samples or 0
+    labels: dict[str, Any] = {
+        name: torch.cat([mine, theirs])
+        for name in ("image_labels", "text_labels")
+        if (mine := getattr(rows, name)) is not None and (theirs := getattr(columns, name)) is not None
+    }
+    both, _ = with_dense_tables(dataclasses.replace(rows, **labels, factors=None, groups=None, positive_rate=None), None)
+    tables: dict[str, Any] = {
+        name: getattr(both, name) for name in ("image_table", "text_table", "image_listed", "text_listed")
+    }
+    mine, theirs = ({name: getattr(both, name)[part] for name in labels} for part in (slice(0, n), slice(n, None)))
+    return dataclasses.replace(rows, **tables, **mine), dataclasses.replace(columns, **tables, **theirs)
 
 
 def everything(pairs: Pairs, dtype: torch.dtype) -> Tensor:
@@ -68,9 +91,12 @@ def _tables(pairs: Pairs, rows: Side) -> list[tuple[Tensor, Tensor, Tensor]]:
 def of_pairs(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
     """Return b of explicit pairs, image ``image_index[m]`` with text ``text_index[m]``, float32, shape (M,)."""
     total = torch.zeros(image_index.shape, device=image_index.device)
-    for labels, table in ((terms.image_labels, terms.image_table), (terms.text_labels, terms.text_table)):
+    for labels, table, listed in (
+        (terms.image_labels, terms.image_table, terms.image_listed),
+        (terms.text_labels, terms.text_table, terms.text_listed),
+    ):
         if table is not None and labels is not None:
-            total = total + table[labels[image_index], labels[text_index]]
+            total = total + look_up(table, listed, labels[image_index], labels[text_index])
     if terms.factors is not None:
         total = total - (terms.factors[image_index] * terms.factors[text_index]).sum(dim=1)
     return total

@@ -22,7 +22,10 @@ ROWS = 8192
 def counted(folder: ClustersFolder, threshold: float) -> Iterator[tuple[str, float, bool]]:
     """Yield the shares that follow from the sizes of groups and clusters, without looking at pairs."""
     clusters = folder.clusters
-    modalities = ("image", clusters.image, clusters.image_similarity), ("text", clusters.text, clusters.text_similarity)
+    modalities = [
+        (name, clustering, clusters.similarity_of(name, "the meter"))
+        for name, clustering in (("image", clusters.image), ("text", clusters.text))
+    ]
     for kind, truth in truths_of(folder).items():
         yield f"same {kind}", _same(truth), True
     for name, clustering, _ in modalities:

@@ -63,6 +63,8 @@ def write_inspection(
     setting, output = Setting(**options), Path(output).absolute()
     refuse_foreign(output, known_by=MARKER)
     setting.check(folder.clusters.n_samples)
+    for modality in ("image", "text"):
+        folder.clusters.similarity_of(modality, "a report")
     images = images_of(folder, source)
     method = Method.of(folder, setting)
     reading = meter(folder, setting.batch_size, sampler=setting.sampler, weighting=setting.weighting, seed=setting.seed)
