@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import FIGURES, gain, head, ordered, overview, pairs_table, rows_of, table, validation
+from tables import FIGURES, gain, gradients_table, head, ordered, overview, pairs_table, rows_of, table, validation
 from targets import targets
 from trained_tables import title_of, trained_section
 
@@ -18,6 +18,7 @@ HEADS = "rank1-heads.json"
 DEFAULT = "rank1-default.json"
 PARTS = "rank1-parts.json"
 PAIRS = "rank1-pairs.json"
+GRADIENTS = "rank1-gradients.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
 INTRODUCTION = HERE / "introduction.md"
 """What the figures say, written by hand."""
@@ -68,6 +69,26 @@ What the batches and the log-weights of a method make of the pairs of the data t
 that of a pair that is kept.
 """
 
+ABOUT_GRADIENTS = """## Where the gradient goes
+
+```bash
+python benchmarks/rank1/gradients.py --output results.json
+```
+
+Heads are trained with in-batch negatives; at the start, midway and at the end every method is asked what it would do next,
+on the same heads and the same random batches ({seeds} seeds). What pushes incorrect pairs apart is the positive part of the
+gradient to their logits. *Misled* is the share of that push that falls on false negatives; *push* is all of it at the end,
+as a multiple of that of in-batch negatives; *agreement* is the cosine between the gradient to the heads and that of a loss
+that knows the items and leaves their pairs out.
+
+False negatives are few, but they come to hold most of the gradient: they are what the model cannot tell apart. The default
+lowers their share little, as the true negatives that hold the rest are alike too, and weighed down nearly as much. To
+remove pairs by the similarity of clusters rids the gradient of them, and of most of the rest: where near-duplicates are
+many, what is left agrees the least with the loss that knows. Weights that fall to 0 for the most similar samples (`weight`)
+agree with it the most there. On *few* nothing is false, and yet methods whose gradients are far from that of in-batch
+negatives gain there: that gain has another cause than fewer false negatives.
+"""
+
 ABOUT_PARTS = """## {title}
 
 ```bash
@@ -90,6 +111,8 @@ def page() -> str:
     for file, result in found(HEADS):
         parts.append(targets(result["data"], {title_of(one["study"]): one["data"] for one in trained}))
         parts += [section for _, pairs in found(PAIRS) for section in (ABOUT_PAIRS, pairs_table(pairs["data"]))]
+        for _, gradients in found(GRADIENTS):
+            parts += [ABOUT_GRADIENTS.format(seeds=gradients["seeds"]), gradients_table(gradients["data"])]
         parts += list(_heads(file.parent.name, result))
     for _, result in found(DEFAULT):
         parts += [ABOUT_DEFAULT.format(**result["study"]), validation(result["data"], mean=True)]

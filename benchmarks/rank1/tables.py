@@ -125,3 +125,31 @@ def pairs_table(data: Mapping[str, Any]) -> str:
         + "\nThe similarities of the clusters of two images, and of two texts, have a similar standard deviation "
         + f"everywhere ({', '.join(told)}), so a strength that follows it would be one strength for all.\n"
     )
+
+
+def gradients_table(data: Mapping[str, Any]) -> str:
+    """Return what the gradient of every method does, over a training with in-batch negatives."""
+    rows = []
+    for name, one in data.items():
+        moments = one["moments"]
+        base = moments["end"][BASELINE]["push"]["mean"]
+        for method in moments["end"]:
+            figures = {moment: moments[moment][method] for moment in moments}
+            shares = [f"{100 * figures[moment]['false_push']['mean']:.1f}" for moment in ("start", "middle", "end")]
+            push = f"{figures['end']['push']['mean'] / base:.2f}"
+            cosines = [
+                f"{figures[moment]['agreement']['mean']:.2f} ± {figures[moment]['agreement']['spread']:.2f}"
+                for moment in ("middle", "end")
+            ]
+            rows.append([name, named(method), *shares, push, *cosines])
+    columns = (
+        "data",
+        "method",
+        "misled at the start, %",
+        "midway",
+        "at the end",
+        "push at the end",
+        "agreement midway",
+        "at the end",
+    )
+    return table(rows, columns)

@@ -18,6 +18,7 @@ from clip_negatives.artifacts import codes
 pytest.importorskip("tomllib")
 sys.path.insert(0, str(Path(__file__).parent))
 import folds
+import gradients
 import heads
 import page
 import runs
@@ -130,6 +131,27 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def without_memory(row: dict[str, object]) -> dict[str, object]:
     """Return the figures of a row that are the same each time."""
     return {key: value for key, value in row.items() if key != "peak_memory_mib"}
+
+
+def test_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss that knows the items agrees with itself, and removal leaves no push on what it removes."""
+    write_features(tmp_path)
+    study, result = tmp_path / "study.toml", tmp_path / "results" / "machine" / page.GRADIENTS
+    study.write_text(SMALL.replace('groups = ["flags", "activities"]', 'groups = ["flags", "activities"]\nlr = 1e-2'))
+    monkeypatch.setattr(gradients, "METHODS", ("in_batch", "default", gradients.ORACLE))
+    command = ["gradients.py", "--study", str(study), "--output", str(result), "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    gradients.main()
+    moments = json.loads(result.read_text())["data"]["category"]["moments"]
+    assert set(moments) == {"start", "middle", "end"}
+    for rows in moments.values():
+        assert rows[gradients.ORACLE]["agreement"]["mean"] == pytest.approx(1, abs=1e-5)
+        assert rows[gradients.ORACLE]["false_push"]["mean"] == 0
+        assert 0 < rows["in_batch"]["false_push"]["mean"] < 1
+        assert rows["in_batch"]["agreement"]["mean"] < 1
+    # Of B anchors, half of the push is that of images and half that of texts: never more than 1 an anchor.
+    assert 0 < moments["end"]["in_batch"]["push"]["mean"] < 64
+    assert "| category | **in_batch** |" in page.gradients_table(json.loads(result.read_text())["data"])
 
 
 def test_runs_are_named_by_what_they_depend_on(tmp_path: Path) -> None:
