@@ -217,7 +217,8 @@ def _make(
 
     def write() -> dict[str, Any]:
         files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
-        written = write_clusters_of(output, *clusterings, files, manifest)
+        image, text = clusterings
+        written = write_clusters_of(output, image, text, files, manifest)
         shutil.rmtree(work)
         return written
 

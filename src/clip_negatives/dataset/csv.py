@@ -78,7 +78,8 @@ class CsvPairs:
             raise DataError(f"Expected at least one pair in {self.path}, got a header only.")
         self._images, self._texts = (_strings(table[column]) for column in (image_column, text_column))
         # An empty field says that nothing is known about the row, not that all such rows show the same.
-        self._groups = _strings(table[group_column].astype(object).where(table[group_column].notna(), "")) if group_column else None
+        groups = table[group_column] if group_column else None
+        self._groups = None if groups is None else _strings(groups.astype(object).where(groups.notna(), ""))
 
     def __len__(self) -> int:
         """Return the number of rows."""

@@ -26,7 +26,7 @@ def expand_urls(urls: str) -> list[str]:
     """
     try:
         return [shard for part in urls.split("::") for shard in braceexpand.braceexpand(part)]
-    except braceexpand.UnbalancedBracesError as error:
+    except ValueError as error:  # braceexpand's own is one
         raise DataError(f"Expected shards such as shards/{{000..099}}.tar, got {urls}: {error}.") from error
 
 

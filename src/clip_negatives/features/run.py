@@ -27,7 +27,7 @@ from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.features.assembly import check_keys, evenly, write_features, write_samples
 from clip_negatives.features.encoding import CHUNK, Advance, encode_images, encode_texts, texts_of
 from clip_negatives.features.store import Store
-from clip_negatives.processes import Halted, Processes
+from clip_negatives.processes import HaltedError, Processes
 
 T = TypeVar("T")
 
@@ -105,6 +105,7 @@ class Encoding:
         self.whole, self.halt = folder / f"whole-{self.fingerprint[:16]}", folder / "halt"
 
     def run(self, progress: bool) -> Encoded:
+        """Go through all steps."""
         self.processes.first(self._claim)
         console = Console(stderr=True)
         quiet = not (progress and console.is_terminal and self.processes.rank == 0)
@@ -207,7 +208,7 @@ class Encoding:
             try:
                 make()
             except Exception as error:
-                if not isinstance(error, Halted) and self.processes.world_size > 1:
+                if not isinstance(error, HaltedError) and self.processes.world_size > 1:
                     self.halt.touch()
                 raise
 
@@ -220,6 +221,6 @@ class Encoding:
         def advance(count: int) -> None:
             bar.advance(task, count)
             if self.processes.world_size > 1 and self.halt.exists():
-                raise Halted("Another process of the run stopped.")
+                raise HaltedError("Another process of the run stopped.")
 
         return advance
