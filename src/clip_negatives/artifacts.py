@@ -2,13 +2,15 @@
 
 A folder holds ``manifest.json`` (what it was made from, and the size and SHA-256 of the other files),
 ``clusters.safetensors`` (labels and centroids), ``samples.parquet`` (key, text, and where known image path and group
-of each sample) and, if kept, ``features.safetensors``, which is memory-mapped when it is read.
+of each sample) and, if kept, ``features.safetensors``, which is memory-mapped when it is read. Where samples of the data
+were left out because they are damaged, ``broken.parquet`` has their keys and the reasons.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -31,11 +33,12 @@ from clip_negatives.similarity import similarities
 FORMAT = 1
 """Version of the layout; a folder of another version is refused."""
 
-MANIFEST, CLUSTERS, SAMPLES, FEATURES = (
+MANIFEST, CLUSTERS, SAMPLES, FEATURES, BROKEN = (
     "manifest.json",
     "clusters.safetensors",
     "samples.parquet",
     "features.safetensors",
+    "broken.parquet",
 )
 
 
@@ -68,25 +71,58 @@ def write_clusters(path: str | Path, clusters: Clusters, samples: pa.Table, mani
     Raises:
         ArtifactError: there is something else under that name, it cannot be written, or clusters and table do not fit.
     """
-    path = Path(path)
     fault = _misfit(clusters, samples)
     if fault is None and pc.count_distinct(samples["key"]).as_py() < samples.num_rows:
         fault = "a key repeats"
     if fault is not None:
-        raise ArtifactError(f"Expected clusters and samples that fit together, got some that do not: {fault}.")
-    with replaced_folder(path, known_by=MANIFEST) as folder:
-        write_tensors(_tensors(clusters), folder / CLUSTERS)
+        raise _unfit(fault)
+    with _written(Path(path), clusters.image, clusters.text, manifest) as folder:
         pq.write_table(samples, folder / SAMPLES, compression="zstd")
         if clusters.image_features is not None and clusters.text_features is not None:
             features = {"image": clusters.image_features, "text": clusters.text_features}
             write_tensors(features, folder / FEATURES)
+
+
+def write_clusters_of(
+    path: str | Path, image: Clustering, text: Clustering, files: Sequence[Path], manifest: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write a clusters folder as `write_clusters` does, of a table and features that are files already and never in memory.
+
+    Returns the whole manifest.
+
+    Args:
+        path: folder to make, on the disk of the files; an older clusters folder there is replaced.
+        image: clusters of the images.
+        text: clusters of the texts.
+        files: ``samples.parquet``, whose keys are all different, and what else goes in; they are moved.
+        manifest: more entries for the manifest, as JSON takes them.
+
+    Raises:
+        ArtifactError: there is something else under that name, it cannot be written, or clusters and table do not fit.
+    """
+    table = pq.ParquetFile(next(file for file in files if file.name == SAMPLES))
+    fault = _fault(image, text, {}, table.metadata.num_rows, table.schema_arrow.names)
+    if fault is not None:
+        raise _unfit(fault)
+    with _written(Path(path), image, text, manifest) as folder:
+        for file in files:
+            file.rename(folder / file.name)
+    return read_manifest(Path(path))
+
+
+@contextmanager
+def _written(path: Path, image: Clustering, text: Clustering, manifest: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a folder with the clusters, to which a manifest is added when the block ends well."""
+    with replaced_folder(path, known_by=MANIFEST) as folder:
+        write_tensors(_tensors(image, text), folder / CLUSTERS)
+        yield folder
         files = {item.name: {"bytes": item.stat().st_size, "sha256": digest(item)} for item in sorted(folder.iterdir())}
         whole = {
             "format": FORMAT,
             "package_version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             **manifest,
-            **_counts(clusters),
+            **_counts(image, text),
             "files": files,
         }
         (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
@@ -116,8 +152,8 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         if name != FEATURES and digest(file) != entry["sha256"]:
             raise _damaged(path, f"{name} was changed")
     try:
-        tensors = _load(path / CLUSTERS)
-        features = _load(path / FEATURES) if FEATURES in manifest["files"] else {}
+        tensors = map_tensors(path / CLUSTERS)
+        features = map_tensors(path / FEATURES) if FEATURES in manifest["files"] else {}
         samples = pq.read_table(path / SAMPLES)
         image = Clustering(tensors["image_labels"], tensors["image_centroids"])
         text = Clustering(tensors["text_labels"], tensors["text_centroids"])
@@ -133,7 +169,7 @@ def read_clusters(path: str | Path) -> ClustersFolder:
     except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     fault = _misfit(clusters, samples)
-    if fault is None and any(manifest.get(name) != count for name, count in _counts(clusters).items()):
+    if fault is None and any(manifest.get(name) != count for name, count in _counts(clusters.image, clusters.text).items()):
         fault = f"{MANIFEST} gives other counts"
     if fault is not None:
         raise _damaged(path, fault)
@@ -155,26 +191,23 @@ def codes(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
     return torch.from_numpy(number)
 
 
-def _tensors(clusters: Clusters) -> dict[str, Tensor]:
-    return {
-        "image_labels": clusters.image.labels,
-        "image_centroids": clusters.image.centroids,
-        "text_labels": clusters.text.labels,
-        "text_centroids": clusters.text.centroids,
-    }
-
-
-def _counts(clusters: Clusters) -> dict[str, int]:
-    return {
-        "n_samples": clusters.n_samples,
-        "n_image_clusters": clusters.image.n_clusters,
-        "n_text_clusters": clusters.text.n_clusters,
-    }
-
-
-def _load(file: Path) -> dict[str, Tensor]:
+def map_tensors(file: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, memory-mapped."""
     with safe_open(file, framework="pt") as stored:
         return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
+
+
+def _tensors(image: Clustering, text: Clustering) -> dict[str, Tensor]:
+    return {
+        "image_labels": image.labels,
+        "image_centroids": image.centroids,
+        "text_labels": text.labels,
+        "text_centroids": text.centroids,
+    }
+
+
+def _counts(image: Clustering, text: Clustering) -> dict[str, int]:
+    return {"n_samples": image.n_samples, "n_image_clusters": image.n_clusters, "n_text_clusters": text.n_clusters}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -205,11 +238,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _misfit(clusters: Clusters, samples: pa.Table) -> str | None:
     """Say what keeps parts that are each sound from being of the same data, or None."""
-    n = clusters.n_samples
-    for name, clustering, features in (
-        ("image", clusters.image, clusters.image_features),
-        ("text", clusters.text, clusters.text_features),
-    ):
+    features = {"image": clusters.image_features, "text": clusters.text_features}
+    shapes = {name: tuple(tensor.shape) for name, tensor in features.items() if tensor is not None}
+    return _fault(clusters.image, clusters.text, shapes, samples.num_rows, samples.column_names)
+
+
+def _fault(
+    image: Clustering, text: Clustering, features: Mapping[str, tuple[int, ...]], rows: int, columns: Sequence[str]
+) -> str | None:
+    """Do that of clusterings, shapes of features and what a table has."""
+    n = image.n_samples
+    for name, clustering in (("image", image), ("text", text)):
         labels, centroids = clustering.labels, clustering.centroids
         if labels.dtype != torch.int64 or labels.shape != (n,) or centroids.ndim != 2 or n == 0:
             return f"{name} labels or centroids have the wrong shape or type"
@@ -219,11 +258,15 @@ def _misfit(clusters: Clusters, samples: pa.Table) -> str | None:
             return f"no {name} is in cluster {int(empty[0])}"
         if not bool(centroids.isfinite().all()):
             return f"{name} centroids are not finite"
-        if features is not None and features.shape != (n, centroids.shape[1]):
+        if features.get(name, (n, centroids.shape[1])) != (n, centroids.shape[1]):
             return f"the {name} features are of another number of samples or another size than the clusters"
-    if samples.num_rows != n or not {"key", "text"} <= set(samples.column_names):
-        return f"the table of samples has {samples.num_rows} rows for {n} samples, or lacks a column key or text"
+    if rows != n or not {"key", "text"} <= set(columns):
+        return f"the table of samples has {rows} rows for {n} samples, or lacks a column key or text"
     return None
+
+
+def _unfit(fault: str) -> ArtifactError:
+    return ArtifactError(f"Expected clusters and samples that fit together, got some that do not: {fault}.")
 
 
 def _damaged(path: Path, fault: str) -> ArtifactError:

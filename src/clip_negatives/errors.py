@@ -10,7 +10,13 @@ from collections.abc import Iterable
 
 
 class ClipNegativesError(Exception):
-    """Stand above every error of this package."""
+    """Stand above every error of this package.
+
+    Attributes:
+        rank: of a run on several processes, the one that reports the error to the user; None where each does.
+    """
+
+    rank: int | None = None
 
 
 class DataError(ClipNegativesError):
@@ -23,6 +29,10 @@ class ArtifactError(ClipNegativesError):
 
 class InputError(ClipNegativesError, ValueError):
     """Report an argument whose value, shape or dtype is not what the function expects."""
+
+
+class ProcessError(ClipNegativesError):
+    """Report a process of a run on several that was lost or failed."""
 
 
 class UnsupportedError(ClipNegativesError):

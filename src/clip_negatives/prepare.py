@@ -7,15 +7,15 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-import pyarrow as pa
 
 from clip_negatives import registry
-from clip_negatives.artifacts import FORMAT, MANIFEST, ClustersFolder, read_clusters, write_clusters
+from clip_negatives.artifacts import FORMAT, MANIFEST, ClustersFolder, read_clusters, write_clusters_of
 from clip_negatives.atomic import refuse_foreign, sole_user
 from clip_negatives.dataset import PairSource
 from clip_negatives.encoders import encoder_name
@@ -23,7 +23,8 @@ from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
 from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
-from clip_negatives.refresh import check_clusterers, cluster_features
+from clip_negatives.processes import ALONE, Processes
+from clip_negatives.refresh import check_clusterers, cluster_together
 from clip_negatives.sampling import epoch_generator
 
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"
@@ -40,12 +41,50 @@ def prepare(
     text_clusterer: str | None = None,
     seed: int = 0,
     keep_features: bool = True,
+    feature_dtype: str = "float32",
     progress: bool = True,
+    processes: Processes = ALONE,
 ) -> ClustersFolder:
-    """Encode and cluster the pairs of `source` and write a clusters folder.
+    """Encode and cluster the pairs of `source`, write a clusters folder, and read it.
 
-    An interrupted call leaves what it encoded beside `output`, and the next one with the same data and encoders goes on
-    there; `output` itself appears when it is whole. A second process that prepares the same folder waits.
+    See `prepare_folder`, which does all of it but the reading, and takes the same arguments.
+
+    Raises:
+        ClipNegativesError: as `prepare_folder`.
+    """
+    options: dict[str, Any] = {
+        "image_encoder": image_encoder,
+        "text_encoder": text_encoder,
+        "clusterer": clusterer,
+        "text_clusterer": text_clusterer,
+        "seed": seed,
+    }
+    kept: dict[str, Any] = {"keep_features": keep_features, "feature_dtype": feature_dtype}
+    prepare_folder(source, output, **options, **kept, progress=progress, processes=processes)
+    return read_clusters(output)
+
+
+def prepare_folder(
+    source: PairSource,
+    output: str | Path,
+    *,
+    image_encoder: str = "pixels",
+    text_encoder: str = "tfidf",
+    clusterer: str = "kmeans",
+    text_clusterer: str | None = None,
+    seed: int = 0,
+    keep_features: bool = True,
+    feature_dtype: str = "float32",
+    progress: bool = True,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Encode and cluster the pairs of `source`, write a clusters folder, and return its manifest.
+
+    An interrupted call leaves what it encoded beside `output`, and the next one with the same encoders goes on there, on any
+    number of processes; `output` itself appears when it is whole. Another run that prepares the same folder waits.
+
+    The folder is the same for any number of processes, but for the date in its manifest. Beside what `encode` holds in
+    memory and what the clusterer does, rank 0 has the labels there, 16 bytes a pair.
 
     Args:
         source: the data.
@@ -56,21 +95,29 @@ def prepare(
         text_clusterer: another one for the texts.
         seed: seed of the clustering.
         keep_features: write the features too; weightings by the similarity of samples, not of clusters, need them.
+        feature_dtype: "float32" or "float16", of the features that are clustered and kept.
         progress: show progress bars on stderr.
+        processes: those that share the work, see `clip_negatives.processes.joined`; each makes this call.
 
     Raises:
         PluginError: a name or option is unknown.
         DataError: the data or the weights of an encoder cannot be read.
         InputError: the clusterer refuses the features.
         ArtifactError: the folder cannot be written.
+        ProcessError: a process was lost.
     """
     output = Path(output).absolute()
-    # What can fail without the data fails before hours of encoding.
-    refuse_foreign(output, known_by=MANIFEST)
-    recipe = _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed)
-    recipe.check(len(source))
-    with sole_user(_work_folder(output)):
-        return _make(source, output, recipe, keep_features=keep_features, progress=progress)
+    recipe = _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed, feature_dtype)
+
+    def check() -> None:
+        # What can fail without the data fails before hours of encoding.
+        refuse_foreign(output, known_by=MANIFEST)
+        recipe.check(source.n_pairs)
+
+    processes.together(check)
+    with ExitStack() as stack:
+        processes.first(lambda: stack.enter_context(sole_user(_work_folder(output))))
+        return _make(source, output, recipe, keep_features=keep_features, progress=progress, processes=processes)
 
 
 def prepare_cached(
@@ -94,13 +141,14 @@ def prepare_cached(
     folder = _cache_folder(source, recipe)
     if (cached := _cached(folder)) is not None:
         return cached
-    recipe.check(len(source))
+    recipe.check(source.n_pairs)
     work = _work_folder(folder)
     with sole_user(work):
         if (cached := _cached(folder)) is not None:  # made by the process that was waited for
             shutil.rmtree(work)
             return cached
-        return _make(source, folder, recipe, keep_features=True, progress=progress)
+        _make(source, folder, recipe, progress=progress)
+    return read_clusters(folder)
 
 
 def cache_folder(
@@ -133,32 +181,48 @@ class _Recipe:
     clusterer: str
     text_clusterer: str
     seed: int
+    feature_dtype: str = "float32"
 
-    def check(self, n_samples: int) -> None:
+    def check(self, n_samples: int | None) -> None:
         """Refuse what cannot be clustered, or could not be encoded: names, options and numbers."""
         epoch_generator(self.seed, 0)
         check_clusterers(n_samples, self.clusterer, self.text_clusterer)
         encoder_name("image", self.image_encoder), encoder_name("text", self.text_encoder)
 
 
-def _make(source: PairSource, output: Path, recipe: _Recipe, *, keep_features: bool, progress: bool) -> ClustersFolder:
-    """Do what `prepare` does, in a work folder that nobody else uses."""
-    images, texts = image_encoder_of(recipe.image_encoder), text_encoder_of(recipe.text_encoder)
+def _make(
+    source: PairSource,
+    output: Path,
+    recipe: _Recipe,
+    *,
+    keep_features: bool = True,
+    progress: bool = True,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Do what `prepare_folder` does, in a work folder that no other run uses."""
+    images, texts = processes.together(lambda: (image_encoder_of(recipe.image_encoder), text_encoder_of(recipe.text_encoder)))
     work = _work_folder(output)
-    image_features, text_features = encode(source, images, texts, work, progress=progress)
-    specs: dict[str, Any] = {"clusterer": recipe.clusterer, "text_clusterer": recipe.text_clusterer}
-    clusters = cluster_features(image_features, text_features, **specs, seed=recipe.seed)
-    if not keep_features:
-        clusters = dataclasses.replace(clusters, image_features=None, text_features=None)
+    encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, progress=progress, processes=processes)
+    specs: dict[str, Any] = {"clusterer": recipe.clusterer, "text_clusterer": recipe.text_clusterer, "seed": recipe.seed}
+    processes.together(lambda: check_clusterers(encoded.n_samples, recipe.clusterer, recipe.text_clusterer))
+    checkpoint = encoded.folder / "clustering" / hashlib.sha256(json.dumps(specs).encode()).hexdigest()[:16]
+    clusterings = cluster_together(encoded.image, encoded.text, **specs, checkpoint=checkpoint, processes=processes)
     manifest = {
         **dataclasses.asdict(recipe),
         "image_encoder": images.name,
         "text_encoder": texts.name,
-        "data": source.fingerprint(),
+        "data": encoded.fingerprint,
+        "n_broken": encoded.n_broken,
     }
-    write_clusters(output, clusters, _samples(source), manifest)
-    shutil.rmtree(work)
-    return read_clusters(output)
+
+    def write() -> dict[str, Any]:
+        files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
+        image, text = clusterings
+        written = write_clusters_of(output, image, text, files, manifest)
+        shutil.rmtree(work)
+        return written
+
+    return processes.first(write)
 
 
 def _cache_folder(source: PairSource, recipe: _Recipe) -> Path:
@@ -186,12 +250,3 @@ def _clusterer_name(spec: str) -> str:
 def _work_folder(output: Path) -> Path:
     """Return where an interrupted call leaves what it encoded: beside the output, so that both are on one disk."""
     return output.with_name(f".{output.name}.features")
-
-
-def _samples(source: PairSource) -> pa.Table:
-    columns = {"key": list(source.keys), "text": list(source.texts)}
-    if source.image_paths is not None:
-        columns["image"] = list(source.image_paths)
-    if source.groups is not None:
-        columns["group"] = list(source.groups)
-    return pa.table(columns)

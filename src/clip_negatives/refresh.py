@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from clip_negatives import registry
-from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.interfaces import Clusterer, Clustering, Clusters
+from clip_negatives.processes import Processes
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.similarity import similarities
 
@@ -60,8 +61,58 @@ def cluster_features(
     )
 
 
-def check_clusterers(n_samples: int, clusterer: str, text_clusterer: str | None = None) -> None:
-    """Build the clusterers and let them refuse a number of samples, before anything is encoded for them.
+def cluster_together(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    clusterer: str,
+    text_clusterer: str | None = None,
+    seed: int,
+    checkpoint: Path,
+    processes: Processes,
+) -> list[Clustering]:
+    """Cluster the features of both modalities on all processes of a run, each of which makes this call.
+
+    Alone, this is `cluster_features` without the similarities. A clusterer with ``fit_parallel`` clusters on all processes;
+    for another one rank 0 does while the others wait.
+
+    Args:
+        image_features: unit norm, float, shape (N, D_image), on every process.
+        text_features: unit norm, float, shape (N, D_text), on every process.
+        clusterer: ``name`` or ``name:key=value,...`` of the clusterer.
+        text_clusterer: the same for the texts; None takes `clusterer`.
+        seed: seed of the run.
+        checkpoint: folder, on a disk that all processes see, for what clusterers keep on the way; of these features, options
+            and seed alone.
+        processes: the processes.
+
+    Returns:
+        On rank 0 the clusterings of images and texts; on others what they have of them.
+
+    Raises:
+        PluginError: no such clusterer, or no such option.
+        InputError: the clusterer refuses the features.
+    """
+    generator, made = epoch_generator(seed, 0), list[Clustering]()
+
+    def fit(plugin: Clusterer, features: Tensor) -> None:
+        made.append(plugin.fit(features, generator=generator))
+
+    for name, spec, features in (
+        ("image", clusterer, image_features),
+        ("text", text_clusterer or clusterer, text_features),
+    ):
+        plugin = registry.create("clusterer", spec)
+        if processes.world_size > 1 and hasattr(plugin, "fit_parallel"):
+            generator.set_state(processes.first(generator.get_state))  # where rank 0 alone drew from it before
+            made.append(plugin.fit_parallel(features, generator=generator, checkpoint=checkpoint / name))
+        else:
+            processes.first(partial(fit, plugin, features))
+    return made
+
+
+def check_clusterers(n_samples: int | None, clusterer: str, text_clusterer: str | None = None) -> None:
+    """Build the clusterers and let them refuse a number of samples, where it is known, before anything is encoded for them.
 
     Raises:
         PluginError: no such clusterer, or no such option.
@@ -69,27 +120,8 @@ def check_clusterers(n_samples: int, clusterer: str, text_clusterer: str | None 
     """
     for spec in (clusterer, text_clusterer or clusterer):
         made = registry.create("clusterer", spec)
-        if hasattr(made, "check_samples"):
+        if n_samples is not None and hasattr(made, "check_samples"):
             made.check_samples(n_samples)
-
-
-def from_first_rank(make: Callable[[], Any]) -> Any:
-    """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too.
-
-    Outside of a process group this is ``make()``.
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return make()
-    message: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            message[0] = make()
-        except Exception as error:  # Handed to the other ranks, which wait for it, and raised on all of them below.
-            message[1] = error
-    dist.broadcast_object_list(message, src=0)
-    if message[1] is not None:
-        raise message[1]
-    return message[0]
 
 
 def gather_rows(rows: Tensor, n_samples: int) -> Tensor:

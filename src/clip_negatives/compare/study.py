@@ -102,7 +102,7 @@ def compare(
     line = with_defaults(arguments, quick=quick)
     _check_recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer)
     line, train, test = resolve_data(line, output, test_data, group_column)
-    open_pairs(**test)  # which refuses what is not there or cannot be read
+    len(open_pairs(**test))  # which refuses what is not there or cannot be read
     check_methods(chosen, line, None)
     started = time.perf_counter()
     folder = prepare_cached(

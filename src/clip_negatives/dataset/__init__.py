@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from clip_negatives.dataset.csv import CsvPairs
-from clip_negatives.dataset.source import PairSource
+from clip_negatives.dataset.source import Broken, PairSource, Part, Sample
 from clip_negatives.dataset.tars import TarPairs
 from clip_negatives.errors import DataError
 
-__all__ = ["CsvPairs", "PairSource", "TarPairs", "open_pairs"]
+__all__ = ["Broken", "CsvPairs", "PairSource", "Part", "Sample", "TarPairs", "open_pairs"]
 
 
 def open_pairs(
@@ -24,7 +24,7 @@ def open_pairs(
     """Open training data by the rules of open_clip: csv and tsv by their ending, tars as webdataset.
 
     Args:
-        location: a csv file, or tars (braces and ``::`` as in open_clip).
+        location: a csv file, or tars (braces and ``::`` as in open_clip; paths, URLs that fsspec knows, or ``pipe:``).
         dataset_type: "auto", "csv" or "webdataset".
         image_column: for csv, see `CsvPairs`.
         text_column: for csv.

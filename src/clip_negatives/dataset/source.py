@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from PIL import Image
 
 from clip_negatives.errors import DataError
+
+T = TypeVar("T")
 
 AHEAD = 64
 """Images that are read at once, by threads."""
@@ -20,36 +25,92 @@ _DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.erro
 """What PIL's decoders raise for files that are damaged or no image."""
 
 
-class PairSource(Protocol):
-    """Image-text pairs in a fixed order; sample i of the clusters is pair i.
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Hold a pair as it is read.
 
     Attributes:
-        keys: name of each pair, all different.
-        texts: text of each pair.
-        groups: what each pair shows (an item, a product), where the data say so; empty for a pair of which they do not.
-        image_paths: file of each image, where images are files.
+        key: name of the pair.
+        text: its text.
+        image: its image in RGB.
+        image_path: file of the image, where images are files.
+        group: what it shows (an item, a product), where the data say so; empty where they do not say it of this pair.
+    """
+
+    key: str
+    text: str
+    image: Image.Image
+    image_path: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Say of a pair that it is left out, as open_clip leaves it out of training.
+
+    Attributes:
+        key: name of the pair, or of the tar.
+        reason: why; the same words in every run.
+    """
+
+    key: str
+    reason: str
+
+
+class Part(Protocol):
+    """Some pairs of a data set, that are read without the others: a tar, or some rows of a csv file."""
+
+    @property
+    def name(self) -> str:
+        """Return what messages call it."""
+        ...
+
+    def digest(self) -> str:
+        """Return a digest that changes when its pairs do, and differs from that of every other part.
+
+        Raises:
+            DataError: it is not there.
+        """
+        ...
+
+    def samples(self) -> Iterator[Sample | Broken]:
+        """Read its pairs in order.
+
+        Raises:
+            DataError: it cannot be read, or a pair cannot be left out.
+        """
+        ...
+
+
+class PairSource(Protocol):
+    """Image-text pairs in a fixed order, part after part; sample i of the clusters is the i-th pair that is not broken.
+
+    Attributes:
+        n_pairs: how many there are, where that is known before they are read.
     """
 
     @property
-    def keys(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def texts(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def groups(self) -> Sequence[str] | None: ...  # noqa: D102
-    @property
-    def image_paths(self) -> Sequence[str] | None: ...  # noqa: D102
+    def n_pairs(self) -> int | None: ...  # noqa: D102
 
-    def images(self, start: int, stop: int) -> Iterator[Image.Image]:
-        """Yield the images start .. stop-1 in RGB."""
-        ...
-
-    def __len__(self) -> int:
-        """Return the number of pairs, N."""
+    def parts(self) -> Sequence[Part]:
+        """Return the parts in order."""
         ...
 
     def fingerprint(self) -> str:
-        """Return a digest that changes when the pairs do."""
+        """Return `fingerprint_of` its parts, which changes when the pairs do."""
         ...
+
+
+def fingerprint_of(digests: Sequence[str]) -> str:
+    """Return the digest of a data set, given those of its parts in order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def in_turn(samples: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of `size` samples, the last one perhaps shorter."""
+    iterator = iter(samples)
+    while some := list(itertools.islice(iterator, size)):
+        yield some
 
 
 def read_image(opened: Any, what: str) -> Image.Image:

@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-import braceexpand
-import webdataset as wds
 from PIL import Image
+from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-from clip_negatives.dataset.source import read_image, read_small_image, stamp
+from clip_negatives.dataset.source import AHEAD, Broken, Sample, fingerprint_of, in_turn, read_image, read_small_image
+from clip_negatives.dataset.urls import check_shards, expand_urls, open_url, stamp_of, unreadable
 from clip_negatives.errors import DataError
+
+EXTENSIONS = ("jpg", "png", "jpeg", "webp")
+"""Of images, in the order in which open_clip looks for them."""
+
+TORN = (tarfile.TarError, EOFError, zlib.error)
+"""What is raised where a tar is damaged; an OSError says that it cannot be reached, which may pass."""
 
 
 class TarPairs:
     """Read pairs from webdataset tars as open_clip does: image and ``.txt`` of one key.
 
+    Nothing is read before it is asked for. `keys`, `texts` and `groups` are those of all tars, in memory; `parts` are
+    read one by one.
+
     Args:
-        urls: one or more local tars, with brace expansion, joined by ``::``.
+        urls: one or more tars, with brace expansion, joined by ``::``: paths, URLs that fsspec knows, or ``pipe:``.
         group_field: field of the ``.json`` of a pair that says which pairs show the same; None if there is none.
 
     Raises:
-        DataError: a tar is missing or damaged, a key repeats, or there is no pair.
+        DataError: a tar is missing.
     """
 
-    EXTENSIONS = ("jpg", "png", "jpeg", "webp")
+    n_pairs: int | None = None
+    image_paths: Sequence[str] | None = None
 
     def __init__(self, urls: str, *, group_field: str | None = None) -> None:
-        self.shards = [shard for part in urls.split("::") for shard in braceexpand.braceexpand(part)]
-        for shard in self.shards:
-            if not Path(shard).is_file():
-                raise DataError(f"Expected a tar file, got {shard}, which is not there. Name local tars.")
-        self._group_field = group_field
-        self.image_paths: Sequence[str] | None = None
-        keys, texts, groups = [], [], []
-        for sample in self._samples():
-            keys.append(sample["__key__"])
-            texts.append(_text(sample))
-            groups.append(self._group(sample))
-        if not keys:
-            raise DataError(f"Expected pairs of an image and a .txt in {urls}, got none.")
-        if len(set(keys)) < len(keys):
-            raise DataError(f"Expected every key once in {urls}, got {len(keys) - len(set(keys))} again. Rename the samples.")
-        self.keys: Sequence[str] = keys
-        self.texts: Sequence[str] = texts
-        self.groups: Sequence[str] | None = groups if group_field else None
+        self.urls, self._group_field = urls, group_field
+        self.shards = expand_urls(urls)
+        check_shards(self.shards)
 
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.keys)
+
+    def parts(self) -> Sequence[TarPart]:
+        """Return the tars."""
+        return [TarPart(shard, self._group_field) for shard in self.shards]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Return the key of each pair.
+
+        Raises:
+            DataError: a tar or a text cannot be read, a group is missing, a key repeats, or there is no pair.
+        """
+        return self._columns[0]
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Return the text of each pair; raises as `keys`."""
+        return self._columns[1]
+
+    @property
+    def groups(self) -> Sequence[str] | None:
+        """Return what each pair shows, or None where no field says it; raises as `keys`."""
+        return self._columns[2] if self._group_field else None
 
     def images(self, start: int, stop: int) -> Iterator[Image.Image]:
         """Yield the images start .. stop-1 in RGB, in the order of the tars.
@@ -63,7 +84,7 @@ class TarPairs:
             DataError: an image cannot be read; the message names its key.
         """
         for sample in itertools.islice(self._samples(), start, stop):
-            yield read_image(self._image_file(sample), f"the sample {sample['__key__']}")
+            yield read_image(_image_file(sample), f"the sample {sample['__key__']}")
 
     def small_images(self, index: Sequence[int], side: int) -> Iterator[Image.Image | None]:
         """Yield the images of some samples, to fit a square of `side` pixels; None for one that cannot be read.
@@ -75,39 +96,114 @@ class TarPairs:
         wanted = set(index)
         for place, sample in enumerate(itertools.islice(self._samples(), max(index, default=-1) + 1)):
             if place in wanted:
-                yield read_small_image(self._image_file(sample), side)
+                yield read_small_image(_image_file(sample), side)
 
     def fingerprint(self) -> str:
         """Return a digest of the name, size and time of change of each tar."""
-        whole = hashlib.sha256(str(self._group_field).encode())
-        for shard in self.shards:
-            whole.update(shard.encode() + b"\0" + stamp(shard))
-        return whole.hexdigest()
+        return fingerprint_of([part.digest() for part in self.parts()])
 
-    def _image_file(self, sample: dict[str, Any]) -> io.BytesIO:
-        return io.BytesIO(next(sample[extension] for extension in self.EXTENSIONS if extension in sample))
+    @functools.cached_property
+    def _columns(self) -> tuple[list[str], list[str], list[str]]:
+        keys, texts, groups = [], [], []
+        for sample in self._samples():
+            keys.append(sample["__key__"])
+            texts.append(_text(sample))
+            groups.append(_group(sample, self._group_field))
+        if not keys:
+            raise DataError(f"Expected pairs of an image and a .txt in {self.urls}, got none.")
+        if repeated := len(keys) - len(set(keys)):
+            raise DataError(f"Expected every key once in {self.urls}, got {repeated} again. Rename the samples.")
+        return keys, texts, groups
 
     def _samples(self) -> Iterator[dict[str, Any]]:
-        """Yield the samples that open_clip keeps: those with a text and an image."""
-        stages = wds.DataPipeline(wds.SimpleShardList(self.shards), wds.tarfile_to_samples())
-        try:
-            for sample in stages:
-                if "txt" in sample and any(extension in sample for extension in self.EXTENSIONS):
-                    yield sample
-        except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-            reason = " ".join(str(error.args[0] if error.args else error).split())
-            raise DataError(f"Expected readable tars, got an error: {reason}. Write the shard again.") from error
+        """Yield the samples of all tars."""
+        for part in self.parts():
+            for sample in part.members():
+                if isinstance(sample, Broken):
+                    raise DataError(f"Expected readable tars, got {sample.key}: {sample.reason}. Write the shard again.")
+                yield sample
 
-    def _group(self, sample: dict[str, Any]) -> str:
-        if self._group_field is None:
-            return ""
+
+@dataclass(frozen=True, slots=True)
+class TarPart:
+    """A tar; see `clip_negatives.dataset.source.Part`.
+
+    What open_clip leaves out of training with a warning is left out here too and said: a sample whose image, text or
+    ``.json`` cannot be decoded, and what would follow where the tar is damaged.
+    """
+
+    name: str
+    group_field: str | None
+
+    def digest(self) -> str:
+        """Return a digest of name, size and time of change."""
+        return hashlib.sha256(f"{self.group_field}\0{self.name}\0".encode() + stamp_of(self.name)).hexdigest()
+
+    def samples(self) -> Iterator[Sample | Broken]:
+        """Read the pairs, some of them decoded at once by threads.
+
+        Raises:
+            DataError: the tar is not there or cannot be read on, or a pair lacks the group field.
+        """
+        with ThreadPoolExecutor() as pool:
+            for some in in_turn(self.members(), AHEAD):
+                yield from pool.map(self._decoded, some)
+
+    def members(self) -> Iterator[dict[str, Any] | Broken]:
+        """Yield the samples that have a text and an image, undecoded, and at the end what the tar is broken by."""
+        faults: list[Broken] = []
         try:
-            return str(json.loads(sample.get("json", b"{}"))[self._group_field])
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"Expected the field {self._group_field!r} in the .json of each sample, got none in "
-                f"{sample['__key__']}. Name another --group-column or none."
-            ) from None
+            with open_url(self.name) as stream:
+                for sample in group_by_keys(self._files(stream, faults)):
+                    if "txt" in sample and any(extension in sample for extension in EXTENSIONS):
+                        yield sample
+        except ValueError as error:  # two files of one name
+            raise DataError(f"Expected readable tars, got an error: {error.args[0]}. Write the shard again.") from error
+        except OSError as error:
+            raise unreadable("tar", self.name, error) from error
+        yield from faults
+
+    def _files(self, stream: Any, faults: list[Broken]) -> Iterator[dict[str, Any]]:
+        """Yield the files of the tar; where it is torn, say so and end, so that the sample at hand is still whole."""
+        try:
+            for file in tar_file_iterator(stream):
+                yield {**file, "__url__": self.name}
+        except TORN:
+            faults.append(Broken(self.name, "the tar is damaged; what stands before is taken"))
+
+    def _decoded(self, sample: dict[str, Any] | Broken) -> Sample | Broken:
+        if isinstance(sample, Broken):
+            return sample
+        key = str(sample["__key__"])
+        try:
+            text = sample["txt"].decode()
+        except UnicodeDecodeError:
+            return Broken(key, "the text is not UTF-8")
+        try:
+            json.loads(sample.get("json", b"{}"))
+        except ValueError:
+            return Broken(key, "the .json cannot be read")
+        group = _group(sample, self.group_field) if self.group_field is not None else None
+        try:
+            return Sample(key, text, read_image(_image_file(sample), f"the sample {key}"), group=group)
+        except Exception:  # Decoders raise what they like at damaged files, and open_clip leaves out the sample at any of it.
+            return Broken(key, "the image cannot be read")
+
+
+def _image_file(sample: dict[str, Any]) -> io.BytesIO:
+    return io.BytesIO(next(sample[extension] for extension in EXTENSIONS if extension in sample))
+
+
+def _group(sample: dict[str, Any], field: str | None) -> str:
+    if field is None:
+        return ""
+    try:
+        return str(json.loads(sample.get("json", b"{}"))[field])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(
+            f"Expected the field {field!r} in the .json of each sample, got none in {sample['__key__']}. "
+            "Name another --group-column or none."
+        ) from None
 
 
 def _text(sample: dict[str, Any]) -> str:

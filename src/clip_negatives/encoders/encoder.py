@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ class Encoder:
 
     Attributes:
         encode: takes some images (PIL, RGB) or texts, returns float32, shape (n, R).
-        learn: takes all texts before any is encoded, for encoders that learn a vocabulary.
+        learn: takes all texts, or of many some, evenly spaced over the data, before any is encoded, for encoders that learn
+            a vocabulary.
         fit: for encoders that learn a projection of what `encode` returns: takes that of some samples, evenly spaced
             over the data, shape (m, R), and returns the function from (n, R) to features (n, D).
         name: says model, weights and options; equal names give equal features of equal data. Given by `image_encoder`
@@ -39,8 +41,11 @@ def batched(samples: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def device() -> str:
-    """Return where models run: a GPU if there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return where models run: a GPU if there is one, that of this process where torchrun started several."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    rank = os.environ.get("LOCAL_RANK")
+    return "cuda" if rank is None else f"cuda:{int(rank) % torch.cuda.device_count()}"
 
 
 def one_line(error: Exception) -> str:

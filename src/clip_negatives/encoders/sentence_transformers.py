@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, one_line
+from clip_negatives.encoders.encoder import Encoder, device, one_line
 from clip_negatives.errors import DataError
 
 
@@ -22,7 +22,7 @@ def from_folder(folder: str) -> Encoder:
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(folder, local_files_only=True)
+        model = SentenceTransformer(folder, device=device(), local_files_only=True)
     except Exception as error:  # Reading a model fails in many ways, none of them documented.
         raise DataError(f"Expected a sentence-transformers model in {folder}, got {one_line(error)}") from error
 

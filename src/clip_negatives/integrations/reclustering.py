@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clip_negatives.artifacts import write_clusters
 from clip_negatives.interfaces import Clusters
-from clip_negatives.refresh import cluster_features, from_first_rank, gather_rows
+from clip_negatives.processes import from_first_rank
+from clip_negatives.refresh import cluster_features, gather_rows
 
 
 def recluster_shares(

@@ -1,0 +1,169 @@
+"""The processes of one run, as torchrun starts them: who they are, and how they agree. All of it goes by gloo, on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed as dist
+
+from clip_negatives.errors import ClipNegativesError, ProcessError
+
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=30)
+"""How long a process waits for another: one may encode or cluster for hours while the others are done."""
+
+FAREWELL = timedelta(seconds=30)
+"""How long a process waits for the one that reports an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Hold which process of how many this is; alone, everything here is the plain call.
+
+    Attributes:
+        rank: 0 .. world_size-1.
+        world_size: processes of the default process group, all of which make the calls below in the same order.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def mine(self, items: Sequence[T]) -> Sequence[T]:
+        """Return every world_size-th item, beginning at the rank."""
+        return items[self.rank :: self.world_size]
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank.
+
+        Raises:
+            ProcessError: a process was lost.
+        """
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with _reporting_loss():
+            dist.all_gather_object(values, value)
+        return values
+
+    def in_turn(self, compute: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
+        """Return what `compute` returns for each item, in their order; each process computes those that are its own.
+
+        Raises:
+            ClipNegativesError: on every process, where one raises it.
+        """
+        shares = self.gather(self.together(lambda: [compute(item) for item in self.mine(items)]))
+        return [shares[place % self.world_size][place // self.world_size] for place in range(len(items))]
+
+    def first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too."""
+        return from_first_rank(make) if self.world_size > 1 else make()
+
+    def together(self, make: Callable[[], T]) -> T:
+        """Return this process's ``make()`` once all of them are done; what it raises on one is raised on all.
+
+        Raises:
+            ClipNegativesError: that of the lowest rank that has one to report; its `rank` says which.
+            ProcessError: a process was lost, or failed otherwise.
+        """
+        if self.world_size == 1:
+            return make()
+        result, error = None, None
+        try:
+            result = make()
+        except Exception as raised:  # Handed to the other ranks, which wait for it, and raised on all of them below.
+            error = raised
+        errors = self.gather(_portable(error, self.rank))
+        if error is not None and not isinstance(error, ClipNegativesError):
+            raise error
+        for found in sorted((one for one in errors if one is not None), key=lambda one: isinstance(one, HaltedError)):
+            raise found
+        return result  # type: ignore[return-value]  # only an error leaves it None
+
+
+class HaltedError(ClipNegativesError):
+    """Say that this process stopped because another one had to."""
+
+
+ALONE = Processes()
+"""One process."""
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the processes that torchrun started, by its environment variables; without torchrun this process is alone.
+
+    A process on which an error is raised that another one reports ends with exit code 2, without a word.
+
+    Raises:
+        ProcessError: they cannot be joined.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    with _reporting_loss():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    processes = Processes(dist.get_rank(), dist.get_world_size())
+    try:
+        yield processes
+    except ClipNegativesError as error:
+        if error.rank in (None, processes.rank):
+            raise
+        # torchrun ends all processes with the first one that ends: the one that reports must be it.
+        farewell = dist.irecv(torch.empty(1), src=error.rank)
+        with suppress(RuntimeError):
+            farewell.wait(FAREWELL)  # type: ignore[union-attr]  # None is for processes outside of the group
+        raise SystemExit(2) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too.
+
+    Outside of a process group this is ``make()``.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return make()
+    message: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            message[0] = make()
+        except Exception as error:  # Handed to the other ranks, which wait for it, and raised on all of them below.
+            message[1] = error
+            if isinstance(error, ClipNegativesError):
+                error.rank = 0
+    with _reporting_loss():
+        dist.broadcast_object_list(message, src=0)
+    if message[1] is not None:
+        raise message[1]
+    result: T = message[0]
+    return result
+
+
+def _portable(error: Exception | None, rank: int) -> ClipNegativesError | None:
+    """Return the error as one that any process can raise."""
+    if error is None:
+        return None
+    ours = error if isinstance(error, ClipNegativesError) else ProcessError(f"Process {rank} failed with {error!r}.")
+    ours.rank = rank
+    return ours
+
+
+@contextmanager
+def _reporting_loss() -> Iterator[None]:
+    """Raise our error where the processes lose each other, of which gloo says that a connection was closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ProcessError(
+            f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
+            "what is finished is kept."
+        ) from error
