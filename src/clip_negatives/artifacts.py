@@ -1,9 +1,9 @@
 """Read and write a clusters folder: safetensors, parquet and JSON, never pickle; written whole or not at all.
 
 A folder holds ``manifest.json`` (what it was made from, and the size and SHA-256 of the other files),
-``clusters.safetensors`` (labels and centroids), ``samples.parquet`` (key, text, and where known image path and group
-of each sample) and, if kept, ``features.safetensors``, which is memory-mapped when it is read. Where samples of the data
-were left out because they are damaged, ``broken.parquet`` has their keys and the reasons.
+``clusters.safetensors`` (labels and centroids), ``samples.parquet`` (key, text, and where known image path, group
+and tar of each sample) and, if kept, ``features.safetensors``, which is memory-mapped when it is read. Where samples
+of the data were left out because they are damaged, ``broken.parquet`` has their keys and the reasons.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class ClustersFolder:
     Attributes:
         path: the folder.
         clusters: the clusters; features are memory-mapped, or None if they were not kept.
-        samples: columns key and text, and where known image and group, all strings; row i is sample i.
+        samples: columns key and text, and where known image, group and shard, all strings; row i is sample i.
         manifest: what the folder was made from.
     """
 
@@ -65,7 +65,7 @@ def write_clusters(path: str | Path, clusters: Clusters, samples: pa.Table, mani
     Args:
         path: folder to make; an older clusters folder there is replaced.
         clusters: labels, centroids and, if they are to be kept, features.
-        samples: columns key (all different) and text, and where known image and group; one row a sample.
+        samples: columns key (all different) and text, and where known image, group and shard; one row a sample.
         manifest: more entries for the manifest, as JSON takes them.
 
     Raises:

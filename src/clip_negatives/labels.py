@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import groupby
@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_negatives import __version__
-from clip_negatives.artifacts import SAMPLES, ClustersFolder, read_manifest
+from clip_negatives.artifacts import SAMPLES, ClustersFolder, map_tensors, read_manifest
 from clip_negatives.atomic import digest, replaced_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
@@ -101,38 +101,98 @@ def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolde
     Raises:
         ArtifactError: the clusters folder is damaged or is not of tars, or `output` cannot be written.
     """
-    source = Path(clusters_folder)
-    manifest = read_manifest(source)
-    try:
-        tensors = load_file(source / CLUSTERS)
-        samples = pq.ParquetFile(source / SAMPLES)
-    except (OSError, SafetensorError, pa.ArrowException) as error:
-        raise ArtifactError(f"Expected a whole clusters folder at {source}, got a damaged one: {error}.") from error
-    if "shard" not in samples.schema_arrow.names:
-        raise ArtifactError(
-            f"Expected clusters of webdataset tars at {source}, got some of csv, whose samples are known by index. "
-            "Train with the clusters folder."
-        )
-    labels = tensors["image_labels"], tensors["text_labels"]
+    source = LabelledSamples(Path(clusters_folder))
+    return write_shard_labels(source, ((shard, source.table(keys, rows)) for shard, keys, rows in source.shards()), output)
+
+
+def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.Table]], output: str | Path) -> LabelsFolder:
+    """Write a labels folder of the shards that are given, each with its table of `LabelledSamples.table`, atomically.
+
+    Raises:
+        ArtifactError: a shard comes twice, or `output` cannot be written.
+    """
     with replaced_folder(Path(output), known_by=MANIFEST) as folder:
         (folder / "shards").mkdir()
-        table = _write_shards(folder, samples, labels)
-        pq.write_table(table, folder / SHARDS, compression="zstd")
-        write_tensors(_counted(tensors), folder / CLUSTERS)
-        files = {
-            name: {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)} for name in (CLUSTERS, SHARDS)
-        }
-        made_from = {name: value for name, value in manifest.items() if name not in ("files", "format", "broken")}
+        rows: list[dict[str, Any]] = []
+        for shard, table in shards:
+            name = f"shards/{len(rows):06d}.parquet"
+            pq.write_table(table, folder / name, compression="zstd", use_dictionary=False)
+            rows.append({"shard": shard, "file": name, "samples": table.num_rows, "sha256": digest(folder / name)})
+        if len({row["shard"] for row in rows}) < len(rows):
+            raise ArtifactError("Expected the samples of each shard to stand together in the clusters folder, got some apart.")
+        pq.write_table(pa.Table.from_pylist(rows), folder / SHARDS, compression="zstd")
+        write_tensors(source.counted(), folder / CLUSTERS)
+        written = [folder / name for name in (CLUSTERS, SHARDS)]
+        made_from = {name: value for name, value in source.manifest.items() if name not in ("files", "created")}
         whole = {
             **made_from,
-            "format": manifest["format"],
             "kind": KIND,
             "package_version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "files": files,
+            "files": {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in written},
         }
         (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
     return read_labels(output)
+
+
+class LabelledSamples:
+    """Read keys, shards and labels of a clusters folder of tars, without holding them.
+
+    Args:
+        path: the clusters folder.
+
+    Attributes:
+        manifest: its manifest.
+        image: labels and centroids of the images, memory-mapped.
+        text: the same of the texts.
+
+    Raises:
+        ArtifactError: the folder is missing or damaged, or is not of tars.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.manifest = path, read_manifest(path)
+        try:
+            tensors = map_tensors(path / CLUSTERS)
+            self._samples = pq.ParquetFile(path / SAMPLES)
+            self.image = Clustering(tensors["image_labels"], tensors["image_centroids"])
+            self.text = Clustering(tensors["text_labels"], tensors["text_centroids"])
+        except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
+            raise ArtifactError(f"Expected a whole clusters folder at {path}, got a damaged one: {error}.") from error
+        if "shard" not in self._samples.schema_arrow.names:
+            raise ArtifactError(
+                f"Expected clusters of webdataset tars at {path}, got some of csv, or of an earlier version. Prepare the tars."
+            )
+
+    def shards(self) -> Iterator[tuple[str, pa.Array, slice]]:
+        """Yield each shard with the keys of its samples and their rows; one shard is in memory at a time."""
+        start = 0
+        for shard, runs in groupby(self._runs(), key=lambda run: run[0]):
+            keys = pa.concat_arrays([some for _, some in runs])
+            yield shard, keys, slice(start, start + len(keys))
+            start += len(keys)
+
+    def table(self, keys: pa.Array, rows: slice | Tensor) -> pa.Table:
+        """Return the table of some samples: their keys and labels."""
+        columns = {"__key__": keys}
+        for name, side in (("image_label", self.image), ("text_label", self.text)):
+            columns[name] = pa.array(side.labels[rows].numpy().astype(np.int32))
+        return pa.table(columns)
+
+    def counted(self) -> dict[str, Tensor]:
+        """Return the centroids, and the sizes of the clusters in the place of labels."""
+        sides = {"image": self.image, "text": self.text}
+        return {f"{name}_centroids": side.centroids for name, side in sides.items()} | {
+            f"{name}_counts": side.sizes() for name, side in sides.items()
+        }
+
+    def _runs(self) -> Iterator[tuple[str, pa.Array]]:
+        """Yield samples of one shard that stand together: its name and their keys."""
+        for batch in self._samples.iter_batches(ROWS_AT_ONCE, columns=["key", "shard"]):
+            shards, keys = batch.column("shard").to_pylist(), batch.column("key")
+            for shard, places in groupby(range(len(shards)), key=shards.__getitem__):
+                some = list(places)
+                yield shard, keys.slice(some[0], len(some))
 
 
 def read_labels(path: str | Path) -> LabelsFolder:
@@ -193,50 +253,6 @@ def _depth(addresses: Sequence[str]) -> int:
     return next(
         (depth for depth in range(1, deepest) if len({last_parts(one, depth) for one in addresses}) == len(addresses)), deepest
     )
-
-
-def _write_shards(folder: Path, samples: pq.ParquetFile, labels: tuple[Tensor, Tensor]) -> pa.Table:
-    """Write the labels of every shard; return the table of shards."""
-    rows: list[dict[str, Any]] = []
-    for shard, parts in groupby(_runs(samples), key=lambda run: run[0]):
-        keys, start = [], None
-        for _, first, some in parts:
-            start = first if start is None else start
-            keys.append(some)
-        table = _shard_table(pa.concat_arrays(keys), start or 0, labels)
-        name = f"shards/{len(rows):06d}.parquet"
-        pq.write_table(table, folder / name, compression="zstd", use_dictionary=False)
-        rows.append({"shard": shard, "file": name, "samples": table.num_rows, "sha256": digest(folder / name)})
-    if len({row["shard"] for row in rows}) < len(rows):
-        raise ArtifactError(
-            "Expected the samples of a shard to stand together in the clusters folder, got some apart. Prepare again."
-        )
-    return pa.Table.from_pylist(rows)
-
-
-def _runs(samples: pq.ParquetFile) -> Iterator[tuple[str, int, pa.Array]]:
-    """Yield samples of one shard that stand together: its name, the row of the first, and their keys."""
-    start = 0
-    for batch in samples.iter_batches(ROWS_AT_ONCE, columns=["key", "shard"]):
-        shards, keys = batch.column("shard").to_pylist(), batch.column("key")
-        for shard, places in groupby(range(len(shards)), key=shards.__getitem__):
-            some = list(places)
-            yield shard, start + some[0], keys.slice(some[0], len(some))
-        start += len(shards)
-
-
-def _shard_table(keys: pa.Array, start: int, labels: tuple[Tensor, Tensor]) -> pa.Table:
-    image, text = (side[start : start + len(keys)].numpy().astype(np.int32) for side in labels)
-    return pa.table({"__key__": keys, "image_label": image, "text_label": text})
-
-
-def _counted(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the centroids, and the sizes of the clusters in the place of labels."""
-    counted = {}
-    for side in ("image", "text"):
-        counted[f"{side}_centroids"] = tensors[f"{side}_centroids"]
-        counted[f"{side}_counts"] = tensors[f"{side}_labels"].bincount(minlength=len(tensors[f"{side}_centroids"]))
-    return counted
 
 
 def _damaged(path: Path, fault: str) -> ArtifactError:

@@ -147,15 +147,7 @@ def test_webdataset_weights_by_key(arguments: list[str], shards: str) -> None:
 
 def _labelled(shards: str, folder: Path) -> tuple[Path, Path]:
     """Return a clusters folder of two tars, and its labels folder."""
-    found = prepare(open_pairs(shards), folder / "clusters")
-    if "shard" not in found.samples.column_names:  # TODO
-        files = shards.replace("{000000..000001}", "000000"), shards.replace("{000000..000001}", "000001")
-        names = (
-            [files[0]] * (ROWS // 2) + [files[1]] * (found.samples.num_rows - ROWS // 2)
-            if len(set(files)) > 1
-            else [shards] * found.samples.num_rows
-        )
-        write_clusters(folder / "clusters", found.clusters, found.samples.append_column("shard", pa.array(names)), {})
+    prepare(open_pairs(shards), folder / "clusters")
     write_labels(folder / "clusters", folder / "labels")
     return folder / "clusters", folder / "labels"
 

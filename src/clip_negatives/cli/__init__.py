@@ -10,7 +10,7 @@ import click
 from clip_negatives import __version__
 from clip_negatives.errors import ClipNegativesError
 
-COMMANDS = ("catalogue", "compare", "generate", "inspect", "labels", "meter", "plugins", "prepare", "train")
+COMMANDS = ("catalogue", "compare", "generate", "inspect", "labels", "meter", "plugins", "prepare", "reshard", "train")
 """Each is the object of that name in the module of that name; imported when it is used, so that --help is quick."""
 
 

@@ -35,6 +35,7 @@ class Sample:
         image: its image in RGB.
         image_path: file of the image, where images are files.
         group: what it shows (an item, a product), where the data say so; empty where they do not say it of this pair.
+        shard: path or URL of the tar that it is from, where it is from one.
     """
 
     key: str
@@ -42,6 +43,7 @@ class Sample:
     image: Image.Image
     image_path: str | None = None
     group: str | None = None
+    shard: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,8 @@ class TarPart:
             return Broken(key, "the .json cannot be read")
         group = _group(sample, self.group_field) if self.group_field is not None else None
         try:
-            return Sample(key, text, read_image(_image_file(sample), f"the sample {key}"), group=group)
+            image = read_image(_image_file(sample), f"the sample {key}")
+            return Sample(key, text, image, group=group, shard=self.name)
         except Exception:  # Decoders raise what they like at damaged files, and open_clip leaves out the sample at any of it.
             return Broken(key, "the image cannot be read")
 

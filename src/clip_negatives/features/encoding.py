@@ -102,4 +102,6 @@ def _table(some: list[Sample]) -> pa.Table:
         columns["image"] = [str(sample.image_path) for sample in some]
     if some[0].group is not None:
         columns["group"] = [str(sample.group) for sample in some]
+    if some[0].shard is not None:
+        columns["shard"] = [str(sample.shard) for sample in some]
     return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})

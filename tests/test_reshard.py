@@ -1,0 +1,194 @@
+"""New shards hold every clustered sample once, byte for byte, in the composition of the sampler, and their labels with them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import webdataset as wds
+from click.testing import CliRunner
+
+from clip_negatives import read_clusters
+from clip_negatives.cli import main
+from clip_negatives.dataset import open_pairs
+from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnsupportedError
+from clip_negatives.labels import read_labels, write_labels
+from clip_negatives.prepare import prepare
+from clip_negatives.processes import Processes
+from clip_negatives.reshard import reshard
+
+from .pairs import write_csv, write_tars
+
+N, SHARDS, SIZE = 64, 4, 14
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with four tars of 16 samples and their clusters."""
+    home = tmp_path_factory.mktemp("shards")
+    prepare(open_pairs(write_tars(home, N, shards=SHARDS)), home / "clusters", clusterer="kmeans:n_clusters=4", progress=False)
+    return home
+
+
+def tars(folder: Path) -> str:
+    return str(folder / f"pairs-{{000000..{SHARDS - 1:06d}}}.tar")
+
+
+def samples(shards: list[str]) -> dict[str, dict[str, bytes]]:
+    """Return the files of each sample by its key, as webdataset reads them."""
+    stages = wds.DataPipeline(wds.SimpleShardList(shards), wds.tarfile_to_samples())
+    found = [{name: value for name, value in sample.items() if name != "__url__"} for sample in stages]
+    assert len({sample["__key__"] for sample in found}) == len(found)
+    return {sample["__key__"]: sample for sample in found}
+
+
+def test_every_sample_once_and_a_share_of_every_cluster(folder: Path, tmp_path: Path) -> None:
+    done = reshard(tars(folder), folder / "clusters", tmp_path / "new", samples_per_shard=SIZE)
+    sizes = json.loads((tmp_path / "new" / "sizes.json").read_text())
+    assert (done.shards, done.samples) == (len(sizes), N) == (N // SIZE, N)
+    assert sum(sizes.values()) == N
+    shards = [str(tmp_path / "new" / name) for name in sizes]
+    assert samples(shards) == samples([str(file) for file in sorted(folder.glob("*.tar"))])
+    clusters = read_clusters(folder / "clusters")
+    row = {key: number for number, key in enumerate(clusters.samples["key"].to_pylist())}
+    labels = clusters.clusters.image.labels
+    for shard, size in zip(shards, sizes.values(), strict=True):
+        rows = torch.tensor([row[key] for key in samples([shard])])
+        assert len(rows) == size
+        share = labels[rows].bincount(minlength=4) - labels.bincount() * size / N
+        assert float(share.abs().max()) <= 2
+    assert not (tmp_path / ".new.places").exists()
+
+
+def test_labels_of_the_new_shards(folder: Path, tmp_path: Path) -> None:
+    reshard(tars(folder), folder / "clusters", tmp_path / "new", samples_per_shard=SIZE)
+    new, old = read_labels(tmp_path / "new" / "labels"), write_labels(folder / "clusters", tmp_path / "labels")
+    known = {key: pair for shard in sorted(folder.glob("*.tar")) for key, pair in old.shards.of(str(shard)).items()}
+    assert len(known) == N
+    for shard in (tmp_path / "new").glob("*.tar"):
+        assert new.shards.of(f"s3://elsewhere/{shard.name}") == {key: known[key] for key in samples([str(shard)])}
+    assert new.shards.of("s3://elsewhere/999999.tar") == {}
+    assert torch.equal(new.clusters.image.sizes(), read_clusters(folder / "clusters").clusters.image.sizes())
+
+
+def test_two_processes_one_after_the_other_and_an_interruption(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever a shard is written it is the same; one that is there is not written again."""
+    expected, found = tmp_path / "one", tmp_path / "two"
+    reshard(tars(folder), folder / "clusters", expected, samples_per_shard=SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_negatives.reshard._Job.finish", lambda self, plan: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reshard(tars(folder), folder / "clusters", found, samples_per_shard=SIZE)
+    assert not (found / "sizes.json").exists()
+    (found / "000001.tar").unlink()
+    before = (found / "000000.tar").stat().st_mtime_ns
+    reshard(tars(folder), folder / "clusters", found, samples_per_shard=SIZE)
+    assert (found / "000000.tar").stat().st_mtime_ns == before
+    assert {file.name: file.read_bytes() for file in found.glob("*.tar")} == {
+        file.name: file.read_bytes() for file in expected.glob("*.tar")
+    }
+    again = reshard(tars(folder), folder / "clusters", found, samples_per_shard=SIZE)  # nothing to do
+    assert again.shards == N // SIZE
+
+
+def test_shares_of_processes_make_the_whole(folder: Path, tmp_path: Path) -> None:
+    """Two ranks, played one after the other: each writes its own shards and no other."""
+    from clip_negatives.reshard import _Job
+
+    whole = tmp_path / "whole"
+    reshard(tars(folder), folder / "clusters", whole, samples_per_shard=SIZE)
+    job = _Job(tars(folder), folder / "clusters", tmp_path / "new", "cluster_similarity", SIZE, 0)
+    job.work.mkdir()
+    job.claim()
+    for rank in range(2):
+        job.find_samples(Processes(rank, 2))
+    plan = job.plan()
+    for rank in range(2):
+        job.write_shards(plan, Processes(rank, 2))
+        assert len(list((tmp_path / "new").glob("*.tar"))) == (2, 4)[rank]
+    for file in whole.glob("*.tar"):
+        assert (tmp_path / "new" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_copies_under_another_address(folder: Path, tmp_path: Path) -> None:
+    """Also where the name alone tells which tar is meant, and through a file system of fsspec."""
+    for file in folder.glob("*.tar"):
+        shutil.copy(file, tmp_path / file.name)
+    done = reshard(f"file://{tars(tmp_path)}", folder / "clusters", tmp_path / "new", samples_per_shard=SIZE)
+    assert done.samples == N
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"samples_per_shard": 0}, InputError, "at least 1 sample"),
+        ({"sampler": "in_batch"}, UnsupportedError, "in_batch, which takes them as they come"),
+        ({"data": "pipe:cat a.tar"}, UnsupportedError, "Name them by path or URL"),
+        ({"data": "pairs-000000.tar"}, DataError, "which was clustered, among those that are named"),
+    ],
+)
+def test_what_is_refused(folder: Path, tmp_path: Path, change: dict[str, object], error: type, reason: str) -> None:
+    asked = {"data": tars(folder), "samples_per_shard": SIZE, **change}
+    if asked["data"] == "pairs-000000.tar":
+        asked["data"] = str(folder / "pairs-000000.tar")
+    with pytest.raises(error, match=reason):
+        reshard(str(asked.pop("data")), folder / "clusters", tmp_path / "new", **asked)
+    assert not (tmp_path / "new" / "sizes.json").exists()
+
+
+def test_other_shards_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    reshard(tars(folder), folder / "clusters", tmp_path / "new", samples_per_shard=SIZE)
+    with pytest.raises(InputError, match="same clusters, sampler, size and seed"):
+        reshard(tars(folder), folder / "clusters", tmp_path / "new", samples_per_shard=SIZE, seed=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").touch()
+    with pytest.raises(ArtifactError, match="got something else"):
+        reshard(tars(folder), folder / "clusters", tmp_path / "other", samples_per_shard=SIZE)
+
+
+def test_a_sample_that_is_gone(folder: Path, tmp_path: Path) -> None:
+    for file in folder.glob("*.tar"):
+        shutil.copy(file, tmp_path / file.name)
+    with tarfile.open(tmp_path / "pairs-000002.tar", "w"):
+        pass
+    with pytest.raises(DataError, match=r"Expected the sample .* in .*pairs-000002.tar, as it was clustered, got none"):
+        reshard(tars(tmp_path), folder / "clusters", tmp_path / "new", samples_per_shard=SIZE)
+
+
+def test_clusters_of_csv_have_no_shards(tmp_path: Path) -> None:
+    prepare(open_pairs(str(write_csv(tmp_path, 32))), tmp_path / "clusters", clusterer="kmeans:n_clusters=4", progress=False)
+    for call in (
+        lambda: write_labels(tmp_path / "clusters", tmp_path / "labels"),
+        lambda: reshard("a.tar", tmp_path / "clusters", tmp_path / "new"),
+    ):
+        with pytest.raises(ClipNegativesError, match="got some of csv"):
+            call()
+
+
+def test_damaged_labels_folder(folder: Path, tmp_path: Path) -> None:
+    write_labels(folder / "clusters", tmp_path / "labels")
+    with pytest.raises(ArtifactError, match="got a clusters folder"):
+        read_labels(folder / "clusters")
+    table = pq.read_table(tmp_path / "labels" / "shards.parquet")
+    pq.write_table(table.slice(0, 1), tmp_path / "labels" / "shards.parquet")
+    with pytest.raises(ArtifactError, match=r"shards.parquet was changed"):
+        read_labels(tmp_path / "labels")
+
+
+def test_command_line(folder: Path, tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    done = run(main, ["labels", str(folder / "clusters"), str(tmp_path / "labels")])
+    assert (done.exit_code, done.output) == (0, f"{tmp_path / 'labels'}: labels of {N} samples in {SHARDS} shards\n")
+    new = [tars(folder), str(folder / "clusters"), str(tmp_path / "new"), "--samples-per-shard", "32"]
+    done = run(main, ["reshard", *new])
+    assert (done.exit_code, done.output) == (0, f"{tmp_path / 'new'}: {N} samples in 2 shards\n")
+    done = run(main, ["reshard", *new, "--sampler", "in_batch"])
+    assert done.exit_code == 2
+    assert done.output.startswith("Error: Expected a sampler that composes batches")
