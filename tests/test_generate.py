@@ -12,6 +12,7 @@ from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.errors import ArtifactError, InputError, UnknownNameError
 from clip_negatives.generate import SCHEMA, generate
+from clip_negatives.interfaces import IncorrectPairs
 from clip_negatives.prepare import prepare
 
 from .pairs import listings, write_csv, write_tars
@@ -73,12 +74,54 @@ def test_file_says_how_it_was_made(folder: ClustersFolder, tmp_path: Path) -> No
     assert metadata[b"clip_negatives.data"].decode() == folder.manifest["data"]
 
 
-def test_pairs_are_written_in_row_groups(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generate(folder, tmp_path / "one")
+def test_pairs_are_drawn_and_written_in_parts(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sampler that draws pairs of some images is asked for those of a part; one that draws all is asked once."""
+    generate(folder, tmp_path / "one", sampler="cluster_diverse", weighting="uniform", batch_size=16)
     monkeypatch.setattr(module, "ROWS", 10)
-    generate(folder, tmp_path / "many")
-    assert pq.read_metadata(tmp_path / "many").num_row_groups == 7
+    generate(folder, tmp_path / "many", sampler="cluster_diverse", weighting="uniform", batch_size=16)
     assert pq.read_table(tmp_path / "many").equals(pq.read_table(tmp_path / "one"))
+    generate(folder, tmp_path / "parts", per_image=2)
+    assert pq.read_metadata(tmp_path / "parts").num_row_groups == -(-N // 10)
+    images = pq.read_table(tmp_path / "parts")["image"].to_pylist()
+    assert images == [path for path in folder.samples["image"].to_pylist() for _ in range(2)]
+
+
+def test_goes_on_after_the_parts_that_are_there(
+    folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from the folder alone, and on other processes; what is finished is not drawn again."""
+    monkeypatch.setattr(module, "ROWS", 10)
+    generate(folder, tmp_path / "whole")
+    drawn: list[int] = []
+
+    def three_parts(pairs: module._Pairs, number: int) -> IncorrectPairs:
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append(number)
+        return part(pairs, number)
+
+    part = module._Pairs.part
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Pairs, "part", three_parts)
+        with pytest.raises(KeyboardInterrupt):
+            generate(folder, tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Pairs, "part", lambda pairs, number: drawn.append(number) or part(pairs, number))
+        generate(folder.path, tmp_path / "again")
+    assert drawn == list(range(-(-N // 10)))
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not (tmp_path / ".again.parts").exists()
+
+
+def test_parts_of_other_arguments_go(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generate(folder, tmp_path / "whole", seed=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_join", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(folder, tmp_path / "again", seed=1)
+    generate(folder, tmp_path / "again", seed=2)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
 def test_images_without_files_are_named_by_key(tmp_path: Path) -> None:

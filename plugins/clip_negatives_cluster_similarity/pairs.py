@@ -13,38 +13,44 @@ ROUNDS = 16
 """Rounds of drawing and keeping what is reliable, before the reliable texts of the images that lack some are listed."""
 
 
-def draw_pairs(reliable: ReliableExchanges, per_image: int, generator: torch.Generator) -> IncorrectPairs:
-    """Draw for each image up to `per_image` different texts whose exchange is reliable, uniformly among them.
+def draw_pairs(reliable: ReliableExchanges, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+    """Draw for each of `images` up to `per_image` different texts whose exchange is reliable, uniformly among them.
 
-    No image has more than N - 1, however many are asked for.
+    No image has more than N - 1, however many are asked for. Memory grows with the images, not with N.
+
+    Args:
+        reliable: which exchanges are reliable.
+        images: samples, each once, int64, shape (M,).
+        per_image: texts of each.
+        generator: all randomness.
 
     Raises:
         InputError: `per_image` is less than 1.
     """
-    n = reliable.image_labels.numel()
+    n, m = reliable.image_labels.numel(), images.numel()
     if per_image < 1:
         raise InputError(f"Expected at least 1 pair per image, got {per_image}.")
     per_image = min(per_image, max(1, n - 1))
-    kept = torch.empty(0, dtype=torch.int64)
-    wanting = torch.arange(n)
+    kept = torch.empty(0, dtype=torch.int64)  # place among `images` * n + text
+    wanting = torch.arange(m)
     for _ in range(ROUNDS):
-        images = wanting.repeat_interleave(2 * per_image)
-        texts = torch.randint(n, images.shape, generator=generator)
-        good = reliable.between(images, texts)
-        kept = _first_of_each(torch.cat([kept, images[good] * n + texts[good]]), per_image, n)
-        have = torch.bincount(kept // n, minlength=n)
+        places = wanting.repeat_interleave(2 * per_image)
+        texts = torch.randint(n, places.shape, generator=generator)
+        good = reliable.between(images[places], texts)
+        kept = _first_of_each(torch.cat([kept, places[good] * n + texts[good]]), per_image, n)
+        have = torch.bincount(kept // n, minlength=m)
         wanting = (have < per_image).nonzero().flatten()
         if wanting.numel() == 0:
             break
-    everyone = torch.arange(n)
     listed = [torch.empty(0, dtype=torch.int64)]
-    for image in wanting.tolist():
+    for place in wanting.tolist():
         # Few texts are reliable for these: shuffle the whole list, which draws without replacement.
-        texts = everyone[reliable.between(torch.tensor(image), everyone)]
+        everyone = torch.arange(n)
+        texts = everyone[reliable.between(images[place], everyone)]
         order = torch.randperm(texts.numel(), generator=generator)[:per_image]
-        listed.append(image * n + texts[order])
+        listed.append(place * n + texts[order])
     kept = torch.cat([kept[~torch.isin(kept // n, wanting)], *listed]).sort().values
-    return IncorrectPairs(kept // n, kept % n)
+    return IncorrectPairs(images[kept // n], kept % n)
 
 
 def _first_of_each(codes: Tensor, per_image: int, n: int) -> Tensor:

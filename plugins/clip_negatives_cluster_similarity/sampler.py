@@ -75,7 +75,11 @@ class ClusterSimilarity(PlannedSampler):
         Raises:
             InputError: `per_image` is less than 1.
         """
-        return draw_pairs(self.reliable, per_image, generator)
+        return self.incorrect_pairs_of(torch.arange(self.context.n_samples), per_image, generator)
+
+    def incorrect_pairs_of(self, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        """Do the same for some images alone."""
+        return draw_pairs(self.reliable, images, per_image, generator)
 
     def _plan(self, generator: torch.Generator) -> Tensor:
         """Deal the samples, sorted by cluster, out to the steps, then mend the steps in which a sample stands alone."""

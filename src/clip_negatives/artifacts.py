@@ -8,6 +8,7 @@ of the data were left out because they are damaged, ``broken.parquet`` has their
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -137,6 +138,37 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         ArtifactError: it is missing, of another format, damaged, or its parts do not fit.
     """
     path = Path(path)
+    manifest, clusters = _whole(path, unchecked=(FEATURES,))
+    try:
+        samples = pq.read_table(path / SAMPLES)
+        groups = codes(samples["group"]) if "group" in samples.column_names else None
+        clusters = dataclasses.replace(clusters, texts=codes(samples["text"]), groups=groups)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    _check_fit(path, manifest, clusters, samples.num_rows, samples.column_names)
+    return ClustersFolder(path, clusters, samples, manifest)
+
+
+def map_clusters(path: str | Path) -> tuple[Clusters, Mapping[str, Any]]:
+    """Return the clusters of a folder, memory-mapped, and its manifest, without the table of samples.
+
+    The clusters know neither texts nor groups. Sums are checked of the labels and centroids alone, sizes of all files.
+
+    Raises:
+        ArtifactError: as `read_clusters`.
+    """
+    path = Path(path)
+    manifest, clusters = _whole(path, unchecked=(FEATURES, SAMPLES))
+    try:
+        table = pq.ParquetFile(path / SAMPLES)
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    _check_fit(path, manifest, clusters, table.metadata.num_rows, table.schema_arrow.names)
+    return clusters, manifest
+
+
+def _whole(path: Path, unchecked: Sequence[str]) -> tuple[dict[str, Any], Clusters]:
+    """Return manifest and clusters once all files are there; sums are checked but for those that are named."""
     manifest = read_manifest(path)
     if "kind" in manifest:
         raise ArtifactError(
@@ -149,31 +181,29 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         file = path / name
         if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise _damaged(path, f"{name} is missing or has another size")
-        if name != FEATURES and digest(file) != entry["sha256"]:
+        if name not in unchecked and digest(file) != entry["sha256"]:
             raise _damaged(path, f"{name} was changed")
     try:
         tensors = map_tensors(path / CLUSTERS)
         features = map_tensors(path / FEATURES) if FEATURES in manifest["files"] else {}
-        samples = pq.read_table(path / SAMPLES)
         image = Clustering(tensors["image_labels"], tensors["image_centroids"])
         text = Clustering(tensors["text_labels"], tensors["text_centroids"])
-        clusters = Clusters(
-            image=image,
-            text=text,
-            **similarities(image, text),
-            image_features=features.get("image"),
-            text_features=features.get("text"),
-            texts=codes(samples["text"]),
-            groups=codes(samples["group"]) if "group" in samples.column_names else None,
-        )
-    except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
+    except (OSError, KeyError, SafetensorError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    fault = _misfit(clusters, samples)
+    shapes = {name: tuple(tensor.shape) for name, tensor in features.items()}
+    if (fault := _fault(image, text, shapes, image.n_samples, ("key", "text"))) is not None:
+        raise _damaged(path, fault)
+    found: dict[str, Any] = {"image_features": features.get("image"), "text_features": features.get("text")}
+    return manifest, Clusters(image, text, **similarities(image, text), **found)
+
+
+def _check_fit(path: Path, manifest: Mapping[str, Any], clusters: Clusters, rows: int, columns: Sequence[str]) -> None:
+    """Refuse a table of samples, or counts in the manifest, that are of other data than the clusters."""
+    fault = _fault_of_table(clusters.n_samples, rows, columns)
     if fault is None and any(manifest.get(name) != count for name, count in _counts(clusters.image, clusters.text).items()):
         fault = f"{MANIFEST} gives other counts"
     if fault is not None:
         raise _damaged(path, fault)
-    return ClustersFolder(path, clusters, samples, manifest)
 
 
 def codes(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
@@ -260,6 +290,10 @@ def _fault(
             return f"{name} centroids are not finite"
         if features.get(name, (n, centroids.shape[1])) != (n, centroids.shape[1]):
             return f"the {name} features are of another number of samples or another size than the clusters"
+    return _fault_of_table(n, rows, columns)
+
+
+def _fault_of_table(n: int, rows: int, columns: Sequence[str]) -> str | None:
     if rows != n or not {"key", "text"} <= set(columns):
         return f"the table of samples has {rows} rows for {n} samples, or lacks a column key or text"
     return None

@@ -215,6 +215,15 @@ class NegativeSampler(Protocol):
 
 
 @runtime_checkable
+class PairsOfSome(Protocol):
+    """What a `NegativeSampler` may have as well, so that pairs of a data set of any size are drawn a part at a time."""
+
+    def incorrect_pairs_of(self, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        """Do what `incorrect_pairs` does for some images (int64, shape (M,), each once) alone."""
+        ...
+
+
+@runtime_checkable
 class ExtraTexts(Protocol):
     """What a `NegativeSampler` has as well where images are contrasted with texts beyond those of their batch.
 

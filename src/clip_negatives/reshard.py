@@ -12,27 +12,27 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from webdataset.tariterators import base_plus_ext
 
 from clip_negatives import registry
+from clip_negatives.artifacts import SAMPLES
 from clip_negatives.atomic import refuse_foreign, replaced_file, sole_user
 from clip_negatives.dataset.urls import expand_urls, open_url
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import Clusters, SamplingContext
 from clip_negatives.labels import LabelledSamples, last_parts, write_shard_labels
+from clip_negatives.mapped import map_table, take, write_mapped
 from clip_negatives.processes import ALONE, Processes
 from clip_negatives.similarity import similarities
 
 PLAN, SIZES, LABELS = "plan.json", "sizes.json", "labels"
 """What it is made from, the samples of each shard as open_clip reads them, and the labels folder of the new shards."""
 
-KEYS, KEY_SCHEMA = "keys.arrow", pa.schema([("key", pa.string())])
-"""The keys of all samples while they are looked up, and what the file holds."""
+KEYS = "keys.arrow"
+"""The keys of all samples while they are looked up."""
 
 END_OF_TAR = bytes(1024)
 BLOCK = 512
@@ -178,17 +178,10 @@ class _Job:
 
     def finish(self, plan: list[Tensor]) -> None:
         """Write the labels of the new shards, and then their sizes, which say that all is there."""
-        with replaced_file(self.work / KEYS) as partial, pa.ipc.new_file(partial, KEY_SCHEMA) as writer:
-            for _, keys, _ in self.source.shards():
-                writer.write_batch(pa.record_batch([keys], KEY_SCHEMA))
-        with pa.memory_map(str(self.work / KEYS)) as mapped:
-            tables = pa.ipc.open_file(mapped)
-            starts = np.cumsum([0, *(tables.get_batch(number).num_rows for number in range(tables.num_record_batches))])
-            shards = (
-                (_name(number), self.source.table(_taken(tables, starts, rows.numpy()), rows))
-                for number, rows in enumerate(plan)
-            )
-            write_shard_labels(self.source, shards, self.output / LABELS)
+        write_mapped(self.source.path / SAMPLES, ("key",), self.work / KEYS)
+        keys = map_table(self.work / KEYS)["key"]
+        shards = ((_name(number), self.source.table(take(keys, rows.numpy()), rows)) for number, rows in enumerate(plan))
+        write_shard_labels(self.source, shards, self.output / LABELS)
         with replaced_file(self.output / SIZES) as partial:
             partial.write_text(json.dumps({_name(number): len(rows) for number, rows in enumerate(plan)}) + "\n")
         self._clean()
@@ -259,16 +252,6 @@ def _by_shard(rows: NDArray[Any], starts: NDArray[Any]) -> Iterator[tuple[int, l
     numbers = np.searchsorted(starts, ordered, "right") - 1
     for number in np.unique(numbers).tolist():
         yield number, ordered[numbers == number].tolist()
-
-
-def _taken(tables: Any, starts: NDArray[Any], rows: NDArray[Any]) -> pa.Array:
-    """Return the keys of some rows, in their order."""
-    parts = [
-        tables.get_batch(number).column(0).take(pa.array(np.array(some) - starts[number]))
-        for number, some in _by_shard(rows, starts)
-    ]
-    # The parts together are in ascending order; where each row is among them says the rank of the row.
-    return pa.concat_arrays(parts).take(pa.array(np.argsort(np.argsort(rows))))
 
 
 def _part(stream: IO[bytes], start: int, size: int, name: str) -> bytes:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from clip_negatives.interfaces import IncorrectPairs, SamplingContext
 from clip_negatives.sampling import PlannedSampler
@@ -168,6 +169,18 @@ class DrawsPairsByItself(Sound):
         return super().incorrect_pairs(per_image, torch.Generator().manual_seed(self.drawn))
 
 
+class PairsOfSomeImages(Sound):
+    def incorrect_pairs_of(self, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        n = self.context.n_samples
+        steps = torch.randint(1, n, images.shape, generator=generator)
+        return IncorrectPairs(images, (images + steps) % n)
+
+
+class DrawsPairsOfOtherImages(PairsOfSomeImages):
+    def incorrect_pairs_of(self, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
+        return super().incorrect_pairs_of(torch.arange(self.context.n_samples), per_image, generator)
+
+
 class TakesAnyBatchSize(Sound):
     def __init__(self, context: SamplingContext) -> None:
         if context.batch_size * context.world_size > context.n_samples:
@@ -217,7 +230,8 @@ BROKEN = {
     "incorrect_pairs_are_of_two_samples": PairsAnImageWithItsText,
     "incorrect_pairs_come_once": RepeatsAPair,
     "incorrect_pairs_follow_the_generator": DrawsPairsByItself,
+    "pairs_of_some_images_are_theirs": DrawsPairsOfOtherImages,
     "extra_texts_fit_the_batch": AddsTooFewTexts,
     "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
 }
-SOUND = (Sound, Texts)
+SOUND = (Sound, Texts, PairsOfSomeImages)

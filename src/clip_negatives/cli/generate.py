@@ -15,6 +15,7 @@ from clip_negatives.cli.words import FILE, SAMPLER, WEIGHTING, examples
     epilog=examples(
         "clip-negatives generate clusters/ --output incorrect_pairs.parquet --per-image 4",
         "clip-negatives generate clusters/ --sampler cluster_similarity:image_quantile=0.8",
+        "torchrun --nproc-per-node 8 -m clip_negatives generate /shared/clusters --output /shared/incorrect_pairs.parquet",
     ),
 )
 @click.argument("clusters", type=click.Path(path_type=Path))
@@ -27,10 +28,13 @@ from clip_negatives.cli.words import FILE, SAMPLER, WEIGHTING, examples
 def generate(clusters: Path, output: Path, **options: Any) -> None:
     """Write incorrect pairs of the clusters folder CLUSTERS as parquet.
 
-    Each row has an image, its correct text, the incorrect text put in its place, and how reliable that is.
+    Each row has an image, its correct text, the incorrect text put in its place, and how reliable that is. Interrupted, it goes
+    on where it stopped when the same command runs again. Under torchrun its processes share the work.
     """
-    from clip_negatives.artifacts import read_clusters
     from clip_negatives.generate import generate as run
+    from clip_negatives.processes import joined
 
-    count = run(read_clusters(clusters), output, **options)
-    click.echo(f"{output}: {count} incorrect pairs")
+    with joined() as processes:
+        count = run(clusters, output, **options, processes=processes)
+    if processes.rank == 0:
+        click.echo(f"{output}: {count} incorrect pairs")

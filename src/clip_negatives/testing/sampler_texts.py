@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from clip_negatives.extra_texts import texts_per_image
+from clip_negatives.interfaces import PairsOfSome
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.testing.epochs import B, N, epoch_of, make_sampler
 from clip_negatives.testing.subject import Check, NotApplicableError, Subject, expect
@@ -40,6 +41,21 @@ def incorrect_pairs_follow_the_generator(plugin: Subject) -> None:
     expect(same, "Expected the same pairs from the same generator, got others.")
 
 
+def pairs_of_some_images_are_theirs(plugin: Subject) -> None:
+    """A sampler that draws pairs of some images draws none of other images, and the same from the same generator."""
+    sampler = make_sampler(plugin)
+    if not isinstance(sampler, PairsOfSome):
+        raise NotApplicableError("it draws the pairs of all images at once")
+    images = torch.arange(3, N, 5)
+    one, other = (sampler.incorrect_pairs_of(images, 2, epoch_generator(0, 0)) for _ in range(2))
+    others = int((~torch.isin(one.image_index, images)).sum())
+    expect(others == 0, f"Expected pairs of the images that were asked for, got {others} of other images.")
+    own = int((one.image_index == one.text_index).sum())
+    expect(own == 0, f"Expected texts of other samples, got {own} pairs of an image with its own text.")
+    same = torch.equal(one.image_index, other.image_index) and torch.equal(one.text_index, other.text_index)
+    expect(same, "Expected the same pairs from the same generator, got others.")
+
+
 def extra_texts_fit_the_batch(plugin: Subject) -> None:
     """A sampler that adds texts adds as many strings to each sample as it says."""
     sampler, each = _adding(plugin)
@@ -69,6 +85,7 @@ CHECKS: tuple[Check, ...] = (
     incorrect_pairs_are_of_two_samples,
     incorrect_pairs_come_once,
     incorrect_pairs_follow_the_generator,
+    pairs_of_some_images_are_theirs,
     extra_texts_fit_the_batch,
     extra_texts_follow_the_seed,
 )
