@@ -67,6 +67,8 @@ class _LikeTerms:
     margin: Any
     attract: Any
     positive_weight: Any
+    image_listed: Any
+    text_listed: Any
 
 
 class LacksATable(Sound):

@@ -69,7 +69,7 @@ def test_our_weightings(plugin: Subject, check: Callable[[Subject], None]) -> No
 
 
 def test_failures_are_listed_together() -> None:
-    with pytest.raises(ConformanceError, match=r"Of 23 checks, YieldsTuples does not hold to 1:\nbatches_are_lists.*got tuple"):
+    with pytest.raises(ConformanceError, match=r"Of 24 checks, YieldsTuples does not hold to 1:\nbatches_are_lists.*got tuple"):
         check_negative_sampler(broken_samplers.YieldsTuples)
     with pytest.raises(ConformanceError, match=r"no_cluster_is_empty failed: .* got 1 clusters without"):
         check_clusterer(broken_clusterers.LeavesOneEmpty)

@@ -36,16 +36,18 @@ def terms_or_an_anchor_loss_is_returned(plugin: Subject) -> None:
 
 
 def labels_name_rows_of_their_tables(plugin: Subject) -> None:
-    """Per-sample tensors have N entries; tables are square float32 and hold every label."""
+    """Per-sample tensors have N entries; tables are float32, square or as wide as their lists, and hold every label."""
     terms = _terms(plugin)
-    for name, labels, table in (
-        ("image", terms.image_labels, terms.image_table),
-        ("text", terms.text_labels, terms.text_table),
+    for name, labels, table, listed in (
+        ("image", terms.image_labels, terms.image_table, terms.image_listed),
+        ("text", terms.text_labels, terms.text_table, terms.text_listed),
     ):
         expect((labels is None) == (table is None), f"Expected {name}_labels and {name}_table together, got one of them.")
         if labels is not None and table is not None:
-            square = table.ndim == 2 and table.shape[0] == table.shape[1] and table.dtype == torch.float32
-            expect(square, f"Expected a square float32 {name}_table, got {table.dtype} of shape {tuple(table.shape)}.")
+            width = len(table) if listed is None else listed.shape[1] + 1
+            fits = table.ndim == 2 and table.shape[1] == width and table.dtype == torch.float32
+            fits = fits and (listed is None or len(listed) == len(table))
+            expect(fits, f"Expected a float32 {name}_table, {width} wide, got {table.dtype} of shape {tuple(table.shape)}.")
             within = labels.dtype == torch.int64 and 0 <= int(labels.min()) <= int(labels.max()) < len(table)
             expect(within, f"Expected int64 {name}_labels within 0 .. {len(table) - 1}.")
     for name in ("image_labels", "text_labels", "groups", "factors"):
