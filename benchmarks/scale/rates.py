@@ -1,9 +1,9 @@
 """Rates of what stands between clusters and training, for docs/scale.md: python benchmarks/scale/rates.py [--small].
 
-Clusters folders of N made-up samples in tars of 10,000: what labels, pairs, new shards and the plan of an epoch take, in samples
-a second and in memory of the process. Each step runs in a process of its own, with one thread, on this disk; rates are by the
-seconds of the processor. Memory is what a process has of its own (not what it maps from files) beyond what it had before the
-step, sampled each 20 ms.
+Clusters folders of N made-up samples in tars of 10,000: what labels, pairs, new shards and the plan of an epoch take, in
+samples a second and in memory of the process. Each step runs in a process of its own, with one thread, on this disk; rates
+are by the seconds of the processor. Memory is what a process has of its own (not what it maps from files) beyond what it had
+before the step, sampled each 20 ms.
 
 The result goes to ``benchmarks/results/<machine>/scale-rates.json``, of ``--small`` to ``.benchmarks/<machine>/``.
 """
