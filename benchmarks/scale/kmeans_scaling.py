@@ -11,6 +11,7 @@ The result goes to ``benchmarks/results/<machine>/scale-kmeans.json``, of ``--sm
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -23,11 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import faiss
-import sklearn.cluster
 import torch
 import torch.nn.functional as F
 from run import machine
@@ -35,6 +33,7 @@ from run import machine
 from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
 from clip_negatives_parallel_kmeans.iterations import KMeansRun
 
+HERE = Path(__file__).resolve().parent
 FULL = {
     "n": 2_000_000,
     "d": 256,
@@ -131,6 +130,9 @@ def ours(features: torch.Tensor, job: Result) -> torch.Tensor:
 
 def by_faiss(features: torch.Tensor, job: Result) -> torch.Tensor:
     """Cluster with faiss, all samples in each iteration."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
     rows = features.float().numpy()
     options = job["options"]
     made = faiss.Kmeans(
@@ -148,6 +150,8 @@ def by_faiss(features: torch.Tensor, job: Result) -> torch.Tensor:
 
 def by_sklearn(features: torch.Tensor, job: Result) -> torch.Tensor:
     """Cluster with scikit-learn's mini-batches."""
+    import sklearn.cluster
+
     options = {"batch_size": job["options"]["batch_size"], "n_init": 1, "random_state": 0, "max_iter": 4}
     made = sklearn.cluster.MiniBatchKMeans(job["options"]["n_clusters"], **options)
     return torch.from_numpy(made.fit_predict(features.float().numpy())).long()
@@ -156,7 +160,8 @@ def by_sklearn(features: torch.Tensor, job: Result) -> torch.Tensor:
 def work(job: Result) -> Result:
     """Do one job in this process and say what it took."""
     torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
+    if job["options"].get("init") != "random":
+        import sklearn.cluster  # noqa: F401 (so that neither its seconds nor its memory count)
     if job["world"] > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{job['meet']}", rank=job["rank"], world_size=job["world"]
@@ -178,8 +183,9 @@ def work(job: Result) -> Result:
     return took
 
 
+@functools.cache
 def run(file: Path, n: int, d: int, by: str = "ours", world: int = 1, *, judge: bool = False, **options: Any) -> Result:
-    """Run a job on so many processes and return what each took, with the load of the machine before.
+    """Run a job on so many processes and return what each took, with the load of the machine before; none is run twice.
 
     At full size each process is a fresh one; at the small one, where no figure means anything, one that is alone is this.
     """
@@ -208,7 +214,7 @@ def seconds(result: Result, kind: str = "iteration_seconds") -> float:
 def measure(file: Path, size: Result, processes: tuple[int, ...]) -> Result:
     """Measure everything."""
     d, plain = size["d"], {"n_clusters": size["k"], "init": "random", "n_iter": 2, "tolerance": 0.0}
-    rates = [run(file, n, d, **plain) for n in size["rates"]]
+    rates = [run(file, n, d, world=1, **plain) for n in size["rates"]]
     strong = [run(file, size["strong"], d, world=world, **plain) for world in processes]
     weak = [
         run(file, size["weak"] * world, d, world=world, **plain) for world in processes if size["weak"] * world <= size["n"]
