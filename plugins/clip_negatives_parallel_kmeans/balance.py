@@ -15,7 +15,8 @@ def balance(work: Work, found: Found, centroids: Tensor, capacity: int, tally: T
     Members are moved, and clusters not split, because K stays what was asked for and every sample stays with the nearest
     centroid that may take it; in an iteration the moved samples draw their new centroids to where the data are dense, which
     splits the over-full cluster from the next iteration on. Samples ask in turns: each that has no place the nearest
-    centroid with room, which takes the nearest of those that ask. Each turn fills a cluster or places all.
+    centroid with room, which takes the nearest of those that ask. Each turn fills a cluster or places all. For its turns a
+    process holds some 40 bytes for each sample that is in an over-full cluster or has no place, of all processes.
 
     Args:
         work: the features.
