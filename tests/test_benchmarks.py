@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,22 @@ def test_rates_are_positive_and_the_floor_grows_with_the_pairs(monkeypatch):
     few, many = losses.floor_seconds(64, 512), losses.floor_seconds(65536, 512)
     assert few == pytest.approx(6 * 64 * 512 * losses.DTYPE.itemsize / 1e9)
     assert many == pytest.approx(8 * 65536**2 * 512 / 1e12)
+
+
+def test_scaling_of_k_means_is_measured(tmp_path):
+    """At the small size: that it runs, and that what is compared is a clustering of the same samples."""
+    script = ROOT / "benchmarks" / "scale" / "kmeans_scaling.py"
+    copy = tmp_path / "benchmarks"
+    shutil.copytree(script.parent, copy / "scale", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("run.py", "conftest.py"):
+        shutil.copy(ROOT / "benchmarks" / name, copy)
+    subprocess.run([sys.executable, copy / "scale" / script.name, "--small"], check=True, capture_output=True)
+    (file,) = tmp_path.glob(".benchmarks/*/scale-kmeans.json")
+    found = json.loads(file.read_text())["summary"]
+    assert list(found["seconds_per_iteration"]) == ["1000", "2000"]
+    assert set(found["strong_efficiency"]) == set(found["weak_efficiency"]) == {"1", "2"}
+    assert [each["by"] for each in found["quality"]] == ["faiss", "ours", "ours", "sklearn", "ours"]
+    judged = [each["mean_cosine"] for each in found["quality"]]
+    assert max(judged) - min(judged) < 0.03
+    assert min(judged) > 0.5
+    assert [each["levels"] for each in found["levels"]] == [1, 2]

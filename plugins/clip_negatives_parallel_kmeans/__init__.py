@@ -1,0 +1,16 @@
+"""k-means on any number of processes, for data that one process cannot cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from clip_negatives import hookimpl
+from clip_negatives.interfaces import ClustererFactory
+
+
+@hookimpl
+def clip_negatives_register_clusterers() -> Mapping[str, ClustererFactory]:
+    """Register ``parallel_kmeans``."""
+    from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
+
+    return {"parallel_kmeans": ParallelKMeans}
