@@ -11,7 +11,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from clip_negatives.errors import ClipNegativesError
-from clip_negatives.refresh import from_first_rank
+from clip_negatives.processes import from_first_rank
 
 T = TypeVar("T")
 
