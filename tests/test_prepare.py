@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 import torch
 
-from clip_negatives import features
 from clip_negatives import prepare as module
 from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.encoders import Encoder, image_encoder
@@ -107,7 +106,7 @@ def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) 
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("where", ["cluster_features", "write_clusters"])
+@pytest.mark.parametrize("where", ["cluster_together", "write_clusters_of"])
 def test_interrupted_run_leaves_no_folder_and_goes_on(
     source: CsvPairs, tmp_path: Path, encodings: list[int], where: str
 ) -> None:
@@ -210,4 +209,3 @@ def test_processes_that_start_together_prepare_once(source: CsvPairs, tmp_path: 
 def test_progress_is_shown_on_stderr_only(source: CsvPairs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(source, tmp_path / "clusters", clusterer=CLUSTERER)
     assert capsys.readouterr().out == ""
-    assert features.CHUNK >= N
