@@ -56,7 +56,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "threads_of_a_process": 1,
         "versions": {name: _version(name) for name in PACKAGES},
-        "measured": "peak resident memory (ru_maxrss) of each process in MiB, once all is encoded and put together, and at the end",
+        "measured": "peak resident memory (ru_maxrss) of each process in MiB, once all is encoded, and at the end",
         "rows": rows,
     }
     result.write_text(json.dumps(whole, indent=2) + "\n")
