@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_negatives.atomic import replaced_file, replaced_folder, sole_user, write_tensors
+from clip_negatives.atomic import replaced_file, replaced_folder, sole_user, tidy_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 
 
@@ -126,3 +126,23 @@ def test_one_process_at_a_time_uses_a_folder(tmp_path: Path) -> None:
         user.join()
     assert [user.exitcode for user in users] == [0] * 6
     assert log.read_text() == "in\nout\n" * 6
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_killed_process_left_is_tidied_up(tmp_path: Path, there: bool) -> None:
+    """An older folder that was put aside is put back where nothing has taken its place."""
+    with replaced_folder(tmp_path / "a", known_by="mark") as folder:
+        partial = folder.name
+    for name in (partial, f"{partial}.old", ".a.features", ".a.b.12345678.partial", "a.12345678.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mark").write_text(name)
+    if not there:
+        (tmp_path / "a").rmdir()
+    tidy_folder(tmp_path / "a")
+    assert sorted(item.name for item in tmp_path.iterdir()) == [
+        ".a.b.12345678.partial",
+        ".a.features",
+        "a",
+        "a.12345678.partial",
+    ]
+    assert (tmp_path / "a" / "mark").exists() is not there

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives import features
-from clip_negatives.dataset import CsvPairs
+from clip_negatives.atomic import write_tensors
+from clip_negatives.dataset import CsvPairs, TarPairs, csv
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
-from clip_negatives.errors import DataError
-from clip_negatives.features import encode
+from clip_negatives.errors import DataError, InputError
+from clip_negatives.features import Encoded, assembly, encode, encoding, run
 
-from .pairs import write_csv
+from .pairs import listings, png, write_csv, write_tar, write_tars
 
 N = 60
 
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CsvPairs:
-    """Return pairs that fill several chunks, the last one in part."""
-    monkeypatch.setattr(features, "CHUNK", 16)
+    """Return pairs that fill several parts, the last one in part."""
+    monkeypatch.setattr(csv, "ROWS", 16)
     return CsvPairs(write_csv(tmp_path, N))
 
 
-def _run(source: CsvPairs, folder: Path, images: Encoder | None = None) -> tuple[Tensor, Tensor]:
-    return encode(source, images or image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8"), folder, progress=False)
+def _encode(source: CsvPairs | TarPairs, folder: Path, images: Encoder | None = None, dtype: str = "float32") -> Encoded:
+    encoders = images or image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8")
+    return encode(source, *encoders, folder, dtype=dtype, progress=False)
+
+
+def _run(source: CsvPairs | TarPairs, folder: Path, images: Encoder | None = None) -> tuple[Tensor, Tensor]:
+    made = _encode(source, folder, images)
+    return made.image.clone(), made.text.clone()
 
 
 def test_features_have_unit_norm(source: CsvPairs, tmp_path: Path) -> None:
@@ -46,8 +55,9 @@ def test_features_have_unit_norm(source: CsvPairs, tmp_path: Path) -> None:
 
 
 def test_features_are_those_of_one_piece(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "CHUNK", 7)
     image, text = _run(source, tmp_path / "work")
-    monkeypatch.setattr(features, "CHUNK", 1000)
+    monkeypatch.setattr(csv, "ROWS", 1000)
     whole_image, whole_text = _run(source, tmp_path / "whole")
     torch.testing.assert_close(image, whole_image)
     torch.testing.assert_close(text, whole_text)
@@ -56,7 +66,7 @@ def test_features_are_those_of_one_piece(source: CsvPairs, tmp_path: Path, monke
 def test_projection_is_fitted_on_samples_over_all_data(
     source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "FITTED_ON", 8)  # every 7th sample, across chunks of 16
+    monkeypatch.setattr(assembly, "FITTED_ON", 8)  # every 7th sample, across parts of 16
     seen: list[Tensor] = []
 
     def fit(raw: Tensor) -> Any:
@@ -66,6 +76,23 @@ def test_projection_is_fitted_on_samples_over_all_data(
     plain = image_encoder("pixels")
     _run(source, tmp_path / "work", Encoder(plain.encode, fit=fit, name="seeing"))
     assert torch.equal(seen[0], plain.encode(list(source.images(0, N)))[:: N // 8])
+
+
+def test_texts_that_are_learned_from_are_spread_over_all_data(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Sequence[str]] = []
+    plain = text_encoder("tfidf:dim=8")
+
+    def learn(texts: Sequence[str]) -> None:
+        seen.append(texts)
+        plain.learn(texts)
+
+    encoder = Encoder(plain.encode, learn=learn, name="seeing")
+    for about in (N, 8):
+        monkeypatch.setattr(run, "LEARNED_ON", about)
+        encode(source, image_encoder("pixels"), encoder, tmp_path / str(about), progress=False)
+    assert seen == [source.texts, source.texts[:: N // 8]]
 
 
 class Stopping:
@@ -90,7 +117,7 @@ class Stopping:
 
 
 @pytest.mark.parametrize("batches", [0, 1, 3])
-def test_interrupted_run_goes_on_after_the_last_chunk(source: CsvPairs, tmp_path: Path, batches: int) -> None:
+def test_interrupted_run_goes_on_after_the_last_part(source: CsvPairs, tmp_path: Path, batches: int) -> None:
     expected = _run(source, tmp_path / "undisturbed")
     with pytest.raises(KeyboardInterrupt):
         _run(source, tmp_path / "work", Stopping(batches).encoder())
@@ -100,25 +127,31 @@ def test_interrupted_run_goes_on_after_the_last_chunk(source: CsvPairs, tmp_path
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_damaged_chunk_is_encoded_again(source: CsvPairs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["record.json", "vectors.bin", "samples.parquet", "keys.bin"])
+def test_damaged_part_is_encoded_again(source: CsvPairs, tmp_path: Path, file: str) -> None:
     expected = _run(source, tmp_path / "work")
-    expected = expected[0].clone(), expected[1].clone()
-    chunk = tmp_path / "work" / "image" / "000001.safetensors"
-    chunk.write_bytes(chunk.read_bytes()[:100])
+    part = tmp_path / "work" / "images" / source.parts()[1].digest() / file
+    part.write_bytes(part.read_bytes()[:50])
+    shutil.rmtree(next((tmp_path / "work").glob("whole-*")))
     again = Stopping(-1)
     found = _run(source, tmp_path / "work", again.encoder())
-    assert 16 <= again.encoded < N
+    assert again.encoded == 16
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_chunks_of_other_data_or_encoders_are_not_used(source: CsvPairs, tmp_path: Path) -> None:
+def test_parts_of_other_encoders_are_not_used(source: CsvPairs, tmp_path: Path) -> None:
     _run(source, tmp_path / "work")
-    other = image_encoder("pixels:dim=4")
-    assert _run(source, tmp_path / "work", other)[0].shape == (N, 4)
-    source.path.write_text(
-        source.path.read_text().replace("title", "title", 1) + source.path.read_text().splitlines()[1] + "\n"
-    )
-    assert _run(CsvPairs(source.path), tmp_path / "work", other)[0].shape == (N + 1, 4)
+    assert _run(source, tmp_path / "work", image_encoder("pixels:dim=4"))[0].shape == (N, 4)
+
+
+def test_only_parts_that_changed_are_encoded_again(source: CsvPairs, tmp_path: Path) -> None:
+    _run(source, tmp_path / "work")
+    source.path.write_text(source.path.read_text() + source.path.read_text().splitlines()[1] + "\n")
+    again, other = Stopping(-1), CsvPairs(source.path)
+    found = _run(other, tmp_path / "work", again.encoder())
+    assert again.encoded == N + 1 - 48
+    assert all(torch.equal(a, b) for a, b in zip(found, _run(other, tmp_path / "anew"), strict=True))
+    assert len(list((tmp_path / "work" / "images").iterdir())) == 4  # what is of other data is gone
 
 
 def test_zero_vector_stays_zero(source: CsvPairs, tmp_path: Path) -> None:
@@ -132,13 +165,77 @@ def test_fewer_samples_than_dimensions(tmp_path: Path) -> None:
     assert images.shape[1] <= 3
 
 
-def test_data_that_shrink_while_they_are_read(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def images(start: int, stop: int) -> Iterator[Image.Image]:
-        return CsvPairs.images(source, start, min(stop, 40))
+def test_data_that_change_while_they_are_read(source: CsvPairs, tmp_path: Path) -> None:
+    def encode_and_touch(images: Sequence[Image.Image]) -> Tensor:
+        os.utime(source.image_paths[0], (1, 1))
+        return torch.ones(len(images), 3)
 
-    monkeypatch.setattr(source, "images", images)
-    with pytest.raises(DataError, match="Expected 60 samples, got 40"):
-        _run(source, tmp_path / "work")
+    with pytest.raises(DataError, match=r"rows 0 .. 15 of .*pairs.csv, which changed meanwhile"):
+        _run(source, tmp_path / "work", Encoder(encode_and_touch, name="touching"))
+
+
+def test_half_precision(source: CsvPairs, tmp_path: Path) -> None:
+    half, full = _encode(source, tmp_path / "half", dtype="float16"), _encode(source, tmp_path / "full")
+    assert half.image.dtype == half.text.dtype == torch.float16
+    assert torch.equal(half.image, full.image.half())
+    assert torch.equal(half.text, full.text.half())
+    with pytest.raises(InputError, match="one of float32, float16, got 'bfloat16'"):
+        _encode(source, tmp_path / "none", dtype="bfloat16")
+
+
+def test_file_is_what_safetensors_would_write(source: CsvPairs, tmp_path: Path) -> None:
+    for dtype in ("float32", "float16"):
+        made = _encode(source, tmp_path / dtype, dtype=dtype)
+        write_tensors({"image": made.image, "text": made.text}, tmp_path / "expected.safetensors")
+        assert made.features_file.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+
+
+def test_broken_samples_of_tars_are_left_out_and_listed(tmp_path: Path) -> None:
+    members = {}
+    for row, (key, text, _, picture) in enumerate(listings(8)):
+        fields = {f"{key}.png": png(picture), f"{key}.txt": text.encode(), f"{key}.json": b"{}"}
+        if row in (1, 5):
+            fields[f"{key}.png"] = fields[f"{key}.png"][:300]
+        if row == 2:
+            fields[f"{key}.txt"] = b"\xff\xfe"
+        if row == 3:
+            fields[f"{key}.json"] = b"{"
+        members |= fields
+    one = write_tar(tmp_path / "one.tar", members)
+    torn = Path(write_tars(tmp_path, 40, shards=1).replace("{000000..000000}", "000000"))
+    torn.write_bytes(torn.read_bytes()[:20_000])
+    some = write_tar(tmp_path / "none.tar", {"a.png": b"no image", "a.txt": b"text"})
+    made = _encode(TarPairs(f"{some}::{one}"), tmp_path / "work")
+    keys = [item[0] for item in listings(8)]
+    assert (made.n_samples, made.n_broken) == (4, 5)
+    assert pq.read_table(made.folder / "samples.parquet")["key"].to_pylist() == [keys[row] for row in (0, 4, 6, 7)]
+    reasons = ["the image cannot be read", "the text is not UTF-8", "the .json cannot be read"]
+    assert pq.read_table(made.folder / "broken.parquet").to_pydict() == {
+        "key": ["a", *(keys[row] for row in (1, 2, 3, 5))],
+        "reason": [reasons[0], reasons[0], reasons[1], reasons[2], reasons[0]],
+    }
+    made = _encode(TarPairs(f"{torn}::{some}"), tmp_path / "work")
+    assert 0 < made.n_samples < 40
+    assert pq.read_table(made.folder / "broken.parquet")["key"].to_pylist() == [str(torn), "a"]
+
+
+def test_data_of_broken_samples_alone_are_refused(tmp_path: Path) -> None:
+    file = write_tar(tmp_path / "a.tar", {"a.png": b"no image", "a.txt": b"text", "b.txt": b"text"})
+    with pytest.raises(DataError, match=r"got none that can be read \(1 are broken, such as a: the image cannot be read\)"):
+        _encode(TarPairs(str(file)), tmp_path / "work")
+    with pytest.raises(DataError, match=r"got none that can be read\. Look"):
+        _encode(TarPairs(str(write_tar(tmp_path / "b.tar", {"b.txt": b"text"}))), tmp_path / "work")
+
+
+@pytest.mark.parametrize("at_once", [1000, 7])
+def test_key_of_two_tars_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(assembly, "KEYS_AT_ONCE", at_once)
+    tars = write_tars(tmp_path, 40)
+    assert _encode(TarPairs(tars), tmp_path / "work").n_samples == 40
+    (tmp_path / "again").mkdir()
+    again = write_tars(tmp_path / "again", 3, shards=1)
+    with pytest.raises(DataError, match="Expected every key once in the data, got 3 again"):
+        _encode(TarPairs(f"{tars}::{again}"), tmp_path / "work")
 
 
 SCRIPT = """
@@ -146,10 +243,10 @@ SCRIPT = """
     from pathlib import Path
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
     from clip_negatives import features
-    from clip_negatives.dataset import CsvPairs
+    from clip_negatives.dataset import CsvPairs, csv
     from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 
-    features.CHUNK = 16
+    csv.ROWS = 16
     plain = image_encoder("pixels:dim=8")
 
     def slowly(images):
@@ -162,7 +259,7 @@ SCRIPT = """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_process_loses_at_most_a_chunk(source: CsvPairs, tmp_path: Path, how: signal.Signals) -> None:
+def test_killed_process_loses_at_most_a_part(source: CsvPairs, tmp_path: Path, how: signal.Signals) -> None:
     expected = _run(source, tmp_path / "undisturbed")
     work = tmp_path / "work"
     process = subprocess.Popen(
@@ -170,7 +267,7 @@ def test_killed_process_loses_at_most_a_chunk(source: CsvPairs, tmp_path: Path, 
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 60
-    while not (work / "image" / "000001.safetensors").exists() and time.monotonic() < deadline:
+    while not (work / "images" / source.parts()[1].digest()).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
     assert process.wait() != 0

@@ -59,6 +59,14 @@ class ClustersFolder:
     samples: pa.Table
     manifest: Mapping[str, Any]
 
+    @property
+    def broken(self) -> pa.Table:
+        """Return the samples that were left out, columns key and reason, both strings; read when asked for."""
+        file = self.path / BROKEN
+        if BROKEN in self.manifest.get("files", ()):
+            return pq.read_table(file)
+        return pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
+
 
 def write_clusters(path: str | Path, clusters: Clusters, samples: pa.Table, manifest: Mapping[str, Any]) -> None:
     """Write a clusters folder, atomically: it appears under its name when it is whole.

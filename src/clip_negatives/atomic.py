@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,10 @@ from clip_negatives.errors import ArtifactError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_MADE = r"[a-z0-9_]{8}\.partial(\.old)?"
+"""What `replaced_folder` adds to names of folders."""
 
 
 @contextmanager
@@ -33,7 +38,7 @@ def replaced_folder(path: Path, *, known_by: str) -> Iterator[Path]:
     refuse_foreign(path, known_by=known_by)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:
         raise _cannot_write(path, error) from error
     old = folder.with_name(f"{folder.name}.old")
@@ -53,6 +58,18 @@ def replaced_folder(path: Path, *, known_by: str) -> Iterator[Path]:
             old.rename(path)
         for left in (folder, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def tidy_folder(path: Path) -> None:
+    """Undo what a process that was killed in `replaced_folder` left beside `path`, when no other one is in it."""
+    left = [
+        item for item in path.parent.glob(f".{path.name}.*") if re.fullmatch(_MADE, item.name.removeprefix(f".{path.name}."))
+    ]
+    for item in sorted(left, reverse=True):
+        if item.suffix == ".old" and not path.exists():
+            item.rename(path)
+        else:
+            shutil.rmtree(item)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import platformdirs
 
 from clip_negatives import registry
 from clip_negatives.artifacts import FORMAT, MANIFEST, ClustersFolder, read_clusters, write_clusters_of
-from clip_negatives.atomic import refuse_foreign, sole_user
+from clip_negatives.atomic import refuse_foreign, sole_user, tidy_folder
 from clip_negatives.dataset import PairSource
 from clip_negatives.encoders import encoder_name
 from clip_negatives.encoders import image_encoder as image_encoder_of
@@ -116,7 +116,12 @@ def prepare_folder(
 
     processes.together(check)
     with ExitStack() as stack:
-        processes.first(lambda: stack.enter_context(sole_user(_work_folder(output))))
+
+        def begin() -> None:
+            stack.enter_context(sole_user(_work_folder(output)))
+            tidy_folder(output)
+
+        processes.first(begin)
         return _make(source, output, recipe, keep_features=keep_features, progress=progress, processes=processes)
 
 

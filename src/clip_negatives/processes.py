@@ -19,6 +19,9 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=30)
 """How long a process waits for another: one may encode or cluster for hours while the others are done."""
 
+ARRIVAL = timedelta(minutes=30)
+"""How long a process waits for all of them to have started."""
+
 FAREWELL = timedelta(seconds=30)
 """How long a process waits for the one that reports an error."""
 
@@ -29,11 +32,13 @@ class Processes:
 
     Attributes:
         rank: 0 .. world_size-1.
-        world_size: processes of the default process group, all of which make the calls below in the same order.
+        world_size: processes of the run, all of which make the calls below in the same order.
+        group: the process group by which they talk; None is the default one.
     """
 
     rank: int = 0
     world_size: int = 1
+    group: Any = None
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """Return every world_size-th item, beginning at the rank."""
@@ -49,7 +54,7 @@ class Processes:
             return [value]
         values: list[Any] = [None] * self.world_size
         with _reporting_loss():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
 
     def in_turn(self, compute: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
@@ -63,7 +68,7 @@ class Processes:
 
     def first(self, make: Callable[[], T]) -> T:
         """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too."""
-        return from_first_rank(make) if self.world_size > 1 else make()
+        return from_first_rank(make, self.group) if self.world_size > 1 else make()
 
     def together(self, make: Callable[[], T]) -> T:
         """Return this process's ``make()`` once all of them are done; what it raises on one is raised on all.
@@ -108,26 +113,26 @@ def joined() -> Iterator[Processes]:
         yield ALONE
         return
     with _reporting_loss():
-        dist.init_process_group("gloo", timeout=PATIENCE)
-    processes = Processes(dist.get_rank(), dist.get_world_size())
+        dist.init_process_group("gloo", timeout=ARRIVAL)
+        processes = Processes(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=PATIENCE, backend="gloo"))
     try:
         yield processes
     except ClipNegativesError as error:
         if error.rank in (None, processes.rank):
             raise
         # torchrun ends all processes with the first one that ends: the one that reports must be it.
-        farewell = dist.irecv(torch.empty(1), src=error.rank)
-        with suppress(RuntimeError):
-            farewell.wait(FAREWELL)  # type: ignore[union-attr]  # None is for processes outside of the group
+        with suppress(RuntimeError):  # it is gone, or takes longer than it should
+            if (farewell := dist.irecv(torch.empty(1), src=error.rank)) is not None:
+                farewell.wait(FAREWELL)
         raise SystemExit(2) from error
     finally:
         dist.destroy_process_group()
 
 
-def from_first_rank(make: Callable[[], T]) -> T:
+def from_first_rank(make: Callable[[], T], group: Any = None) -> T:
     """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too.
 
-    Outside of a process group this is ``make()``.
+    Outside of a process group this is ``make()``. `group` is one of all ranks by which they talk, by default the default one.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return make()
@@ -140,7 +145,7 @@ def from_first_rank(make: Callable[[], T]) -> T:
             if isinstance(error, ClipNegativesError):
                 error.rank = 0
     with _reporting_loss():
-        dist.broadcast_object_list(message, src=0)
+        dist.broadcast_object_list(message, src=0, group=group)
     if message[1] is not None:
         raise message[1]
     result: T = message[0]

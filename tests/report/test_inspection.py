@@ -17,9 +17,10 @@ from clip_negatives import ClustersFolder, write_clusters
 from clip_negatives.artifacts import read_clusters
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnknownNameError
+from clip_negatives.prepare import prepare
 from clip_negatives.report import write_inspection
 
-from ..pairs import write_csv, write_tars
+from ..pairs import write_csv, write_tar, write_tars
 from .conftest import HOSTILE, N
 
 
@@ -167,6 +168,17 @@ def test_data_in_tars(folder: ClustersFolder, tmp_path: Path) -> None:
     other = write_csv(tmp_path / "other", 10)
     with pytest.raises(DataError, match=r"the data that the clusters at .* were made of, got other pairs"):
         write_inspection(tars, tmp_path / "r", source=open_pairs(other), batch_size=32)
+
+
+def test_data_in_tars_with_broken_samples(tmp_path: Path) -> None:
+    tars = write_tars(tmp_path, N)
+    broken = write_tar(tmp_path / "broken.tar", {"bad.png": b"no image", "bad.txt": b"text"})
+    source = open_pairs(f"{broken}::{tars}")
+    folder = prepare(source, tmp_path / "clusters", clusterer="kmeans:n_clusters=8", progress=False)
+    assert folder.broken.to_pylist() == [{"key": "bad", "reason": "the image cannot be read"}]
+    written = write_inspection(folder, tmp_path / "r", source=source, batch_size=32, pairs=5)
+    assert written.missing == 0
+    assert read(written.page).find_all("symbol")
 
 
 @pytest.mark.parametrize(

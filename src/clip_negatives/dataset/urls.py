@@ -82,7 +82,7 @@ def open_url(url: str) -> IO[bytes]:
     try:
         if is_plain(url):
             return Path(url).open("rb")
-        opened: Any = gopen.gopen(url) if url.startswith("pipe:") else fsspec.open(url, "rb").open()
+        opened: Any = gopen(url) if url.startswith("pipe:") else fsspec.open(url, "rb").open()
     except FileNotFoundError as error:
         raise _missing(url) from error
     except Exception as error:  # Each file system of fsspec has errors of its own.

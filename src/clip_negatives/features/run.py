@@ -162,11 +162,15 @@ class Encoding:
         """Return the samples of each part, in order, once it is sure that there are some and no key is there twice."""
         records = self.processes.in_turn(self._count, self.digests)
         n, broken = sum(count for count, _, _ in records), sum(count for _, count, _ in records)
-        if n == 0:
-            first = next((first for _, _, first in records if first), None)
-            hint = f" ({broken} are broken, such as {first[0]}: {first[1]})" if first else ""
-            raise DataError(f"Expected pairs of an image and a text, got none that can be read{hint}. Look at the data.")
-        self.processes.first(lambda: check_keys(self.image_store, self.digests, n))
+
+        def check() -> None:
+            if n == 0:
+                first = next((first for _, _, first in records if first), None)
+                hint = f" ({broken} are broken, such as {first[0]}: {first[1]})" if first else ""
+                raise DataError(f"Expected pairs of an image and a text, got none that can be read{hint}. Look at the data.")
+            check_keys(self.image_store, self.digests, n)
+
+        self.processes.first(check)
         self.n_broken = broken
         return {digest: count for digest, (count, _, _) in zip(self.digests, records, strict=True)}
 

@@ -92,13 +92,16 @@ def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> Sma
         DataError: the source has other pairs than the folder.
     """
     if source is not None:
-        same = folder.samples["key"].to_pylist() == list(source.keys)
-        if not same or folder.samples["text"].to_pylist() != list(source.texts):
-            raise DataError(
-                f"Expected the data that the clusters at {folder.path} were made of, got other pairs ({len(source)} for "
-                f"{folder.clusters.n_samples}). Name those data, or prepare the clusters again."
-            )
-        return source.small_images
+        # Broken samples are in the data and not in the folder.
+        broken = set(folder.broken["key"].to_pylist())
+        places = [place for place, key in enumerate(source.keys) if key not in broken]
+        for column, values in (("key", source.keys), ("text", source.texts)):
+            if folder.samples[column].to_pylist() != [values[place] for place in places]:
+                raise DataError(
+                    f"Expected the data that the clusters at {folder.path} were made of, got other pairs ({len(places)} for "
+                    f"{folder.clusters.n_samples}). Name those data, or prepare the clusters again."
+                )
+        return lambda index, side: source.small_images([places[row] for row in index], side)
     if "image" not in folder.samples.column_names:
         return None
     paths = folder.samples["image"]
