@@ -80,7 +80,7 @@ def apportion(sizes: Tensor, k: int) -> Tensor:
 
     Examples:
         >>> apportion(torch.tensor([60, 30, 9, 1]), 10)
-        tensor([6, 2, 1, 1])
+        tensor([5, 3, 1, 1])
     """
     quota = sizes.double() * k / int(sizes.sum())
     parts = quota.long().clamp(min=1).minimum(sizes)
