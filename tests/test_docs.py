@@ -111,6 +111,13 @@ def test_the_page_of_benchmarks_is_that_of_the_results(monkeypatch: pytest.Monke
     assert (ROOT / "docs" / "benchmarks.md").read_text() == report.page(), "Write it anew: python benchmarks/report.py"
 
 
+def test_the_page_of_rates_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "scale")
+    import plan
+
+    assert (ROOT / "docs" / "scale-plan.md").read_text() == plan.page(), "Write it anew: python benchmarks/scale/plan.py"
+
+
 def test_the_page_of_the_study_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "rank1")
     import page

@@ -61,10 +61,11 @@ def main() -> None:
     """Measure every step at every size, and write the result file."""
     small = "--small" in sys.argv
     sizes, shard = SIZES["small" if small else "full"], 100 if small else SHARD
+    (ROOT / ".benchmarks").mkdir(exist_ok=True)
     steps = [(step, n) for kind, step in STEPS.items() for n in sizes[kind]]
     rows = []
     for step, n in steps:
-        with tempfile.TemporaryDirectory(dir=ROOT) as home:
+        with tempfile.TemporaryDirectory(dir=ROOT / ".benchmarks") as home:
             rows += _alone(step, Path(home), n, shard)
         print(*rows[-1:], flush=True)
     folder = (ROOT / ".benchmarks" if small else ROOT / "benchmarks" / "results") / machine()

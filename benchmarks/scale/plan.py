@@ -1,0 +1,190 @@
+"""Write docs/scale-plan.md and its plot from the measured rates: python benchmarks/scale/plan.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+DOCS = HERE.parents[1] / "docs"
+KINDS = ("kmeans", "prepare", "rates")
+
+N, D, K, SHARDS = 10**9, 512, 100_000, 100_000
+"""What is planned for: pairs, length of a feature, clusters of each side, tars."""
+
+HOUR = 3600.0
+
+INTRODUCTION = """# A billion pairs
+
+Written by `python benchmarks/scale/plan.py` from the result files under `benchmarks/results/`: what was measured, and what
+follows from it for {n:,} pairs in {shards:,} shards, features of {d} numbers for images and for texts, and {k:,}
+clusters of each. Rates are samples per second of one core's time, measured on {load}; wall clocks were not to be trusted.
+Nothing here was run on a GPU.
+
+```bash
+BENCHMARK_FULL=1 python benchmarks/scale/prepare_memory.py
+python benchmarks/scale/kmeans_scaling.py
+python benchmarks/scale/rates.py
+```
+"""
+
+ABOUT_PLAN = """## The plan
+
+| what | for {n:,} pairs | from |
+| --- | --- | --- |
+{rows}
+What encodes the images is not in it: divide {n:,} by the images that your GPUs encode a second. `prepare` adds the writing
+of what they make, shard by shard, on the same processes.
+
+### What breaks first
+
+1. **Flat k-means.** With {k:,} clusters an iteration compares every sample with every centroid; two levels (`levels=2`)
+   take {ratio:,.0f} times fewer products, for clusters that are searched for within a cell alone.
+2. **The first process of `prepare`** puts the features of all shards together, {features:.1f} TB through one machine.
+3. **`reshard` of all at once**: {shards:,} new shards read from {shards:,} old ones, up to {opened:.0e} openings of a file.
+   Do it for parts of the data, each of some thousand shards.
+4. **A sampler on csv** has labels and plan of all pairs in each process, {plan:.0f} GB. On streams nothing of the kind is.
+"""
+
+
+def found(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the result files of a machine."""
+    return {kind: json.loads(file.read_text()) for kind in KINDS if (file := folder / f"scale-{kind}.json").exists()}
+
+
+def page() -> str:
+    """Return the page as Markdown."""
+    folders = [folder for folder in sorted(RESULTS.iterdir()) if set(found(folder)) == set(KINDS)]
+    results = {folder.name: found(folder) for folder in folders}
+    parts = []
+    for name, result in results.items():
+        load = f"a machine of {result['kmeans']['machine']['cores']} cores that did other work meanwhile"
+        parts.append(INTRODUCTION.format(n=N, shards=SHARDS, d=D, k=K, load=load))
+        parts.append(_plan(result))
+        parts += _measured(name, result)
+    return "\n".join(parts)
+
+
+def rate(rows: Sequence[Mapping[str, Any]], step: str) -> float:
+    """Return the samples of a core's second in a step, at the largest size that was measured."""
+    return float(max((row for row in rows if row["step"] == step), key=lambda row: row["n"])["per_second"])
+
+
+def products(kmeans: Mapping[str, Any]) -> float:
+    """Return the products of a sample's and a centroid's numbers that a core makes in a second of an iteration."""
+    size = kmeans["size"]
+    n = max(size["rates"])
+    return n * size["k"] * size["d"] / float(kmeans["summary"]["processor_seconds_per_iteration"][str(n)])
+
+
+def _plan(result: Mapping[str, Any]) -> str:
+    kmeans, rows = result["kmeans"], result["rates"]["rows"]
+    speed, cells = products(kmeans), round(K**0.5)
+    flat, levels = N * K * D / speed, N * (cells + K / cells) * D / speed
+    features = 2 * 2 * N * D / 1e12
+    table = [
+        ("features, float16, images and texts, on the shared disk", f"{features:.1f} TB", "4 N D bytes"),
+        ("labels, in the memory of the first process; then memory-mapped", f"{16 * N / 1e9:.0f} GB", "16 N bytes"),
+        ("an iteration of k-means, each side, flat", f"{flat / HOUR:,.0f} core hours", f"{speed:.1e} products a core's second"),
+        ("the same in two levels", f"{levels / HOUR:.1f} core hours", "(sqrt K + K / sqrt K) centroids a sample"),
+    ]
+    for step, what in (
+        ("labels", "labels of the shards"),
+        ("look up labels", "looking labels up while streaming, an epoch"),
+        ("reshard", "new shards, but for the disk"),
+        ("generate", "one incorrect pair for each image"),
+        ("plan of an epoch", "the plan of an epoch, on csv, in each process"),
+    ):
+        told = f"{N / rate(rows, step) / HOUR:.1f} core hours"
+        table.append((what, told, f"{rate(rows, step):,.0f} samples a core's second"))
+    lines = "".join(f"| {' | '.join(row)} |\n" for row in table)
+    numbers = {"ratio": flat / levels, "features": features, "opened": float(SHARDS) ** 2, "plan": 24 * N / 1e9}
+    return ABOUT_PLAN.format(n=N, k=K, shards=SHARDS, rows=lines, **numbers)
+
+
+def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
+    yield "## What was measured\n\n### prepare, two processes\n"
+    yield "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000.\n"
+    columns = ["series", "pairs", "MiB, once encoded", "MiB at the end", "encoded a second (wall clock)"]
+    yield _table([_prepared(row) for row in result["prepare"]["rows"]], columns)
+    yield f"![memory against the number of samples](images/scale/{name}.svg)\n"
+    yield from _kmeans(result["kmeans"])
+    yield "### Labels, pairs, new shards, plans\n"
+    columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
+    yield _table([_step(row) for row in result["rates"]["rows"]], columns)
+
+
+def _prepared(row: Mapping[str, Any]) -> list[str]:
+    memory = [" and ".join(f"{value:.0f}" for value in row[name]) for name in ("peak_mib_encoded", "peak_mib_end")]
+    return [row["series"], f"{row['n_samples']:,}", *memory, f"{row['samples_per_second']:,}"]
+
+
+def _step(row: Mapping[str, Any]) -> list[str]:
+    clusters = f"{row['clusters']:,}" if "clusters" in row else ""
+    return [row["step"], f"{row['n']:,}", clusters, f"{row['per_second']:,.0f}", f"{row['mib']:.0f}"]
+
+
+def _kmeans(kmeans: Mapping[str, Any]) -> Iterator[str]:
+    summary, size = kmeans["summary"], kmeans["size"]
+    yield f"### parallel_kmeans, {size['d']} numbers, {size['k']:,} clusters\n"
+    seconds, memory = summary["processor_seconds_per_iteration"], summary["peak_anonymous_mib"]
+    columns = ["samples", "core seconds an iteration", "MiB of the process, mapped features left out"]
+    yield _table([[f"{int(n):,}", f"{seconds[n]:.1f}", f"{memory[n]:.0f}"] for n in seconds], columns)
+    strong, weak = summary["strong_efficiency_of_processor"], summary["weak_efficiency_of_processor"]
+    yield (
+        "Efficiency is the core time of one process over that of all: strong for the same work in all "
+        f"({size['strong']:,} samples), weak for the same work each ({size['weak']:,}). Four processes share two cores.\n"
+    )
+    yield _table([[n, f"{strong[n]:.2f}", f"{weak[n]:.2f}"] for n in strong], ["processes", "strong", "weak"])
+    yield "Beside others, one process; the mean cosine of a sample with its centroid says how good the clusters are.\n"
+    columns = ["by", "samples", "clusters", "how", "core seconds", "mean cosine"]
+    yield _table([_beside(row) for row in [*summary["quality"], *summary["levels"]]], columns)
+
+
+def _beside(row: Mapping[str, Any]) -> list[str]:
+    told = [f"{row['processor_seconds']:.1f}", f"{row['mean_cosine']:.4f}"]
+    return [row["by"], f"{row['n']:,}", f"{row['n_clusters']:,}", _how(row), *told]
+
+
+def _how(row: Mapping[str, Any]) -> str:
+    if row.get("levels", 1) > 1:
+        return f"{row['levels']} levels"
+    if "batch_size" in row:
+        return f"mini-batches of {row['batch_size']:,}"
+    return ", ".join(str(row[name]) for name in ("init",) if name in row)
+
+
+def _table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)) + "\n"
+
+
+def plot(result: Mapping[str, Any], target: Path) -> None:
+    """Draw peak memory against the number of samples."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = figure.subplots()
+    rows = result["prepare"]["rows"]
+    for series in dict.fromkeys(row["series"] for row in rows):
+        some = [row for row in rows if row["series"] == series]
+        peaks = [max(row["peak_mib_end"]) for row in some]
+        axes.plot([row["n_samples"] for row in some], peaks, "o-", label=f"prepare, {series}")
+    memory = result["kmeans"]["summary"]["peak_anonymous_mib"]
+    axes.plot([int(n) for n in memory], list(memory.values()), "s-", label="parallel_kmeans, mapped features left out")
+    axes.set(xscale="log", xlabel="samples", ylabel="peak memory of a process, MiB", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    for folder in sorted(RESULTS.iterdir()):
+        if set(result := found(folder)) == set(KINDS):
+            plot(result, DOCS / "images" / "scale" / f"{folder.name}.svg")
+    (DOCS / "scale-plan.md").write_text(page())
