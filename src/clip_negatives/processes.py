@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -167,7 +168,7 @@ def _reporting_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
         raise ProcessError(
             f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
             "what is finished is kept."
