@@ -29,7 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
 SMALL = {"default": (1_000,), "bounded": (2_000,)}
-LARGE = {"default": (2_000, 8_000, 32_000), "bounded": (8_000, 32_000, 128_000)}
+LARGE = {"default": (2_000, 8_000, 32_000), "bounded": (8_000, 32_000, 128_000, 512_000)}
 SIZES = LARGE if FULL else SMALL
 SHARD, RANKS = 1_000, 2
 BOUND = 1_000

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ class Processes:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def in_turn(self, compute: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
+    def divided(self, compute: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
         """Return what `compute` returns for each item, in their order; each process computes those that are its own.
 
         Raises:
@@ -124,6 +126,7 @@ def joined() -> Iterator[Processes]:
         with suppress(RuntimeError):  # it is gone, or takes longer than it should
             if (farewell := dist.irecv(torch.empty(1), src=error.rank)) is not None:
                 farewell.wait(FAREWELL)
+        time.sleep(0.5)  # it leaves the group a moment before its sentence is out
         raise SystemExit(2) from error
     finally:
         dist.destroy_process_group()
@@ -167,7 +170,7 @@ def _reporting_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
         raise ProcessError(
             f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
             "what is finished is kept."

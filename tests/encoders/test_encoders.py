@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from clip_negatives.encoders import Encoder, encoder_name, image_encoder, text_encoder
+from clip_negatives.encoders.encoder import device
 from clip_negatives.errors import ClipNegativesError, DataError, OptionError, UnknownNameError
 
 from ..pairs import listings
@@ -274,3 +275,15 @@ def test_efficientnet_lite0_knows_what_pictures_show() -> None:
     found = features(image_encoder("efficientnet-lite0"), IMAGES)
     assert found.shape == (96, 1280)
     assert nearest_is_same_item(found) > 4 * CHANCE
+
+
+def test_each_process_of_torchrun_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device() == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device() == "cuda"
+    for rank, expected in (("0", "cuda:0"), ("1", "cuda:1"), ("2", "cuda:0")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert device() == expected

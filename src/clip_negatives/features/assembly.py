@@ -30,7 +30,7 @@ FITTED_ON = 20_000
 ROWS = 65_536
 """Rows of a row group of the table of samples, at least; the last one may have fewer."""
 
-KEYS_AT_ONCE = 2**22
+KEYS_AT_ONCE = 2**21
 """Digests of keys that are sorted in memory together."""
 
 DTYPES = {torch.float32: "F32", torch.float16: "F16"}

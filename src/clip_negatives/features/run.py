@@ -89,7 +89,7 @@ class Encoding:
         self.images, self.texts, self.folder, self.processes = images, texts, folder, processes
         self.dtype = DTYPES[dtype]
         self.n_pairs, self.parts = source.n_pairs, source.parts()
-        self.digests: list[str] = processes.in_turn(lambda part: part.digest(), self.parts)
+        self.digests: list[str] = processes.divided(lambda part: part.digest(), self.parts)
         self.fingerprint = fingerprint_of(self.digests)
         self.plan = {
             "image": images.name,
@@ -155,12 +155,12 @@ class Encoding:
 
     def _missing(self, store: Store, parts: dict[str, T]) -> dict[str, T]:
         """Return the parts that are still to be done, the same on every process."""
-        done = self.processes.in_turn(lambda digest: store.record(digest) is not None, list(parts))
+        done = self.processes.divided(lambda digest: store.record(digest) is not None, list(parts))
         return {digest: part for (digest, part), there in zip(parts.items(), done, strict=True) if not there}
 
     def _counts(self) -> dict[str, int]:
         """Return the samples of each part, in order, once it is sure that there are some and no key is there twice."""
-        records = self.processes.in_turn(self._count, self.digests)
+        records = self.processes.divided(self._count, self.digests)
         n, broken = sum(count for count, _, _ in records), sum(count for _, count, _ in records)
 
         def check() -> None:
@@ -187,7 +187,7 @@ class Encoding:
         if learn is None:
             return
         chosen = list(evenly(counts, LEARNED_ON))
-        shares = self.processes.in_turn(lambda some: list(texts_of(self.image_store, *some)), chosen)
+        shares = self.processes.divided(lambda some: list(texts_of(self.image_store, *some)), chosen)
 
         def learn_alone() -> None:
             # The last bits of sums depend on the number of threads, which torchrun changes.
