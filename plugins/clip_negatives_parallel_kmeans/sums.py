@@ -27,10 +27,11 @@ class Grid:
         """Return the finest grid for `count` numbers up to `bound`."""
         return cls(2.0 ** (math.ceil(math.log2(max(bound, 1e-30) * max(count, 1))) - 51))
 
-    def round(self, numbers: Tensor) -> Tensor:
-        """Return the nearest multiples, float64."""
+    def round(self, numbers: Tensor, into: Tensor | None = None) -> Tensor:
+        """Return the nearest multiples, float64; in the first rows of `into` if that is given."""
         lift = 1.5 * 2.0**52 * self.step  # there the numbers of float64 are one step apart
-        return torch.add(numbers.double(), lift).sub_(lift)
+        wide = torch.empty_like(numbers, dtype=torch.float64) if into is None else into[: len(numbers)]
+        return wide.copy_(numbers).add_(lift).sub_(lift)
 
 
 class Tally:
