@@ -38,6 +38,12 @@ def _content(folder: Path) -> dict[str, Any]:
     return {**files, "manifest.json": manifest}
 
 
+def _written(folder: Path) -> dict[str, bytes]:
+    """Return the new shards and their labels, and the pairs."""
+    files = [*sorted((folder / "new").glob("*.tar")), *sorted((folder / "new" / "labels" / "shards").iterdir())]
+    return {file.name: file.read_bytes() for file in [*files, folder / "new" / "sizes.json", folder / "pairs.parquet"]}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with pairs as csv, as five tars, and a tar with a broken one."""
@@ -54,6 +60,9 @@ def _commands(data: Path, output: Path) -> list[list[object]]:
         ["prepare", data / "pairs.csv", output / "csv", *OPTIONS, "--group-column", "item"],
         ["prepare", tars, output / "tars", *OPTIONS],
         ["prepare", tars, output / "half", *OPTIONS, "--feature-dtype", "float16", "--drop-features"],
+        ["prepare", tars, output / "parallel", *OPTIONS[:-1], "parallel_kmeans:n_clusters=8"],
+        ["reshard", tars, output / "parallel", output / "new", "--samples-per-shard", 20],
+        ["generate", output / "parallel", "--output", output / "pairs.parquet", "--per-image", 2],
         ["prepare", f"{data}/broken.tar", output / "none", *OPTIONS],
         ["prepare", tars.replace("4}", "5}"), output / "none", *OPTIONS],
         ["prepare", tars, output / "none", *OPTIONS, "--group-column", "brand"],
@@ -67,9 +76,12 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
         (tmp_path / "out").mkdir()
         said[world] = run(world, commands, *_commands(data, tmp_path / "out"), log=tmp_path / f"log-{world}")
         (tmp_path / "out").rename(tmp_path / str(world))
-    for name in ("csv", "tars", "half"):
+    for name in ("csv", "tars", "half", "parallel"):
         one, two, four = (_content(tmp_path / str(world) / name) for world in (1, 2, 4))
         assert one == two == four
+    one, two, four = (_written(tmp_path / str(world)) for world in (1, 2, 4))
+    assert one == two == four
+    assert [name for name in one if name.endswith(".tar")] == [f"00000{shard}.tar" for shard in range(4)]
     folder = read_clusters(tmp_path / "4" / "tars")
     assert (folder.clusters.n_samples, folder.manifest["n_broken"]) == (90, 1)
     assert said[2][0] == said[4][0] == said[1][0]
@@ -83,10 +95,11 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
         "exit code 0",
     ]
     errors = ["got none that can be read", "000005.tar, which is not there", "the field 'brand'", "as samples (90)"]
-    assert len(lines) == 8 + 2 * len(errors)
+    assert lines[11:15:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
+    assert len(lines) == 15 + 2 * len(errors)
     for place, words in enumerate(errors):
-        assert words in lines[8 + 2 * place]
-        assert lines[9 + 2 * place] == "exit code 2"
+        assert words in lines[15 + 2 * place]
+        assert lines[16 + 2 * place] == "exit code 2"
     for world in (2, 4):
         for rank in range(1, world):  # one sentence is enough
             assert set(said[world][rank].splitlines()) == {"exit code 0", "exit code 2"}

@@ -111,7 +111,7 @@ def generate(
             return int(pq.read_metadata(file).num_rows)
 
         parts = range(len(pairs))
-        counts = processes.in_turn(write, parts)
+        counts = processes.divided(write, parts)
         processes.first(lambda: _join(work, parts, output, origin))
         return sum(counts)
 
