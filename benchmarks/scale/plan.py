@@ -16,6 +16,7 @@ N, D, K, SHARDS = 10**9, 512, 100_000, 100_000
 """What is planned for: pairs, length of a feature, clusters of each side, tars."""
 
 HOUR = 3600.0
+MOMENTS = {"encoded": "once encoded", "end": "at the end, mapped features among it"}
 
 INTRODUCTION = """# A billion pairs
 
@@ -107,12 +108,17 @@ def _plan(result: Mapping[str, Any]) -> str:
 
 def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield "## What was measured\n\n### prepare, two processes\n"
-    yield "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000.\n"
+    yield (
+        "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000, which is "
+        "what *default* still grows by. What is mapped from files counts here: at the end the first process maps the features, "
+        "512 bytes a pair.\n"
+    )
     columns = ["series", "pairs", "MiB, once encoded", "MiB at the end", "encoded a second (wall clock)"]
     yield _table([_prepared(row) for row in result["prepare"]["rows"]], columns)
     yield f"![memory against the number of samples](images/scale/{name}.svg)\n"
     yield from _kmeans(result["kmeans"])
     yield "### Labels, pairs, new shards, plans\n"
+    yield "Of the memory, tables between many clusters take most: 8 K² bytes, and as much for their weights.\n"
     columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
     yield _table([_step(row) for row in result["rates"]["rows"]], columns)
 
@@ -172,8 +178,9 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
     rows = result["prepare"]["rows"]
     for series in dict.fromkeys(row["series"] for row in rows):
         some = [row for row in rows if row["series"] == series]
-        peaks = [max(row["peak_mib_end"]) for row in some]
-        axes.plot([row["n_samples"] for row in some], peaks, "o-", label=f"prepare, {series}")
+        for moment, style in (("encoded", "o-"), ("end", "o:")):
+            peaks = [max(row[f"peak_mib_{moment}"]) for row in some]
+            axes.plot([row["n_samples"] for row in some], peaks, style, label=f"prepare, {series}, {MOMENTS[moment]}")
     memory = result["kmeans"]["summary"]["peak_anonymous_mib"]
     axes.plot([int(n) for n in memory], list(memory.values()), "s-", label="parallel_kmeans, mapped features left out")
     axes.set(xscale="log", xlabel="samples", ylabel="peak memory of a process, MiB", ylim=(0, None))

@@ -144,7 +144,8 @@ def write_folder(home: Path, n: int, shard: int) -> Path:
 def labels_and_pairs(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
     """Write labels, look all of them up, and write pairs."""
     clusters = write_folder(home, n, shard)
-    rows = [measured("labels", n, lambda: write_labels(clusters, home / "labels"))]
+    k = default_k(n)
+    rows = [measured("labels", n, lambda: write_labels(clusters, home / "labels"), clusters=k)]
 
     def look_up() -> None:
         shards = read_labels(home / "labels").shards
@@ -153,8 +154,8 @@ def labels_and_pairs(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
             for row in range(number * shard, min(n, (number + 1) * shard)):
                 found[f"{row:09d}"]
 
-    rows.append(measured("look up labels", n, look_up))
-    rows.append(measured("generate", n, lambda: generate(clusters, home / "pairs.parquet")))
+    rows.append(measured("look up labels", n, look_up, clusters=k))
+    rows.append(measured("generate", n, lambda: generate(clusters, home / "pairs.parquet"), clusters=k))
     return rows
 
 
