@@ -109,8 +109,9 @@ def _plan(result: Mapping[str, Any]) -> str:
 def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield "## What was measured\n\n### prepare, two processes\n"
     yield (
-        "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000, which is "
-        "what *default* still grows by. What is mapped from files counts here: at the end the first process maps the features, "
+        "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000, "
+        "which is what *default* still grows by. What is mapped from files counts here: at the end the first process maps the "
+        "features, "
         "512 bytes a pair.\n"
     )
     columns = ["series", "pairs", "MiB, once encoded", "MiB at the end", "encoded a second (wall clock)"]
