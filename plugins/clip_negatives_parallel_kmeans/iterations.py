@@ -66,6 +66,7 @@ class KMeansRun:
         if state is None:
             start = first_centroids(self.work, self.options.init, self.k, self.seed)
             state = State.at(self._unit(start))
+            self.checkpoint.save(state)
         while not state.done and state.iteration < self.options.n_iter:
             self._pass_over_all(state) if self.options.batch_size is None else self._pass_over_batch(state)
             state.iteration += 1
