@@ -147,8 +147,8 @@ def _kmeans(kmeans: Mapping[str, Any]) -> Iterator[str]:
     )
     yield _table([[n, f"{strong[n]:.2f}", f"{weak[n]:.2f}"] for n in strong], ["processes", "strong", "weak"])
     yield (
-        "Beside others, one process; the mean cosine of a sample with its centroid says how good the clusters are. The made-up features "
-        "are blobs around 64 themes, which suits two levels; *without themes* is an earlier run on blobs that have none.\n"
+        "Beside others, one process; the mean cosine of a sample with its centroid says how good the clusters are. The made-up "
+        "features are blobs around 64 themes, which suits two levels; *without themes* is an earlier run on blobs without.\n"
     )
     columns = ["by", "samples", "clusters", "how", "core seconds", "mean cosine"]
     rows = [_beside(row) for row in [*summary["quality"], *summary["levels"]]]
