@@ -60,6 +60,13 @@ def replaced_folder(path: Path, *, known_by: str) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def remove_folder(folder: Path, path: Path) -> None:
+    """Remove a folder at once: where the process is killed meanwhile, `tidy_folder` of `path` beside it removes the rest."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    folder.rename(aside / folder.name)
+    shutil.rmtree(aside)
+
+
 def tidy_folder(path: Path) -> None:
     """Undo what a process that was killed in `replaced_folder` left beside `path`, when no other one is in it."""
     left = [

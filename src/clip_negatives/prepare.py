@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import platformdirs
 
 from clip_negatives import registry
 from clip_negatives.artifacts import FORMAT, MANIFEST, ClustersFolder, read_clusters, write_clusters_of
-from clip_negatives.atomic import refuse_foreign, sole_user, tidy_folder
+from clip_negatives.atomic import refuse_foreign, remove_folder, sole_user, tidy_folder
 from clip_negatives.dataset import PairSource
 from clip_negatives.encoders import encoder_name
 from clip_negatives.encoders import image_encoder as image_encoder_of
@@ -150,7 +149,7 @@ def prepare_cached(
     work = _work_folder(folder)
     with sole_user(work):
         if (cached := _cached(folder)) is not None:  # made by the process that was waited for
-            shutil.rmtree(work)
+            remove_folder(work, folder)
             return cached
         _make(source, folder, recipe, progress=progress)
     return read_clusters(folder)
@@ -224,7 +223,7 @@ def _make(
         files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
         image, text = clusterings
         written = write_clusters_of(output, image, text, files, manifest)
-        shutil.rmtree(work)
+        remove_folder(work, output)
         return written
 
     return processes.first(write)
