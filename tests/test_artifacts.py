@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_negatives.artifacts import ClustersFolder, read_clusters, write_clusters
+from clip_negatives.artifacts import ClustersFolder, codes, read_clusters, write_clusters
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.similarity import centroid_similarity
@@ -185,3 +185,13 @@ def test_parts_that_do_not_fit_are_not_written(tmp_path: Path, clusters: Cluster
     with pytest.raises(ArtifactError, match=fault):
         write_clusters(tmp_path / "clusters", clusters, samples, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_codes_of_a_column_in_pieces() -> None:
+    """Equal values have one number wherever they stand; one array of strings could hold 2 GiB of them at most."""
+    pieces = [["shoe", "", "hat"], [], ["hat", "", None, "shoe", "sock"]]
+    column = pa.chunked_array([pa.array(piece, pa.string()) for piece in pieces])
+    found, whole = codes(column).tolist(), codes([value or "" for piece in pieces for value in piece]).tolist()
+    assert found == whole
+    assert found[0] == found[6] != found[2] == found[3]
+    assert len(set(found)) == 6

@@ -13,12 +13,14 @@ from torch import Tensor
 from clip_negatives import NegativesClipLoss, similarity
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.functional import pair_log_weights, weighted_info_nce
-from clip_negatives.interfaces import Clustering, Clusters, LossTerms, SamplingContext
+from clip_negatives.interfaces import Clustering, Clusters, LossTerms, LossWeighting, SamplingContext
 from clip_negatives.listed import look_up, with_dense_tables
 from clip_negatives.metrics import FalseNegatives
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.similarity import nearest_similarity, pair_similarity, reliable_table
 from clip_negatives_cluster_similarity.sampler import ClusterSimilarity
+from clip_negatives_random_reduction.weighting import RandomReduction
+from clip_negatives_readings.gates import Gate, Gate2
 from clip_negatives_weighted_infonce.weighting import WeightedInfoNCE
 
 from .conftest import make_clusters
@@ -59,10 +61,17 @@ def test_many_clusters_get_lists(clusters: Clusters, monkeypatch: pytest.MonkeyP
     assert found.text_nearest is None
 
 
-@pytest.mark.parametrize("remove", [False, True])
+WEIGHTINGS = {
+    "weighs": WeightedInfoNCE(),
+    "removes": WeightedInfoNCE(remove=True, image_quantile=0.7, text_threshold=0.5),
+    "gate": Gate(image_quantile=0.7),
+    "gate2": Gate2(image_quantile=0.7, text_quantile=0.8),
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
 @pytest.mark.parametrize("backend", ["torch", "chunked", "triton"])
-def test_lists_of_all_are_tables_of_all(clusters: Clusters, backend: str, remove: bool) -> None:
-    weighting = WeightedInfoNCE(remove=remove, image_quantile=0.7, text_threshold=0.5)
+def test_lists_of_all_are_tables_of_all(clusters: Clusters, backend: str, weighting: LossWeighting) -> None:
     dense, listed = weighting(clusters), weighting(listing(clusters))
     x, y = _unit(B)
     index = torch.randperm(clusters.n_samples, generator=torch.Generator().manual_seed(1))[:B]
@@ -146,6 +155,10 @@ def test_what_lists_do_not_serve(clusters: Clusters) -> None:
         short.similarity_of("text", "a report")
     with pytest.raises(InputError, match=r"Expected a quantile within 0 .. 1, got 2"):
         reliable_table(short.image, short.image_nearest, quantile=2.0)
+    with pytest.raises(InputError, match="to count what is removed, got more than"):
+        RandomReduction()(short)
+    with pytest.raises(InputError, match="and no labels"):
+        weighted_info_nce(*_unit(B), 10.0, terms=WeightedInfoNCE()(short).for_stream())
     with pytest.raises(UnsupportedError, match="groups of single samples"):
         LossTerms(groups=torch.arange(4)).for_stream()
 

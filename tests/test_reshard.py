@@ -17,7 +17,7 @@ from clip_negatives import read_clusters
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnsupportedError
-from clip_negatives.labels import read_labels, write_labels
+from clip_negatives.labels import last_parts, read_labels, write_labels
 from clip_negatives.prepare import prepare
 from clip_negatives.processes import Processes
 from clip_negatives.reshard import reshard
@@ -174,12 +174,85 @@ def test_clusters_of_csv_have_no_shards(tmp_path: Path) -> None:
 
 def test_damaged_labels_folder(folder: Path, tmp_path: Path) -> None:
     write_labels(folder / "clusters", tmp_path / "labels")
-    with pytest.raises(ArtifactError, match="got a clusters folder"):
+    with pytest.raises(ArtifactError, match=r"Expected a labels folder at .*, got none \(no labels.json\)"):
         read_labels(folder / "clusters")
     table = pq.read_table(tmp_path / "labels" / "shards.parquet")
     pq.write_table(table.slice(0, 1), tmp_path / "labels" / "shards.parquet")
     with pytest.raises(ArtifactError, match=r"shards.parquet was changed"):
         read_labels(tmp_path / "labels")
+
+
+def test_neither_folder_takes_the_place_of_the_other(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "clusters", tmp_path / "clusters")
+    with pytest.raises(ArtifactError, match="got something else"):
+        write_labels(tmp_path / "clusters", tmp_path / "clusters")
+    assert read_clusters(tmp_path / "clusters").samples.num_rows == N
+    write_labels(tmp_path / "clusters", tmp_path / "labels")
+    with pytest.raises(ArtifactError, match="got something else"):
+        prepare(open_pairs(tars(folder)), tmp_path / "labels", clusterer="kmeans:n_clusters=4", progress=False)
+
+
+def test_files_of_another_system_between_those_of_a_sample(folder: Path, tmp_path: Path) -> None:
+    """Tars of macOS have ``._name`` files, which webdataset leaves out; a tar that is torn serves up to the tear."""
+    for file in sorted(folder.glob("*.tar")):
+        with tarfile.open(file) as old, tarfile.open(tmp_path / file.name, "w") as new:
+            for member in old:
+                new.addfile(tarfile.TarInfo(f"._{member.name}"))
+                new.addfile(member, old.extractfile(member))
+    torn = max(tmp_path.glob("*.tar"))
+    torn.write_bytes(torn.read_bytes()[: torn.stat().st_size * 2 // 3])
+    found = prepare(open_pairs(tars(tmp_path)), tmp_path / "clusters", clusterer="kmeans:n_clusters=4", progress=False)
+    assert N * 3 // 4 < found.samples.num_rows < N
+    done = reshard(tars(tmp_path), tmp_path / "clusters", tmp_path / "new", samples_per_shard=20)
+    written = samples([str(file) for file in sorted((tmp_path / "new").glob("*.tar"))])
+    assert set(written) == set(found.samples["key"].to_pylist())
+    assert all({"png", "txt"} <= set(files) for files in written.values())
+    assert done.samples == len(written)
+
+
+def test_places_of_another_run_are_not_taken(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was interrupted, its shards taken away, and then other data under the same names."""
+    home = tmp_path / "home"
+    shutil.copytree(folder, home)
+    prepare(open_pairs(tars(home)), home / "clusters", clusterer="kmeans:n_clusters=4", progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("clip_negatives.reshard._Job.write_shards", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            reshard(tars(home), home / "clusters", home / "new", samples_per_shard=SIZE)
+    shutil.rmtree(home / "new")
+    first, last = min(home.glob("*.tar")), max(home.glob("*.tar"))
+    kept = first.read_bytes()
+    first.write_bytes(last.read_bytes())
+    last.write_bytes(kept)
+    prepare(open_pairs(tars(home)), home / "clusters", clusterer="kmeans:n_clusters=4", progress=False)
+    reshard(tars(home), home / "clusters", home / "new", samples_per_shard=SIZE)
+    shards = [str(file) for file in sorted((home / "new").glob("*.tar"))]
+    assert samples(shards) == samples([str(file) for file in sorted(folder.glob("*.tar"))])
+
+
+def test_what_the_sampler_refuses_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="quantile"):
+        reshard(tars(folder), folder / "clusters", tmp_path / "new", sampler="cluster_similarity:image_quantile=2.0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_labels_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "clusters", tmp_path / "clusters")
+    file = tmp_path / "clusters" / "clusters.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"clusters.safetensors was changed"):
+        write_labels(tmp_path / "clusters", tmp_path / "labels")
+
+
+def test_shards_that_their_addresses_do_not_tell_apart(folder: Path, tmp_path: Path) -> None:
+    written = write_labels(folder / "clusters", tmp_path / "labels").shards
+    written.check([str(file) for file in folder.glob("*.tar")])
+    with pytest.raises(ArtifactError, match=r"for the labels of pairs-000000.tar"):
+        written.check(["one/pairs-000000.tar", "two/pairs-000000.tar"])
+    assert last_parts("pipe:cat 'a/p0.tar' 2>/dev/null", 1) == "p0.tar"
+    assert last_parts("pipe:something else", 1) == "pipe:something else"
 
 
 def test_command_line(folder: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ ROUNDS = 16
 def draw_pairs(reliable: ReliableExchanges, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
     """Draw for each of `images` up to `per_image` different texts whose exchange is reliable, uniformly among them.
 
-    No image has more than N - 1, however many are asked for. Memory grows with the images, not with N.
+    No image has more than N - 1, however many are asked for. Memory grows with the images; where one has few reliable texts,
+    all N are looked through, a part at a time.
 
     Args:
         reliable: which exchanges are reliable.
@@ -45,8 +46,7 @@ def draw_pairs(reliable: ReliableExchanges, images: Tensor, per_image: int, gene
     listed = [torch.empty(0, dtype=torch.int64)]
     for place in wanting.tolist():
         # Few texts are reliable for these: shuffle the whole list, which draws without replacement.
-        everyone = torch.arange(n)
-        texts = everyone[reliable.between(images[place], everyone)]
+        texts = reliable.texts_of(images[place])
         order = torch.randperm(texts.numel(), generator=generator)[:per_image]
         listed.append(place * n + texts[order])
     kept = torch.cat([kept[~torch.isin(kept // n, wanting)], *listed]).sort().values

@@ -57,6 +57,16 @@ class ReliableExchanges:
         rows = images.split(max(1, PAIRS_AT_ONCE // width))
         return torch.cat([self.between(row[:, None], among[None, :]).sum(dim=1) for row in rows])
 
+    def texts_of(self, image: Tensor) -> Tensor:
+        """Return the samples whose texts one image may have, int64."""
+        everyone = torch.arange(len(self.image_labels))
+        return torch.cat([some[self.between(image, some)] for some in everyone.split(self._pairs_at_once)])
+
+    @property
+    def _pairs_at_once(self) -> int:
+        """Return how many pairs are looked up at a time; a look-up in lists compares with each entry of a list."""
+        return PAIRS_AT_ONCE // max(1 if lists is None else lists.shape[1] for lists in (self.image_listed, self.text_listed))
+
     def lonely(self, images: Tensor, among: Tensor) -> Tensor:
         """Return those of `images` that may exchange texts with none of `among`."""
         left, start = images, 0

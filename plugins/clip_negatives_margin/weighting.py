@@ -35,6 +35,11 @@ class Margin:
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return terms with the margin."""
+        if self.same_text and clusters.image.counts is not None:
+            raise InputError(
+                "Expected clusters that know the texts for margin, got labels that come with a stream. "
+                "Say margin:same_text=false, or name the clusters folder."
+            )
         groups = clusters.texts if self.same_text else None
         return LossTerms(margin=self.margin, groups=groups, attract=False)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -32,8 +34,11 @@ class Gate:
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return the table of the image clusters."""
-        kept = reliable_table(clusters.image, clusters.image_similarity, threshold=self.threshold, quantile=self.quantile)
-        return LossTerms(image_labels=clusters.image.labels, image_table=removed(kept))
+        nearest = clusters.image_nearest
+        similarity = clusters.image_similarity if nearest is None else nearest
+        kept = reliable_table(clusters.image, similarity, threshold=self.threshold, quantile=self.quantile)
+        lists = None if nearest is None else nearest.clusters
+        return LossTerms(image_labels=clusters.image.labels, image_table=removed(kept), image_listed=lists)
 
 
 class Gate2:
@@ -70,7 +75,9 @@ class Gate2:
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return the tables of both."""
         image, text = reliable_tables(clusters, **self.gate)
-        return LossTerms(clusters.image.labels, removed(image), clusters.text.labels, removed(text))
+        lists = [None if nearest is None else nearest.clusters for nearest in (clusters.image_nearest, clusters.text_nearest)]
+        terms = LossTerms(clusters.image.labels, removed(image), clusters.text.labels, removed(text))
+        return dataclasses.replace(terms, image_listed=lists[0], text_listed=lists[1])
 
 
 def removed(kept: Tensor) -> Tensor:

@@ -31,6 +31,9 @@ from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.similarity import similarities
 
+LABELS_MANIFEST = "labels.json"
+"""Manifest of a labels folder; that it has another name keeps the one from being taken, or replaced, for the other."""
+
 FORMAT = 1
 """Version of the layout; a folder of another version is refused."""
 
@@ -146,7 +149,7 @@ def read_clusters(path: str | Path) -> ClustersFolder:
         ArtifactError: it is missing, of another format, damaged, or its parts do not fit.
     """
     path = Path(path)
-    manifest, clusters = _whole(path, unchecked=(FEATURES,))
+    manifest, clusters = whole_clusters(path)
     try:
         samples = pq.read_table(path / SAMPLES)
         groups = codes(samples["group"]) if "group" in samples.column_names else None
@@ -160,13 +163,13 @@ def read_clusters(path: str | Path) -> ClustersFolder:
 def map_clusters(path: str | Path) -> tuple[Clusters, Mapping[str, Any]]:
     """Return the clusters of a folder, memory-mapped, and its manifest, without the table of samples.
 
-    The clusters know neither texts nor groups. Sums are checked of the labels and centroids alone, sizes of all files.
+    The clusters know neither texts nor groups. Sums are checked of all but the features.
 
     Raises:
         ArtifactError: as `read_clusters`.
     """
     path = Path(path)
-    manifest, clusters = _whole(path, unchecked=(FEATURES, SAMPLES))
+    manifest, clusters = whole_clusters(path)
     try:
         table = pq.ParquetFile(path / SAMPLES)
     except (OSError, pa.ArrowException) as error:
@@ -175,21 +178,21 @@ def map_clusters(path: str | Path) -> tuple[Clusters, Mapping[str, Any]]:
     return clusters, manifest
 
 
-def _whole(path: Path, unchecked: Sequence[str]) -> tuple[dict[str, Any], Clusters]:
-    """Return manifest and clusters once all files are there; sums are checked but for those that are named."""
-    manifest = read_manifest(path)
-    if "kind" in manifest:
+def whole_clusters(path: Path) -> tuple[dict[str, Any], Clusters]:
+    """Return manifest and clusters, memory-mapped, once all files are there and, but for the features, have their sums."""
+    if (path / LABELS_MANIFEST).exists():
         raise ArtifactError(
-            f"Expected a clusters folder at {path}, got a {manifest['kind']} folder, which is for training on webdataset "
-            "streams alone. Name the clusters folder that it was made from."
+            f"Expected a clusters folder at {path}, got a labels folder, which is for training on webdataset streams alone. "
+            "Name the clusters folder that it was made from."
         )
+    manifest = read_manifest(path)
     if not {CLUSTERS, SAMPLES} <= set(manifest["files"]):
         raise _damaged(path, f"{MANIFEST} does not list the files")
     for name, entry in manifest["files"].items():
         file = path / name
         if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
             raise _damaged(path, f"{name} is missing or has another size")
-        if name not in unchecked and digest(file) != entry["sha256"]:
+        if name != FEATURES and digest(file) != entry["sha256"]:
             raise _damaged(path, f"{name} was changed")
     try:
         tensors = map_tensors(path / CLUSTERS)
@@ -222,9 +225,13 @@ def codes(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
         tensor([0, 5, 2, 6, 0])
     """
     column = pa.array(values, pa.string()) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
-    encoded = pc.fill_null(column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column, "")
-    number = encoded.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    unknown = pc.equal(encoded, "").to_numpy(zero_copy_only=False).nonzero()[0]
+    chunks = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    # Chunk by chunk: one array of strings holds 2 GiB of them at most.
+    encoded = pc.fill_null(chunks, "").dictionary_encode().unify_dictionaries()
+    indices = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in encoded.chunks]
+    number = np.concatenate([np.empty(0, np.int64), *indices])
+    empty = encoded.chunk(0).dictionary.index("").as_py() if encoded.num_chunks else -1
+    unknown = (number == empty).nonzero()[0]
     number[unknown] = len(number) + np.arange(len(unknown))
     return torch.from_numpy(number)
 
@@ -249,7 +256,7 @@ def _counts(image: Clustering, text: Clustering) -> dict[str, int]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a clusters folder, or of one made from it; the files that it lists are not looked at.
+    """Return the manifest of a clusters folder; the files that it lists are not looked at.
 
     Raises:
         ArtifactError: it is missing, damaged or of another format.

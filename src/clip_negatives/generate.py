@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import torch
 
 from clip_negatives import registry
-from clip_negatives.artifacts import SAMPLES, ClustersFolder, map_clusters
+from clip_negatives.artifacts import SAMPLES, ClustersFolder, codes, map_clusters
 from clip_negatives.atomic import replaced_file, sole_user
 from clip_negatives.errors import ArtifactError
 from clip_negatives.extra_texts import Captions
@@ -28,6 +29,9 @@ from clip_negatives.similarity import pair_similarity
 
 ROWS = 65_536
 """Images whose pairs are drawn at a time, and make a row group of the file."""
+
+TEXTS_UP_TO = 10_000_000
+"""Samples up to which a weighting is told which texts and groups are equal; of more that takes too much memory."""
 
 TABLE = "samples.arrow"
 """Keys, texts and paths of the samples while they are looked up."""
@@ -94,8 +98,11 @@ def generate(
         processes.first(lambda: stack.enter_context(_work_folder(work, output)))
         claim = {**origin, "per_image": per_image, "batch_size": batch_size, "created": manifest.get("created"), "rows": ROWS}
         processes.first(lambda: _claim(work, claim))
-        processes.first(lambda: write_mapped(path / SAMPLES, ("key", "text", "image"), work / TABLE))
+        processes.first(lambda: write_mapped(path / SAMPLES, ("key", "text", "image", "group"), work / TABLE))
         samples = processes.together(lambda: map_table(work / TABLE))
+        if clusters.texts is None and clusters.n_samples <= TEXTS_UP_TO:
+            groups = codes(samples["group"]) if "group" in samples.column_names else None
+            clusters = dataclasses.replace(clusters, texts=codes(samples["text"]), groups=groups)
         size = min(batch_size, clusters.n_samples)
         context = SamplingContext(clusters.n_samples, size, seed=seed, clusters=clusters, captions=Captions(samples))
         draw = functools.partial(_Pairs, n_samples=clusters.n_samples, per_image=per_image, seed=seed)
@@ -184,4 +191,4 @@ def _join(work: Path, parts: Sequence[int], output: Path, origin: dict[str, str]
     with replaced_file(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for part in parts:
             writer.write_table(pq.read_table(work / f"{part:06d}.parquet").replace_schema_metadata(schema.metadata))
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # on a network disk what is still mapped stays until the process ends

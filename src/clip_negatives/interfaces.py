@@ -124,6 +124,11 @@ class Clusters:
             InputError: they were not kept; `who` asks for them.
         """
         features = self.image_features if modality == "image" else self.text_features
+        if features is None and self.image.counts is not None:
+            raise InputError(
+                f"Expected clusters with {modality} features for {who}, got labels that come with a stream, without. "
+                "Name the clusters folder."
+            )
         if features is None:
             raise InputError(
                 f"Expected clusters with {modality} features for {who}, got clusters without. Prepare them with features kept."

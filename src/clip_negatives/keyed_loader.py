@@ -12,8 +12,8 @@ from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.labels import ShardLabels
 from clip_negatives.loader import BatchIndex
 
-SURE = 256
-"""Samples without labels after which a stream without any is taken for one of other shards."""
+SURE = 20_000
+"""Samples without labels, of some shards, after which a stream without any is taken for one of other shards."""
 
 
 class KeyedLoader:
@@ -99,7 +99,7 @@ class LabelledLoader:
         """Yield the batches without their labels.
 
         Raises:
-            DataError: there are no labels for any of the first samples.
+            DataError: there are no labels for any of the first `SURE` samples, or of the first epoch.
             ArtifactError: the labels of a shard are damaged.
         """
         try:
@@ -107,6 +107,7 @@ class LabelledLoader:
                 self._count(labels)
                 self.batch_index.push(labels)
                 yield tuple(batch)
+            self._refuse_others(least=1)
         except ArtifactError as error:
             # One that was raised in a worker comes with the traceback from there; what it says is the last line.
             raise ArtifactError(str(error).strip().splitlines()[-1].removeprefix(f"{_full_name(ArtifactError)}: ")) from error
@@ -115,7 +116,10 @@ class LabelledLoader:
         missing = int((labels[:, 0] < 0).sum())
         self.unlabelled += missing
         self._labelled = self._labelled or missing < len(labels)
-        if not self._labelled and self.unlabelled >= SURE:
+        self._refuse_others(least=SURE)
+
+    def _refuse_others(self, least: int) -> None:
+        if not self._labelled and self.unlabelled >= least:
             raise DataError(
                 f"Expected shards that were clustered, got {self.unlabelled} samples of which none has labels. "
                 "Write the labels of the shards that are trained on: clip-negatives labels."

@@ -1,6 +1,6 @@
 """Labels where a stream reads them: one small parquet file beside each shard, not N labels in the memory of every process.
 
-A labels folder holds ``manifest.json`` (what it was made from, and the size and SHA-256 of the other files),
+A labels folder holds ``labels.json`` (what it was made from, and the size and SHA-256 of the other files),
 ``clusters.safetensors`` (centroids, and how many samples each cluster has), ``shards.parquet`` (one row a shard: name, file,
 samples, SHA-256) and ``shards/`` with a parquet file for each, of columns ``__key__``, ``image_label`` and ``text_label``.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,16 +26,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_negatives import __version__
-from clip_negatives.artifacts import SAMPLES, ClustersFolder, map_tensors, read_manifest
-from clip_negatives.atomic import digest, replaced_folder, write_tensors
+from clip_negatives.artifacts import FORMAT, LABELS_MANIFEST, SAMPLES, ClustersFolder, whole_clusters
+from clip_negatives.atomic import digest, replaced_folder, tidy_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.similarity import similarities
 
-KIND = "labels"
-"""What the manifest of a labels folder says that it is."""
-
-MANIFEST, CLUSTERS, SHARDS = "manifest.json", "clusters.safetensors", "shards.parquet"
+CLUSTERS, SHARDS = "clusters.safetensors", "shards.parquet"
 
 ROWS_AT_ONCE = 65_536
 """Samples that are read at a time when the folder is written."""
@@ -54,6 +51,21 @@ class ShardLabels:
     folder: Path
     depth: int
     files: Mapping[str, tuple[str, str]]
+
+    def check(self, addresses: Sequence[str]) -> None:
+        """Refuse shards of which two would take the labels of one.
+
+        Raises:
+            ArtifactError: there are such.
+        """
+        seen: dict[str, str] = {}
+        for address in addresses:
+            ending = last_parts(address, self.depth)
+            if ending in self.files and seen.setdefault(ending, address) != address:
+                raise ArtifactError(
+                    f"Expected shards that their last parts tell apart, as those that were clustered, got {seen[ending]} and "
+                    f"{address} for the labels of {ending}. Train on the shards that were clustered."
+                )
 
     def of(self, address: str) -> Mapping[str, tuple[int, int]]:
         """Return image and text label of each sample of a shard by its key; none for a shard that was not clustered.
@@ -102,6 +114,7 @@ def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolde
         ArtifactError: the clusters folder is damaged or is not of tars, or `output` cannot be written.
     """
     source = LabelledSamples(Path(clusters_folder))
+    tidy_folder(Path(output).absolute())
     return write_shard_labels(source, ((shard, source.table(keys, rows)) for shard, keys, rows in source.shards()), output)
 
 
@@ -111,27 +124,25 @@ def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.T
     Raises:
         ArtifactError: a shard comes twice, or `output` cannot be written.
     """
-    with replaced_folder(Path(output), known_by=MANIFEST) as folder:
+    with replaced_folder(Path(output), known_by=LABELS_MANIFEST) as folder:
         (folder / "shards").mkdir()
         rows: list[dict[str, Any]] = []
         for shard, table in shards:
             name = f"shards/{len(rows):06d}.parquet"
             pq.write_table(table, folder / name, compression="zstd", use_dictionary=False)
             rows.append({"shard": shard, "file": name, "samples": table.num_rows, "sha256": digest(folder / name)})
-        if len({row["shard"] for row in rows}) < len(rows):
-            raise ArtifactError("Expected the samples of each shard to stand together in the clusters folder, got some apart.")
+        _check_names([row["shard"] for row in rows])
         pq.write_table(pa.Table.from_pylist(rows), folder / SHARDS, compression="zstd")
         write_tensors(source.counted(), folder / CLUSTERS)
         written = [folder / name for name in (CLUSTERS, SHARDS)]
         made_from = {name: value for name, value in source.manifest.items() if name not in ("files", "created")}
         whole = {
             **made_from,
-            "kind": KIND,
             "package_version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "files": {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in written},
         }
-        (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
+        (folder / LABELS_MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
     return read_labels(output)
 
 
@@ -143,22 +154,24 @@ class LabelledSamples:
 
     Attributes:
         manifest: its manifest.
-        image: labels and centroids of the images, memory-mapped.
-        text: the same of the texts.
+        clusters: its clusters, memory-mapped, without what is known of texts and groups.
+        image: those of the images.
+        text: those of the texts.
 
     Raises:
         ArtifactError: the folder is missing or damaged, or is not of tars.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.manifest = path, read_manifest(path)
+        self.path = path
+        self.manifest, self.clusters = whole_clusters(path)
+        self.image, self.text = self.clusters.image, self.clusters.text
         try:
-            tensors = map_tensors(path / CLUSTERS)
             self._samples = pq.ParquetFile(path / SAMPLES)
-            self.image = Clustering(tensors["image_labels"], tensors["image_centroids"])
-            self.text = Clustering(tensors["text_labels"], tensors["text_centroids"])
-        except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
-            raise ArtifactError(f"Expected a whole clusters folder at {path}, got a damaged one: {error}.") from error
+        except (OSError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"Expected a whole clusters folder at {path}, got a damaged one: {error}. Prepare it again."
+            ) from error
         if "shard" not in self._samples.schema_arrow.names:
             raise ArtifactError(
                 f"Expected clusters of webdataset tars at {path}, got some of csv, or of an earlier version. Prepare the tars."
@@ -202,9 +215,7 @@ def read_labels(path: str | Path) -> LabelsFolder:
         ArtifactError: it is missing, of another kind or format, or damaged.
     """
     path = Path(path)
-    manifest = read_manifest(path)
-    if manifest.get("kind") != KIND:
-        raise ArtifactError(f"Expected a labels folder at {path}, got a clusters folder. Make one: clip-negatives labels.")
+    manifest = _read_manifest(path)
     try:
         for name in (CLUSTERS, SHARDS):
             if digest(path / name) != manifest["files"][name]["sha256"]:
@@ -226,25 +237,55 @@ def read_labels(path: str | Path) -> LabelsFolder:
 
 
 def is_labels_folder(path: str | Path) -> bool:
-    """Return whether the manifest in a folder says that it is one of labels.
-
-    Raises:
-        ArtifactError: there is no manifest that can be read.
-    """
-    return read_manifest(Path(path)).get("kind") == KIND
+    """Return whether a folder is one of labels, as its manifest's name says."""
+    return (Path(path) / LABELS_MANIFEST).exists()
 
 
 def last_parts(address: str, depth: int) -> str:
-    """Return the last `depth` parts of the path of a shard.
+    """Return the last `depth` parts of the path of a shard; of a ``pipe:`` those of the last tar that it names.
 
     Examples:
         >>> last_parts("s3://bucket/a/000.tar", 2), last_parts("pipe:aws s3 cp 's3://bucket/a/000.tar' -", 1)
         ('a/000.tar', '000.tar')
     """
     if address.startswith("pipe:"):
-        words = [word for word in shlex.split(address.removeprefix("pipe:")) if "/" in word or "." in word]
-        address = words[-1] if words else address
+        tars = [
+            word for word in re.split(r"[\s'\"]+", address.removeprefix("pipe:")) if re.search(r"\.(tar|tgz)(\.\w+)?$", word)
+        ]
+        if not tars:
+            return address
+        address = tars[-1]
     return "/".join(address.split("/")[-depth:])
+
+
+def _check_names(shards: Sequence[str]) -> None:
+    """Refuse shards that their addresses do not tell apart.
+
+    Raises:
+        ArtifactError: there are such.
+    """
+    depth, seen = _depth(shards), dict[str, str]()
+    for shard in shards:
+        if (other := seen.setdefault(last_parts(shard, depth), shard)) is not shard:
+            raise ArtifactError(
+                f"Expected shards that their addresses tell apart, each in one piece, got {other} and {shard}. "
+                "Name them by path or URL, and prepare them again."
+            )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest: dict[str, Any] = json.loads((path / LABELS_MANIFEST).read_text())
+        version, _ = manifest["format"], [manifest["files"][name]["sha256"] for name in (CLUSTERS, SHARDS)]
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"Expected a labels folder at {path}, got none (no {LABELS_MANIFEST}). Make one: clip-negatives labels."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"{LABELS_MANIFEST} cannot be read: {type(error).__name__}") from error
+    if version != FORMAT:
+        raise ArtifactError(f"Expected a labels folder of format {FORMAT}, got {version!r} at {path}. Write it again.")
+    return manifest
 
 
 def _depth(addresses: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_negatives.errors import InputError
 from clip_negatives.terms import LossTerms
 
 
@@ -47,12 +48,21 @@ def with_dense_tables(terms: LossTerms, all_terms: LossTerms | None) -> tuple[Lo
     Args:
         terms: of the B samples of this process.
         all_terms: of the G of all, the B among them; None where B is all.
+
+    Raises:
+        InputError: a table does not fit its lists, or there are no labels.
     """
     for name in ("image", "text"):
         listed, table = getattr(terms, f"{name}_listed"), getattr(terms, f"{name}_table")
         if listed is None or table is None:
             continue
         labels = getattr(terms if all_terms is None else all_terms, f"{name}_labels")
+        if labels is None or table.shape != (len(listed), listed.shape[1] + 1):
+            wanted, have = (len(listed), listed.shape[1] + 1), "no" if labels is None else "some"
+            raise InputError(
+                f"Expected {name}_labels, and a table of shape {wanted} for its lists, got one of shape {tuple(table.shape)} "
+                f"and {have} labels. Give LossTerms.take(index)."
+            )
         slots = torch.full((len(table) + 1,), -1, dtype=torch.int64, device=labels.device)  # the last one stays -1
         slots[labels] = torch.arange(len(labels), device=labels.device)
         lists = listed[labels].long()

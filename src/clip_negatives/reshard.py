@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,13 +22,12 @@ from webdataset.tariterators import base_plus_ext
 from clip_negatives import registry
 from clip_negatives.artifacts import SAMPLES
 from clip_negatives.atomic import refuse_foreign, replaced_file, sole_user
-from clip_negatives.dataset.urls import expand_urls, open_url
+from clip_negatives.dataset.urls import expand_urls, open_url, stamp_of, unreadable
 from clip_negatives.errors import DataError, InputError, UnsupportedError
-from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.interfaces import SamplingContext
 from clip_negatives.labels import LabelledSamples, last_parts, write_shard_labels
 from clip_negatives.mapped import map_table, take, write_mapped
 from clip_negatives.processes import ALONE, Processes
-from clip_negatives.similarity import similarities
 
 PLAN, SIZES, LABELS = "plan.json", "sizes.json", "labels"
 """What it is made from, the samples of each shard as open_clip reads them, and the labels folder of the new shards."""
@@ -89,12 +90,12 @@ def reshard(
     output = Path(output).absolute()
     job = processes.together(lambda: _Job(data, Path(clusters_folder), output, sampler, samples_per_shard, seed))
     with ExitStack() as stack:
+        plan = processes.together(job.plan)  # what the sampler refuses leaves nothing behind
         processes.first(lambda: stack.enter_context(sole_user(job.work)))
         processes.first(job.claim)
         if processes.first(job.is_done):
             return Resharded(len(json.loads((output / SIZES).read_text())), job.n_samples)
         processes.together(lambda: job.find_samples(processes))
-        plan = processes.together(job.plan)
         processes.together(lambda: job.write_shards(plan, processes))
         processes.first(lambda: job.finish(plan))
     return Resharded(len(plan), job.n_samples)
@@ -114,6 +115,7 @@ class _Job:
         self.addresses = _addresses(expand_urls(data))
         self.output, self.sampler, self.size, self.seed = output, sampler, min(samples_per_shard, self.n_samples), seed
         self.work = output.with_name(f".{output.name}.places")
+        self._stamps: dict[int, str] = {}
         refuse_foreign(output, known_by=PLAN)
 
     def claim(self) -> None:
@@ -140,21 +142,19 @@ class _Job:
     def find_samples(self, processes: Processes) -> None:
         """Write where each sample lies in its tar: first byte and size, int64."""
         for number, (shard, keys, _) in enumerate(self.source.shards()):
-            file = self.work / f"{number:06d}.npy"
-            if number % processes.world_size != processes.rank or file.exists():
+            if number % processes.world_size != processes.rank or self._places(number, shard).exists():
                 continue
             places = _places(self._address(shard))
             lacking = next((key for key in keys.to_pylist() if key not in places), None)
             if lacking is not None:
-                raise DataError(f"Expected the sample {lacking} in {self._address(shard)}, as it was clustered, got none.")
-            with replaced_file(file) as partial, partial.open("wb") as stream:
+                where = self._address(shard)
+                raise DataError(f"Expected the sample {lacking} in {where}, as it was clustered, got none. Prepare again.")
+            with replaced_file(self._places(number, shard)) as partial, partial.open("wb") as stream:
                 np.save(stream, np.array([places[key] for key in keys.to_pylist()], dtype=np.int64))
 
     def plan(self) -> list[Tensor]:
         """Return the samples of each new shard."""
-        source = self.source
-        clusters = Clusters(source.image, source.text, **similarities(source.image, source.text))
-        context = SamplingContext(self.n_samples, self.size, seed=self.seed, clusters=clusters)
+        context = SamplingContext(self.n_samples, self.size, seed=self.seed, clusters=self.source.clusters)
         sampler = registry.create("negative_sampler", self.sampler, context)
         sampler.set_epoch(0)
         shards = [torch.tensor(batch) for batch in sampler]
@@ -167,7 +167,8 @@ class _Job:
     def write_shards(self, plan: list[Tensor], processes: Processes) -> None:
         """Write this process's shards, those that are not there yet."""
         names = [shard for shard, _, _ in self.source.shards()]
-        starts = np.cumsum([0, *(len(np.load(self.work / f"{number:06d}.npy", mmap_mode="r")) for number in range(len(names)))])
+        counts = [len(np.load(self._places(number, name), mmap_mode="r")) for number, name in enumerate(names)]
+        starts = np.cumsum([0, *counts])
         for number in range(processes.rank, len(plan), processes.world_size):
             file = self.output / _name(number)
             if not file.exists():
@@ -187,9 +188,7 @@ class _Job:
         self._clean()
 
     def _clean(self) -> None:
-        for file in self.work.iterdir():
-            file.unlink()
-        self.work.rmdir()
+        shutil.rmtree(self.work, ignore_errors=True)  # on a network disk what is still mapped stays until the process ends
 
     def _read(self, rows: NDArray[Any], names: list[str], starts: NDArray[Any]) -> Iterator[bytes]:
         """Yield the bytes of samples in the order of `rows`; each tar is opened once."""
@@ -197,13 +196,20 @@ class _Job:
         for number, some in itertools.groupby(
             sorted(rows.tolist()), key=lambda row: int(np.searchsorted(starts, row, "right")) - 1
         ):
-            places = np.load(self.work / f"{number:06d}.npy", mmap_mode="r")
+            places = np.load(self._places(number, names[number]), mmap_mode="r")
             with open_url(self._address(names[number])) as stream:
                 for row in some:
                     start, size = places[row - starts[number]].tolist()
                     found[row] = _part(stream, start, size, names[number])
         for row in rows.tolist():
             yield found.pop(row)
+
+    def _places(self, number: int, shard: str) -> Path:
+        """Return the file of the places in a shard; its name changes with the clusters and with the tar."""
+        if number not in self._stamps:
+            made_from = f"{self.source.manifest.get('data')} {self.source.manifest.get('created')} {self._address(shard)} "
+            self._stamps[number] = hashlib.sha256(made_from.encode() + stamp_of(self._address(shard))).hexdigest()[:16]
+        return self.work / f"{number:06d}-{self._stamps[number]}.npy"
 
     def _address(self, shard: str) -> str:
         """Return where a shard is now."""
@@ -231,19 +237,31 @@ def _addresses(shards: list[str]) -> dict[str, str]:
 
 
 def _places(address: str) -> dict[str, tuple[int, int]]:
-    """Return first byte and size of each sample of a tar, by its key."""
+    """Return first byte and size of each sample of a tar, by its key; of a torn tar of those that stand before the tear."""
     places: dict[str, tuple[int, int]] = {}
     try:
         with open_url(address) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for key, members in itertools.groupby(
-                (one for one in tar if one.isfile()), key=lambda one: base_plus_ext(one.name)[0]
-            ):
-                files = list(members)
+            for key, members in itertools.groupby(_keyed(tar), key=lambda one: one[0]):
+                files = [member for _, member in members]
                 end = files[-1].offset_data + -(-files[-1].size // BLOCK) * BLOCK
+                if key in places:
+                    raise DataError(
+                        f"Expected the files of each sample together in {address}, got {key} twice. Write it again."
+                    )
                 places[key] = files[0].offset, end - files[0].offset
-    except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"Expected a readable tar, got {address}: {error}. Write the shard again.") from error
+    except (tarfile.TarError, EOFError):
+        pass  # prepare has said so, and has taken what stands before
+    except OSError as error:
+        raise unreadable("tar", address, error) from error
     return places
+
+
+def _keyed(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the files that webdataset takes for parts of samples, with their keys."""
+    for member in tar:
+        key, _ = base_plus_ext(member.name)
+        if member.isreg() and key is not None:
+            yield key, member
 
 
 def _by_shard(rows: NDArray[Any], starts: NDArray[Any]) -> Iterator[tuple[int, list[int]]]:
@@ -255,8 +273,11 @@ def _by_shard(rows: NDArray[Any], starts: NDArray[Any]) -> Iterator[tuple[int, l
 
 
 def _part(stream: IO[bytes], start: int, size: int, name: str) -> bytes:
-    stream.seek(start)
-    found = stream.read(size)
+    try:
+        stream.seek(start)
+        found = stream.read(size)
+    except OSError as error:
+        raise unreadable("tar", name, error) from error
     if len(found) != size:
         raise DataError(f"Expected {size} bytes at {start} of {name}, got {len(found)}: it changed meanwhile. Start again.")
     return found

@@ -219,7 +219,16 @@ def removed_share(clusters: Clusters, image_reliable: Tensor, text_reliable: Ten
     """Return the share of all ordered pairs of two different samples whose exchange is not reliable, 0 .. 1, exactly.
 
     Counted from the joint histogram of image and text clusters, in K_image x K_text memory, not from pairs.
+
+    Raises:
+        InputError: the samples have no labels, or the clusters are so many that they list their nearest.
     """
+    if clusters.image.counts is not None or clusters.image_nearest is not None or clusters.text_nearest is not None:
+        fault = "labels that come with a stream" if clusters.image.counts is not None else f"more than {DENSE_UP_TO} clusters"
+        raise InputError(
+            f"Expected a clusters folder of at most {DENSE_UP_TO} clusters, to count what is removed, got {fault}. "
+            "Use weighted_infonce, or prepare with fewer clusters."
+        )
     n_image, n_text = clusters.image.n_clusters, clusters.text.n_clusters
     joint = (clusters.image.labels * n_text + clusters.text.labels).bincount(minlength=n_image * n_text)
     joint = joint.double().view(n_image, n_text)

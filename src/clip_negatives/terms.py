@@ -26,7 +26,7 @@ TENSORS_OF_TERMS = (
 )
 """The attributes of `LossTerms` that are tensors."""
 
-TABLES = ("image_table", "text_table")
+TABLES = ("image_table", "image_listed", "text_table", "text_listed")
 """Those of them that are looked up by label."""
 
 

@@ -136,6 +136,9 @@ def test_labels_are_refused_where_they_do_not_serve(arguments: list[str], shards
         ("weighted_infonce:similarity=sample", "features"),
         ("id_mask:by=image_cluster", "groups of single samples"),
         ("gist", "features|all logits"),
+        ("random_reduction", "labels that come with a stream"),
+        ("random_reduction:share=0.2", "which has labels of its own"),
+        ("margin", "same_text=false"),
     ):
         with pytest.raises(ClipNegativesError, match=reason):
             train(stream, TrainOptions(clusters=labels, sampler="in_batch", weighting=weighting))

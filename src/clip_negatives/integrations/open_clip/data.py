@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import webdataset
+from open_clip_train.data import expand_urls
 from torch.utils.data import IterableDataset
 
 from clip_negatives import registry
@@ -89,6 +90,7 @@ class TrainData:
     def _stream(self, native: Any) -> KeyedLoader | LabelledLoader:
         """Return the stream with what the loss is to know of its samples."""
         if isinstance(self._folder, LabelsFolder):
+            self._folder.shards.check(expand_urls(self._args.train_data)[0])
             _carry(native, "__labels__", LabelStage(self._folder.shards))
             return LabelledLoader(native, self._batch_index)
         table = None if self._folder is None else self._folder.samples

@@ -45,7 +45,8 @@ def loss_terms(folder: TrainedOn | None, clusters: Clusters | None, weighting: s
     """Return what a weighting makes of clusters; without labels where those come with the samples of a stream.
 
     Raises:
-        UnsupportedError: the weighting looks at single samples, and only their labels come with the stream.
+        UnsupportedError: the weighting looks at single samples, or has labels of its own, and only those of the clusters come
+            with the stream.
     """
     terms: LossTerms | AnchorLoss = registry.create("loss_weighting", weighting)(clusters)
     if not isinstance(folder, LabelsFolder):
@@ -54,6 +55,13 @@ def loss_terms(folder: TrainedOn | None, clusters: Clusters | None, weighting: s
         raise UnsupportedError(
             f"Expected a weighting of tables between clusters for the labels folder {folder.path}, got {weighting}, which is "
             "handed all logits of a batch. Name the clusters folder."
+        )
+    of_clusters = folder.clusters.image.labels, folder.clusters.text.labels
+    own = [label for label in (terms.image_labels, terms.text_labels) if label is not None]
+    if any(all(label is not one for one in of_clusters) for label in own):
+        raise UnsupportedError(
+            f"Expected a weighting of the clusters for the labels folder {folder.path}, got {weighting}, which has labels of "
+            "its own. Name the clusters folder."
         )
     return terms.for_stream()
 
