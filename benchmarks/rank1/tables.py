@@ -100,8 +100,8 @@ def head(name: str, data: Mapping[str, Any], rates: Sequence[float], *, steps: i
     """Return the heading of a data set, what it is, and where its learning rate lies among those that were tried."""
     more = f" {steps} steps;" if steps is not None else ""
     clustering = f"; clustering {data['clustering_seconds']:.1f} s of CPU time" if "clustering_seconds" in data else ""
-    edge = {max(rates): "the highest", min(rates): "the lowest"}.get(data["lr"])
-    tried = f", {edge} that was tried" if edge else ""
+    edge = {max(rates): "the highest ", min(rates): "the lowest "}.get(data["lr"], "")
+    tried = f", {edge}of {', '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else ""
     return (
         f"### {name.capitalize()}\n\n{data['samples']} listings, {data['near_duplicates_per_anchor']:.2f} others of the same "
         f"item for each in a batch; {data['queries']} queries;{more} learning rate {data['lr']:g}{tried}{clustering}.\n"

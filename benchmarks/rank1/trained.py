@@ -81,15 +81,26 @@ def learning_rate(study: dict[str, Any], data: str) -> float:
         found = compared(study, data, "validation", lr, [BASELINE], study["validation_seeds"])
         return found.summaries[BASELINE]["text_to_image_rank_1"].mean
 
-    return max(study["learning_rates"], key=rank)
+    return max(rates_of(study, data), key=rank)
 
 
-def told_of(found: Comparison) -> dict[str, Any]:
-    """Return what a comparison found, without the paths of this machine."""
+def rates_of(study: dict[str, Any], data: str) -> list[float]:
+    """Return the learning rates to choose from."""
+    rates: list[float] = study["data"][data].get("learning_rates", study["learning_rates"])
+    return rates
+
+
+def told_of(found: Comparison, *, keep_times: bool) -> dict[str, Any]:
+    """Return what a comparison found, without the paths of this machine, and without times where it was not idle."""
     whole = found.to_dict()
     setting = {name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters")}
-    runs = [{name: value for name, value in run.items() if name not in ("clusters", "losses")} for run in whole["runs"]]
-    return {**whole, "setting": setting, "runs": runs}
+    dropped = ("clusters", "losses", *(("seconds_per_step",) if keep_times else ()))
+    runs = [{name: value for name, value in run.items() if name not in dropped} for run in whole["runs"]]
+    tables = {
+        table: {method: {name: one for name, one in row.items() if name not in dropped} for method, row in whole[table].items()}
+        for table in ("summaries", "differences")
+    }
+    return {**whole, **tables, "setting": setting, "runs": runs}
 
 
 def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
@@ -101,6 +112,12 @@ def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     return {**new, **rows, "runs": [*others, *new["runs"]]}
 
 
+def methods_of(study: dict[str, Any], data: str) -> list[str]:
+    """Return the methods of a data set."""
+    methods: list[str] = study["data"][data].get("methods", study["methods"])
+    return methods
+
+
 def main() -> None:
     """Run the study, or one data set of it, and write its result file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,6 +125,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="result file; the data sets that it has already stay in it")
     parser.add_argument("--data", help="one data set of the study")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows to run anew; the others stay; default: all")
+    parser.add_argument("--keep-times", action="store_true", help="note no times: the machine does other work")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and finished runs")
     options = parser.parse_args()
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
@@ -116,7 +134,7 @@ def main() -> None:
         before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
         kept = before.get(data) if options.only else None
         lr = kept["lr"] if kept else learning_rate(study, data)
-        methods = [BASELINE, *(one for one in options.only if one != BASELINE)] if options.only else study["methods"]
+        methods = [BASELINE, *(one for one in options.only if one != BASELINE)] if options.only else methods_of(study, data)
         found = compared(study, data, "test", lr, methods, study["test_seeds"])
         cut = Cut.of(study, data, "test")
         figures = {
@@ -124,7 +142,7 @@ def main() -> None:
             "samples": len(cut.trained),
             "queries": len(cut.asked),
             "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
-            **joined(kept, told_of(found)),
+            **joined(kept, told_of(found, keep_times=options.keep_times)),
         }
         told = {name: value for name, value in study.items() if name != "cache"}
         options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -16,9 +16,10 @@ python benchmarks/rank1/trained.py --study benchmarks/rank1/{name}.toml --output
 
 `{model}`, trained whole by open_clip's own training: whole epochs of at least {steps} steps, of {batch_size} pairs,
 {test_seeds} seeds, the same initial weights, steps and learning rate for all, which is the best for the *baseline* on
-validation, of {rates}. Gains are relative to in-batch negatives, with the 95 % interval of a paired t test over seeds; those
+validation. Gains are relative to in-batch negatives, with the 95 % interval of a paired t test over seeds; those
 without 0 are bold. *False* are the false negatives of an anchor in a batch (pairs of one item), before and after removal;
-*removed* is the share of all incorrect pairs that is removed, and how many of these are false.
+*removed* is the share of all incorrect pairs that is removed, and how many of these are false. Rows that were run beside
+other work have no times.
 """
 
 TITLES = {
@@ -36,8 +37,7 @@ def title_of(study: Mapping[str, Any]) -> str:
 def trained_section(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield the parts of the section of a study."""
     study = result["study"]
-    rates = " and ".join(f"{rate:g}" for rate in study["learning_rates"])
-    yield ABOUT_TRAINED.format(**study, rates=rates, title=title_of(study))
+    yield ABOUT_TRAINED.format(**study, title=title_of(study))
     for name, data in result["data"].items():
         size = study["data"][name].get("batch_size", study["batch_size"])
         runs = {method: [run for run in data["runs"] if run["method"]["name"] == method] for method in data["summaries"]}
@@ -45,11 +45,18 @@ def trained_section(result: Mapping[str, Any]) -> Iterator[str]:
             "false": {method: _false(each) for method, each in runs.items()},
             "removed": {method: _removed(each, size) for method, each in runs.items()},
             # Whatever else a machine does only adds to them.
-            "ms a step": {m: f"{1000 * min(run['seconds_per_step'] for run in each):.0f}" for m, each in runs.items()},
+            "ms a step": {m: _least_ms(each) for m, each in runs.items()},
             "MiB": {m: f"{max(run['peak_memory_mib'] for run in each):.0f}" for m, each in runs.items()},
         }
-        yield head(name, data, study["learning_rates"], steps=data["runs"][0]["steps"])
+        rates = study["data"][name].get("learning_rates", study["learning_rates"])
+        yield head(name, data, rates, steps=data["runs"][0]["steps"])
         yield rows_of({method: relative(data, method) for method in data["summaries"]}, more)
+
+
+def _least_ms(runs: list[dict[str, Any]]) -> str:
+    """Return the least time of a step, in milliseconds, where times were kept."""
+    times = [1000 * run["seconds_per_step"] for run in runs if "seconds_per_step" in run]
+    return f"{min(times):.0f}" if times else ""
 
 
 def _mean(runs: list[dict[str, Any]], name: str) -> float | None:
