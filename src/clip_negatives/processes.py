@@ -55,7 +55,7 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with _reporting_loss():
+        with reporting_loss():
             dist.all_gather_object(values, value, group=self.group)
         return values
 
@@ -114,7 +114,7 @@ def joined() -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
-    with _reporting_loss():
+    with reporting_loss():
         dist.init_process_group("gloo", timeout=ARRIVAL)
         processes = Processes(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=PATIENCE, backend="gloo"))
     try:
@@ -147,12 +147,29 @@ def from_first_rank(make: Callable[[], T], group: Any = None) -> T:
             message[1] = error
             if isinstance(error, ClipNegativesError):
                 error.rank = 0
-    with _reporting_loss():
+    with reporting_loss():
         dist.broadcast_object_list(message, src=0, group=group)
     if message[1] is not None:
         raise message[1]
     result: T = message[0]
     return result
+
+
+@contextmanager
+def reporting_loss() -> Iterator[None]:
+    """Raise our error where the processes lose each other, of which gloo says that a connection was closed.
+
+    Raises:
+        ProcessError: a process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
+        raise ProcessError(
+            f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
+            "what is finished is kept."
+        ) from error
 
 
 def _portable(error: Exception | None, rank: int) -> ClipNegativesError | None:
@@ -162,16 +179,3 @@ def _portable(error: Exception | None, rank: int) -> ClipNegativesError | None:
     ours = error if isinstance(error, ClipNegativesError) else ProcessError(f"Process {rank} failed with {error!r}.")
     ours.rank = rank
     return ours
-
-
-@contextmanager
-def _reporting_loss() -> Iterator[None]:
-    """Raise our error where the processes lose each other, of which gloo says that a connection was closed."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
-        raise ProcessError(
-            f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
-            "what is finished is kept."
-        ) from error

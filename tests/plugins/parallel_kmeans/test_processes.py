@@ -245,7 +245,7 @@ def test_what_is_refused_is_refused_by_all_and_nobody_waits(ranks: Any) -> None:
         assert told[1][case].startswith(words)
         others = {each[case].partition(".")[0] for rank, each in enumerate(told) if rank != 1}
         assert others == {
-            "ClipNegativesError: Expected every process to do its share of the clustering, got an error in process 1"
+            "ProcessError: Expected every process to do its share of the clustering, got an error in process 1"
         }
 
 
