@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import IO
+from typing import Any
 
 SKIPPED = re.compile(r"__[^/]*__($|/)")
 """Names of files that webdataset keeps for itself."""
@@ -24,8 +24,11 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"no end of the tar, but: {error}") from error
 
 
-def files(stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+def files(stream: Any) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of each regular file of a tar, compressed or not, in their order.
+
+    Args:
+        stream: of which nothing but ``read`` is called.
 
     Raises:
         tarfile.TarError: it is no tar, damaged, or ends before its end is said; so do EOFError and zlib.error.

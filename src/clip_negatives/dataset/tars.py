@@ -19,7 +19,7 @@ from webdataset.tariterators import group_by_keys
 
 from clip_negatives.dataset.archive import files
 from clip_negatives.dataset.source import AHEAD, Broken, Sample, fingerprint_of, in_turn, read_image, read_small_image
-from clip_negatives.dataset.urls import check_shards, expand_urls, open_url, stamp_of, unreadable
+from clip_negatives.dataset.urls import Reads, check_shards, expand_urls, open_url, stamp_of, unreadable
 from clip_negatives.errors import DataError
 
 EXTENSIONS = ("jpg", "png", "jpeg", "webp")
@@ -159,7 +159,7 @@ class TarPart:
         faults: list[Broken] = []
         try:
             with open_url(self.name) as stream:
-                for sample in group_by_keys(self._files(stream, faults)):
+                for sample in group_by_keys(self._files(Reads(stream, self.name), faults)):
                     if "txt" in sample and any(extension in sample for extension in EXTENSIONS):
                         # The last one before a tear may have lost what would follow.
                         lost = bool(faults) and self.group_field is not None and "json" not in sample
@@ -170,7 +170,7 @@ class TarPart:
             raise unreadable("tar", self.name, error) from error
         yield from faults
 
-    def _files(self, stream: Any, faults: list[Broken]) -> Iterator[dict[str, Any]]:
+    def _files(self, stream: Reads, faults: list[Broken]) -> Iterator[dict[str, Any]]:
         """Yield the files of the tar; where it is torn, say so and end, so that the sample at hand is still whole."""
         try:
             for name, content in files(stream):
