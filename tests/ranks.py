@@ -31,7 +31,7 @@ def start(world_size: int, work: Callable[..., Any], *arguments: Any, log: Path)
     log.mkdir(parents=True, exist_ok=True)
     for rank in range(world_size):
         (log / str(rank)).touch()
-    ports = _free_ports(len(arguments))
+    ports = free_ports(len(arguments))
     ranks = [
         FORKS.Process(target=_rank, args=(rank, world_size, ports, log, work, arguments), daemon=True)
         for rank in range(world_size)
@@ -82,7 +82,7 @@ def _rank(rank: int, world_size: int, ports: list[str], log: Path, work: Callabl
     work(*arguments)
 
 
-def _free_ports(count: int) -> list[str]:
+def free_ports(count: int) -> list[str]:
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in taken:

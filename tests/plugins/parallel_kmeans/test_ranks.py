@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from clip_negatives import processes
 from clip_negatives.errors import ClipNegativesError, InputError
 from clip_negatives.processes import joined
 from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
@@ -24,6 +28,9 @@ def _work(case: str) -> None:
         ranks.together(_refuse if ranks.rank == 1 else lambda: None)
     elif case == "alike":
         ParallelKMeans(5, init="random").fit_parallel(torch.ones(20, 2), generator=torch.Generator().manual_seed(0))
+    elif case == "slow":
+        time.sleep(4.5 if ranks.rank == 0 else 0)
+        print("total", float(ranks.total(torch.ones(1))), flush=True)  # noqa: T201
     elif ranks.rank == 1:
         os._exit(0)
     else:
@@ -39,7 +46,7 @@ def _cases(*cases: str) -> None:
     for case, port in zip(cases, os.environ["MASTER_PORTS"].split(), strict=True):
         os.environ["MASTER_PORT"] = port
         try:
-            with joined():
+            with mock.patch.object(processes, "ARRIVAL", timedelta(seconds=3)), joined():
                 _work(case)
         except ClipNegativesError as error:
             print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201
@@ -48,10 +55,12 @@ def _cases(*cases: str) -> None:
 
 
 def test_one_process_reports_and_the_others_end_of_a_lost_one_each_hears(tmp_path: Path) -> None:
-    zero, one, two = (said.splitlines() for said in run(3, _cases, "refused", "alike", "lost", log=tmp_path))
+    zero, one, two = (said.splitlines() for said in run(3, _cases, "refused", "alike", "slow", "lost", log=tmp_path))
     assert [zero[0], one[0], two[0]] == ["exit code 2", "InputError: Expected another share.", "exit code 2"]
     assert zero[1].startswith("InputError: Expected at least 5 different samples")
-    assert one[1:] == two[1:2] == ["exit code 2"]
-    for said in (zero[2:], two[2:]):
+    assert one[1] == two[1] == "exit code 2"
+    assert zero[2] == two[2] == "total 3.0"  # one may take longer than they waited for each other to start
+    assert one[2:] == ["total 3.0"]
+    for said in (zero[3:], two[3:]):
         assert len(said) == 5
         assert all("Run the same command again" in line and line.startswith("ProcessError Expected") for line in said)
