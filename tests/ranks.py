@@ -5,32 +5,41 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from clip_negatives.cli import main
 from clip_negatives.dataset import csv
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["tests.ranks", "clip_negatives.prepare", "sklearn.decomposition", "sklearn.feature_extraction.text", "faiss"]
-)
+
+ROOT = Path(__file__).parents[1]
+"""The folder of `tests`, which is not on the path by itself."""
+
+PRELOADED = ["tests.ranks", "clip_negatives.prepare", "sklearn.decomposition", "sklearn.feature_extraction.text", "faiss"]
+"""What processes need not import, if nothing else started the server that forks them: a run of pytest has one of it."""
 
 
 def start(world_size: int, work: Callable[..., Any], *arguments: Any, log: Path) -> list[BaseProcess]:
     """Start processes that call `work` with these arguments; each writes what it says to a file of its own in `log`."""
     log.mkdir(parents=True, exist_ok=True)
-    ports = _free_ports(len(arguments))
+    for rank in range(world_size):
+        (log / str(rank)).touch()
+    ports = free_ports(len(arguments))
     ranks = [
         FORKS.Process(target=_rank, args=(rank, world_size, ports, log, work, arguments), daemon=True)
         for rank in range(world_size)
     ]
-    for process in ranks:
-        process.start()
+    FORKS.set_forkserver_preload(PRELOADED)
+    with mock.patch.object(sys, "path", [str(ROOT), *sys.path]):  # they get it; a server that others started knows no tests
+        for process in ranks:
+            process.start()
     return ranks
 
 
@@ -73,7 +82,7 @@ def _rank(rank: int, world_size: int, ports: list[str], log: Path, work: Callabl
     work(*arguments)
 
 
-def _free_ports(count: int) -> list[str]:
+def free_ports(count: int) -> list[str]:
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in taken:

@@ -12,11 +12,13 @@ from unittest import mock
 import pytest
 import torch
 
+from clip_negatives import artifacts, atomic
 from clip_negatives import prepare as module
 from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.encoders import Encoder, image_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnknownNameError
 from clip_negatives.prepare import cache_folder, prepare, prepare_cached
+from clip_negatives_parallel_kmeans.checkpoint import Checkpoint
 
 from .pairs import listings, write_csv, write_tars
 
@@ -104,6 +106,34 @@ def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) 
     torch.manual_seed(1)
     prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("where", ["digest", "flush"])
+def test_clustering_is_kept_when_writing_is_interrupted(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While files are hashed they are still where they were; once they are moved, what was clustered stays nonetheless."""
+    kept: list[str] = []
+    real, flush = Checkpoint._write, atomic._flush
+    monkeypatch.setattr(Checkpoint, "_write", lambda self, file, *rest: kept.append(file.name) or real(self, file, *rest))
+
+    def stop(item: Path) -> Any:
+        if where == "digest" or item.name == "manifest.json":
+            raise KeyboardInterrupt
+        return flush(item)
+
+    options: dict[str, Any] = {"clusterer": "parallel_kmeans:n_clusters=6", "progress": False}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(*((artifacts, "digest", stop) if where == "digest" else (atomic, "_flush", stop)))
+        prepare(source, tmp_path / "clusters", **options)
+    whole = next((tmp_path / ".clusters.features").glob("whole-*"))
+    assert (whole / "samples.parquet").exists() == (where == "digest")
+    assert len(kept) > 2
+    kept.clear()
+    folder = prepare(source, tmp_path / "clusters", **options)
+    assert kept == []
+    assert torch.equal(folder.clusters.image.labels, prepare(source, tmp_path / "other", **options).clusters.image.labels)
+    assert len(kept) > 2
 
 
 @pytest.mark.parametrize("where", ["cluster_together", "write_clusters_of"])

@@ -108,9 +108,14 @@ class ParallelKMeans:
         Raises:
             InputError: as `fit`; on every process alike.
             ArtifactError: the checkpoint is of other features or options, damaged, or cannot be written.
-            ClipNegativesError: another process failed.
+            ProcessError: another process failed or was lost.
         """
-        return self._fit(features, generator, Ranks.of_group(), checkpoint)
+        try:
+            return self._fit(features, generator, Ranks.of_group(), checkpoint)
+        except InputError as error:
+            if error.rank is None:  # all raise the same; one says it
+                error.rank = 0
+            raise
 
     def _fit(self, features: Tensor, generator: torch.Generator, ranks: Ranks, folder: Path | None) -> Clustering:
         k, seed = self._agreed(features, generator, ranks)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from clip_negatives.errors import ClipNegativesError
-from clip_negatives.processes import from_first_rank
+from clip_negatives.errors import ClipNegativesError, ProcessError
+from clip_negatives.processes import from_first_rank, reporting_loss
 
 T = TypeVar("T")
 
@@ -24,6 +24,8 @@ SENT_AT_ONCE = 2**24
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """Stand for the processes of a group, seen from one of them; as it is made without arguments, for a process alone.
+
+    What they tell one another raises a ProcessError where one of them was lost.
 
     Attributes:
         rank: this process, 0 .. size-1.
@@ -52,7 +54,8 @@ class Ranks:
         """Return what `make`, which sends nothing, returns here; where it fails anywhere, fail everywhere.
 
         Raises:
-            ClipNegativesError: it failed in another process; in the one where it failed its own error is raised.
+            ProcessError: it failed in another process; in the one where it failed its own error is raised. The `rank` of
+                errors of ours is that of the process that reports.
         """
         if self.size == 1:
             return make()
@@ -63,12 +66,14 @@ class Ranks:
         except Exception as failure:  # Raised below, once the others know.
             error = failure
         failed = int(self.largest(-1 if error is None else self.rank))
-        if error is not None:
-            raise error
-        if failed >= 0:
-            raise ClipNegativesError(
+        if error is None and failed >= 0:
+            error = ProcessError(
                 f"Expected every process to do its share of the clustering, got an error in process {failed}. See what it says."
             )
+        if isinstance(error, ClipNegativesError):
+            error.rank = failed
+        if error is not None:
+            raise error
         return made[0]
 
     def first(self, make: Callable[[], T]) -> T:
@@ -83,7 +88,8 @@ class Ranks:
         if self.size == 1:
             return number
         sent = torch.tensor([number], dtype=torch.float64, device=self.device)
-        dist.all_reduce(sent, dist.ReduceOp.MAX)
+        with reporting_loss():
+            dist.all_reduce(sent, dist.ReduceOp.MAX)
         return float(sent)
 
     def total(self, tensor: Tensor) -> Tensor:
@@ -92,8 +98,9 @@ class Ranks:
             return tensor
         sent = tensor.to(self.device).contiguous()
         flat = sent.view(-1)
-        for part in flat.split(SENT_AT_ONCE):
-            dist.all_reduce(part)
+        with reporting_loss():
+            for part in flat.split(SENT_AT_ONCE):
+                dist.all_reduce(part)
         return sent.to(tensor.device)
 
     def from_first(self, tensor: Tensor) -> Tensor:
@@ -101,7 +108,8 @@ class Ranks:
         if self.size == 1:
             return tensor
         sent = tensor.to(self.device).contiguous()
-        dist.broadcast(sent, src=0)
+        with reporting_loss():
+            dist.broadcast(sent, src=0)
         return sent.to(tensor.device)
 
     def joined(self, part: Tensor) -> Tensor:
@@ -110,13 +118,15 @@ class Ranks:
             return part
         length = torch.tensor([len(part)], device=self.device)
         lengths = [torch.empty_like(length) for _ in range(self.size)]
-        dist.all_gather(lengths, length)
+        with reporting_loss():
+            dist.all_gather(lengths, length)
         parts = []
         for rank, size in enumerate(int(each) for each in lengths):
             whole = part.contiguous() if rank == self.rank else part.new_empty(size, *part.shape[1:])
             for some in whole.split(SENT_AT_ONCE) if size else ():
                 sent = some.to(self.device)
-                dist.broadcast(sent, src=rank)
+                with reporting_loss():
+                    dist.broadcast(sent, src=rank)
                 some.copy_(sent)
             parts.append(whole)
         return torch.cat(parts)

@@ -106,7 +106,7 @@ def write_clusters_of(
         path: folder to make, on the disk of the files; an older clusters folder there is replaced.
         image: clusters of the images.
         text: clusters of the texts.
-        files: ``samples.parquet``, whose keys are all different, and what else goes in; they are moved.
+        files: ``samples.parquet``, whose keys are all different, and what else goes in; they are moved as the last thing.
         manifest: more entries for the manifest, as JSON takes them.
 
     Raises:
@@ -116,19 +116,21 @@ def write_clusters_of(
     fault = _fault(image, text, {}, table.metadata.num_rows, table.schema_arrow.names)
     if fault is not None:
         raise _unfit(fault)
-    with _written(Path(path), image, text, manifest) as folder:
-        for file in files:
-            file.rename(folder / file.name)
+    with _written(Path(path), image, text, manifest, files):
+        pass
     return read_manifest(Path(path))
 
 
 @contextmanager
-def _written(path: Path, image: Clustering, text: Clustering, manifest: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a folder with the clusters, to which a manifest is added when the block ends well."""
+def _written(
+    path: Path, image: Clustering, text: Clustering, manifest: Mapping[str, Any], moved: Sequence[Path] = ()
+) -> Iterator[Path]:
+    """Give a folder with the clusters, to which a manifest and files of elsewhere are added when the block ends well."""
     with replaced_folder(path, known_by=MANIFEST) as folder:
         write_tensors(_tensors(image, text), folder / CLUSTERS)
         yield folder
-        files = {item.name: {"bytes": item.stat().st_size, "sha256": digest(item)} for item in sorted(folder.iterdir())}
+        listed = sorted([*folder.iterdir(), *moved], key=lambda item: item.name)
+        files = {item.name: {"bytes": item.stat().st_size, "sha256": digest(item)} for item in listed}
         whole = {
             "format": FORMAT,
             "package_version": __version__,
@@ -138,6 +140,8 @@ def _written(path: Path, image: Clustering, text: Clustering, manifest: Mapping[
             "files": files,
         }
         (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
+        for item in moved:  # once nothing slow is left: a process that is killed takes with it what is in the folder
+            item.rename(folder / item.name)
 
 
 def read_clusters(path: str | Path) -> ClustersFolder:

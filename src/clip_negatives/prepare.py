@@ -209,7 +209,7 @@ def _make(
     encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, progress=progress, processes=processes)
     specs: dict[str, Any] = {"clusterer": recipe.clusterer, "text_clusterer": recipe.text_clusterer, "seed": recipe.seed}
     processes.together(lambda: check_clusterers(encoded.n_samples, recipe.clusterer, recipe.text_clusterer))
-    checkpoint = encoded.folder / "clustering" / hashlib.sha256(json.dumps(specs).encode()).hexdigest()[:16]
+    checkpoint = encoded.aside / hashlib.sha256(json.dumps(specs).encode()).hexdigest()[:16]
     clusterings = cluster_together(encoded.image, encoded.text, **specs, checkpoint=checkpoint, processes=processes)
     manifest = {
         **dataclasses.asdict(recipe),

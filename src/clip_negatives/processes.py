@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from clip_negatives.errors import ClipNegativesError, ProcessError
 
@@ -35,12 +36,10 @@ class Processes:
     Attributes:
         rank: 0 .. world_size-1.
         world_size: processes of the run, all of which make the calls below in the same order.
-        group: the process group by which they talk; None is the default one.
     """
 
     rank: int = 0
     world_size: int = 1
-    group: Any = None
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
         """Return every world_size-th item, beginning at the rank."""
@@ -55,8 +54,8 @@ class Processes:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        with _reporting_loss():
-            dist.all_gather_object(values, value, group=self.group)
+        with reporting_loss():
+            dist.all_gather_object(values, value)
         return values
 
     def divided(self, compute: Callable[[T], Any], items: Sequence[T]) -> list[Any]:
@@ -70,7 +69,7 @@ class Processes:
 
     def first(self, make: Callable[[], T]) -> T:
         """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too."""
-        return from_first_rank(make, self.group) if self.world_size > 1 else make()
+        return from_first_rank(make) if self.world_size > 1 else make()
 
     def together(self, make: Callable[[], T]) -> T:
         """Return this process's ``make()`` once all of them are done; what it raises on one is raised on all.
@@ -111,12 +110,10 @@ def joined() -> Iterator[Processes]:
     Raises:
         ProcessError: they cannot be joined.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield ALONE
         return
-    with _reporting_loss():
-        dist.init_process_group("gloo", timeout=ARRIVAL)
-        processes = Processes(dist.get_rank(), dist.get_world_size(), dist.new_group(timeout=PATIENCE, backend="gloo"))
+    processes = _meet()
     try:
         yield processes
     except ClipNegativesError as error:
@@ -132,10 +129,10 @@ def joined() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def from_first_rank(make: Callable[[], T], group: Any = None) -> T:
+def from_first_rank(make: Callable[[], T]) -> T:
     """Return what `make` returns on rank 0, on every rank; what it raises there is raised on every rank too.
 
-    Outside of a process group this is ``make()``. `group` is one of all ranks by which they talk, by default the default one.
+    Outside of a process group this is ``make()``.
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return make()
@@ -147,12 +144,46 @@ def from_first_rank(make: Callable[[], T], group: Any = None) -> T:
             message[1] = error
             if isinstance(error, ClipNegativesError):
                 error.rank = 0
-    with _reporting_loss():
-        dist.broadcast_object_list(message, src=0, group=group)
+    with reporting_loss():
+        dist.broadcast_object_list(message, src=0)
     if message[1] is not None:
         raise message[1]
     result: T = message[0]
     return result
+
+
+@contextmanager
+def reporting_loss() -> Iterator[None]:
+    """Raise our error where the processes lose each other, of which gloo says that a connection was closed.
+
+    Raises:
+        ProcessError: a process was lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
+        raise ProcessError(
+            f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
+            "what is finished is kept."
+        ) from error
+
+
+def _meet() -> Processes:
+    """Wait for all processes and let them talk by the default group; what a clusterer has them say goes by it too."""
+    try:
+        with reporting_loss():
+            store, rank, world_size = next(rendezvous("env://", timeout=ARRIVAL))
+            store.set(f"clip_negatives/{rank}", b"arrived")
+            store.wait([f"clip_negatives/{other}" for other in range(world_size)], ARRIVAL)
+            # The timeout of a group is that of meeting as well as of every message: hence the store before it.
+            dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=PATIENCE)
+    except ValueError as error:
+        raise ProcessError(
+            f"Expected the environment variables that torchrun sets for each process, got: {str(error).rpartition(': ')[2]}. "
+            "Start the processes by torchrun, or unset WORLD_SIZE."
+        ) from error
+    return Processes(rank, world_size)
 
 
 def _portable(error: Exception | None, rank: int) -> ClipNegativesError | None:
@@ -162,16 +193,3 @@ def _portable(error: Exception | None, rank: int) -> ClipNegativesError | None:
     ours = error if isinstance(error, ClipNegativesError) else ProcessError(f"Process {rank} failed with {error!r}.")
     ours.rank = rank
     return ours
-
-
-@contextmanager
-def _reporting_loss() -> Iterator[None]:
-    """Raise our error where the processes lose each other, of which gloo says that a connection was closed."""
-    try:
-        yield
-    except RuntimeError as error:
-        reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
-        raise ProcessError(
-            f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
-            "what is finished is kept."
-        ) from error

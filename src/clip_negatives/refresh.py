@@ -73,8 +73,8 @@ def cluster_together(
 ) -> list[Clustering]:
     """Cluster the features of both modalities on all processes of a run, each of which makes this call.
 
-    Alone, this is `cluster_features` without the similarities. A clusterer with ``fit_parallel`` clusters on all processes;
-    for another one rank 0 does while the others wait.
+    Alone, this is `cluster_features` without the similarities. A clusterer with ``fit_parallel`` clusters on all processes,
+    also where that is one, and keeps there what it has; for another one rank 0 does while the others wait.
 
     Args:
         image_features: unit norm, float, shape (N, D_image), on every process.
@@ -94,6 +94,8 @@ def cluster_together(
         InputError: the clusterer refuses the features.
     """
     generator, made = epoch_generator(seed, 0), list[Clustering]()
+    # A process of a group that does this by itself must not talk to the others, which do something else.
+    together = processes.world_size > 1 or not (dist.is_available() and dist.is_initialized())
 
     def fit(plugin: Clusterer, features: Tensor) -> None:
         made.append(plugin.fit(features, generator=generator))
@@ -103,7 +105,7 @@ def cluster_together(
         ("text", text_clusterer or clusterer, text_features),
     ):
         plugin = registry.create("clusterer", spec)
-        if processes.world_size > 1 and hasattr(plugin, "fit_parallel"):
+        if together and hasattr(plugin, "fit_parallel"):
             generator.set_state(processes.first(generator.get_state))  # where rank 0 alone drew from it before
             made.append(plugin.fit_parallel(features, generator=generator, checkpoint=checkpoint / name))
         else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
+from clip_negatives.dataset import Broken, CsvPairs, Sample, TarPairs, open_pairs
 from clip_negatives.errors import DataError
 
 from ..pairs import listings, png, write_csv, write_tar, write_tars
@@ -68,12 +69,55 @@ def test_missing_tar(tmp_path: Path) -> None:
         TarPairs(write_tars(tmp_path, 8).replace("000001", "000002"))
 
 
-def test_truncated_tar(tmp_path: Path) -> None:
-    pattern = write_tars(tmp_path, 40)
-    file = tmp_path / "pairs-000001.tar"
-    file.write_bytes(file.read_bytes()[:9000])
-    with pytest.raises(DataError, match="Expected readable tars"):
-        len(TarPairs(pattern))
+def _cut(folder: Path, length: int) -> tuple[TarPairs, list[Sample | Broken]]:
+    """Return pairs of a whole tar and one that is cut, and what is read of them."""
+    pattern = write_tars(folder, 12)
+    file = folder / "pairs-000001.tar"
+    file.write_bytes(file.read_bytes()[:length])
+    source = TarPairs(pattern, group_field="item")
+    return source, [sample for part in source.parts() for sample in part.samples()]
+
+
+def _places(folder: Path) -> list[int]:
+    """Return where the headers of the second tar begin, and where the last file ends."""
+    write_tars(folder, 12)
+    with tarfile.open(folder / "pairs-000001.tar") as tar:
+        members = tar.getmembers()
+    return [*(member.offset for member in members), members[-1].offset_data + -(-members[-1].size // 512) * 512]
+
+
+@pytest.mark.parametrize("more", [0, 100, 512, 520])
+def test_tar_that_is_cut_anywhere_is_broken(tmp_path: Path, more: int) -> None:
+    """Cut before a header, in one, and in the file of one, each of image, text and json, and before the end is said."""
+    places = _places(tmp_path)
+    for member in (9, 10, 11, *([len(places) - 1] if more < 512 else [])):
+        source, read = _cut(tmp_path, places[member] + more)
+        whole, lost = member // 3, member % 3 == 2
+        broken = [sample for sample in read if isinstance(sample, Broken)]
+        assert [sample.key for sample in broken] == [*([listings(12)[6 + whole][0]] if lost else []), source.shards[1]]
+        assert len(read) - len(broken) == 6 + whole
+        keys = [sample.key for sample in read if isinstance(sample, Sample)]
+        assert (list(source.keys), len(source.groups or ())) == (keys, len(keys))
+        assert len(list(source.images(0, len(keys)))) == len(keys)
+
+
+def test_header_that_is_damaged(tmp_path: Path) -> None:
+    place = _places(tmp_path)[9]
+    whole = (tmp_path / "pairs-000001.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:place] + b"?" * 512 + whole[place + 512 :])
+    *read, broken = TarPairs(str(tmp_path / "a.tar")).parts()[0].samples()
+    assert len(read) == 3
+    assert isinstance(broken, Broken)
+
+
+def test_compressed_tar(tmp_path: Path) -> None:
+    expected = list(TarPairs(write_tars(tmp_path, 8, shards=1)).keys)
+    packed = gzip.compress((tmp_path / "pairs-000000.tar").read_bytes())
+    (tmp_path / "a.tar").write_bytes(packed)
+    assert list(TarPairs(str(tmp_path / "a.tar")).keys) == expected
+    (tmp_path / "a.tar").write_bytes(packed[: len(packed) // 2])
+    *_, broken = TarPairs(str(tmp_path / "a.tar")).parts()[0].samples()
+    assert isinstance(broken, Broken)
 
 
 def test_file_that_is_no_tar(tmp_path: Path) -> None:
@@ -87,16 +131,23 @@ def test_tar_without_pairs(tmp_path: Path) -> None:
         len(TarPairs(str(write_tar(tmp_path / "a.tar", {"one.txt": b"text"}))))
 
 
-@pytest.mark.parametrize("json", [{}, {"one.json": b"{}"}, {"one.json": b"{"}, {"one.json": b"[1]"}])
+@pytest.mark.parametrize("json", [{}, {"one.json": b"{}"}, {"one.json": b"[1]"}])
 def test_group_field_that_is_not_there(tmp_path: Path, json: dict[str, bytes]) -> None:
     file = write_tar(tmp_path / "a.tar", {**_pair("one"), **json})
     with pytest.raises(DataError, match=r"field 'item' .* got none in one"):
         len(TarPairs(str(file), group_field="item"))
 
 
-def test_text_that_is_not_utf8(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"UTF-8.*sample one"):
-        len(TarPairs(str(write_tar(tmp_path / "a.tar", {**_pair("one"), "one.txt": b"\xff\xfe\xff"}))))
+def test_what_prepare_leaves_out_is_left_out(tmp_path: Path) -> None:
+    """So that reports read what prepare read; the first fault is told where nothing is left."""
+    broken = {**_pair("one"), "one.txt": b"\xff\xfe\xff", **_pair("two"), "two.json": b"{"}
+    sound = {**_pair("three"), "three.json": b'{"item": "a"}'}
+    for name, members in (("a", broken), ("b", {**broken, **sound})):
+        write_tar(tmp_path / f"{name}.tar", members)
+    source = TarPairs(str(tmp_path / "b.tar"), group_field="item")
+    assert (source.keys, source.groups, len(list(source.small_images([0], 8)))) == (["three"], ["a"], 1)
+    with pytest.raises(DataError, match=r"got none in .*a.tar \(one: the text is not UTF-8\)"):
+        len(TarPairs(str(tmp_path / "a.tar")))
 
 
 def test_bad_image_is_named_by_its_key(tmp_path: Path) -> None:

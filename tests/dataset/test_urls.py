@@ -93,11 +93,18 @@ def test_what_is_wrong_is_said_before_anything_is_read(memory: str, location: st
         open_pairs(location)
 
 
-def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+class NoCredentialsError(Exception):
+    """What a file system has of its own."""
+
+
+@pytest.mark.parametrize("error", [TimeoutError, NoCredentialsError])
+def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(
+    memory: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     class Gone(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if self.tell() > 20_000:
-                raise TimeoutError("no answer")
+                raise error("no answer")
             return super().read(size)
 
     whole = fsspec.filesystem("memory").cat("/bucket/pairs-000000.tar")
@@ -106,3 +113,16 @@ def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(memory: str, m
         _pairs("memory://bucket/pairs-000000.tar")
     with pytest.raises(DataError, match="read the tar pipe:exit 3, got: "):
         list(TarPairs("pipe:exit 3").parts()[0].samples())
+
+
+@pytest.mark.filterwarnings("ignore:Falling back to the 'python' engine")
+def test_csv_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"separated by '\*\*', got .*nothing to repeat"):
+        CsvPairs(write_csv(tmp_path, 4), separator="**")
+
+    def refuse(*given: object, **named: object) -> None:
+        raise NoCredentialsError("Unable to locate credentials")
+
+    monkeypatch.setattr("pandas.read_csv", refuse)
+    with pytest.raises(DataError, match=r"read the csv file memory://pairs\.csv, got: Unable to locate credentials"):
+        open_pairs("memory://pairs.csv")

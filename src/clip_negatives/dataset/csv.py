@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,12 +65,12 @@ class CsvPairs:
         try:
             # The very call of open_clip, so that row i here is row i there.
             table = pd.read_csv(self.path, sep=separator)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError) as error:
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, ValueError, re.error) as error:
             reason = " ".join(str(error).split())
             header = self.path.read_bytes().split(b"\n", 1)[0] if isinstance(self.path, Path) else b""
             hint = _separator_hint(header.decode(errors="replace"), separator)
             raise DataError(f"Expected a csv file separated by {separator!r}, got {self.path}: {reason}.{hint}") from error
-        except (OSError, ImportError) as error:
+        except Exception as error:  # Each file system of fsspec has errors of its own.
             raise unreadable("csv file", str(self.path), error) from error
         for column in filter(None, (image_column, text_column, group_column)):
             if column not in table.columns:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
-from webdataset.tariterators import group_by_keys, tar_file_iterator
+from webdataset.tariterators import group_by_keys
 
+from clip_negatives.dataset.archive import files
 from clip_negatives.dataset.source import AHEAD, Broken, Sample, fingerprint_of, in_turn, read_image, read_small_image
-from clip_negatives.dataset.urls import check_shards, expand_urls, open_url, stamp_of, unreadable
+from clip_negatives.dataset.urls import Reads, check_shards, expand_urls, open_url, stamp_of, unreadable
 from clip_negatives.errors import DataError
 
 EXTENSIONS = ("jpg", "png", "jpeg", "webp")
@@ -32,7 +33,7 @@ class TarPairs:
     """Read pairs from webdataset tars as open_clip does: image and ``.txt`` of one key.
 
     Nothing is read before it is asked for. `keys`, `texts` and `groups` are those of all tars, in memory; `parts` are
-    read one by one.
+    read one by one. What is broken is left out, but for images: those are known to be when they are asked for.
 
     Args:
         urls: one or more tars, with brace expansion, joined by ``::``: paths, URLs that fsspec knows, or ``pipe:``.
@@ -63,7 +64,7 @@ class TarPairs:
         """Return the key of each pair.
 
         Raises:
-            DataError: a tar or a text cannot be read, a group is missing, a key repeats, or there is no pair.
+            DataError: a tar cannot be read, a group is missing, a key repeats, or there is no pair.
         """
         return self._columns[0]
 
@@ -105,23 +106,27 @@ class TarPairs:
     @functools.cached_property
     def _columns(self) -> tuple[list[str], list[str], list[str]]:
         keys, texts, groups = [], [], []
-        for sample in self._samples():
+        faults: list[Broken] = []
+        for sample in self._samples(faults):
             keys.append(sample["__key__"])
-            texts.append(_text(sample))
+            texts.append(sample["txt"].decode())
             groups.append(_group(sample, self._group_field))
         if not keys:
-            raise DataError(f"Expected pairs of an image and a .txt in {self.urls}, got none.")
+            hint = f" ({faults[0].key}: {faults[0].reason})" if faults else ""
+            raise DataError(f"Expected readable tars with pairs of an image and a .txt, got none in {self.urls}{hint}.")
         if repeated := len(keys) - len(set(keys)):
             raise DataError(f"Expected every key once in {self.urls}, got {repeated} again. Rename the samples.")
         return keys, texts, groups
 
-    def _samples(self) -> Iterator[dict[str, Any]]:
-        """Yield the samples of all tars."""
+    def _samples(self, faults: list[Broken] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the samples of all tars, undecoded; those whose text or ``.json`` is broken go to `faults`."""
         for part in self.parts():
             for sample in part.members():
-                if isinstance(sample, Broken):
-                    raise DataError(f"Expected readable tars, got {sample.key}: {sample.reason}. Write the shard again.")
-                yield sample
+                broken = sample if isinstance(sample, Broken) else _fault(sample)
+                if broken is None:
+                    yield sample  # type: ignore[misc]  # it is none that is broken
+                elif faults is not None:
+                    faults.append(broken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,39 +159,35 @@ class TarPart:
         faults: list[Broken] = []
         try:
             with open_url(self.name) as stream:
-                for sample in group_by_keys(self._files(stream, faults)):
+                for sample in group_by_keys(self._files(Reads(stream, self.name), faults)):
                     if "txt" in sample and any(extension in sample for extension in EXTENSIONS):
-                        yield sample
+                        # The last one before a tear may have lost what would follow.
+                        lost = bool(faults) and self.group_field is not None and "json" not in sample
+                        yield Broken(str(sample["__key__"]), "the tar is damaged before its .json") if lost else sample
         except ValueError as error:  # two files of one name
             raise DataError(f"Expected readable tars, got an error: {error.args[0]}. Write the shard again.") from error
         except OSError as error:
             raise unreadable("tar", self.name, error) from error
         yield from faults
 
-    def _files(self, stream: Any, faults: list[Broken]) -> Iterator[dict[str, Any]]:
+    def _files(self, stream: Reads, faults: list[Broken]) -> Iterator[dict[str, Any]]:
         """Yield the files of the tar; where it is torn, say so and end, so that the sample at hand is still whole."""
         try:
-            for file in tar_file_iterator(stream):
-                yield {**file, "__url__": self.name}
+            for name, content in files(stream):
+                yield {"fname": name, "data": content, "__url__": self.name}
         except TORN:
             faults.append(Broken(self.name, "the tar is damaged; what stands before is taken"))
 
     def _decoded(self, sample: dict[str, Any] | Broken) -> Sample | Broken:
         if isinstance(sample, Broken):
             return sample
+        if (broken := _fault(sample)) is not None:
+            return broken
         key = str(sample["__key__"])
-        try:
-            text = sample["txt"].decode()
-        except UnicodeDecodeError:
-            return Broken(key, "the text is not UTF-8")
-        try:
-            json.loads(sample.get("json", b"{}"))
-        except ValueError:
-            return Broken(key, "the .json cannot be read")
         group = _group(sample, self.group_field) if self.group_field is not None else None
         try:
             image = read_image(_image_file(sample), f"the sample {key}")
-            return Sample(key, text, image, group=group, shard=self.name)
+            return Sample(key, sample["txt"].decode(), image, group=group, shard=self.name)
         except Exception:  # Decoders raise what they like at damaged files, and open_clip leaves out the sample at any of it.
             return Broken(key, "the image cannot be read")
 
@@ -207,10 +208,15 @@ def _group(sample: dict[str, Any], field: str | None) -> str:
         ) from None
 
 
-def _text(sample: dict[str, Any]) -> str:
+def _fault(sample: dict[str, Any]) -> Broken | None:
+    """Return what a sample is broken by, its image apart."""
+    key = str(sample["__key__"])
     try:
-        return str(sample["txt"].decode())
+        sample["txt"].decode()
     except UnicodeDecodeError:
-        raise DataError(
-            f"Expected texts in UTF-8, got others in the sample {sample['__key__']}. Write the shard again."
-        ) from None
+        return Broken(key, "the text is not UTF-8")
+    try:
+        json.loads(sample.get("json", b"{}"))
+    except ValueError:
+        return Broken(key, "the .json cannot be read")
+    return None

@@ -91,6 +91,29 @@ def open_url(url: str) -> IO[bytes]:
     return stream
 
 
+class Reads:
+    """Read a shard that is open from its beginning to its end, and nothing else.
+
+    Args:
+        stream: what `open_url` opened.
+        url: of the shard.
+    """
+
+    def __init__(self, stream: IO[bytes], url: str) -> None:
+        self._stream, self._url = stream, url
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        try:
+            return self._stream.read(size)
+        except Exception as error:  # Each file system of fsspec has errors of its own.
+            raise unreadable("tar", self._url, error) from error
+
+
 def unreadable(what: str, url: str, error: Exception) -> DataError:
     """Return the error of a file that is perhaps there but cannot be read, now or in this way."""
     reason = " ".join(" ".join(str(part) for part in error.args).split()) or type(error).__name__

@@ -45,12 +45,15 @@ class Encoded:
     Attributes:
         folder: where the files are: ``samples.parquet``, ``features.safetensors`` and, where samples are broken,
             ``broken.parquet``.
+        aside: a folder beside it, made by whoever uses it, for what is made of these features and should stay for the next
+            call.
         fingerprint: that of the data.
         n_samples: N.
         n_broken: samples that were left out.
     """
 
     folder: Path
+    aside: Path
     fingerprint: str
     n_samples: int
     n_broken: int
@@ -103,6 +106,7 @@ class Encoding:
         of = f"-{self.fingerprint[:16]}" if texts.learn is not None else ""
         self.image_store, self.text_store = Store(folder / "images"), Store(folder / f"texts{of}")
         self.whole, self.halt = folder / f"whole-{self.fingerprint[:16]}", folder / "halt"
+        self.aside = folder / f"clustering-{self.fingerprint[:16]}"
 
     def run(self, progress: bool) -> Encoded:
         """Go through all steps."""
@@ -114,14 +118,14 @@ class Encoding:
             counts = self._counts()
             self._encode_texts(bar, counts)
         self.processes.first(lambda: self._assemble(counts))
-        return Encoded(self.whole, self.fingerprint, sum(counts.values()), self.n_broken)
+        return Encoded(self.whole, self.aside, self.fingerprint, sum(counts.values()), self.n_broken)
 
     def _claim(self) -> None:
         """Make the folder ready for parts of these data and encoders; others go."""
         file, plan = self.folder / "plan.json", json.dumps(self.plan)
         same = file.exists() and file.read_text() == plan
         stores = (self.image_store, self.text_store)
-        keep = {file, self.whole, *(store.folder for store in stores)} if same else set()
+        keep = {file, self.whole, self.aside, *(store.folder for store in stores)} if same else set()
         for item in list(self.folder.iterdir()) if self.folder.exists() else ():
             if item not in keep:
                 shutil.rmtree(item) if item.is_dir() else item.unlink()

@@ -19,6 +19,7 @@ from clip_negatives.interfaces import Clustering
 from clip_negatives_parallel_kmeans import checkpoint, empties, iterations, rows
 from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
 from tests.plugins.parallel_kmeans.data import generator, titles
+from tests.ranks import PRELOADED
 
 pytestmark = pytest.mark.keeps_global_rng
 
@@ -139,7 +140,7 @@ def _killed(rank: int, folder: str) -> None:
 
 def _start(process: Any, n: int, *given: object) -> None:
     """Run n processes; they are forked from one that has what they need, so that not each imports it for itself."""
-    multiprocessing.set_forkserver_preload(["torch.distributed", "sklearn.cluster", "clip_negatives_parallel_kmeans.clusterer"])
+    multiprocessing.set_forkserver_preload([*PRELOADED, "sklearn.cluster", "clip_negatives_parallel_kmeans.clusterer"])
     mp.start_processes(process, args=given, nprocs=n, start_method="forkserver")
 
 
@@ -244,7 +245,7 @@ def test_what_is_refused_is_refused_by_all_and_nobody_waits(ranks: Any) -> None:
         assert told[1][case].startswith(words)
         others = {each[case].partition(".")[0] for rank, each in enumerate(told) if rank != 1}
         assert others == {
-            "ClipNegativesError: Expected every process to do its share of the clustering, got an error in process 1"
+            "ProcessError: Expected every process to do its share of the clustering, got an error in process 1"
         }
 
 
