@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
@@ -14,6 +15,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings(
 
 def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    torch.manual_seed(0)  # the models that the examples build are the same, whichever tests ran before
     return runpy.run_path(str(EXAMPLES / name))
 
 
@@ -30,4 +32,4 @@ def test_the_example_with_lightning_learns_and_logs(tmp_path, monkeypatch):
     rows = list(csv.DictReader((Path(trainer.log_dir) / "metrics.csv").open()))
     assert len([row for row in rows if row["clip_negatives/image_cluster_size_mean"]]) == 2  # at the start, and refreshed
     losses = [float(row["loss"]) for row in rows if row["loss"]]
-    assert losses[-1] < losses[0]
+    assert sum(losses[-3:]) < sum(losses[:3])  # one step says little: their losses differ by a tenth
