@@ -101,11 +101,12 @@ def test_no_cluster_is_empty_among_duplicates() -> None:
         assert fit(points, n_clusters=10, **{**options, **more}).sizes().min() >= 1
 
 
-def test_too_few_different_samples() -> None:
+@pytest.mark.parametrize("levels", [1, 2])
+def test_too_few_different_samples(levels: int) -> None:
     points = blobs(3).repeat(10, 1)
-    assert fit(points, n_clusters=3).sizes().tolist() == [10, 10, 10]
+    assert fit(points, n_clusters=3, levels=levels).sizes().tolist() == [10, 10, 10]
     with pytest.raises(InputError, match=r"at least 4 different samples.*got 3.*n_clusters=3"):
-        fit(points, n_clusters=4)
+        fit(points, n_clusters=4, levels=levels)
 
 
 @pytest.mark.parametrize("levels", [1, 2])
