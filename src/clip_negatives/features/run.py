@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -217,7 +218,8 @@ class Encoding:
                 make()
             except Exception as error:
                 if not isinstance(error, HaltedError) and self.processes.world_size > 1:
-                    self.halt.touch()
+                    with suppress(OSError):  # what stopped this process is to be said, not that the others go on meanwhile
+                        self.halt.touch()
                 raise
 
         self.processes.together(guarded)
