@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import textwrap
@@ -106,6 +107,26 @@ def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) 
     torch.manual_seed(1)
     prepare(source, tmp_path / "clusters", clusterer=CLUSTERER, progress=False)
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("clusterer", [CLUSTERER, f"parallel_{CLUSTERER}"])
+def test_work_folder_that_cannot_be_removed_is_no_error(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clusterer: str
+) -> None:
+    """Network file systems keep files that are still mapped, so none is."""
+    mapped: list[bool] = []
+
+    def keep(*given: object) -> None:
+        mapped.append(".clusters.features" in Path("/proc/self/maps").read_text())
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "remove_folder", keep)
+        folder = prepare(source, tmp_path / "clusters", clusterer=clusterer, keep_features=False, progress=False)
+    assert folder.clusters.n_samples == N
+    assert mapped == [False]
+    prepare(source, tmp_path / "clusters", clusterer=clusterer, keep_features=False, progress=False)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "data"]
 
 
 @pytest.mark.parametrize("where", ["digest", "flush"])

@@ -79,6 +79,10 @@ class Encoded:
         """Return those of the texts, shape (N, D_text), memory-mapped."""
         return self._features["text"]
 
+    def unmap(self) -> None:
+        """Let go of the features: some file systems keep a folder in which a file is open."""
+        self.__dict__.pop("_features", None)
+
     @cached_property
     def _features(self) -> dict[str, Tensor]:
         return map_tensors(self.features_file)
