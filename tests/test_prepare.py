@@ -144,9 +144,10 @@ def test_clustering_is_kept_when_writing_is_interrupted(
         return flush(item)
 
     options: dict[str, Any] = {"clusterer": "parallel_kmeans:n_clusters=6", "progress": False}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(*((artifacts, "digest", stop) if where == "digest" else (atomic, "_flush", stop)))
-        prepare(source, tmp_path / "clusters", **options)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "clusters", **options)
     whole = next((tmp_path / ".clusters.features").glob("whole-*"))
     assert (whole / "samples.parquet").exists() == (where == "digest")
     assert len(kept) > 2
