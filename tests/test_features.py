@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -19,11 +21,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clip_negatives.artifacts import FEATURES
 from clip_negatives.atomic import write_tensors
 from clip_negatives.dataset import CsvPairs, TarPairs, csv
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
-from clip_negatives.errors import DataError, InputError
+from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import Encoded, assembly, encode, encoding, run
+from clip_negatives.features.run import Encoding
 
 from .pairs import listings, png, write_csv, write_tar, write_tars
 
@@ -275,3 +279,30 @@ def test_killed_process_loses_at_most_a_part(source: CsvPairs, tmp_path: Path, h
     found = _run(source, work, rest.encoder())
     assert rest.encoded <= N - 32
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def _full(*given: object, **named: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_disk_is_an_error(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last bytes of a file are written as it is closed."""
+    encoder = Encoder(lambda items: torch.ones(len(items), 4), name="ones")
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(OSError, match="No space"), Path("/dev/full").open("wb") as stream:
+            encoding._write(torch.ones(4, 4), encoder, dtype, stream, {})
+    (tmp_path / FEATURES).symlink_to("/dev/full")
+    store = mock.Mock(vectors=lambda *given: torch.ones(4, 4))
+    with pytest.raises(OSError, match="No space"):
+        assembly.write_features((encoder, store), (encoder, store), {"part": 4}, torch.float32, tmp_path)
+    monkeypatch.setattr(assembly.tempfile, "TemporaryDirectory", _full)
+    with pytest.raises(ArtifactError, match=r"compare the keys in .*work, got: No space left on device"):
+        _encode(source, tmp_path / "work")
+
+
+def test_error_is_said_where_the_others_cannot_be_told(tmp_path: Path) -> None:
+    stopped = Encoding.__new__(Encoding)
+    stopped.processes = mock.Mock(world_size=2, together=lambda make: make())
+    stopped.halt = tmp_path / "none" / "halt"
+    with pytest.raises(OSError, match="No space left"):
+        stopped._guarded(_full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import textwrap
@@ -108,6 +109,26 @@ def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) 
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.parametrize("clusterer", [CLUSTERER, f"parallel_{CLUSTERER}"])
+def test_work_folder_that_cannot_be_removed_is_no_error(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clusterer: str
+) -> None:
+    """Network file systems keep files that are still mapped, so none is."""
+    mapped: list[bool] = []
+
+    def keep(*given: object) -> None:
+        mapped.append(".clusters.features" in Path("/proc/self/maps").read_text())
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "remove_folder", keep)
+        folder = prepare(source, tmp_path / "clusters", clusterer=clusterer, keep_features=False, progress=False)
+    assert folder.clusters.n_samples == N
+    assert mapped == [False]
+    prepare(source, tmp_path / "clusters", clusterer=clusterer, keep_features=False, progress=False)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "data"]
+
+
 @pytest.mark.parametrize("where", ["digest", "flush"])
 def test_clustering_is_kept_when_writing_is_interrupted(
     source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -123,9 +144,10 @@ def test_clustering_is_kept_when_writing_is_interrupted(
         return flush(item)
 
     options: dict[str, Any] = {"clusterer": "parallel_kmeans:n_clusters=6", "progress": False}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(*((artifacts, "digest", stop) if where == "digest" else (atomic, "_flush", stop)))
-        prepare(source, tmp_path / "clusters", **options)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, tmp_path / "clusters", **options)
     whole = next((tmp_path / ".clusters.features").glob("whole-*"))
     assert (whole / "samples.parquet").exists() == (where == "digest")
     assert len(kept) > 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from clip_negatives.encoders.encoder import device as own_device
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clustering
 from clip_negatives_parallel_kmeans.assignment import Work
@@ -49,7 +50,8 @@ class ParallelKMeans:
         tolerance: iterations end once the sum of the distances falls by no more than this share from one to the next, with
             `batch_size` from one pass over the data to the next. Our choice; 0 goes on while it falls.
         block_size: rows that are read at a time.
-        device: "cpu", or a CUDA device such as "cuda", which is the current one of the process.
+        device: "cpu", or a CUDA device such as "cuda", which is that of the process where torchrun started several, else the
+            current one.
 
     Raises:
         InputError: a value is out of its range, or the device is not there.
@@ -150,7 +152,8 @@ class ParallelKMeans:
 
     def _own_device(self) -> torch.device:
         if self.device.type == "cuda" and self.device.index is None:
-            return torch.device("cuda", torch.cuda.current_device())
+            own = torch.device(own_device())
+            return own if own.index is not None else torch.device("cuda", torch.cuda.current_device())
         return self.device
 
     def _identity(self, rows: Rows, ranks: Ranks, k: int, seed: int) -> dict[str, object]:

@@ -37,6 +37,18 @@ def reseed(work: Work, found: Found, centroids: Tensor, empty: Tensor) -> Tensor
     return filled
 
 
+def check_distinct(work: Work, k: int) -> None:
+    """Refuse fewer than K different samples.
+
+    Raises:
+        InputError: there are fewer; on every process alike.
+    """
+    if (distinct := work.ranks.first(lambda: work.rows.distinct(k))) < k:
+        raise InputError(
+            f"Expected at least {k} different samples for as many clusters, got {distinct}. Use n_clusters={distinct} or fewer."
+        )
+
+
 def fill(work: Work, found: Found, centroids: Tensor, *, refuse_equal: bool) -> None:
     """Give each empty cluster the sample that is farthest from its own centroid and does not leave that one empty.
 
@@ -54,10 +66,8 @@ def fill(work: Work, found: Found, centroids: Tensor, *, refuse_equal: bool) -> 
     empty = (sizes == 0).nonzero().flatten()
     if not len(empty):
         return
-    if refuse_equal and (distinct := work.ranks.first(lambda: work.rows.distinct(k))) < k:
-        raise InputError(
-            f"Expected at least {k} different samples for as many clusters, got {distinct}. Use n_clusters={distinct} or fewer."
-        )
+    if refuse_equal:
+        check_distinct(work, k)
     wanted, moved = 2 * len(empty) + 64, torch.empty(0, dtype=torch.int64)
     while len(moved) < len(empty):
         moved = _movable(*work.farthest(found, wanted), sizes, len(empty))

@@ -13,6 +13,7 @@ from clip_negatives.sampling import epoch_generator
 from clip_negatives_parallel_kmeans.assignment import Found, Work
 from clip_negatives_parallel_kmeans.balance import balance
 from clip_negatives_parallel_kmeans.checkpoint import Checkpoint
+from clip_negatives_parallel_kmeans.empties import check_distinct
 from clip_negatives_parallel_kmeans.iterations import KMeansRun
 from clip_negatives_parallel_kmeans.options import Options
 from clip_negatives_parallel_kmeans.ranks import Ranks
@@ -27,7 +28,11 @@ def two_levels(work: Work, options: Options, k: int, seed: int, checkpoint: Chec
 
     The cells are clusters that all processes find together. Each is then clustered by one process, into a part of the K
     clusters that is proportional to its size.
+
+    Raises:
+        InputError: fewer than K samples differ; on every process alike.
     """
+    check_distinct(work, k)  # within the cells equal samples are not refused
     options = dataclasses.replace(options, n_clusters=None, max_share=None, levels=1)
     found, centres = KMeansRun(work, options, max(1, round(math.sqrt(k))), seed, checkpoint).clustered()
     home = work.ranks.joined(found.labels)

@@ -75,7 +75,7 @@ class Options:
 
 
 def device_named(name: str) -> torch.device:
-    """Return the device, once it is known to be there; ``cuda`` is the process's current one.
+    """Return the device, once it is known to be there; ``cuda`` is left to the process.
 
     Raises:
         InputError: there is no such device.

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def prepare_cached(
     work = _work_folder(folder)
     with sole_user(work):
         if (cached := _cached(folder)) is not None:  # made by the process that was waited for
-            remove_folder(work, folder)
+            _discard(work, folder)
             return cached
         _make(source, folder, recipe, progress=progress)
     return read_clusters(folder)
@@ -222,11 +222,18 @@ def _make(
     def write() -> dict[str, Any]:
         files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
         image, text = clusterings
-        written = write_clusters_of(output, image, text, files, manifest)
-        remove_folder(work, output)
-        return written
+        return write_clusters_of(output, image, text, files, manifest)
 
-    return processes.first(write)
+    written = processes.first(write)
+    processes.together(encoded.unmap)
+    processes.first(lambda: _discard(work, output))
+    return written
+
+
+def _discard(work: Path, output: Path) -> None:
+    """Remove the work folder of an output that is there: what stays of it is no error, and the next run removes it."""
+    with suppress(OSError):
+        remove_folder(work, output)
 
 
 def _cache_folder(source: PairSource, recipe: _Recipe) -> Path:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from clip_negatives.artifacts import BROKEN, FEATURES, SAMPLES
 from clip_negatives.encoders import Encoder
-from clip_negatives.errors import DataError
-from clip_negatives.features.encoding import CHUNK, KEY_BYTES, unit
+from clip_negatives.errors import ArtifactError, DataError
+from clip_negatives.features.encoding import CHUNK, KEY_BYTES, unit, write_rows
 from clip_negatives.features.store import KEYS, Store
 
 FITTED_ON = 20_000
@@ -42,8 +42,22 @@ def check_keys(samples: Store, digests: Sequence[str], n: int) -> None:
 
     Raises:
         DataError: a key repeats.
+        ArtifactError: what is sorted on the way cannot be written.
     """
-    buckets, repeated = -(-n // KEYS_AT_ONCE), 0
+    try:
+        repeated = _repeated(samples, digests, -(-n // KEYS_AT_ONCE))
+    except OSError as error:
+        raise ArtifactError(
+            f"Expected to compare the keys in {samples.folder.parent}, got: {error.strerror or error}. Free space or name "
+            "another."
+        ) from error
+    if repeated:
+        raise DataError(f"Expected every key once in the data, got {repeated} again. Rename the samples.")
+
+
+def _repeated(samples: Store, digests: Sequence[str], buckets: int) -> int:
+    """Return how many keys were there before; equal ones are put into the same one of some files."""
+    repeated = 0
     with tempfile.TemporaryDirectory(dir=samples.folder.parent, prefix="keys.") as scratch, ExitStack() as stack:
         files = [stack.enter_context((Path(scratch) / str(bucket)).open("w+b")) for bucket in range(buckets)]
         for digest in digests:
@@ -51,13 +65,12 @@ def check_keys(samples: Store, digests: Sequence[str], n: int) -> None:
             first = keys.view(np.uint8).reshape(-1, KEY_BYTES)[:, :4].astype(np.uint64)
             place = (first @ np.array([2**24, 2**16, 2**8, 1], np.uint64)) * np.uint64(buckets) >> np.uint64(32)
             for bucket in np.unique(place):
-                keys[place == bucket].tofile(files[int(bucket)])
+                files[int(bucket)].write(keys[place == bucket].tobytes())
         for file in files:
             file.seek(0)
             keys = np.fromfile(file, dtype=f"S{KEY_BYTES}")
             repeated += len(keys) - len(np.unique(keys))
-    if repeated:
-        raise DataError(f"Expected every key once in the data, got {repeated} again. Rename the samples.")
+    return repeated
 
 
 def write_samples(samples: Store, digests: Sequence[str], folder: Path) -> None:
@@ -102,7 +115,7 @@ def write_features(
         stream.write(struct.pack("<Q", len(text)) + text)
         for name, blocks in streams.items():
             for block in itertools.chain([first[name]], blocks):
-                block.numpy().tofile(stream)
+                write_rows(block, stream)
 
 
 def _blocks(encoder: Encoder, store: Store, counts: dict[str, int], dtype: torch.dtype) -> Iterator[Tensor]:

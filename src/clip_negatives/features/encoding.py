@@ -79,10 +79,15 @@ def unit(features: Tensor, dtype: torch.dtype) -> Tensor:
     return F.normalize(features.float(), dim=1).to(dtype).contiguous()
 
 
+def write_rows(rows: Tensor, stream: Any) -> None:
+    """Append contiguous rows to a file; numpy's own way to do it does not tell that the last bytes found no room."""
+    stream.write(rows.numpy().data)
+
+
 def _write(raw: Tensor, encoder: Encoder, dtype: torch.dtype, stream: Any, record: Record) -> None:
     """Append features: as they are kept, or as they come where a projection is still to be fitted on those of all parts."""
     values = unit(raw, dtype) if encoder.fit is None else raw.float().contiguous()
-    values.numpy().tofile(stream)
+    write_rows(values, stream)
     record["count"] = record.get("count", 0) + len(values)
     record["dim"], record["dtype"] = values.shape[1], str(values.dtype).removeprefix("torch.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -77,6 +78,10 @@ class Encoded:
     def text(self) -> Tensor:
         """Return those of the texts, shape (N, D_text), memory-mapped."""
         return self._features["text"]
+
+    def unmap(self) -> None:
+        """Let go of the features: some file systems keep a folder in which a file is open."""
+        self.__dict__.pop("_features", None)
 
     @cached_property
     def _features(self) -> dict[str, Tensor]:
@@ -217,7 +222,8 @@ class Encoding:
                 make()
             except Exception as error:
                 if not isinstance(error, HaltedError) and self.processes.world_size > 1:
-                    self.halt.touch()
+                    with suppress(OSError):  # what stopped this process is to be said, not that the others go on meanwhile
+                        self.halt.touch()
                 raise
 
         self.processes.together(guarded)

@@ -101,11 +101,12 @@ def test_no_cluster_is_empty_among_duplicates() -> None:
         assert fit(points, n_clusters=10, **{**options, **more}).sizes().min() >= 1
 
 
-def test_too_few_different_samples() -> None:
+@pytest.mark.parametrize("levels", [1, 2])
+def test_too_few_different_samples(levels: int) -> None:
     points = blobs(3).repeat(10, 1)
-    assert fit(points, n_clusters=3).sizes().tolist() == [10, 10, 10]
+    assert fit(points, n_clusters=3, levels=levels).sizes().tolist() == [10, 10, 10]
     with pytest.raises(InputError, match=r"at least 4 different samples.*got 3.*n_clusters=3"):
-        fit(points, n_clusters=4)
+        fit(points, n_clusters=4, levels=levels)
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -267,3 +268,14 @@ def test_numbers_of_samples_that_do_not_fit() -> None:
         ParallelKMeans(n_clusters=3, max_share=0.3).check_samples(100)
     ParallelKMeans(n_clusters=3, max_share=0.34).check_samples(100)
     ParallelKMeans(n_clusters=100, max_share=0.01).check_samples(100)
+
+
+def test_each_process_of_a_node_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"is_available": True, "device_count": 2, "current_device": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    found = {}
+    for rank in (None, "0", "1", "3"):
+        monkeypatch.delenv("LOCAL_RANK", raising=False) if rank is None else monkeypatch.setenv("LOCAL_RANK", rank)
+        found[rank] = [str(ParallelKMeans(device=device)._own_device()) for device in ("cuda", "cuda:1", "cpu")]
+    assert [own for own, _, _ in found.values()] == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+    assert {tuple(named) for _, *named in found.values()} == {("cuda:1", "cpu")}

@@ -244,9 +244,7 @@ def test_what_is_refused_is_refused_by_all_and_nobody_waits(ranks: Any) -> None:
     ):
         assert told[1][case].startswith(words)
         others = {each[case].partition(".")[0] for rank, each in enumerate(told) if rank != 1}
-        assert others == {
-            "ProcessError: Expected every process to do its share of the clustering, got an error in process 1"
-        }
+        assert others == {"ProcessError: Expected every process to do its share of the clustering, got an error in process 1"}
 
 
 def test_a_process_that_is_killed_costs_no_iteration_that_was_kept(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:

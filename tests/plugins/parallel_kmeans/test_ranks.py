@@ -8,10 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import torch
 
 from clip_negatives import processes
-from clip_negatives.errors import ClipNegativesError, InputError
+from clip_negatives.errors import ClipNegativesError, InputError, ProcessError
 from clip_negatives.processes import joined
 from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
 from clip_negatives_parallel_kmeans.ranks import Ranks
@@ -36,10 +37,9 @@ def _work(case: str) -> None:
     else:
         lost = [lambda: ranks.largest(1), lambda: ranks.total(torch.ones(1)), lambda: ranks.joined(torch.ones(ranks.rank))]
         for talk in [*lost, lambda: ranks.from_first(torch.ones(1)), lambda: ranks.together(lambda: None)]:
-            try:
+            with pytest.raises(ProcessError) as told:
                 talk()
-            except ClipNegativesError as error:
-                print(type(error).__name__, error, flush=True)  # noqa: T201
+            print("told", told.value, flush=True)  # noqa: T201
 
 
 def _cases(*cases: str) -> None:
@@ -63,4 +63,4 @@ def test_one_process_reports_and_the_others_end_of_a_lost_one_each_hears(tmp_pat
     assert one[2:] == ["total 3.0"]
     for said in (zero[3:], two[3:]):
         assert len(said) == 5
-        assert all("Run the same command again" in line and line.startswith("ProcessError Expected") for line in said)
+        assert all("Run the same command again" in line and line.startswith("told Expected every process") for line in said)
