@@ -266,7 +266,7 @@ What it builds may have ``check_samples(n_samples)``, which refuses a number of 
 which clusters on all processes of the default process group at once: each calls it with the same features, all of them
 (memory-mapped, from a disk that they share), and a generator in the same state, and gets the same `Clustering`. In the folder
 `checkpoint`, on that disk too, it may keep what a run that was stopped goes on with: what is there is of the same features,
-options and generator, perhaps of another number of processes.
+options and generator, perhaps of another number of processes. On one process it is called without a process group.
 """
 
 NegativeSamplerFactory = Callable[..., NegativeSampler]
