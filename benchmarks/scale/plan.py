@@ -112,7 +112,7 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000, "
         "which is what *default* still grows by. What is mapped from files counts here: at the end the first process maps the "
         "features, "
-        "512 bytes a pair.\n"
+        "512 bytes a pair, and faiss clusters them.\n"
     )
     columns = ["series", "pairs", "MiB, once encoded", "MiB at the end", "encoded a second (wall clock)"]
     yield _table([_prepared(row) for row in result["prepare"]["rows"]], columns)
