@@ -185,6 +185,8 @@ def work(job: Result) -> Result:
         took["mean_cosine"] = mean_cosine(features, labels)
     if job.get("iterations"):
         took["iteration_seconds"], took["iteration_processor_seconds"] = map(list, zip(*job["iterations"], strict=True))
+    if job["world"] > 1:
+        torch.distributed.destroy_process_group()  # else gloo's threads may end the process by an abort
     return took
 
 
