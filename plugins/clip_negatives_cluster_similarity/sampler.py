@@ -63,8 +63,7 @@ class ClusterSimilarity(PlannedSampler):
             text_threshold=text_threshold,
             text_quantile=text_quantile,
         )
-        lists = [None if nearest is None else nearest.clusters for nearest in (clusters.image_nearest, clusters.text_nearest)]
-        self.reliable = ReliableExchanges(clusters.image.labels, clusters.text.labels, *tables, *lists)
+        self.reliable = ReliableExchanges(clusters.image.labels, clusters.text.labels, *tables, *clusters.listed)
         self._refuse(self.reliable.hopeless(), "the whole data set")
 
     def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:

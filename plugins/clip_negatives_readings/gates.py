@@ -34,11 +34,9 @@ class Gate:
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return the table of the image clusters."""
-        nearest = clusters.image_nearest
-        similarity = clusters.image_similarity if nearest is None else nearest
+        similarity = clusters.image_nearest or clusters.image_similarity
         kept = reliable_table(clusters.image, similarity, threshold=self.threshold, quantile=self.quantile)
-        lists = None if nearest is None else nearest.clusters
-        return LossTerms(image_labels=clusters.image.labels, image_table=removed(kept), image_listed=lists)
+        return LossTerms(image_labels=clusters.image.labels, image_table=removed(kept), image_listed=clusters.listed[0])
 
 
 class Gate2:
@@ -75,9 +73,8 @@ class Gate2:
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return the tables of both."""
         image, text = reliable_tables(clusters, **self.gate)
-        lists = [None if nearest is None else nearest.clusters for nearest in (clusters.image_nearest, clusters.text_nearest)]
         terms = LossTerms(clusters.image.labels, removed(image), clusters.text.labels, removed(text))
-        return dataclasses.replace(terms, image_listed=lists[0], text_listed=lists[1])
+        return dataclasses.replace(terms, image_listed=clusters.listed[0], text_listed=clusters.listed[1])
 
 
 def removed(kept: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class WeightedInfoNCE:
         if self.remove:
             image_reliable, text_reliable = reliable_tables(clusters, **self.gate)
             image, text = image.masked_fill(~image_reliable, -torch.inf), text.masked_fill(~text_reliable, -torch.inf)
-        lists = [None if nearest is None else nearest.clusters for nearest in (clusters.image_nearest, clusters.text_nearest)]
+        lists = clusters.listed
         tables: dict[str, Any] = {"image_table": image, "image_listed": lists[0], "text_table": text, "text_listed": lists[1]}
         return LossTerms(image_labels=clusters.image.labels, text_labels=clusters.text.labels, **tables)
 

@@ -107,8 +107,8 @@ def generate(
         context = SamplingContext(clusters.n_samples, size, seed=seed, clusters=clusters, captions=Captions(samples))
         draw = functools.partial(_Pairs, n_samples=clusters.n_samples, per_image=per_image, seed=seed)
         pairs = processes.together(lambda: draw(registry.create("negative_sampler", sampler, context)))
-        weigh = lambda: before_training(registry.create("loss_weighting", weighting)(clusters), weighting)  # noqa: E731
-        terms = processes.together(weigh)
+        weigh = processes.together(lambda: registry.create("loss_weighting", weighting))
+        terms = processes.together(lambda: before_training(weigh(clusters), weighting))
 
         def write(part: int) -> int:
             file = work / f"{part:06d}.parquet"

@@ -103,6 +103,12 @@ class Clusters:
         """Return N."""
         return self.image.n_samples
 
+    @property
+    def listed(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the clusters that each image and each text cluster lists, None where there is a table of all."""
+        lists = [None if nearest is None else nearest.clusters for nearest in (self.image_nearest, self.text_nearest)]
+        return lists[0], lists[1]
+
     def similarity_of(self, modality: str, who: str) -> Tensor:
         """Return how similar the clusters of the "image" or the "text" are, all to all, shape (K, K).
 

@@ -266,11 +266,13 @@ def _check_names(shards: Sequence[str]) -> None:
     """
     depth, seen = _depth(shards), dict[str, str]()
     for shard in shards:
-        if (other := seen.setdefault(last_parts(shard, depth), shard)) is not shard:
+        ending = last_parts(shard, depth)
+        if ending in seen:
             raise ArtifactError(
-                f"Expected shards that their addresses tell apart, each in one piece, got {other} and {shard}. "
+                f"Expected shards that their addresses tell apart, each in one piece, got {seen[ending]} and {shard}. "
                 "Name them by path or URL, and prepare them again."
             )
+        seen[ending] = shard
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

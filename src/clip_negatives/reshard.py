@@ -22,6 +22,7 @@ from webdataset.tariterators import base_plus_ext
 from clip_negatives import registry
 from clip_negatives.artifacts import SAMPLES
 from clip_negatives.atomic import refuse_foreign, replaced_file, sole_user
+from clip_negatives.dataset.archive import SKIPPED
 from clip_negatives.dataset.urls import expand_urls, open_url, stamp_of, unreadable
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import SamplingContext
@@ -260,7 +261,7 @@ def _keyed(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """Yield the files that webdataset takes for parts of samples, with their keys."""
     for member in tar:
         key, _ = base_plus_ext(member.name)
-        if member.isreg() and key is not None:
+        if member.isreg() and key is not None and not SKIPPED.match(member.name):
             yield key, member
 
 

@@ -161,11 +161,7 @@ def try_plugins(folder: TrainedOn | None, args: Namespace, options: TrainOptions
             world_size=world_size(),
             seed=args.seed,
             clusters=clusters,
-            captions=source.texts
-            if source is not None
-            else Captions(folder.samples)
-            if isinstance(folder, ClustersFolder)
-            else None,
+            captions=_captions(folder) if source is None else source.texts,
         )
         extra = texts_per_image(registry.create("negative_sampler", options.sampler, context))
         if extra and source is None:
