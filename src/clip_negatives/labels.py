@@ -10,32 +10,27 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from clip_negatives import __version__
-from clip_negatives.artifacts import FORMAT, LABELS_MANIFEST, SAMPLES, ClustersFolder, whole_clusters
+from clip_negatives.artifacts import FORMAT, LABELS_MANIFEST, ClustersFolder
 from clip_negatives.atomic import digest, replaced_folder, tidy_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.labelled_samples import LabelledSamples
 from clip_negatives.similarity import similarities
 
 CLUSTERS, SHARDS = "clusters.safetensors", "shards.parquet"
-
-ROWS_AT_ONCE = 65_536
-"""Samples that are read at a time when the folder is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,68 +139,6 @@ def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.T
         }
         (folder / LABELS_MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
     return read_labels(output)
-
-
-class LabelledSamples:
-    """Read keys, shards and labels of a clusters folder of tars, without holding them.
-
-    Args:
-        path: the clusters folder.
-
-    Attributes:
-        manifest: its manifest.
-        clusters: its clusters, memory-mapped, without what is known of texts and groups.
-        image: those of the images.
-        text: those of the texts.
-
-    Raises:
-        ArtifactError: the folder is missing or damaged, or is not of tars.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.manifest, self.clusters = whole_clusters(path)
-        self.image, self.text = self.clusters.image, self.clusters.text
-        try:
-            self._samples = pq.ParquetFile(path / SAMPLES)
-        except (OSError, pa.ArrowException) as error:
-            raise ArtifactError(
-                f"Expected a whole clusters folder at {path}, got a damaged one: {error}. Prepare it again."
-            ) from error
-        if "shard" not in self._samples.schema_arrow.names:
-            raise ArtifactError(
-                f"Expected clusters of webdataset tars at {path}, got some of csv, or of an earlier version. Prepare the tars."
-            )
-
-    def shards(self) -> Iterator[tuple[str, pa.Array, slice]]:
-        """Yield each shard with the keys of its samples and their rows; one shard is in memory at a time."""
-        start = 0
-        for shard, runs in groupby(self._runs(), key=lambda run: run[0]):
-            keys = pa.concat_arrays([some for _, some in runs])
-            yield shard, keys, slice(start, start + len(keys))
-            start += len(keys)
-
-    def table(self, keys: pa.Array, rows: slice | Tensor) -> pa.Table:
-        """Return the table of some samples: their keys and labels."""
-        columns = {"__key__": keys}
-        for name, side in (("image_label", self.image), ("text_label", self.text)):
-            columns[name] = pa.array(side.labels[rows].numpy().astype(np.int32))
-        return pa.table(columns)
-
-    def counted(self) -> dict[str, Tensor]:
-        """Return the centroids, and the sizes of the clusters in the place of labels."""
-        sides = {"image": self.image, "text": self.text}
-        return {f"{name}_centroids": side.centroids for name, side in sides.items()} | {
-            f"{name}_counts": side.sizes() for name, side in sides.items()
-        }
-
-    def _runs(self) -> Iterator[tuple[str, pa.Array]]:
-        """Yield samples of one shard that stand together: its name and their keys."""
-        for batch in self._samples.iter_batches(ROWS_AT_ONCE, columns=["key", "shard"]):
-            shards, keys = batch.column("shard").to_pylist(), batch.column("key")
-            for shard, places in groupby(range(len(shards)), key=shards.__getitem__):
-                some = list(places)
-                yield shard, keys.slice(some[0], len(some))
 
 
 def read_labels(path: str | Path) -> LabelsFolder:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import shutil
-import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from webdataset.tariterators import base_plus_ext
 
 from clip_negatives import registry
 from clip_negatives.artifacts import SAMPLES
 from clip_negatives.atomic import refuse_foreign, replaced_file, sole_user
-from clip_negatives.dataset.archive import SKIPPED
-from clip_negatives.dataset.urls import expand_urls, open_url, stamp_of, unreadable
+from clip_negatives.dataset.places import places_of, read_part
+from clip_negatives.dataset.urls import expand_urls, open_url, stamp_of
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import SamplingContext
-from clip_negatives.labels import LabelledSamples, last_parts, write_shard_labels
+from clip_negatives.labelled_samples import LabelledSamples
+from clip_negatives.labels import last_parts, write_shard_labels
 from clip_negatives.mapped import map_table, take, write_mapped
 from clip_negatives.processes import ALONE, Processes
 
@@ -37,8 +35,7 @@ KEYS = "keys.arrow"
 """The keys of all samples while they are looked up."""
 
 END_OF_TAR = bytes(1024)
-BLOCK = 512
-"""Bytes that the contents of a file in a tar are filled up to."""
+"""The blocks of zeros at the end of a tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +142,7 @@ class _Job:
         for number, (shard, keys, _) in enumerate(self.source.shards()):
             if number % processes.world_size != processes.rank or self._places(number, shard).exists():
                 continue
-            places = _places(self._address(shard))
+            places = places_of(self._address(shard))
             lacking = next((key for key in keys.to_pylist() if key not in places), None)
             if lacking is not None:
                 where = self._address(shard)
@@ -194,14 +191,12 @@ class _Job:
     def _read(self, rows: NDArray[Any], names: list[str], starts: NDArray[Any]) -> Iterator[bytes]:
         """Yield the bytes of samples in the order of `rows`; each tar is opened once."""
         found: dict[int, bytes] = {}
-        for number, some in itertools.groupby(
-            sorted(rows.tolist()), key=lambda row: int(np.searchsorted(starts, row, "right")) - 1
-        ):
+        for number, some in _by_shard(rows, starts):
             places = np.load(self._places(number, names[number]), mmap_mode="r")
             with open_url(self._address(names[number])) as stream:
                 for row in some:
                     start, size = places[row - starts[number]].tolist()
-                    found[row] = _part(stream, start, size, names[number])
+                    found[row] = read_part(stream, start, size, names[number])
         for row in rows.tolist():
             yield found.pop(row)
 
@@ -237,51 +232,12 @@ def _addresses(shards: list[str]) -> dict[str, str]:
     return {ending: shard for ending, shard in found.items() if ending not in ambiguous}
 
 
-def _places(address: str) -> dict[str, tuple[int, int]]:
-    """Return first byte and size of each sample of a tar, by its key; of a torn tar of those that stand before the tear."""
-    places: dict[str, tuple[int, int]] = {}
-    try:
-        with open_url(address) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for key, members in itertools.groupby(_keyed(tar), key=lambda one: one[0]):
-                files = [member for _, member in members]
-                end = files[-1].offset_data + -(-files[-1].size // BLOCK) * BLOCK
-                if key in places:
-                    raise DataError(
-                        f"Expected the files of each sample together in {address}, got {key} twice. Write it again."
-                    )
-                places[key] = files[0].offset, end - files[0].offset
-    except (tarfile.TarError, EOFError):
-        pass  # prepare has said so, and has taken what stands before
-    except OSError as error:
-        raise unreadable("tar", address, error) from error
-    return places
-
-
-def _keyed(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Yield the files that webdataset takes for parts of samples, with their keys."""
-    for member in tar:
-        key, _ = base_plus_ext(member.name)
-        if member.isreg() and key is not None and not SKIPPED.match(member.name):
-            yield key, member
-
-
 def _by_shard(rows: NDArray[Any], starts: NDArray[Any]) -> Iterator[tuple[int, list[int]]]:
     """Yield the number of each clustered tar that has some of the rows, with those rows, ascending."""
     ordered = np.sort(rows)
     numbers = np.searchsorted(starts, ordered, "right") - 1
     for number in np.unique(numbers).tolist():
         yield number, ordered[numbers == number].tolist()
-
-
-def _part(stream: IO[bytes], start: int, size: int, name: str) -> bytes:
-    try:
-        stream.seek(start)
-        found = stream.read(size)
-    except OSError as error:
-        raise unreadable("tar", name, error) from error
-    if len(found) != size:
-        raise DataError(f"Expected {size} bytes at {start} of {name}, got {len(found)}: it changed meanwhile. Start again.")
-    return found
 
 
 def _name(number: int) -> str:
