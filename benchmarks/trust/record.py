@@ -1,0 +1,68 @@
+"""Result files of the campaigns of this folder: what was tried, what survived it, what was lost."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from run import machine
+
+import clip_negatives
+from clip_negatives.atomic import replaced_file
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Say how one class of inputs or faults ended.
+
+    Attributes:
+        subject: what was exposed to it: a reader, or a command.
+        what: the class of inputs or faults, in a few words.
+        tried: how many.
+        survived: how many ended as promised.
+        lost: how many did not: another error than a documented one, a hang, a half-written file, finished work gone.
+        outcome: what is promised, and so what the survivors did, in a few words.
+    """
+
+    subject: str
+    what: str
+    tried: int
+    survived: int
+    lost: int
+    outcome: str
+
+
+def write(campaign: str, rows: Iterable[Row], *, command: str, seconds: float, small: bool, **figures: Any) -> Path:
+    """Write ``trust-<campaign>.json`` beside the other results of this machine; of a small run under ``.benchmarks``.
+
+    Args:
+        campaign: name of the campaign, as `page.py` knows it.
+        rows: how each class of inputs or faults ended.
+        command: what runs the campaign again.
+        seconds: how long it ran.
+        small: whether this was the small size, which proves that the campaign runs and nothing more.
+        figures: what else was measured, as JSON takes it.
+    """
+    folder = (ROOT / ".benchmarks" if small else ROOT / "benchmarks" / "results") / machine()
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"trust-{campaign}.json"
+    whole = {
+        "command": command,
+        "version": clip_negatives.__version__,
+        "python": platform.python_version(),
+        "seconds": round(seconds, 1),
+        **figures,
+        "rows": [asdict(row) for row in rows],
+    }
+    with replaced_file(file) as partial:
+        partial.write_text(json.dumps(whole, indent=1) + "\n")
+    return file
