@@ -46,9 +46,28 @@ def test_functions_of_open_clip_are_put_back(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "chunked"])
 def test_weights_reach_the_loss(arguments: list[str], backend: str) -> None:
-    """A weighting that removes every incorrect pair leaves a loss of 0, whatever the model does."""
-    train([*arguments, "--name", "none"], TrainOptions(weighting="random_reduction:share=1.0", backend=backend))
-    assert _losses(arguments, "none") == [0.0] * (ROWS // BATCH)
+    """With nine of ten incorrect pairs removed a new model's loss is log(1 + 0.1 (B - 1)), not log(B)."""
+    train([*arguments, "--name", "few"], TrainOptions(weighting="random_reduction:share=0.9", backend=backend))
+    assert _losses(arguments, "few")[0] == pytest.approx(math.log(1 + 0.1 * (BATCH - 1)), rel=0.25)
+
+
+def test_a_weighting_that_removes_every_pair_is_refused_before_anything_is_written(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="random_reduction:share=1.0, which removes all 65,536 .* nothing learned"):
+        train([*arguments, "--name", "none"], TrainOptions(weighting="random_reduction:share=1.0"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_whose_every_pair_is_removed_is_told(arguments: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    of_one_cluster = TrainOptions(
+        clusterer="kmeans:n_clusters=2", sampler="one_cluster", weighting="gate:image_quantile=none,image_threshold=0.99"
+    )
+    with caplog.at_level("WARNING"):
+        train([*arguments, "--batch-size", "8", "--name", "one"], of_one_cluster)
+    told = [record.getMessage() for record in caplog.records if "removes all incorrect pairs of the first batch" in record.message]
+    assert len(told) == 1 and "that one_cluster composed" in told[0]
+    assert _losses(arguments, "one")[0] == 0.0
+    train([*arguments, "--name", "default"], TrainOptions())
+    assert len([record for record in caplog.records if "removes all" in record.message]) == 1
 
 
 def test_accumulation_passes_the_index_of_all_micro_batches(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from clip_negatives.artifacts import ClustersFolder, read_clusters
 from clip_negatives.backends import check_backend
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.extra_texts import Captions, Tokenize, texts_per_image
+from clip_negatives.integrations.weighting import loss_terms
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loader import BatchIndex, IndexedLoader
 from clip_negatives.loss import NegativesClipLoss
@@ -56,7 +57,8 @@ def attach(
     Raises:
         ArtifactError: the folder is not a clusters folder, or is damaged.
         PluginError: a name or an option is unknown, or a value has the wrong type.
-        InputError: the clusters are of another number of samples, the loader has no batch size, or a tokenizer is missing.
+        InputError: the clusters are of another number of samples, the loader has no batch size, a tokenizer is missing, or the
+            weighting removes all incorrect pairs.
         UnsupportedError: the sampler adds texts, and the weighting or `index_in_batch` cannot do with them.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
@@ -70,7 +72,7 @@ def attach(
         gather_with_grad=gather_with_grad,
         rank=context.rank,
         world_size=context.world_size,
-        terms=registry.create("loss_weighting", weighting)(folder.clusters),
+        terms=loss_terms(weighting, folder.clusters),
         batch_index=None if index_in_batch else batch_index,
         extra_texts=texts_per_image(made),
         text_ids=batch_index.text_ids,

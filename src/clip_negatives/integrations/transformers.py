@@ -19,6 +19,7 @@ from clip_negatives.extra_texts import Captions, refuse_texts
 from clip_negatives.indexing import IndexedDataset, KeyedCollate, rebuilt
 from clip_negatives.integrations.figures import batch_figures
 from clip_negatives.integrations.loss_state import read_state, write_state
+from clip_negatives.integrations.weighting import loss_terms
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.loss import NegativesClipLoss
 
@@ -76,7 +77,7 @@ class NegativesTrainer(Trainer):
             gather_with_grad=True,
             rank=self.args.process_index,
             world_size=self.args.world_size,
-            terms=registry.create("loss_weighting", weighting)(self.folder.clusters),
+            terms=loss_terms(weighting, self.folder.clusters),
             backend=backend,
         ).to(self.args.device)
         self._index: Tensor | None = None

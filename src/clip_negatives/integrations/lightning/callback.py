@@ -19,6 +19,7 @@ from clip_negatives.integrations.lightning.encoding import Encode, encode_share
 from clip_negatives.integrations.loop import attach, sampling_context
 from clip_negatives.integrations.loss_state import fill_state, state_of
 from clip_negatives.integrations.reclustering import recluster_shares
+from clip_negatives.integrations.weighting import loss_terms
 from clip_negatives.interfaces import Clusters, SamplingContext
 from clip_negatives.loader import IndexedLoader
 from clip_negatives.loss import NegativesClipLoss
@@ -158,7 +159,7 @@ class NegativesCallback(Callback):
         self._clusters = dataclasses.replace(found, texts=self._clusters.texts, groups=self._clusters.groups)
         context = dataclasses.replace(self._context, clusters=self._clusters)
         self._loader.use(registry.create("negative_sampler", self.sampler, context))
-        self.loss.set_terms(registry.create("loss_weighting", self.weighting)(self._clusters))
+        self.loss.set_terms(loss_terms(self.weighting, self._clusters))
         self.loss.to(module.device)
         _log(trainer, lambda: cluster_figures(self._clusters), trainer.global_step)
 

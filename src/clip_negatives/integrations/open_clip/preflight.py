@@ -21,6 +21,7 @@ from clip_negatives.errors import ArtifactError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import kind_of, pairs, world_size
+from clip_negatives.integrations.weighting import loss_terms
 from clip_negatives.interfaces import Clusters, LossTerms, SamplingContext
 from clip_negatives.labels import LabelsFolder, TrainedOn, is_labels_folder, read_labels
 from clip_negatives.loss import NegativesClipLoss
@@ -41,14 +42,15 @@ def read_folder(path: Path, kind: str) -> TrainedOn:
     return read_labels(path) if kind == "webdataset" and is_labels_folder(path) else read_clusters(path)
 
 
-def loss_terms(folder: TrainedOn | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
+def terms_of(folder: TrainedOn | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
     """Return what a weighting makes of clusters; without labels where those come with the samples of a stream.
 
     Raises:
+        InputError: the weighting removes all incorrect pairs.
         UnsupportedError: the weighting looks at single samples, or has labels of its own, and only those of the clusters come
             with the stream.
     """
-    terms: LossTerms | AnchorLoss = registry.create("loss_weighting", weighting)(clusters)
+    terms = loss_terms(weighting, clusters)
     if not isinstance(folder, LabelsFolder):
         return terms
     if isinstance(terms, AnchorLoss):
@@ -168,7 +170,7 @@ def try_plugins(folder: TrainedOn | None, args: Namespace, options: TrainOptions
             raise UnsupportedError(f"Expected csv data for the sampler {item.name}, which adds texts, got {kind} data.")
         if options.refresh_every is not None:
             check_clusterers(context.n_samples, options.clusterer, options.text_clusterer)
-    terms = loss_terms(folder, clusters, options.weighting)
+    terms = terms_of(folder, clusters, options.weighting)
     NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
 
 

@@ -26,9 +26,10 @@ from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
 from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
 from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
-from clip_negatives.integrations.open_clip.preflight import late_folder, loss_terms
+from clip_negatives.integrations.open_clip.preflight import late_folder, terms_of
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
+from clip_negatives.integrations.weighting import batch_keeps_pairs
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.labels import TrainedOn
 from clip_negatives.loader import BatchIndex
@@ -106,6 +107,7 @@ class Negatives:
         self._extra_texts = 0
         self._figures: EpochFigures | None = None
         self._logged: LossTerms | AnchorLoss | None = None  # what the loss makes of the clusters, on the CPU
+        self._untried: LossTerms | None = None  # the same, until a batch is handed out
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
@@ -179,6 +181,12 @@ class Negatives:
 
     def _on_batch(self, index: Tensor) -> None:
         """Take note of a batch that is handed out."""
+        if self._untried is not None and not batch_keeps_pairs(self._untried, index):
+            logging.warning(
+                f"clip-negatives: {self.options.weighting} removes all incorrect pairs of the first batch that "
+                f"{self.options.sampler} composed, on this process; where that goes on, nothing is learned"
+            )
+        self._untried = None
         if self.options.on_batch is not None:
             self.options.on_batch(index)
         if self._figures is not None:
@@ -191,6 +199,7 @@ class Negatives:
         return dataclasses.replace(clusters, texts=self._clusters.texts, groups=self._clusters.groups)
 
     def _terms(self, clusters: Clusters | None) -> LossTerms | AnchorLoss:
-        terms = loss_terms(self.folder, clusters, self.options.weighting)
+        terms = terms_of(self.folder, clusters, self.options.weighting)
         self._logged = terms if is_logged(self._args) else None
+        self._untried = terms if isinstance(terms, LossTerms) else None
         return terms

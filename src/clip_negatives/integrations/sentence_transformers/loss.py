@@ -12,10 +12,10 @@ from sentence_transformers.util import cos_sim
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from clip_negatives import registry
 from clip_negatives.artifacts import read_clusters
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.integrations.loss_state import state_of
+from clip_negatives.integrations.weighting import loss_terms
 from clip_negatives.loss import NegativesClipLoss
 
 ONE_WAY, BOTH_WAYS = ("query_to_doc",), ("query_to_doc", "doc_to_query")
@@ -75,7 +75,7 @@ class NegativesRankingLoss(nn.Module):
         self.weighting = weighting
         how: dict[str, Any] = {"text_anchors": len(directions) == 2, "backend": backend}
         how |= {"local_loss": True, "gather_with_grad": True}
-        terms = registry.create("loss_weighting", weighting)(read_clusters(clusters).clusters)
+        terms = loss_terms(weighting, read_clusters(clusters).clusters)
         self.weighted, self.unweighted = NegativesClipLoss(terms=terms, **how), NegativesClipLoss(**how)
         self._looked_at = False
         if state_of(self.weighted.anchor_loss):
