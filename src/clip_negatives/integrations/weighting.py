@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip_negatives import registry
-from clip_negatives.anchors import AnchorLoss
+from clip_negatives.anchors import AnchorLoss, Where, anchors
 from clip_negatives.errors import InputError
 from clip_negatives.functional import pair_log_weights
 from clip_negatives.interfaces import Clusters, LossTerms
@@ -14,7 +15,10 @@ from clip_negatives.kernels import log_weights
 from clip_negatives.sampling import epoch_generator
 
 ROWS = 256
-"""Images of a batch that are looked at."""
+"""Samples that a loss is tried on, and images of a batch that are looked at."""
+
+DIM, SCALE = 32, 14.3
+"""Size of random features, and the logit scale that open_clip starts from."""
 
 DRAWN = 2**16
 """Incorrect pairs that are looked at; a weighting that keeps fewer than one in so many teaches nothing either."""
@@ -23,7 +27,7 @@ DRAWN = 2**16
 def loss_terms(weighting: str, clusters: Clusters | None) -> LossTerms | AnchorLoss:
     """Return what a weighting makes of clusters.
 
-    An `AnchorLoss` decides at each step and is taken as it is.
+    One that decides at each step (`AnchorLoss`) is tried on random features of some samples; what it remembers stays as it was.
 
     Args:
         weighting: ``name`` or ``name:key=value,...``.
@@ -34,9 +38,11 @@ def loss_terms(weighting: str, clusters: Clusters | None) -> LossTerms | AnchorL
         InputError: it removes all incorrect pairs, so that the loss would be 0 and nothing learned.
     """
     terms: LossTerms | AnchorLoss = registry.create("loss_weighting", weighting)(clusters)
-    if isinstance(terms, LossTerms) and not keeps_pairs(terms):
+    drawn = DRAWN if isinstance(terms, LossTerms) else ROWS * (ROWS - 1)
+    kept = keeps_pairs(terms) if isinstance(terms, LossTerms) else teaches(terms, clusters)
+    if not kept:
         raise InputError(
-            f"Expected a weighting that keeps incorrect pairs, got {weighting}, which removes all {DRAWN:,} that were drawn at "
+            f"Expected a weighting that keeps incorrect pairs, got {weighting}, which removes all {drawn:,} that were drawn at "
             "random: the loss would be 0 and nothing learned. Lower what it removes, or make more clusters."
         )
     return terms
@@ -56,6 +62,19 @@ def keeps_pairs(terms: LossTerms) -> bool:
         same = terms.groups[images] == terms.groups[texts]
         kept = kept | same if terms.attract else kept & ~same
     return bool(kept.any())
+
+
+def teaches(loss: AnchorLoss, clusters: Clusters | None) -> bool:
+    """Return whether `ROWS` random samples, with random features of a model, have any gradient; state is put back."""
+    if clusters is None or clusters.n_samples < 2:
+        return True
+    generator = epoch_generator(0, 0)
+    index = torch.randperm(clusters.n_samples, generator=generator)[:ROWS]
+    x, y = (F.normalize(torch.randn(len(index), DIM, generator=generator), dim=1).requires_grad_() for _ in range(2))
+    loss.begin(index)
+    total = torch.cat([loss(side) for side in anchors(x, y, x, y, SCALE, None, Where(index, index))]).sum()
+    loss.begin(index, again=True)
+    return bool(torch.autograd.grad(total, x)[0].any())
 
 
 def batch_keeps_pairs(terms: LossTerms, index: Tensor) -> bool:
