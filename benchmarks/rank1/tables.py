@@ -101,7 +101,10 @@ def head(name: str, data: Mapping[str, Any], rates: Sequence[float], *, steps: i
     more = f" {steps} steps;" if steps is not None else ""
     clustering = f"; clustering {data['clustering_seconds']:.1f} s of CPU time" if "clustering_seconds" in data else ""
     edge = {max(rates): "the highest ", min(rates): "the lowest "}.get(data["lr"], "")
-    tried = f", {edge}of {', '.join(f'{rate:g}' for rate in rates)}" if len(rates) > 1 else ""
+    found = data.get("validated", {})
+    each = (f"{rate:g}" + (f" ({100 * found[f'{rate:g}']:.1f} %)" if found else "") for rate in rates)
+    tried = f", {edge}of {', '.join(each)}" if len(rates) > 1 else ""
+    tried += ", by the baseline's Rank@1 on validation" if found and tried else ""
     return (
         f"### {name.capitalize()}\n\n{data['samples']} listings, {data['near_duplicates_per_anchor']:.2f} others of the same "
         f"item for each in a batch; {data['queries']} queries;{more} learning rate {data['lr']:g}{tried}{clustering}.\n"

@@ -76,3 +76,17 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     again = json.loads(result.read_text())["data"]["objects"]
     assert again["summaries"] == first["data"]["objects"]["summaries"]
     assert len(again["runs"]) == len(first["data"]["objects"]["runs"])
+    assert list(again["validated"]) == ["0.004"]  # which --only does not look at again
+    monkeypatch.setattr(sys, "argv", [*command, "--rates"])
+    trained.main()
+    assert "objects, test" not in capsys.readouterr().out
+    assert json.loads(result.read_text())["data"]["objects"] == again
+
+
+def test_figures_of_another_learning_rate_are_not_taken() -> None:
+    """What was run at a rate that validation no longer finds best has to be run again."""
+    ranks = {2e-3: 0.1, 4e-3: 0.2, 8e-3: 0.2}
+    kept = {"lr": 4e-3, "samples": 5}
+    assert trained.with_rates(kept, ranks, "few") == {**kept, "validated": {"0.002": 0.1, "0.004": 0.2, "0.008": 0.2}}
+    with pytest.raises(SystemExit, match=r"at the learning rate 0\.004, got those of 0\.002"):
+        trained.with_rates({"lr": 2e-3}, ranks, "few")

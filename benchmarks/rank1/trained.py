@@ -74,14 +74,19 @@ def model_of(study: dict[str, Any]) -> str:
     return f"local-dir:{write_model(cache_of(study) / study['name'] / 'model', **study['towers']).absolute()}"
 
 
-def learning_rate(study: dict[str, Any], data: str) -> float:
-    """Return the learning rate that serves the baseline best on validation."""
+def validated(study: dict[str, Any], data: str) -> dict[float, float]:
+    """Return the Rank@1 of the baseline on validation by learning rate; the first of the best is taken."""
 
     def rank(lr: float) -> float:
         found = compared(study, data, "validation", lr, [BASELINE], study["validation_seeds"])
         return found.summaries[BASELINE]["text_to_image_rank_1"].mean
 
-    return max(rates_of(study, data), key=rank)
+    return {lr: rank(lr) for lr in rates_of(study, data)}
+
+
+def learning_rate(ranks: dict[float, float]) -> float:
+    """Return the learning rate that serves the baseline best on validation."""
+    return max(ranks, key=ranks.__getitem__)
 
 
 def rates_of(study: dict[str, Any], data: str) -> list[float]:
@@ -112,6 +117,20 @@ def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     return {**new, **rows, "runs": [*others, *new["runs"]]}
 
 
+def as_told(ranks: dict[float, float]) -> dict[str, float]:
+    """Return what validation found with keys as JSON has them."""
+    return {f"{lr:g}": rank for lr, rank in ranks.items()}
+
+
+def with_rates(kept: dict[str, Any] | None, ranks: dict[float, float], data: str) -> dict[str, Any]:
+    """Return figures with what validation found of the learning rates."""
+    lr = learning_rate(ranks)
+    if kept is None or kept["lr"] != lr:
+        had = "no figures" if kept is None else f"those of {kept['lr']:g}"
+        raise SystemExit(f"Expected figures of {data} at the learning rate {lr:g}, got {had}. Run the study without --rates.")
+    return {**kept, "validated": as_told(ranks)}
+
+
 def methods_of(study: dict[str, Any], data: str) -> list[str]:
     """Return the methods of a data set."""
     methods: list[str] = study["data"][data].get("methods", study["methods"])
@@ -125,6 +144,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="result file; the data sets that it has already stay in it")
     parser.add_argument("--data", help="one data set of the study")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows to run anew; the others stay; default: all")
+    parser.add_argument("--rates", action="store_true", help="only validate the learning rates, of which the same must be best")
     parser.add_argument("--keep-times", action="store_true", help="note no times: the machine does other work")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and finished runs")
     options = parser.parse_args()
@@ -132,18 +152,23 @@ def main() -> None:
     chosen = [options.data] if options.data else list(study["data"])
     for data in chosen:
         before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
-        kept = before.get(data) if options.only else None
-        lr = kept["lr"] if kept else learning_rate(study, data)
-        methods = [BASELINE, *(one for one in options.only if one != BASELINE)] if options.only else methods_of(study, data)
-        found = compared(study, data, "test", lr, methods, study["test_seeds"])
-        cut = Cut.of(study, data, "test")
-        figures = {
-            "lr": lr,
-            "samples": len(cut.trained),
-            "queries": len(cut.asked),
-            "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
-            **joined(kept, told_of(found, keep_times=options.keep_times)),
-        }
+        kept = before.get(data) if options.only or options.rates else None
+        ranks = {} if options.only else validated(study, data)
+        lr = learning_rate(ranks) if ranks else kept["lr"]
+        if options.rates:
+            figures = with_rates(kept, ranks, data)
+        else:
+            methods = [BASELINE, *(one for one in options.only if one != BASELINE)] if options.only else methods_of(study, data)
+            found = compared(study, data, "test", lr, methods, study["test_seeds"])
+            cut = Cut.of(study, data, "test")
+            figures = {
+                "lr": lr,
+                "validated": as_told(ranks) if ranks else kept.get("validated", {}),
+                "samples": len(cut.trained),
+                "queries": len(cut.asked),
+                "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
+                **joined(kept, told_of(found, keep_times=options.keep_times)),
+            }
         told = {name: value for name, value in study.items() if name != "cache"}
         options.output.parent.mkdir(parents=True, exist_ok=True)
         with replaced_file(options.output) as partial:

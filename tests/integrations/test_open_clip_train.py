@@ -51,8 +51,10 @@ def test_weights_reach_the_loss(arguments: list[str], backend: str) -> None:
     assert _losses(arguments, "few")[0] == pytest.approx(math.log(1 + 0.1 * (BATCH - 1)), rel=0.25)
 
 
-def test_a_weighting_that_removes_every_pair_is_refused_before_anything_is_written(arguments: list[str], tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="random_reduction:share=1.0, which removes all 65,536 .* nothing learned"):
+def test_a_weighting_that_removes_every_pair_is_refused_before_anything_is_written(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"random_reduction:share=1\.0, which removes all 65,536 .* nothing learned"):
         train([*arguments, "--name", "none"], TrainOptions(weighting="random_reduction:share=1.0"))
     assert list(tmp_path.iterdir()) == []
 
@@ -63,8 +65,9 @@ def test_a_batch_whose_every_pair_is_removed_is_told(arguments: list[str], caplo
     )
     with caplog.at_level("WARNING"):
         train([*arguments, "--batch-size", "8", "--name", "one"], of_one_cluster)
-    told = [record.getMessage() for record in caplog.records if "removes all incorrect pairs of the first batch" in record.message]
-    assert len(told) == 1 and "that one_cluster composed" in told[0]
+    told = [record.getMessage() for record in caplog.records if "removes all" in record.message]
+    assert len(told) == 1
+    assert "incorrect pairs of the first batch that one_cluster composed" in told[0]
     assert _losses(arguments, "one")[0] == 0.0
     train([*arguments, "--name", "default"], TrainOptions())
     assert len([record for record in caplog.records if "removes all" in record.message]) == 1

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from clip_negatives.encoders.encoder import Encoder, batched, device, one_line
+from clip_negatives.encoders.words import ShortWords
 from clip_negatives.errors import DataError, UnknownNameError
 
 BATCH = 64
@@ -112,7 +113,7 @@ def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
             require_pretrained=not stored,  # else a folder without weights is a model of random ones
             **bias,
         )
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = ShortWords(open_clip.get_tokenizer(name))
         if own and stored:  # open_clip overlooks weights that are named beside those that a model brings.
             open_clip.load_checkpoint(model, weights, device=device())
     except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.encoders.open_clip import MODELS
+from clip_negatives.encoders.words import ShortWords
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
@@ -111,6 +112,7 @@ class Negatives:
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
+        tokenizer = None if tokenizer is None else ShortWords(tokenizer)
         data: dict[str, Any] = self._get_data(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         if "train" not in data:
             return data
