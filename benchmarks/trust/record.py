@@ -45,7 +45,7 @@ def write(campaign: str, rows: Iterable[Row], *, command: str, seconds: float, s
     """Write ``trust-<campaign>.json`` beside the other results of this machine; of a small run under ``.benchmarks``.
 
     Args:
-        campaign: name of the campaign, as `page.py` knows it.
+        campaign: name of the campaign, as `survival.py` knows it.
         rows: how each class of inputs or faults ended.
         command: what runs the campaign again.
         seconds: how long it ran.
