@@ -118,6 +118,13 @@ def test_the_page_of_rates_is_that_of_the_results(monkeypatch: pytest.MonkeyPatc
     assert (ROOT / "docs" / "scale-plan.md").read_text() == plan.page(), "Write it anew: python benchmarks/scale/plan.py"
 
 
+def test_the_page_of_what_is_survived_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "trust")
+    import survival
+
+    assert (ROOT / "docs" / "trust.md").read_text() == survival.page(), "Write it anew: python benchmarks/trust/survival.py"
+
+
 def test_the_page_of_the_study_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks" / "rank1")
     import page

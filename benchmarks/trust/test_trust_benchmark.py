@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
+sys.path.insert(0, str(Path(__file__).parent))
 import numerics
 import soak
 import survival
+
+HERE = Path(__file__).parent
 
 
 def small(campaign: str) -> list[dict[str, Any]]:
