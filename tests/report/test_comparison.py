@@ -27,11 +27,11 @@ def answers(*tops_of_seeds: list[int], truth: list[int]) -> list[Queries]:
     found = []
     for tops in tops_of_seeds:
         rank = [1 if truth[top] == truth[query] else 2 for query, top in enumerate(tops)]
-        found.append(Queries(torch.tensor(rank), torch.tensor(tops), {}))
+        found.append(Queries(torch.tensor(rank), torch.tensor(tops)))
     return found
 
 
-def made_up(n_seeds: int = SEEDS, **more: object) -> Comparison:
+def made_up(n_seeds: int = SEEDS, *, test: Path | None = None, **more: object) -> Comparison:
     methods = [Method(name, "in_batch", "uniform") for name in NAMES]
     runs = []
     for seed in range(n_seeds):
@@ -43,20 +43,23 @@ def made_up(n_seeds: int = SEEDS, **more: object) -> Comparison:
             run |= {"false_negatives_truth": "group", **{f"chance_rank_{k}": 0.01 * k for k in (1, 5, 10)}, **more}
             runs.append(run)
     setting = {"arguments": ["--model", "tiny"], "seeds": n_seeds, "n_train": 9, "clusters": {}, "versions": {}, "machine": "m"}
+    if test is not None:
+        setting["test"] = {"location": str(test / "test" / "pairs.csv"), "group_column": "item"}
     return _summarise(setting, runs, methods)
 
 
-def write_answers(output: Path, test: dict[str, object]) -> None:
+def write_answers(output: Path) -> None:
     for name in NAMES:
         for seed in range(SEEDS):
             top = torch.arange(QUERIES) if name == HOSTILE else torch.arange(QUERIES).roll(1)
             rank = torch.where(top == torch.arange(QUERIES), 1, 3)
-            write_queries(Queries(rank, top, test), run_folder(output, name, seed))
+            write_queries(Queries(rank, top), run_folder(output, name, seed))
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    write_answers(tmp_path, {"location": str(write_csv(tmp_path / "test", QUERIES)), "group_column": "item"})
+    write_csv(tmp_path / "test", QUERIES)
+    write_answers(tmp_path)
     return tmp_path
 
 
@@ -65,7 +68,7 @@ def read(page: Path) -> BeautifulSoup:
 
 
 def test_the_page_shows_methods_and_examples(output: Path) -> None:
-    page = write_comparison(made_up(), output)
+    page = write_comparison(made_up(test=output), output)
     assert page == output / "report.html"
     html = read(page)
     assert len(html.select("figure.plot")) == 7
@@ -105,9 +108,9 @@ def test_half_of_the_seeds_is_no_majority() -> None:
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
-    write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1]), {"location": "x.csv"}), tmp_path)
+    write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1])), tmp_path)
     found = read_queries(tmp_path)
-    assert (found.rank.tolist(), found.top.tolist(), found.test) == ([1, 7], [0, 1], {"location": "x.csv"})
+    assert (found.rank.tolist(), found.top.tolist()) == ([1, 7], [0, 1])
     (tmp_path / NAME).write_bytes(b"damaged")
     assert read_queries(tmp_path) is None
     assert read_queries(tmp_path / "absent") is None
@@ -125,12 +128,12 @@ def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:
 
 def test_test_data_that_are_gone(output: Path) -> None:
     (output / "test" / "pairs.csv").unlink()
-    assert "not where they were" in read(write_comparison(made_up(), output)).get_text()
+    assert "not where they were" in read(write_comparison(made_up(test=output), output)).get_text()
 
 
 def test_images_that_are_gone_have_a_placeholder(output: Path) -> None:
     for image in (output / "test" / "images").iterdir():
         image.unlink()
-    html = read(write_comparison(made_up(), output))
+    html = read(write_comparison(made_up(test=output), output))
     assert len(html.select(".example .thumb.none")) == 18
     assert "could not be read" in html.get_text()
