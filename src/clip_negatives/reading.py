@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 Kind = tuple[Sequence[str], int]
 """What a tensor may be: names of dtypes, as torch has them, and the number of dimensions."""
 
+FEW = 10_000
+"""Rows that are read sooner than threads are woken for them."""
+
 
 def parse_json(text: str | bytes) -> Any:
     """Return what JSON says.
@@ -151,7 +154,7 @@ def read_table(file: Path, strings: Sequence[str], optional: Sequence[str] = (),
         raise ValueError(f"it has {table.metadata.num_rows} rows, not {rows}")
     names = [name for name in table.schema_arrow.names if name in (*strings, *optional)]
     try:
-        found = table.read(columns=names)
+        found = table.read(columns=names, use_threads=table.metadata.num_rows > FEW)
     except (pa.ArrowException, OSError) as error:  # of a damaged page
         raise ValueError(one_line(error)) from error
     check_texts(found, strings)
@@ -168,9 +171,9 @@ def read_columns(file: Path, bounds: Mapping[str, int]) -> list[list[int]]:
     check_file(file)
     try:
         table = pq.ParquetFile(file)
-        if not set(bounds) <= set(table.schema_arrow.names):
-            raise ValueError(f"it lacks a column among {', '.join(bounds)}")
-        found = table.read(columns=list(bounds))
+        if any(table.schema_arrow.names.count(name) != 1 for name in bounds):
+            raise ValueError(f"it does not have each column of {', '.join(bounds)} once")
+        found = table.read(columns=list(bounds), use_threads=table.metadata.num_rows > FEW)
         found.validate(full=True)
         for name, bound in bounds.items():
             column = found[name]

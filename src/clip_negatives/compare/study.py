@@ -215,7 +215,7 @@ def _is_outcome(run: dict[str, Any]) -> bool:
     return (
         isinstance(method, dict)
         and all(isinstance(method.get(name), str) for name in ("name", "sampler", "weighting"))
-        and (method.get("temperature", "") is None or _is_number(method["temperature"]))
+        and (method.get("temperature", "") is None or _is_number(method.get("temperature")))
         and isinstance(losses, list)
         and all(isinstance(loss, int | float) for loss in losses)  # which may be no number any more
         and all(name in run and (run[name] is None or _is_number(run[name])) for name in FIGURES)
