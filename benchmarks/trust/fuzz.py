@@ -1,7 +1,7 @@
 """Every reader is given inputs that were changed at random: each is read, or refused by an error of the package that says why.
 
-Run ``python benchmarks/trust/fuzz.py`` (1e5 inputs for each reader), ``--small`` for a proof that it runs, ``--reader NAME`` for
-one alone, ``--replay`` for what earlier campaigns have found. Lost is an input that ends otherwise: another error, a result that
+Run ``python benchmarks/trust/fuzz.py`` (1e5 inputs for each reader), ``--small`` for a proof that it runs, ``--reader NAME`` to
+run one anew, ``--replay`` for what earlier campaigns have found. Lost is an input that ends otherwise: another error, a result that
 does not hold what is promised of it, more than 10 seconds, over 1 GiB of memory, a crash, a file left behind. It is added to
 ``corpus/READER/``, which a test replays.
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 import os
 import resource
@@ -36,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import pyarrow as pa
 import torch
 from readers import READERS, Reader
-from record import Row, write
+from record import ROOT, Row, machine, write
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 PATIENCE = 10.0
@@ -87,12 +88,25 @@ def main() -> None:
         tallies[name] = campaign(name, inputs, seconds, arguments.seed)
         print(f"{name}: {dict(tallies[name].outcomes)}, {tallies[name].seconds:.0f} s", flush=True)
         print("".join(f"  lost: {line}\n" for line in tallies[name].lost), end="", flush=True)
-    rows = [_row(name, tally) for name, tally in tallies.items()]
-    if arguments.small or names == list(READERS):
-        figures = {name: {"seconds": round(tally.seconds, 1), **tally.outcomes} for name, tally in tallies.items()}
-        command = f"python benchmarks/trust/fuzz.py --inputs {inputs} --seed {arguments.seed}" + " --small" * arguments.small
-        write("fuzz", rows, command=command, seconds=time.perf_counter() - started, small=arguments.small, outcomes=figures)
+    rows = {name: _row(name, tally) for name, tally in tallies.items()}
+    figures = {name: {"seconds": round(tally.seconds, 1), **tally.outcomes} for name, tally in tallies.items()}
+    command = f"python benchmarks/trust/fuzz.py --inputs {inputs} --seed {arguments.seed}" + " --small" * arguments.small
+    if arguments.reader and not arguments.small:
+        rows, figures = _beside_others(rows, figures, command)
+    if arguments.small or set(rows) == set(READERS) or arguments.reader:
+        taken = sum(figure["seconds"] for figure in figures.values())
+        write("fuzz", rows.values(), command=command, seconds=taken, small=arguments.small, outcomes=figures)
     sys.exit(any(tally.lost for tally in tallies.values()))
+
+
+def _beside_others(rows: dict[str, Row], figures: dict[str, Any], command: str) -> tuple[dict[str, Row], dict[str, Any]]:
+    """Return rows and figures of some readers with those of the others from the result file, if they are of the same command."""
+    file = next((ROOT / "benchmarks" / "results").glob(f"{machine()}/trust-fuzz.json"), None)
+    before = {} if file is None else json.loads(file.read_text())
+    if before.get("command") != command:
+        return rows, figures
+    known = {row["subject"]: Row(**row) for row in before["rows"]} | rows
+    return {name: known[name] for name in READERS if name in known}, {**before["outcomes"], **figures}
 
 
 def _row(name: str, tally: Tally) -> Row:

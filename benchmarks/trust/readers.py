@@ -7,9 +7,8 @@ import functools
 import html.parser
 import io
 import json
-import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -38,7 +37,6 @@ from clip_negatives.extra_texts import Captions
 from clip_negatives.generate import generate
 from clip_negatives.integrations.loss_state import read_state
 from clip_negatives.integrations.open_clip.checkpoints import load_checkpoint
-from clip_negatives.interfaces import Clusters
 from clip_negatives.labels import read_labels
 from clip_negatives.report.album import Picture, images_of
 from clip_negatives.report.inspection.tables import origin
@@ -55,7 +53,7 @@ class Reader:
         what: what is changed, for the table.
         errors: what it may raise; all else is a loss.
         make: makes an input: its kind, which is the ending of its file in the corpus, and its bytes.
-        read: reads it, uses what it was given, makes sure that nothing else is left behind, and tells whether it was left aside.
+        read: reads it, uses what it was given, makes sure that nothing is left behind, and tells whether it was left aside.
     """
 
     what: str
@@ -140,7 +138,7 @@ def pairs(scratch: Path) -> Reader:
             output.unlink()
         finally:
             folder.check()
-            assert os.listdir(output.parent) == []
+            assert not any(output.parent.iterdir())
 
     return Reader(
         "a file of the clusters folder changed",

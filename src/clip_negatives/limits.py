@@ -19,11 +19,11 @@ DEFAULTS = {
     "letters": 2**20,
     "member_bytes": 2**28,
     "manifest_bytes": 2**20,
-    "result_bytes": 2**27,
+    "json_bytes": 2**27,
     "header_bytes": 2**20,
 }
-"""Of an image, over which Pillow warns; of a text; of an image, text or json in a tar; of a manifest or other small JSON; of
-a result of ``compare``; of what a safetensors file or a tar says before its contents."""
+"""Of an image, over which Pillow warns; of a text; of an image, text or json in a tar; of a manifest; of other
+JSON, such as a ``sizes.json`` or a result of ``compare``; of what a safetensors file or a tar says before its contents."""
 
 
 def limit(name: str) -> int:

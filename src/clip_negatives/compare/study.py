@@ -202,7 +202,7 @@ def _kept(job: Job, folder: ClustersFolder) -> dict[str, Any] | None:
 def read_run(file: Path, identity: str) -> dict[str, Any] | None:
     """Return the outcome of the run with this identity, or None where the file is not there, of another run, or damaged."""
     try:
-        stored = read_json(file, "result_bytes")
+        stored = read_json(file, "json_bytes")
     except (OSError, ValueError):
         return None
     run = stored.get("run")

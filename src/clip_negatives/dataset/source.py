@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,9 @@ T = TypeVar("T")
 
 AHEAD = 64
 """Images that are read at once, by threads."""
+
+PIXELS_AHEAD = 2**27
+"""Pixels that they may have together, 400 MB: large images are read in smaller numbers."""
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What images may be, whatever they are named. Pillow knows others: one, EPS, is a program that Ghostscript would run."""
@@ -114,10 +116,24 @@ def fingerprint_of(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def in_turn(samples: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` samples, the last one perhaps shorter."""
-    iterator = iter(samples)
-    while some := list(itertools.islice(iterator, size)):
+def in_turn(
+    samples: Iterable[T], size: int, pixels: Callable[[T], int] | None = None, at_most: int = PIXELS_AHEAD
+) -> Iterator[list[T]]:
+    """Yield lists of `size` samples; shorter ones at the end, and where samples would have more pixels than `at_most` together.
+
+    Examples:
+        >>> list(in_turn([1, 9, 2, 2, 2], 3, lambda pixels: pixels, 6))
+        [[1], [9], [2, 2, 2]]
+    """
+    some, held = list[T](), 0
+    for sample in samples:
+        more = 0 if pixels is None else pixels(sample)
+        if len(some) == size or (some and held + more > at_most):
+            yield some
+            some, held = [], 0
+        some.append(sample)
+        held += more
+    if some:
         yield some
 
 
@@ -164,6 +180,15 @@ def read_small_image(opened: Any, side: int) -> Image.Image | None:
         return None
     picture.thumbnail((side, side))
     return picture
+
+
+def pixels_of(opened: Any) -> int:
+    """Return the pixels of an image by its header, 0 where `read_image` will refuse it."""
+    try:
+        with _open_image(opened) as image:
+            return image.width * image.height
+    except _DECODING:
+        return 0
 
 
 def _open_image(opened: Any) -> Image.Image:

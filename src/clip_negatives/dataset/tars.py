@@ -24,6 +24,7 @@ from clip_negatives.dataset.source import (
     TooLargeError,
     fingerprint_of,
     in_turn,
+    pixels_of,
     read_image,
     read_small_image,
 )
@@ -164,7 +165,7 @@ class TarPart:
             DataError: the tar is not there or cannot be read on, or a pair lacks the group field.
         """
         with ThreadPoolExecutor() as pool:
-            for some in in_turn(self.members(), AHEAD):
+            for some in in_turn(self.members(), AHEAD, _pixels):
                 yield from pool.map(self._decoded, some)
 
     def members(self) -> Iterator[dict[str, Any] | Broken]:
@@ -213,6 +214,10 @@ class TarPart:
             return Broken(key, "the image has too many pixels")
         except Exception:  # Decoders raise what they like at damaged files, and open_clip leaves out the sample at any of it.
             return Broken(key, "the image cannot be read")
+
+
+def _pixels(sample: dict[str, Any] | Broken) -> int:
+    return 0 if isinstance(sample, Broken) or _fault(sample) is not None else pixels_of(_image_file(sample))
 
 
 def _image_file(sample: dict[str, Any]) -> io.BytesIO:

@@ -30,9 +30,10 @@ def load_checkpoint(file_path: str, map_location: Any = None) -> Any:
         with fsspec.open(file_path, "rb") as stream:
             return torch.load(stream, map_location=map_location, weights_only=True)
     except Exception as error:  # Neither torch nor the file systems of fsspec document what they raise.
+        fault = f"{type(error).__name__}: {one_line(error)}"
         raise ArtifactError(
-            f"Expected a checkpoint of tensors, numbers and texts at {file_path}, got {type(error).__name__}: {one_line(error)} "
-            "Resume from a checkpoint that open_clip_train wrote."
+            f"Expected a checkpoint of tensors, numbers and texts at {file_path}, got {fault} Resume from a checkpoint that "
+            "open_clip_train wrote."
         ) from error
 
 
