@@ -6,9 +6,9 @@ does not hold what is promised of it, more than 10 seconds, over 1 GiB of memory
 ``corpus/READER/``, which a test replays.
 
 Inputs are valid files, changed by their structure (`mutations`) and by bytes; those of folders mostly have the digests of the
-manifest made right again, or none would get past it. Neither hypothesis, which needs a millisecond and more to draw an input and
-shrinks what is already small, nor atheris, which guides itself by the coverage of Python while our parsers are C, does more here
-in the same time. Input number i of a reader depends on the seed and i alone. A process for each reader reads them one after
+manifest made right again, or none would get past it. Neither hypothesis, which needs a millisecond and more to draw an input
+and shrinks what is already small, nor atheris, which guides itself by the coverage of Python while our parsers are C, does more
+here in the same time. Input number i of a reader depends on the seed and i alone. A process for each reader reads them one after
 another; another one watches it.
 """
 
@@ -27,6 +27,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,8 @@ import pyarrow as pa
 import torch
 from readers import READERS, Reader
 from record import ROOT, Row, machine, write
+
+import clip_negatives.dataset.csv
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
 PATIENCE = 10.0
@@ -67,6 +70,20 @@ class Tally:
     seconds: float = 0.0
 
 
+class Here:
+    """Stand for a pool of threads, which cost more than all else where images have four pixels."""
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def map(self, make: Callable[..., Any], *some: Iterable[Any]) -> Iterable[Any]:
+        """Return what is made of each."""
+        return map(make, *some)
+
+
 def main() -> None:
     """Run the campaign."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -83,30 +100,30 @@ def main() -> None:
     inputs, seconds = (
         (min(arguments.inputs, 400), min(arguments.seconds, 1.5)) if arguments.small else (arguments.inputs, arguments.seconds)
     )
-    started, tallies = time.perf_counter(), dict[str, Tally]()
-    for name in names:
-        tallies[name] = campaign(name, inputs, seconds, arguments.seed)
-        print(f"{name}: {dict(tallies[name].outcomes)}, {tallies[name].seconds:.0f} s", flush=True)
-        print("".join(f"  lost: {line}\n" for line in tallies[name].lost), end="", flush=True)
-    rows = {name: _row(name, tally) for name, tally in tallies.items()}
-    figures = {name: {"seconds": round(tally.seconds, 1), **tally.outcomes} for name, tally in tallies.items()}
     command = f"python benchmarks/trust/fuzz.py --inputs {inputs} --seed {arguments.seed}" + " --small" * arguments.small
-    if arguments.reader and not arguments.small:
-        rows, figures = _beside_others(rows, figures, command)
-    if arguments.small or set(rows) == set(READERS) or arguments.reader:
+    rows, figures = _before(command) if arguments.reader and not arguments.small else ({}, {})
+    lost = False
+    for name in names:
+        tally = campaign(name, inputs, seconds, arguments.seed)
+        print(f"{name}: {dict(tally.outcomes)}, {tally.seconds:.0f} s", flush=True)
+        print("".join(f"  lost: {line}\n" for line in tally.lost), end="", flush=True)
+        rows[name], lost = _row(name, tally), lost or bool(tally.lost)
+        figures[name] = {"seconds": round(tally.seconds, 1), **tally.outcomes}
         taken = sum(figure["seconds"] for figure in figures.values())
-        write("fuzz", rows.values(), command=command, seconds=taken, small=arguments.small, outcomes=figures)
-    sys.exit(any(tally.lost for tally in tallies.values()))
+        ordered = [
+            rows[one] for one in READERS if one in rows
+        ]  # written each time: a campaign that is stopped keeps what it has
+        write("fuzz", ordered, command=command, seconds=taken, small=arguments.small, outcomes=figures)
+    sys.exit(lost)
 
 
-def _beside_others(rows: dict[str, Row], figures: dict[str, Any], command: str) -> tuple[dict[str, Row], dict[str, Any]]:
-    """Return rows and figures of some readers with those of the others from the result file, if they are of the same command."""
-    file = next((ROOT / "benchmarks" / "results").glob(f"{machine()}/trust-fuzz.json"), None)
-    before = {} if file is None else json.loads(file.read_text())
+def _before(command: str) -> tuple[dict[str, Row], dict[str, Any]]:
+    """Return rows and figures of the result file, where they are of the same command."""
+    file = ROOT / "benchmarks" / "results" / machine() / "trust-fuzz.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
     if before.get("command") != command:
-        return rows, figures
-    known = {row["subject"]: Row(**row) for row in before["rows"]} | rows
-    return {name: known[name] for name in READERS if name in known}, {**before["outcomes"], **figures}
+        return {}, {}
+    return {row["subject"]: Row(**row) for row in before["rows"]}, before["outcomes"]
 
 
 def _row(name: str, tally: Tally) -> Row:
@@ -120,12 +137,12 @@ def campaign(name: str, inputs: int, seconds: float, seed: int) -> Tally:
     """Give a reader its inputs, in a process that is watched."""
     context = multiprocessing.get_context("fork")
     shared, tally, started, number = context.RawArray("q", 64), Tally(), time.monotonic(), 0
-    while number < inputs and time.monotonic() - started < seconds:
+    while number < inputs and (number == 0 or time.monotonic() - started < seconds):
         shared[NUMBER] = number
         ours, theirs = context.Pipe(duplex=False)
         # Starting includes making the folder of the reader, which may take a while.
         shared[SINCE] = int((time.monotonic() + 60) * 1000)
-        process = context.Process(target=_read_all, args=(name, number, inputs, started + seconds, seed, shared, theirs))
+        process = context.Process(target=_read_all, args=(name, number, inputs, seconds, seed, shared, theirs))
         process.start()
         theirs.close()
         fault = _watch(process, shared, ours, tally.lost)
@@ -177,17 +194,19 @@ def random(seed: int, name: str, number: int) -> Random:
     return Random(f"{seed} {name} {number}")
 
 
-def _read_all(name: str, first: int, inputs: int, until: float, seed: int, shared: Any, lost: Any) -> None:
+def _read_all(name: str, first: int, inputs: int, seconds: float, seed: int, shared: Any, lost: Any) -> None:
     """Be the process that reads: inputs one after another, until all are read or the time is up."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
+    for module in (clip_negatives.dataset.csv, clip_negatives.dataset.source, clip_negatives.dataset.tars):
+        module.ThreadPoolExecutor = Here  # type: ignore[attr-defined]
     place, seen = {outcome: OUTCOMES + place for place, outcome in enumerate(_outcomes())}, Counter[str]()
     scratch = Path(tempfile.mkdtemp(dir=SHARED if SHARED.is_dir() else None, prefix="fuzz-"))
     try:
         reader = READERS[name](scratch)
-        peak = _peak()
+        peak, until = _peak(), time.monotonic() + seconds
         for number in range(first, inputs):
             if time.monotonic() > until:
                 return

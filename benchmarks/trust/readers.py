@@ -68,19 +68,23 @@ class Reader:
         return f"read, or {' or '.join(names)}" if names else "read, or left aside and made again"
 
 
-def use(folder: ClustersFolder) -> None:
-    """Use what was read as samplers, weightings and reports do."""
+def use(folder: ClustersFolder, kind: str) -> None:
+    """Use what was read as samplers, weightings and reports do, as far as it can have come from the file that was changed."""
     clusters = folder.clusters
     for side, table in ((clusters.image, clusters.image_similarity), (clusters.text, clusters.text_similarity)):
         assert int(side.sizes().min()) > 0
         assert bool((side.centroids[side.labels].isfinite()).all())
         assert bool((table.abs() < 1.001).all())
-    captions = Captions(folder.samples)
-    assert len(captions[:]) == len(captions) == clusters.n_samples
-    json.dumps([folder.samples.to_pylist(), folder.broken.to_pylist()])
-    images = images_of(folder, None)
-    assert images is None or list(images([0], 8)) == [None]
-    origin(folder)
+    if kind.endswith("samples.parquet"):
+        captions = Captions(folder.samples)
+        assert len(captions[:]) == len(captions) == clusters.n_samples
+        json.dumps(folder.samples.to_pylist())
+        images = images_of(folder, None)
+        assert images is None or list(images([0], 8)) == [None]
+    elif kind.endswith("json"):
+        origin(folder)
+    elif kind.endswith("broken.parquet"):
+        json.dumps(folder.broken.to_pylist())
 
 
 def _clusters(scratch: Path, what: str, *names: str) -> Reader:
@@ -90,7 +94,7 @@ def _clusters(scratch: Path, what: str, *names: str) -> Reader:
     def read(kind: str, content: bytes) -> None:
         folder.take(kind, content)
         try:
-            use(read_clusters(folder.path))
+            use(read_clusters(folder.path), kind)
         finally:
             folder.check()
 
@@ -252,7 +256,7 @@ def captions(scratch: Path) -> Reader:
         text = rng.choice(TEXTS)
         for _ in range(rng.randrange(4)):
             text = change_text(text, rng)
-        return "txt", text[: rng.choice((100, 100, 3000))].encode("utf-8", "surrogatepass")
+        return "txt", text[: rng.choice((100, 100, 100, 1500))].encode("utf-8", "surrogatepass")
 
     def read(kind: str, content: bytes) -> None:
         text = content.decode("utf-8", "surrogatepass")
@@ -418,6 +422,13 @@ def checkpoints(scratch: Path) -> Reader:
 
 
 READERS: dict[str, Callable[[Path], Reader]] = {
+    "options": options,
+    "captions": captions,
+    "images": images,
+    "tars": tars,
+    "csv": table,
+    "results": results,
+    "checkpoints": checkpoints,
     "manifest": lambda scratch: _clusters(scratch, "values, keys and bytes of manifest.json changed", "manifest.json"),
     "clustering": lambda scratch: _clusters(
         scratch, "headers and numbers of tensors changed", "clusters.safetensors", "features.safetensors"
@@ -427,12 +438,5 @@ READERS: dict[str, Callable[[Path], Reader]] = {
     ),
     "labels": labels,
     "pairs": pairs,
-    "csv": table,
-    "options": options,
-    "captions": captions,
-    "images": images,
-    "tars": tars,
-    "results": results,
-    "checkpoints": checkpoints,
 }
 """Makes a reader, given a folder of its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import tarfile
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def places_of(address: str) -> dict[str, tuple[int, int]]:
     except UNREADABLE:
         pass  # prepare has said so, and has taken what stands before
     except OSError as error:
-        raise unreadable("tar", address, error) from error
+        if error.errno != errno.EINVAL:  # which is said of a place past any that a file can have
+            raise unreadable("tar", address, error) from error
     return places
 
 

@@ -186,7 +186,7 @@ def pixels_of(opened: Any) -> int:
     """Return the pixels of an image by its header, 0 where `read_image` will refuse it."""
     try:
         with _open_image(opened) as image:
-            return image.width * image.height
+            return int(image.width * image.height)
     except _DECODING:
         return 0
 
