@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from mutations import change_json, change_table, change_tensors, json_bytes
+from formats import change_table, change_tensors
+from mutations import change_json, json_bytes
 
 from clip_negatives.artifacts import BROKEN, write_clusters
 from clip_negatives.interfaces import Clustering, Clusters
@@ -93,9 +94,7 @@ class Folder:
         Raises:
             AssertionError: somebody has.
         """
-        found = {
-            os.path.relpath(os.path.join(where, name), self.path) for where, _, names in os.walk(self.path) for name in names
-        }
+        found = {os.path.relpath(f"{where}/{name}", self.path) for where, _, names in os.walk(self.path) for name in names}
         assert found == set(self.whole), f"files in the folder: {sorted(found ^ set(self.whole))}"
 
     def make(self, name: str, rng: Random) -> tuple[str, bytes]:

@@ -41,6 +41,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(9460, 9460), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, size: tuple[int, int]) -> None:
     with pytest.raises(DataError, match=r"at most 89478485 pixels, got a picture.*raise the limit"):
@@ -67,6 +68,21 @@ def test_postscript_is_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="cannot be read as one"):
         read_image(io.BytesIO(stream.getvalue()), "a picture")
     assert read_small_image(io.BytesIO(stream.getvalue()), 8) is None
+
+
+def test_sizes_that_are_no_whole_numbers() -> None:
+    """Pillow takes the tags of a TIFF for what they are not, and seeks a place between two bytes."""
+    stream = io.BytesIO()
+    Image.new("RGB", (9, 7)).save(stream, "TIFF")
+    data = bytearray(stream.getvalue())
+    (directory,) = struct.unpack("<I", data[4:8])
+    (entries,) = struct.unpack("<H", data[directory : directory + 2])
+    for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+        if struct.unpack("<H", data[entry : entry + 2]) == (273,):  # where the pixels are
+            data[entry + 2 : entry + 4] = struct.pack("<H", 11)  # a float
+    assert read_small_image(io.BytesIO(data), 8) is None
+    with pytest.raises(DataError, match="cannot be read as one"):
+        read_image(io.BytesIO(data), "a picture")
 
 
 def test_few_large_images_are_held_at_once() -> None:

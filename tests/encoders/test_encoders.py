@@ -136,6 +136,24 @@ def test_file_that_holds_no_weights(tmp_path: Path, spec: str) -> None:
         image_encoder(spec.format(tmp_path / "bad.pth"))
 
 
+class Program:
+    """What pickle runs when it reads a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("spec", ["timm:test_resnet@{}", "open_clip:RN50/{}"])
+def test_file_that_holds_a_program(tmp_path: Path, spec: str) -> None:
+    torch.save({"state_dict": Program(tmp_path / "ran")}, tmp_path / "bad.pth")
+    with pytest.raises(DataError, match="Expected weights"):
+        image_encoder(spec.format(tmp_path / "bad.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folder_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="Expected a transformers model"):

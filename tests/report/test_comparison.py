@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 
+from clip_negatives.atomic import write_tensors
 from clip_negatives.compare import Comparison, Method
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
 from clip_negatives.compare.study import FIGURES, _summarise, run_folder
@@ -114,6 +116,29 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(b"damaged")
     assert read_queries(tmp_path) is None
     assert read_queries(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("rank", "top"),
+    [([1], [5]), ([1], [-1]), ([0], [0]), ([], []), ([1, 1], [0]), ([[1]], [[0]]), ([1.0], [0.0])],
+)
+def test_answers_that_no_run_gives_are_left_aside(tmp_path: Path, rank: list[object], top: list[object]) -> None:
+    tensors = [torch.tensor(one) for one in (rank, top)]
+    kept = [one if one.is_floating_point() and len(one) else one.to(torch.int32) for one in tensors]
+    write_tensors({"rank": kept[0], "top": kept[1]}, tmp_path / NAME)
+    assert read_queries(tmp_path) is None
+
+
+def test_a_folder_of_answers_names_no_data(output: Path) -> None:
+    """Earlier versions read from there where the test pairs are: ``pipe:`` would have run a command of whoever made it."""
+    file = run_folder(output, "in_batch", 0) / NAME
+    tensors = {"rank": torch.ones(QUERIES, dtype=torch.int32), "top": torch.arange(QUERIES, dtype=torch.int32)}
+    location = json.dumps({"location": f"pipe:touch {output / 'ran'}", "dataset_type": "webdataset"})
+    write_tensors(tensors, file, {"test": location})
+    text = read(write_comparison(made_up(), output)).get_text()
+    assert "did not keep their answers" in text
+    assert "Queries that changed sides" in read(write_comparison(made_up(test=output), output)).get_text()
+    assert not (output / "ran").exists()
 
 
 def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:

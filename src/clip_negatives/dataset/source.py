@@ -29,8 +29,11 @@ PIXELS_AHEAD = 2**27
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 """What images may be, whatever they are named. Pillow knows others: one, EPS, is a program that Ghostscript would run."""
 
-_DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What PIL's decoders raise for files that are damaged or no image."""
+_DECODING = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What PIL's decoders raise for files that are damaged or no image; it documents none of it."""
 
 
 @dataclass(frozen=True, slots=True)
