@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 from random import Random
 
@@ -128,6 +130,10 @@ def checkpoints(scratch: Path) -> Reader:
         scratch / "epoch.pt",
     )
     whole = {name: (scratch / name).read_bytes() for name in ("iteration.safetensors", "loss.safetensors", "epoch.pt")}
+    size = struct.unpack("<Q", whole["iteration.safetensors"][:8])[0]
+    header = json.loads(whole["iteration.safetensors"][8 : 8 + size])  # whose metadata come in any order
+    text = json.dumps(header, sort_keys=True).encode()
+    whole["iteration.safetensors"] = struct.pack("<Q", len(text)) + text + whole["iteration.safetensors"][8 + size :]
 
     def make(rng: Random) -> tuple[str, bytes]:
         name = rng.choice(list(whole))

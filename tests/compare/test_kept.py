@@ -14,7 +14,12 @@ METHOD = {"name": "in_batch", "sampler": "in_batch", "weighting": "uniform", "te
 RUN: dict[str, Any] = {
     **dict.fromkeys(FIGURES, 0.5),
     **{f"chance_rank_{k}": 0.1 for k in (1, 5, 10)},
-    "method": METHOD, "seed": 0, "steps": 3, "queries": 2, "losses": [1.0, float("nan")], "false_negatives_truth": "text",
+    "method": METHOD,
+    "seed": 0,
+    "steps": 3,
+    "queries": 2,
+    "losses": [1.0, float("nan")],
+    "false_negatives_truth": "text",
     "removed_share": None,
 }
 

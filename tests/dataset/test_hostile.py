@@ -58,6 +58,9 @@ def test_the_limit_of_pixels_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> No
         read_image(io.BytesIO(PICTURE), "a picture")
     monkeypatch.setenv(VARIABLE, "pixels=4")
     assert read_image(io.BytesIO(PICTURE), "a picture").size == (2, 2)
+    # Over twice its own limit Pillow would refuse.
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    assert pixels_of(io.BytesIO(PICTURE)) == 4
 
 
 def test_postscript_is_no_image(monkeypatch: pytest.MonkeyPatch) -> None:

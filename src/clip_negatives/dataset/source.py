@@ -199,11 +199,18 @@ def _open_image(opened: Any) -> Image.Image:
     if isinstance(opened, str | os.PathLike) and not Path(opened).is_file():
         # A pipe without a writer would hold us up for ever.
         raise FileNotFoundError(opened)
+    allow_pixels()
     image = Image.open(opened, formats=_formats())
     if image.width * image.height > limit("pixels"):
         image.close()
         raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
     return image
+
+
+def allow_pixels() -> None:
+    """Let Pillow, which open_clip reads images with, have the limit as well where the environment raises it."""
+    if Image.MAX_IMAGE_PIXELS is not None and limit("pixels") > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit("pixels")
 
 
 @functools.cache

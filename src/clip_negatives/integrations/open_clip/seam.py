@@ -21,6 +21,7 @@ import open_clip
 from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
+from clip_negatives.dataset.source import allow_pixels
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.checkpoints import load_checkpoint, no_ghostscript
@@ -73,6 +74,7 @@ def load_main() -> ModuleType:
 @contextmanager
 def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
     """Let `negatives` stand in for open_clip's functions, and put them back at the end."""
+    allow_pixels()
     originals = {name: getattr(main, name) for name in EXPECTED}
     try:
         for name in EXPECTED:
