@@ -85,6 +85,14 @@ def test_tables_that_are_refused(tmp_path: Path, table: pa.Table, words: str) ->
         read_table(tmp_path / "a.parquet", ("key",), ("text",), rows=1)
 
 
+def test_rows_that_take_no_room(tmp_path: Path) -> None:
+    """The same text a million times is a file of a kilobyte, and a billion times is no larger."""
+    pq.write_table(pa.table({"key": ["a"] * 10**6, "label": pa.array([0] * 10**6, pa.int32())}), tmp_path / "a.parquet")
+    for read in (lambda file: read_table(file, ("key",)), lambda file: read_columns(file, {"label": 1})):
+        with pytest.raises(ValueError, match=r"claims 1000000 rows in \d+ bytes"):
+            read(tmp_path / "a.parquet")
+
+
 def test_only_known_columns_are_read(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"], "junk": [{"deep": [1]}], "text": ["b"]}), tmp_path / "a.parquet")
     assert read_table(tmp_path / "a.parquet", ("key",), ("text", "group")).to_pylist() == [{"key": "a", "text": "b"}]

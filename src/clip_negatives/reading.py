@@ -26,6 +26,9 @@ Kind = tuple[Sequence[str], int]
 FEW = 10_000
 """Rows that are read sooner than threads are woken for them."""
 
+ROWS_A_BYTE = 16
+"""Rows that a byte of a parquet file may stand for: rows that are not all the same take far more room."""
+
 
 def parse_json(text: str | bytes) -> Any:
     """Return what JSON says.
@@ -121,18 +124,28 @@ def open_table(file: Path, strings: Sequence[str], optional: Sequence[str] = ())
         OSError: it cannot be read.
         ValueError: it is damaged, lacks a column, or has something else in one.
     """
-    check_file(file)
-    try:
-        table = pq.ParquetFile(file)
-        schema = table.schema_arrow
-    except (pa.ArrowException, ValueError) as error:
-        raise ValueError(one_line(error)) from error
+    table = _open(file)
+    schema = table.schema_arrow
     for name in (*strings, *optional):
         there = schema.get_all_field_indices(name)
         if len(there) > 1 or (name in strings and not there):
             raise ValueError(f"it has {len(there)} columns {name}, not 1")
         if there and schema.field(there[0]).type not in (pa.string(), pa.large_string()):
             raise ValueError(f"its column {name} holds {schema.field(there[0]).type}, not strings")
+    return table
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    """Open a parquet file, once it claims no more rows than it may."""
+    check_file(file)
+    try:
+        table = pq.ParquetFile(file)
+        rows, size = table.metadata.num_rows, file.stat().st_size
+        table.schema_arrow  # noqa: B018  (which is read from the file now)
+    except (pa.ArrowException, ValueError) as error:
+        raise ValueError(one_line(error)) from error
+    if rows > ROWS_A_BYTE * size:
+        raise ValueError(f"it claims {rows} rows in {size} bytes")
     return table
 
 
@@ -168,9 +181,8 @@ def read_columns(file: Path, bounds: Mapping[str, int]) -> list[list[int]]:
         OSError: the file cannot be read.
         ValueError: it is damaged, lacks a column, or has something else in one.
     """
-    check_file(file)
+    table = _open(file)
     try:
-        table = pq.ParquetFile(file)
         if any(table.schema_arrow.names.count(name) != 1 for name in bounds):
             raise ValueError(f"it does not have each column of {', '.join(bounds)} once")
         found = table.read(columns=list(bounds), use_threads=table.metadata.num_rows > FEW)
