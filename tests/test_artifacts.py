@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from clip_negatives.artifacts import ClustersFolder, codes, read_clusters, write_clusters
+from clip_negatives.artifacts import ClustersFolder, codes, map_clusters, read_clusters, write_clusters
+from clip_negatives.atomic import digest, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.similarity import centroid_similarity
@@ -145,6 +148,85 @@ def test_changed_manifest_is_refused(folder: Path, change: Any) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r"damaged.*Prepare it again"):
         read_clusters(folder)
+
+
+def _named_too_long(manifest: dict[str, Any]) -> None:
+    manifest["files"]["a" * 5000] = {"bytes": 0, "sha256": ""}
+
+
+def _no_text(manifest: dict[str, Any]) -> None:
+    manifest["files"]["\ud800"] = {"bytes": 0, "sha256": ""}
+
+
+@pytest.mark.parametrize("change", [_named_too_long, _no_text])
+def test_names_that_no_file_can_have(folder: Path, change: Any) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r"damaged.*Prepare it again"):
+        read_clusters(folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[1]", " " * 2**21])
+def test_manifest_that_is_none_is_refused(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_text(text)
+    with pytest.raises(ArtifactError, match=r"manifest\.json cannot be read.*Prepare it again"):
+        read_clusters(folder)
+
+
+NO_TEXTS = pa.Array.from_buffers(pa.string(), N, pa.array([b"\xff"] * N).buffers())
+"""Strings that are no UTF-8, which parquet does not look at."""
+
+
+def _put(folder: Path, name: str) -> None:
+    """Tell the manifest of a changed file, as whoever means harm does."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][name] = {"bytes": (folder / name).stat().st_size, "sha256": digest(folder / name)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("table", "fault"),
+    [
+        (_samples(N).append_column("key", pa.array(["a"] * N)), "2 columns key"),
+        (_samples(N).set_column(1, "text", pa.array([["a"]] * N)), "holds list"),
+        (_samples(N).set_column(1, "text", pa.nulls(N, pa.string())), "text is missing"),
+        (_samples(2 * N), "24 rows, not 12"),
+        (_samples(N).set_column(1, "text", NO_TEXTS), "UTF8"),
+    ],
+)
+def test_table_that_fits_its_digest_and_nothing_else(folder: Path, table: pa.Table, fault: str) -> None:
+    pq.write_table(table, folder / "samples.parquet")
+    _put(folder, "samples.parquet")
+    with pytest.raises(ArtifactError, match=rf"samples\.parquet: .*{fault}.*Prepare it again"):
+        read_clusters(folder)
+    if "missing" not in fault and fault != "UTF8":  # the texts are not looked at here
+        with pytest.raises(ArtifactError, match=r"damaged.*Prepare it again"):
+            map_clusters(folder)
+
+
+@pytest.mark.parametrize(
+    "centroids", [torch.zeros(10**9, 0), torch.zeros(0, 4), torch.ones(N + 1, 4), torch.ones(3, 4).double()]
+)
+def test_clusters_without_size_take_no_memory(folder: Path, centroids: Tensor) -> None:
+    """A billion clusters in no dimensions are a file of a few bytes."""
+    found = read_clusters(folder).clusters
+    tensors = {"image_labels": found.image.labels, "image_centroids": centroids}
+    tensors |= {"text_labels": found.text.labels, "text_centroids": found.text.centroids}
+    write_tensors({name: tensor.clone() for name, tensor in tensors.items()}, folder / "clusters.safetensors")
+    _put(folder, "clusters.safetensors")
+    with pytest.raises(ArtifactError, match=r"damaged.*(clusters of 12 samples|image_centroids is float64)"):
+        read_clusters(folder)
+
+
+def test_what_was_left_out_may_be_damaged(folder: Path) -> None:
+    (folder / "broken.parquet").write_bytes(b"no table")
+    _put(folder, "broken.parquet")
+    with pytest.raises(ArtifactError, match=r"broken\.parquet: .*Prepare it again"):
+        _ = read_clusters(folder).broken
+    pq.write_table(pa.table({"key": ["a"], "reason": ["why"]}), folder / "broken.parquet")
+    _put(folder, "broken.parquet")
+    assert read_clusters(folder).broken.to_pylist() == [{"key": "a", "reason": "why"}]
 
 
 def test_other_format_is_refused(folder: Path) -> None:

@@ -146,3 +146,14 @@ def test_what_a_killed_process_left_is_tidied_up(tmp_path: Path, there: bool) ->
         "a.12345678.partial",
     ]
     assert (tmp_path / "a" / "mark").exists() is not there
+
+
+def test_a_link_in_the_place_of_the_partial_file_is_not_followed(tmp_path: Path) -> None:
+    """In a folder that others write to, somebody may lay a link to a file of ours where we are about to write."""
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".made.partial").symlink_to(tmp_path / "precious")
+    with replaced_file(tmp_path / "made") as file:
+        file.write_text("made")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "made").read_text() == "made"
+    assert not (tmp_path / "made").is_symlink()

@@ -28,6 +28,7 @@ from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import Encoded, assembly, encode, encoding, run
 from clip_negatives.features.run import Encoding
+from clip_negatives.prepare import prepare
 
 from .pairs import listings, png, write_csv, write_tar, write_tars
 
@@ -306,3 +307,19 @@ def test_error_is_said_where_the_others_cannot_be_told(tmp_path: Path) -> None:
     stopped.halt = tmp_path / "none" / "halt"
     with pytest.raises(OSError, match="No space left"):
         stopped._guarded(_full)
+
+
+def test_large_images_are_encoded_in_smaller_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All images of a chunk are in memory at once: their pixels are limited, and the features stay what they are."""
+    source, sizes, write = CsvPairs(write_csv(tmp_path, 12)), list[int](), encoding._write
+    whole = prepare(source, tmp_path / "whole", clusterer="kmeans:n_clusters=2", progress=False)
+
+    def noted(raw: Tensor, *rest: Any) -> None:
+        sizes.append(len(raw))
+        write(raw, *rest)
+
+    monkeypatch.setattr(encoding, "_write", noted)
+    monkeypatch.setattr(encoding, "PIXELS", 3 * 32 * 32)  # a picture has 32 x 32
+    parts = prepare(source, tmp_path / "parts", clusterer="kmeans:n_clusters=2", progress=False)
+    assert sizes == [3, 3, 3, 3, 12]  # and then all texts
+    assert torch.equal(whole.clusters.features_of("image", "a test"), parts.clusters.features_of("image", "a test"))

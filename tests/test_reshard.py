@@ -265,3 +265,11 @@ def test_command_line(folder: Path, tmp_path: Path) -> None:
     done = run(main, ["reshard", *new, "--sampler", "in_batch"])
     assert done.exit_code == 2
     assert done.output.startswith("Error: Expected a sampler that composes batches")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "sizes.json"])
+def test_what_an_earlier_run_wrote_is_damaged(folder: Path, tmp_path: Path, name: str) -> None:
+    reshard(tars(folder), folder / "clusters", tmp_path / "out", samples_per_shard=SIZE)
+    (tmp_path / "out" / name).write_text("[" * 100_000)
+    with pytest.raises(ArtifactError, match=rf"{name} as an earlier run wrote it.*Delete its folder"):
+        reshard(tars(folder), folder / "clusters", tmp_path / "out", samples_per_shard=SIZE)

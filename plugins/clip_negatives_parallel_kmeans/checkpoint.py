@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_negatives.atomic import replaced_file, write_tensors
 from clip_negatives.errors import ArtifactError
+from clip_negatives.reading import Kind, parse_json, read_tensors_and_metadata
 from clip_negatives_parallel_kmeans.ranks import Ranks
 
 FORMAT = 1
 """Version of the files."""
+
+STATE: dict[str, Kind] = {"centroids": (("float32",), 2), "seen": (("float64",), 1), "passed": (("float64",), 1)}
+"""What the tensors of a state are."""
 
 
 @dataclass(slots=True)
@@ -73,10 +77,12 @@ class Checkpoint:
         file = self._file("iteration")
         if file is None:
             return None
-        found = self.ranks.first(lambda: self._read(file))
+        found = self.ranks.first(lambda: self._read(file, STATE))
         if found is None:
             return None
         fields: dict[str, Any] = {**found[0], **found[1]}
+        if (fault := _fault(fields)) is not None:
+            raise _damaged(file, fault)
         return State(**fields)
 
     def save(self, state: State) -> None:
@@ -95,7 +101,7 @@ class Checkpoint:
     def load_part(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors of a finished part, or None where it is not finished."""
         file = self._file(name)
-        found = None if file is None else self._read(file)
+        found = None if file is None else self._read(file, {})
         return None if found is None else found[0]
 
     def save_part(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -112,20 +118,39 @@ class Checkpoint:
         with replaced_file(file) as partial:
             write_tensors(tensors, partial, said)
 
-    def _read(self, file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(self, file: Path, kinds: Mapping[str, Kind]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         if not file.exists():
             return None
         try:
-            with safe_open(file, framework="pt") as opened:
-                said = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-            identity, rest = json.loads(said["identity"]), json.loads(said["state"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ArtifactError(f"Expected a checkpoint of parallel_kmeans in {file}, got: {error}. Delete it.") from error
+            tensors, said = read_tensors_and_metadata(file, kinds)
+            identity, rest = parse_json(said.get("identity", "")), parse_json(said.get("state", ""))
+        except (OSError, ValueError) as error:
+            raise _damaged(file, str(error)) from error
+        if not isinstance(identity, dict) or not isinstance(rest, dict):
+            raise _damaged(file, "no identity or no state")
         if identity != self.identity:
             other = ", ".join(sorted(key for key in {*identity, *self.identity} if identity.get(key) != self.identity.get(key)))
             raise ArtifactError(
                 f"Expected the checkpoint in {file.parent} to be of these features and options, got one of another {other}. "
                 "Delete it, or name another folder."
             )
-        return tensors, rest
+        return {name: tensor.clone() for name, tensor in tensors.items()}, rest
+
+
+def _fault(fields: Mapping[str, Any]) -> str | None:
+    """Say what keeps fields from being those of a state, or None."""
+    names = {field.name for field in dataclasses.fields(State)}
+    if set(fields) != names:
+        return f"fields that are not {', '.join(sorted(names))}"
+    numbers = [fields["running"], 0.0 if fields["spread"] is None else fields["spread"]]
+    if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
+        return "distances that are no numbers"
+    if type(fields["iteration"]) is not int or fields["iteration"] < 0 or type(fields["done"]) is not bool:
+        return f"iteration {fields['iteration']!r}, done {fields['done']!r}"
+    if not len(fields["centroids"]) == len(fields["seen"]) == len(fields["passed"]):
+        return "tensors of different lengths"
+    return None if bool(fields["centroids"].isfinite().all()) else "centroids that are not finite"
+
+
+def _damaged(file: Path, fault: str) -> ArtifactError:
+    return ArtifactError(f"Expected a checkpoint of parallel_kmeans in {file}, got: {fault}. Delete it.")

@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_negatives import __version__
 from clip_negatives.atomic import digest, replaced_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.reading import Kind, open_table, read_json, read_table, read_tensors
 from clip_negatives.similarity import similarities
 
 LABELS_MANIFEST = "labels.json"
@@ -44,6 +44,16 @@ MANIFEST, CLUSTERS, SAMPLES, FEATURES, BROKEN = (
     "features.safetensors",
     "broken.parquet",
 )
+
+COLUMNS = ("image", "group", "shard")
+"""Columns that the table of samples may have beside key and text."""
+
+KINDS: dict[str, Kind] = {
+    f"{side}_{what}": kind
+    for side in ("image", "text")
+    for what, kind in (("labels", (("int64",), 1)), ("centroids", (("float32",), 2)))
+}
+"""What the tensors of the clusters are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +74,16 @@ class ClustersFolder:
 
     @property
     def broken(self) -> pa.Table:
-        """Return the samples that were left out, columns key and reason, both strings; read when asked for."""
-        file = self.path / BROKEN
+        """Return the samples that were left out, columns key and reason, both strings; read when asked for.
+
+        Raises:
+            ArtifactError: they are damaged.
+        """
         if BROKEN in self.manifest.get("files", ()):
-            return pq.read_table(file)
+            try:
+                return read_table(self.path / BROKEN, ("key", "reason"))
+            except (OSError, ValueError) as error:
+                raise _damaged(self.path, f"{BROKEN}: {error}") from error
         return pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
 
 
@@ -155,11 +171,11 @@ def read_clusters(path: str | Path) -> ClustersFolder:
     path = Path(path)
     manifest, clusters = whole_clusters(path)
     try:
-        samples = pq.read_table(path / SAMPLES)
-        groups = codes(samples["group"]) if "group" in samples.column_names else None
-        clusters = dataclasses.replace(clusters, texts=codes(samples["text"]), groups=groups)
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        samples = read_table(path / SAMPLES, ("key", "text"), COLUMNS, rows=clusters.n_samples)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{SAMPLES}: {error}") from error
+    groups = codes(samples["group"]) if "group" in samples.column_names else None
+    clusters = dataclasses.replace(clusters, texts=codes(samples["text"]), groups=groups)
     _check_fit(path, manifest, clusters, samples.num_rows, samples.column_names)
     return ClustersFolder(path, clusters, samples, manifest)
 
@@ -175,9 +191,9 @@ def map_clusters(path: str | Path) -> tuple[Clusters, Mapping[str, Any]]:
     path = Path(path)
     manifest, clusters = whole_clusters(path)
     try:
-        table = pq.ParquetFile(path / SAMPLES)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        table = open_table(path / SAMPLES, ("key", "text"), COLUMNS)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"{SAMPLES}: {error}") from error
     _check_fit(path, manifest, clusters, table.metadata.num_rows, table.schema_arrow.names)
     return clusters, manifest
 
@@ -194,17 +210,21 @@ def whole_clusters(path: Path) -> tuple[dict[str, Any], Clusters]:
         raise _damaged(path, f"{MANIFEST} does not list the files")
     for name, entry in manifest["files"].items():
         file = path / name
-        if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise _damaged(path, f"{name} is missing or has another size")
-        if name != FEATURES and digest(file) != entry["sha256"]:
-            raise _damaged(path, f"{name} was changed")
+        try:
+            if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
+                raise _damaged(path, f"{name} is missing or has another size")
+            if name != FEATURES and digest(file) != entry["sha256"]:
+                raise _damaged(path, f"{name} was changed")
+        except OSError as error:
+            raise _damaged(path, f"{name} cannot be read: {error.strerror}") from error
+    kept = dict.fromkeys(("image", "text"), (("float32", "float16"), 2))
     try:
-        tensors = map_tensors(path / CLUSTERS)
-        features = map_tensors(path / FEATURES) if FEATURES in manifest["files"] else {}
-        image = Clustering(tensors["image_labels"], tensors["image_centroids"])
-        text = Clustering(tensors["text_labels"], tensors["text_centroids"])
-    except (OSError, KeyError, SafetensorError) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        tensors = read_tensors(path / CLUSTERS, KINDS)
+        features = read_tensors(path / FEATURES, kept) if FEATURES in manifest["files"] else {}
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    image = Clustering(tensors["image_labels"], tensors["image_centroids"])
+    text = Clustering(tensors["text_labels"], tensors["text_centroids"])
     shapes = {name: tuple(tensor.shape) for name, tensor in features.items()}
     if (fault := _fault(image, text, shapes, image.n_samples, ("key", "text"))) is not None:
         raise _damaged(path, fault)
@@ -240,12 +260,6 @@ def codes(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
     return torch.from_numpy(number)
 
 
-def map_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, memory-mapped."""
-    with safe_open(file, framework="pt") as stored:
-        return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  (not a mapping)
-
-
 def _tensors(image: Clustering, text: Clustering) -> dict[str, Tensor]:
     return {
         "image_labels": image.labels,
@@ -266,7 +280,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ArtifactError: it is missing, damaged or of another format.
     """
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = read_json(path / MANIFEST)
         version, files = manifest["format"], manifest["files"]
         sound = isinstance(files, dict) and all(
             isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in files.values()
@@ -276,13 +290,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"Expected a clusters folder at {path}, got none (no {MANIFEST}). Make one: clip-negatives prepare."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{MANIFEST} cannot be read: {type(error).__name__}") from error
+        raise _damaged(path, f"{MANIFEST} cannot be read: {error}") from error
     if version != FORMAT:
         raise ArtifactError(f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again.")
     if not sound:
         raise _damaged(path, f"{MANIFEST} does not list the files")
-    result: dict[str, Any] = manifest
-    return result
+    return manifest
 
 
 def _misfit(clusters: Clusters, samples: pa.Table) -> str | None:
@@ -301,6 +314,8 @@ def _fault(
         labels, centroids = clustering.labels, clustering.centroids
         if labels.dtype != torch.int64 or labels.shape != (n,) or centroids.ndim != 2 or n == 0:
             return f"{name} labels or centroids have the wrong shape or type"
+        if not 0 < len(centroids) <= n or centroids.shape[1] == 0:  # before anything of that size is made
+            return f"there are {len(centroids)} {name} clusters of {n} samples, in {centroids.shape[1]} dimensions"
         if not 0 <= int(labels.min()) <= int(labels.max()) < clustering.n_clusters:
             return f"{name} labels name clusters that do not exist"
         if (empty := (clustering.sizes() == 0).nonzero().flatten()).numel():

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import Tensor
 
-from clip_negatives.artifacts import SAMPLES, whole_clusters
+from clip_negatives.artifacts import COLUMNS, SAMPLES, whole_clusters
 from clip_negatives.errors import ArtifactError
+from clip_negatives.reading import check_texts, one_line, open_table
 
 ROWS_AT_ONCE = 65_536
 """Samples that are read at a time."""
@@ -39,11 +39,17 @@ class LabelledSamples:
         self.manifest, self.clusters = whole_clusters(path)
         self.image, self.text = self.clusters.image, self.clusters.text
         try:
-            self._samples = pq.ParquetFile(path / SAMPLES)
-        except (OSError, pa.ArrowException) as error:
+            self._samples = open_table(path / SAMPLES, ("key", "text"), COLUMNS)
+        except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"Expected a whole clusters folder at {path}, got a damaged one: {error}. Prepare it again."
             ) from error
+        rows = self._samples.metadata.num_rows
+        if rows != self.image.n_samples:
+            raise ArtifactError(
+                f"Expected a whole clusters folder at {path}, got {rows} rows in {SAMPLES} for {self.image.n_samples} samples. "
+                "Prepare it again."
+            )
         if "shard" not in self._samples.schema_arrow.names:
             raise ArtifactError(
                 f"Expected clusters of webdataset tars at {path}, got some of csv, or of an earlier version. Prepare the tars."
@@ -73,8 +79,24 @@ class LabelledSamples:
 
     def _runs(self) -> Iterator[tuple[str, pa.Array]]:
         """Yield samples of one shard that stand together: its name and their keys."""
-        for batch in self._samples.iter_batches(ROWS_AT_ONCE, columns=["key", "shard"]):
+        for batch in self._batches():
             shards, keys = batch.column("shard").to_pylist(), batch.column("key")
             for shard, places in groupby(range(len(shards)), key=shards.__getitem__):
                 some = list(places)
                 yield shard, keys.slice(some[0], len(some))
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield keys and shards of some samples at a time.
+
+        Raises:
+            ArtifactError: they are damaged.
+        """
+        try:
+            for batch in self._samples.iter_batches(ROWS_AT_ONCE, columns=["key", "shard"]):
+                check_texts(batch, ("key", "shard"))
+                yield batch
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"Expected a whole clusters folder at {self.path}, got a damaged one: {SAMPLES}: {one_line(error)}. "
+                "Prepare it again."
+            ) from error

@@ -19,8 +19,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from clip_negatives import __version__
 from clip_negatives.artifacts import FORMAT, LABELS_MANIFEST, ClustersFolder
@@ -28,9 +26,17 @@ from clip_negatives.atomic import digest, replaced_folder, tidy_folder, write_te
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.labelled_samples import LabelledSamples
+from clip_negatives.reading import Kind, read_columns, read_json, read_table, read_tensors
 from clip_negatives.similarity import similarities
 
 CLUSTERS, SHARDS = "clusters.safetensors", "shards.parquet"
+
+KINDS: dict[str, Kind] = {
+    f"{side}_{what}": kind
+    for side in ("image", "text")
+    for what, kind in (("counts", (("int64",), 1)), ("centroids", (("float32",), 2)))
+}
+"""What the tensors of the clusters are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +47,13 @@ class ShardLabels:
         folder: the labels folder.
         depth: how many last parts of the address of a shard tell it from the others.
         files: file and SHA-256 of each shard's labels, by those parts.
+        n_clusters: of images and of texts.
     """
 
     folder: Path
     depth: int
     files: Mapping[str, tuple[str, str]]
+    n_clusters: tuple[int, int]
 
     def check(self, addresses: Sequence[str]) -> None:
         """Refuse shards of which two would take the labels of one.
@@ -72,7 +80,7 @@ class ShardLabels:
             ArtifactError: the file is missing or damaged.
         """
         entry = self.files.get(last_parts(address, self.depth))
-        return {} if entry is None else _read_shard(self.folder / entry[0], entry[1])
+        return {} if entry is None else _read_shard(self.folder / entry[0], entry[1], self.n_clusters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +161,25 @@ def read_labels(path: str | Path) -> LabelsFolder:
         for name in (CLUSTERS, SHARDS):
             if digest(path / name) != manifest["files"][name]["sha256"]:
                 raise _damaged(path, f"{name} was changed")
-        tensors, table = load_file(path / CLUSTERS), pq.read_table(path / SHARDS)
-        sides = [
-            Clustering(torch.empty(0, dtype=torch.int64), tensors[f"{side}_centroids"], tensors[f"{side}_counts"])
-            for side in ("image", "text")
-        ]
-        columns = [table[name].to_pylist() for name in ("shard", "file", "sha256")]
-    except (OSError, KeyError, SafetensorError, pa.ArrowException) as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+        tensors = read_tensors(path / CLUSTERS, KINDS)
+        table = read_table(path / SHARDS, ("shard", "file", "sha256"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    sides = [
+        Clustering(torch.empty(0, dtype=torch.int64), tensors[f"{side}_centroids"], tensors[f"{side}_counts"])
+        for side in ("image", "text")
+    ]
+    for side in sides:
+        if (fault := _fault(side)) is not None:
+            raise _damaged(path, fault)
+    columns = [table[name].to_pylist() for name in ("shard", "file", "sha256")]
     if any(Path(file).parent != Path("shards") for file in columns[1]) or not columns[0]:
         raise _damaged(path, f"{SHARDS} names files elsewhere, or none")
     clusters = Clusters(sides[0], sides[1], **similarities(sides[0], sides[1]))
     depth = _depth(columns[0])
     files = {last_parts(shard, depth): (file, sha) for shard, file, sha in zip(*columns, strict=True)}
-    return LabelsFolder(path, clusters, manifest, ShardLabels(path, depth, files))
+    n_clusters = clusters.image.n_clusters, clusters.text.n_clusters
+    return LabelsFolder(path, clusters, manifest, ShardLabels(path, depth, files, n_clusters))
 
 
 def is_labels_folder(path: str | Path) -> bool:
@@ -210,14 +223,14 @@ def _check_names(shards: Sequence[str]) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((path / LABELS_MANIFEST).read_text())
+        manifest = read_json(path / LABELS_MANIFEST)
         version, _ = manifest["format"], [manifest["files"][name]["sha256"] for name in (CLUSTERS, SHARDS)]
     except FileNotFoundError:
         raise ArtifactError(
             f"Expected a labels folder at {path}, got none (no {LABELS_MANIFEST}). Make one: clip-negatives labels."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{LABELS_MANIFEST} cannot be read: {type(error).__name__}") from error
+        raise _damaged(path, f"{LABELS_MANIFEST} cannot be read: {error}") from error
     if version != FORMAT:
         raise ArtifactError(f"Expected a labels folder of format {FORMAT}, got {version!r} at {path}. Write it again.")
     return manifest
@@ -235,13 +248,21 @@ def _damaged(path: Path, fault: str) -> ArtifactError:
     return ArtifactError(f"Expected a whole labels folder at {path}, got a damaged one: {fault}. Write it again.")
 
 
+def _fault(clustering: Clustering) -> str | None:
+    """Say what is wrong with clusters that have counts in the place of labels, or None."""
+    counts, centroids = clustering.sizes(), clustering.centroids
+    if len(counts) != len(centroids) or centroids.numel() == 0 or not bool((counts > 0).all()):
+        return f"{len(counts)} sizes, some perhaps 0, of {len(centroids)} clusters in {centroids.shape[1]} dimensions"
+    return None if bool(centroids.isfinite().all()) else "centroids are not finite"
+
+
 @functools.lru_cache(maxsize=1)  # a process reads one shard after another
-def _read_shard(file: Path, sha256: str) -> Mapping[str, tuple[int, int]]:
+def _read_shard(file: Path, sha256: str, n_clusters: tuple[int, int]) -> Mapping[str, tuple[int, int]]:
     try:
         if digest(file) != sha256:
             raise ArtifactError(f"Expected the labels of a shard in {file}, got a file that was changed. Write them again.")
-        table = pq.read_table(file)
-        columns = [table[name].to_pylist() for name in ("__key__", "image_label", "text_label")]
-    except (OSError, KeyError, pa.ArrowException) as error:
+        labels = read_columns(file, dict(zip(("image_label", "text_label"), n_clusters, strict=True)))
+        keys = read_table(file, ("__key__",))["__key__"].to_pylist()
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"Expected the labels of a shard in {file}, got: {error}. Write them again.") from error
-    return {key: (image, text) for key, image, text in zip(*columns, strict=True)}
+    return dict(zip(keys, zip(*labels, strict=True), strict=True))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clip_negatives.atomic import replaced_file
 from clip_negatives.errors import ArtifactError
+from clip_negatives.reading import check_texts, one_line
 
 ROWS_AT_ONCE = 65_536
 """Rows that are copied at a time."""
@@ -30,9 +31,11 @@ def write_mapped(parquet: Path, columns: Sequence[str], file: Path) -> None:
         schema = pa.schema([source.schema_arrow.field(name) for name in names])
         with replaced_file(file) as partial, pa.ipc.new_file(partial, schema) as writer:
             for batch in source.iter_batches(ROWS_AT_ONCE, columns=names):
+                check_texts(batch, [name for name in names if name != "group"])
                 writer.write_batch(batch.select(names))
-    except pa.ArrowException as error:
-        raise ArtifactError(f"Expected a table that can be read at {parquet}, got: {error}. Prepare it again.") from error
+    except (ValueError, pa.ArrowException) as error:
+        reason = one_line(error)
+        raise ArtifactError(f"Expected a table that can be read at {parquet}, got: {reason}. Prepare it again.") from error
 
 
 def map_table(file: Path) -> pa.Table:

@@ -21,12 +21,13 @@ from clip_negatives.artifacts import SAMPLES
 from clip_negatives.atomic import refuse_foreign, replaced_file, sole_user
 from clip_negatives.dataset.places import places_of, read_part
 from clip_negatives.dataset.urls import expand_urls, open_url, stamp_of
-from clip_negatives.errors import DataError, InputError, UnsupportedError
+from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.labelled_samples import LabelledSamples
 from clip_negatives.labels import last_parts, write_shard_labels
 from clip_negatives.mapped import map_table, take, write_mapped
 from clip_negatives.processes import ALONE, Processes
+from clip_negatives.reading import one_line, read_json
 
 PLAN, SIZES, LABELS = "plan.json", "sizes.json", "labels"
 """What it is made from, the samples of each shard as open_clip reads them, and the labels folder of the new shards."""
@@ -92,7 +93,7 @@ def reshard(
         processes.first(lambda: stack.enter_context(sole_user(job.work)))
         processes.first(job.claim)
         if processes.first(job.is_done):
-            return Resharded(len(json.loads((output / SIZES).read_text())), job.n_samples)
+            return Resharded(len(_read(output / SIZES)), job.n_samples)
         processes.together(lambda: job.find_samples(processes))
         processes.together(lambda: job.write_shards(plan, processes))
         processes.first(lambda: job.finish(plan))
@@ -123,7 +124,7 @@ class _Job:
         }
         plan = {"clusters": made_from, "sampler": self.sampler, "samples_per_shard": self.size, "seed": self.seed}
         file = self.output / PLAN
-        if file.exists() and json.loads(file.read_text()) != plan:
+        if file.exists() and _read(file) != plan:
             raise InputError(
                 f"Expected {self.output} to hold shards of the same clusters, sampler, size and seed, got others. Name another."
             )
@@ -215,6 +216,16 @@ class _Job:
         raise DataError(
             f"Expected the tar {shard}, which was clustered, among those that are named, got none. Name all of them."
         )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what an earlier run wrote."""
+    try:
+        return read_json(file, "json_bytes")
+    except (OSError, ValueError) as error:
+        raise ArtifactError(
+            f"Expected {file} as an earlier run wrote it, got: {one_line(error)}. Delete its folder or name another."
+        ) from error
 
 
 def _addresses(shards: list[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from clip_negatives import registry
-from clip_negatives.cli import COMMANDS, main
+from clip_negatives.cli import COMMANDS, main, printable
 from clip_negatives.testing import CHECKS, ConformanceError, Subject
 
 
@@ -151,3 +151,14 @@ def test_a_shell_completes_names_of_plugins_and_their_options() -> None:
     assert completed("compare", "--methods", "in_batch,def") == ["in_batch,default"]
     assert completed("compare", "--methods", "in_batch+gate") == ["in_batch+gate", "in_batch+gate2"]
     assert completed("plugins", "check", "weighted") == ["weighted_infonce"]
+
+
+def test_errors_that_quote_data_do_not_steer_the_terminal() -> None:
+    """A name out of data could clear the screen, or write a title, or a link, or hide what follows."""
+    hostile = "a\x1b[2J\x1b]0;x\x07\u202eb\r\ud800"
+    assert printable(hostile) == "a\\x1b[2J\\x1b]0;x\\x07\\u202eb\\r\\ud800"
+    assert printable("schön 雪 \n") == "schön 雪 \n"
+    shown = run("generate", f"{hostile[:4]}gone", "-o", "pairs.parquet")
+    assert shown.exit_code == 2
+    assert "\x1b" not in shown.stderr
+    assert "\\x1b" in shown.stderr

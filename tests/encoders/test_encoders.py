@@ -136,6 +136,44 @@ def test_file_that_holds_no_weights(tmp_path: Path, spec: str) -> None:
         image_encoder(spec.format(tmp_path / "bad.pth"))
 
 
+def test_long_words_are_cut_before_they_are_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word of a million letters would take hours."""
+    from clip_negatives.encoders import open_clip
+
+    seen: list[str] = []
+
+    class Net:
+        def encode_text(self, tokens: torch.Tensor, normalize: bool) -> torch.Tensor:
+            return torch.ones(len(tokens), 2)
+
+    def tokenize(lines: list[str]) -> torch.Tensor:
+        seen.extend(lines)
+        return torch.zeros(len(lines), 3)
+
+    monkeypatch.setattr(open_clip, "_checked", lambda *_: ("model", "weights", 0))
+    monkeypatch.setattr(open_clip, "_load", lambda *_: (Net(), None, tokenize))
+    assert open_clip.text_tower("model", "weights").encode(["a" * 10**6, "short"]).shape == (2, 2)
+    assert [len(line) for line in seen] == [open_clip.LETTERS, 5]
+
+
+class Program:
+    """What pickle runs when it reads a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("spec", ["timm:test_resnet@{}", "open_clip:RN50/{}"])
+def test_file_that_holds_a_program(tmp_path: Path, spec: str) -> None:
+    torch.save({"state_dict": Program(tmp_path / "ran")}, tmp_path / "bad.pth")
+    with pytest.raises(DataError, match="Expected weights"):
+        image_encoder(spec.format(tmp_path / "bad.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folder_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="Expected a transformers model"):

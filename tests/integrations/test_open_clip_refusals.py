@@ -131,6 +131,21 @@ def test_streams_of_unknown_size(stream: list[str], tmp_path: Path) -> None:
     assert steps_of_epoch(parsed(stream)) == ROWS // BATCH
 
 
+@pytest.mark.parametrize("sizes", ["[" * 100_000, "[]", '{"test-000000.tar": Infinity, "test-000001.tar": 1}'])
+def test_sizes_that_are_none(stream: list[str], tmp_path: Path, sizes: str) -> None:
+    (tmp_path / "sizes.json").write_text(sizes)
+    assert "samples of every shard" in refusal("train", *BASELINE, "--", *stream)
+    (tmp_path / "sizes.json").write_text('{"test-000000.tar": -9, "test-000001.tar": 1}')
+    assert "a negative number" in refusal("train", *BASELINE, "--", *stream)
+
+
+@pytest.mark.parametrize("length", ["many", "__import__('os').system('touch ran')", "(" * 9999, "-3", "[1]"])
+def test_length_that_is_none(stream: list[str], tmp_path: Path, length: str) -> None:
+    (tmp_path / "sizes.json").unlink()
+    (tmp_path / "__len__").write_text(length)
+    assert "number of samples in __len__" in refusal("train", *BASELINE, "--", *stream)
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "words"),
     [

@@ -41,8 +41,9 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("comparison")
-    write_answers(output, {"location": str(write_csv(output / "test", QUERIES)), "group_column": "item"})
-    return write_comparison(made_up(), output)
+    write_csv(output / "test", QUERIES)
+    write_answers(output)
+    return write_comparison(made_up(test=output), output)
 
 
 class Watched:

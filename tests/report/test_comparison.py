@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 
+from clip_negatives.atomic import write_tensors
 from clip_negatives.compare import Comparison, Method
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
 from clip_negatives.compare.study import FIGURES, _summarise, run_folder
@@ -27,11 +29,11 @@ def answers(*tops_of_seeds: list[int], truth: list[int]) -> list[Queries]:
     found = []
     for tops in tops_of_seeds:
         rank = [1 if truth[top] == truth[query] else 2 for query, top in enumerate(tops)]
-        found.append(Queries(torch.tensor(rank), torch.tensor(tops), {}))
+        found.append(Queries(torch.tensor(rank), torch.tensor(tops)))
     return found
 
 
-def made_up(n_seeds: int = SEEDS, **more: object) -> Comparison:
+def made_up(n_seeds: int = SEEDS, *, test: Path | None = None, **more: object) -> Comparison:
     methods = [Method(name, "in_batch", "uniform") for name in NAMES]
     runs = []
     for seed in range(n_seeds):
@@ -43,20 +45,23 @@ def made_up(n_seeds: int = SEEDS, **more: object) -> Comparison:
             run |= {"false_negatives_truth": "group", **{f"chance_rank_{k}": 0.01 * k for k in (1, 5, 10)}, **more}
             runs.append(run)
     setting = {"arguments": ["--model", "tiny"], "seeds": n_seeds, "n_train": 9, "clusters": {}, "versions": {}, "machine": "m"}
+    if test is not None:
+        setting["test"] = {"location": str(test / "test" / "pairs.csv"), "group_column": "item"}
     return _summarise(setting, runs, methods)
 
 
-def write_answers(output: Path, test: dict[str, object]) -> None:
+def write_answers(output: Path) -> None:
     for name in NAMES:
         for seed in range(SEEDS):
             top = torch.arange(QUERIES) if name == HOSTILE else torch.arange(QUERIES).roll(1)
             rank = torch.where(top == torch.arange(QUERIES), 1, 3)
-            write_queries(Queries(rank, top, test), run_folder(output, name, seed))
+            write_queries(Queries(rank, top), run_folder(output, name, seed))
 
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    write_answers(tmp_path, {"location": str(write_csv(tmp_path / "test", QUERIES)), "group_column": "item"})
+    write_csv(tmp_path / "test", QUERIES)
+    write_answers(tmp_path)
     return tmp_path
 
 
@@ -65,7 +70,7 @@ def read(page: Path) -> BeautifulSoup:
 
 
 def test_the_page_shows_methods_and_examples(output: Path) -> None:
-    page = write_comparison(made_up(), output)
+    page = write_comparison(made_up(test=output), output)
     assert page == output / "report.html"
     html = read(page)
     assert len(html.select("figure.plot")) == 7
@@ -105,12 +110,35 @@ def test_half_of_the_seeds_is_no_majority() -> None:
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
-    write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1]), {"location": "x.csv"}), tmp_path)
+    write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1])), tmp_path)
     found = read_queries(tmp_path)
-    assert (found.rank.tolist(), found.top.tolist(), found.test) == ([1, 7], [0, 1], {"location": "x.csv"})
+    assert (found.rank.tolist(), found.top.tolist()) == ([1, 7], [0, 1])
     (tmp_path / NAME).write_bytes(b"damaged")
     assert read_queries(tmp_path) is None
     assert read_queries(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("rank", "top"),
+    [([1], [5]), ([1], [-1]), ([0], [0]), ([], []), ([1, 1], [0]), ([[1]], [[0]]), ([1.0], [0.0])],
+)
+def test_answers_that_no_run_gives_are_left_aside(tmp_path: Path, rank: list[object], top: list[object]) -> None:
+    tensors = [torch.tensor(one) for one in (rank, top)]
+    kept = [one if one.is_floating_point() and len(one) else one.to(torch.int32) for one in tensors]
+    write_tensors({"rank": kept[0], "top": kept[1]}, tmp_path / NAME)
+    assert read_queries(tmp_path) is None
+
+
+def test_a_folder_of_answers_names_no_data(output: Path) -> None:
+    """Earlier versions read from there where the test pairs are: ``pipe:`` would have run a command of whoever made it."""
+    file = run_folder(output, "in_batch", 0) / NAME
+    tensors = {"rank": torch.ones(QUERIES, dtype=torch.int32), "top": torch.arange(QUERIES, dtype=torch.int32)}
+    location = json.dumps({"location": f"pipe:touch {output / 'ran'}", "dataset_type": "webdataset"})
+    write_tensors(tensors, file, {"test": location})
+    text = read(write_comparison(made_up(), output)).get_text()
+    assert "did not keep their answers" in text
+    assert "Queries that changed sides" in read(write_comparison(made_up(test=output), output)).get_text()
+    assert not (output / "ran").exists()
 
 
 def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:
@@ -125,12 +153,12 @@ def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:
 
 def test_test_data_that_are_gone(output: Path) -> None:
     (output / "test" / "pairs.csv").unlink()
-    assert "not where they were" in read(write_comparison(made_up(), output)).get_text()
+    assert "not where they were" in read(write_comparison(made_up(test=output), output)).get_text()
 
 
 def test_images_that_are_gone_have_a_placeholder(output: Path) -> None:
     for image in (output / "test" / "images").iterdir():
         image.unlink()
-    html = read(write_comparison(made_up(), output))
+    html = read(write_comparison(made_up(test=output), output))
     assert len(html.select(".example .thumb.none")) == 18
     assert "could not be read" in html.get_text()

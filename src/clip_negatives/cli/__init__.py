@@ -33,7 +33,7 @@ class Commands(click.Group):
         try:
             return super().invoke(context)
         except ClipNegativesError as error:
-            click.echo(f"Error: {error}", err=True)
+            click.echo(f"Error: {printable(str(error))}", err=True)
             context.exit(2)
 
 
@@ -41,3 +41,10 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="clip-negatives")
 def main() -> None:
     """Decide which incorrect pairs a CLIP model is trained on, and how much each one counts."""
+
+
+def printable(text: str) -> str:
+    """Return a text with what a terminal would obey, or could not show, as escapes: names and keys come from data."""
+    return "".join(
+        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode() for letter in text
+    )

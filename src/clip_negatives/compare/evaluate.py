@@ -44,7 +44,7 @@ def ranks(model: str, checkpoint: Path, test: dict[str, Any]) -> tuple[dict[str,
     metric.update(images, texts, groups)
     found = {name: float(value) for name, value in metric.compute().items()}
     found |= {f"chance_rank_{k}": chance_rank_at_k(groups, groups, k) for k in TOP_K}
-    return {**found, "queries": n}, Queries(*first_correct(texts, images, groups, groups), test)
+    return {**found, "queries": n}, Queries(*first_correct(texts, images, groups, groups))
 
 
 def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting: str) -> dict[str, Any]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from clip_negatives.atomic import replaced_file, write_tensors
+from clip_negatives.reading import Kind, read_tensors
 
 NAME = "queries.safetensors"
 """File in the folder of a run."""
@@ -25,12 +22,10 @@ class Queries:
     Attributes:
         rank: rank of the first correct image of each text, from 1 on, int32, shape (Q,).
         top: test pair whose image stands first for each text, int32, shape (Q,).
-        test: how the test pairs are read: arguments of `clip_negatives.dataset.open_pairs`.
     """
 
     rank: Tensor
     top: Tensor
-    test: Mapping[str, Any]
 
 
 def write_queries(queries: Queries, folder: Path) -> None:
@@ -41,14 +36,16 @@ def write_queries(queries: Queries, folder: Path) -> None:
     """
     tensors = {"rank": queries.rank.to(torch.int32), "top": queries.top.to(torch.int32)}
     with replaced_file(folder / NAME) as file:
-        write_tensors(tensors, file, {"test": json.dumps(dict(queries.test))})
+        write_tensors(tensors, file)
 
 
 def read_queries(folder: Path) -> Queries | None:
-    """Return what the run of this folder answered, or None where that is not there: earlier versions did not keep it."""
+    """Return what the run of this folder answered, or None where that is not there, as of earlier versions, or damaged."""
+    kinds: dict[str, Kind] = {"rank": (("int32",), 1), "top": (("int32",), 1)}
     try:
-        with safe_open(folder / NAME, framework="pt") as stored:
-            test = json.loads((stored.metadata() or {})["test"])
-            return Queries(stored.get_tensor("rank"), stored.get_tensor("top"), test)
-    except (OSError, KeyError, ValueError, SafetensorError):
+        tensors = read_tensors(folder / NAME, kinds)
+    except (OSError, ValueError):
         return None
+    rank, top = tensors["rank"].clone(), tensors["top"].clone()
+    sound = 0 < len(rank) == len(top) and int(rank.min()) > 0 and 0 <= int(top.min()) <= int(top.max()) < len(top)
+    return Queries(rank, top) if sound else None

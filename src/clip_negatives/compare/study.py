@@ -23,6 +23,7 @@ from clip_negatives.dataset import open_pairs
 from clip_negatives.encoders import encoder_name
 from clip_negatives.errors import InputError
 from clip_negatives.prepare import prepare_cached
+from clip_negatives.reading import read_json
 
 FIGURES = (
     *(f"{direction}_rank_{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
@@ -34,6 +35,12 @@ FIGURES = (
     "removed_share",
 )
 """Fields of a run that are summarised over seeds."""
+
+UNKNOWN = {"seconds_per_step", "false_negatives_kept_per_anchor", "false_weight", "removed_share"}
+"""Those of them that may be None."""
+
+SHOWN = ("seed", "steps", "queries", *(f"chance_rank_{k}" for k in (1, 5, 10)))
+"""Other fields of a run that are numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,7 @@ def compare(
         "seeds": seeds,
         "n_train": folder.clusters.n_samples,
         "prepare_seconds": prepared,
+        "test": test,
         "clusters": {key: value for key, value in folder.manifest.items() if key != "files"},
         "versions": _versions(),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
@@ -188,11 +196,36 @@ def _identity(job: Job, folder: ClustersFolder) -> str:
 
 def _kept(job: Job, folder: ClustersFolder) -> dict[str, Any] | None:
     """Return the outcome of an earlier, equal run, or None."""
+    return read_run(job.folder / "result.json", _identity(job, folder))
+
+
+def read_run(file: Path, identity: str) -> dict[str, Any] | None:
+    """Return the outcome of the run with this identity, or None where the file is not there, of another run, or damaged."""
     try:
-        stored: dict[str, Any] = json.loads((job.folder / "result.json").read_text())
+        stored = read_json(file, "json_bytes")
     except (OSError, ValueError):
         return None
-    return stored["run"] if stored.get("identity") == _identity(job, folder) else None
+    run = stored.get("run")
+    return run if stored.get("identity") == identity and isinstance(run, dict) and _is_outcome(run) else None
+
+
+def _is_outcome(run: dict[str, Any]) -> bool:
+    """Tell whether a run has every field that is summarised or shown, each of its kind."""
+    method, losses = run.get("method"), run.get("losses")
+    return (
+        isinstance(method, dict)
+        and all(isinstance(method.get(name), str) for name in ("name", "sampler", "weighting"))
+        and (method.get("temperature", "") is None or _is_number(method.get("temperature")))
+        and isinstance(losses, list)
+        and all(isinstance(loss, int | float) for loss in losses)  # which may be no number any more
+        and all(name in run and (run[name] is None or _is_number(run[name])) for name in FIGURES)
+        and all(_is_number(run.get(name)) for name in (*set(FIGURES) - UNKNOWN, *SHOWN))
+        and isinstance(run.get("false_negatives_truth"), str)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
 def _keep(job: Job, folder: ClustersFolder, outcome: dict[str, Any]) -> dict[str, Any]:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from clip_negatives.dataset.source import AHEAD, Sample, fingerprint_of, read_image, read_small_files, stamp
+from clip_negatives.dataset.source import AHEAD, Sample, fingerprint_of, in_turn, pixels_of, read_image, read_small_files, stamp
 from clip_negatives.dataset.urls import is_plain, unreadable
 from clip_negatives.errors import DataError
+from clip_negatives.limits import VARIABLE, limit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,6 +80,13 @@ class CsvPairs:
         if table.empty:
             raise DataError(f"Expected at least one pair in {self.path}, got a header only.")
         self._images, self._texts = (_strings(table[column]) for column in (image_column, text_column))
+        letters = pc.utf8_length(self._texts)
+        if (longest := pc.max(letters).as_py()) > limit("letters"):
+            raise DataError(
+                f"Expected texts of at most {limit('letters')} letters in {self.path}, got {longest} in row "
+                f"{pc.index(letters, longest).as_py()}, counted from 0 after the header. Look for a quote that is not "
+                f"closed, or raise the limit: {VARIABLE}=letters=NUMBER."
+            )
         # An empty field says that nothing is known about the row, not that all such rows show the same.
         groups = table[group_column] if group_column else None
         self._groups = None if groups is None else _strings(groups.astype(object).where(groups.notna(), ""))
@@ -123,7 +132,10 @@ class CsvPairs:
         """
         with ThreadPoolExecutor() as pool:
             for first in range(start, stop, AHEAD):
-                yield from pool.map(self._image, range(first, min(first + AHEAD, stop)))
+                rows = range(first, min(first + AHEAD, stop))
+                pixels = dict(zip(rows, pool.map(self._pixels, rows), strict=True))
+                for some in in_turn(rows, AHEAD, pixels.__getitem__):
+                    yield from pool.map(self._image, some)
 
     def small_images(self, index: Sequence[int], side: int) -> Iterator[Image.Image | None]:
         """Yield the images of some rows, to fit a square of `side` pixels; None for one that cannot be read."""
@@ -141,6 +153,9 @@ class CsvPairs:
         """Return the columns image, text and group of rows start .. stop-1."""
         columns = {"image": self._images, "text": self._texts, "group": self._groups}
         return {name: None if column is None else column[start:stop].to_pylist() for name, column in columns.items()}
+
+    def _pixels(self, row: int) -> int:
+        return pixels_of(str(self._images[row].as_py()))
 
     def _image(self, row: int) -> Image.Image:
         path = str(self._images[row].as_py())

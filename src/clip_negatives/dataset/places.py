@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import tarfile
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import IO
 
 from webdataset.tariterators import base_plus_ext
 
-from clip_negatives.dataset.archive import SKIPPED
+from clip_negatives.dataset.archive import SKIPPED, UNREADABLE, Member
 from clip_negatives.dataset.urls import open_url, unreadable
 from clip_negatives.errors import DataError
 
@@ -21,7 +22,7 @@ def places_of(address: str) -> dict[str, tuple[int, int]]:
     """Return first byte and size of each sample of a tar, by its key; of a torn tar of those that stand before the tear."""
     places: dict[str, tuple[int, int]] = {}
     try:
-        with open_url(address) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with open_url(address) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=Member) as tar:
             for key, members in itertools.groupby(_keyed(tar), key=lambda one: one[0]):
                 files = [member for _, member in members]
                 end = files[-1].offset_data + -(-files[-1].size // BLOCK) * BLOCK
@@ -30,10 +31,11 @@ def places_of(address: str) -> dict[str, tuple[int, int]]:
                         f"Expected the files of each sample together in {address}, got {key} twice. Write it again."
                     )
                 places[key] = files[0].offset, end - files[0].offset
-    except (tarfile.TarError, EOFError):
+    except UNREADABLE:
         pass  # prepare has said so, and has taken what stands before
     except OSError as error:
-        raise unreadable("tar", address, error) from error
+        if error.errno != errno.EINVAL:  # which is said of a place past any that a file can have
+            raise unreadable("tar", address, error) from error
     return places
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
+import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,24 @@ from typing import Any, Protocol, TypeVar
 from PIL import Image
 
 from clip_negatives.errors import DataError
+from clip_negatives.limits import VARIABLE, limit
 
 T = TypeVar("T")
 
 AHEAD = 64
 """Images that are read at once, by threads."""
 
-_DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What PIL's decoders raise for files that are damaged or no image."""
+PIXELS_AHEAD = 2**27
+"""Pixels that they may have together, 400 MB: large images are read in smaller numbers."""
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+"""What images may be, whatever they are named. Pillow knows others: one, EPS, is a program that Ghostscript would run."""
+
+_DECODING = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+)
+"""What PIL's decoders raise for files that are damaged or no image; it documents none of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +119,29 @@ def fingerprint_of(digests: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
-def in_turn(samples: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield lists of `size` samples, the last one perhaps shorter."""
-    iterator = iter(samples)
-    while some := list(itertools.islice(iterator, size)):
+def in_turn(
+    samples: Iterable[T], size: int, pixels: Callable[[T], int] | None = None, at_most: int = PIXELS_AHEAD
+) -> Iterator[list[T]]:
+    """Yield lists of `size` samples; shorter ones at the end, and where samples would have more pixels than `at_most` together.
+
+    Examples:
+        >>> list(in_turn([1, 9, 2, 2, 2], 3, lambda pixels: pixels, 6))
+        [[1], [9], [2, 2, 2]]
+    """
+    some, held = list[T](), 0
+    for sample in samples:
+        more = 0 if pixels is None else pixels(sample)
+        if len(some) == size or (some and held + more > at_most):
+            yield some
+            some, held = [], 0
+        some.append(sample)
+        held += more
+    if some:
         yield some
+
+
+class TooLargeError(DataError):
+    """Report an image with more pixels than the limit: a small file can hold so many that all memory is not enough."""
 
 
 def read_image(opened: Any, what: str) -> Image.Image:
@@ -123,32 +152,72 @@ def read_image(opened: Any, what: str) -> Image.Image:
         what: what the message of an error calls it.
 
     Raises:
-        DataError: it is missing or no image.
+        DataError: it is missing, no image of `FORMATS`, or (`TooLargeError`) has more pixels than the limit.
     """
     try:
-        with Image.open(opened) as image:
+        with _open_image(opened) as image:
             picture: Image.Image = image.convert("RGB")
             return picture
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(
+            f"Expected an image of at most {limit('pixels')} pixels, got {what}, which has more. Make it smaller, leave it "
+            f"out, or raise the limit: {VARIABLE}=pixels=NUMBER."
+        ) from error
     except _DECODING as error:
         fault = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as one"
         raise DataError(f"Expected an image, got {what}, which {fault}. Repair it or leave it out.") from error
 
 
 def read_small_image(opened: Any, side: int) -> Image.Image | None:
-    """Return an image in RGB, shrunk to fit a square of `side` pixels, or None where it is missing or no image.
+    """Return an image in RGB, shrunk to fit a square of `side` pixels, or None where `read_image` would refuse it.
 
     Args:
         opened: path or binary file.
         side: pixels; smaller images stay as they are.
     """
     try:
-        with Image.open(opened) as image:
+        with _open_image(opened) as image:
             image.draft("RGB", (2 * side, 2 * side))  # decodes a large JPEG at a fraction of its size
             picture: Image.Image = image.convert("RGB")
     except _DECODING:
         return None
     picture.thumbnail((side, side))
     return picture
+
+
+def pixels_of(opened: Any) -> int:
+    """Return the pixels of an image by its header, 0 where `read_image` will refuse it."""
+    try:
+        with _open_image(opened) as image:
+            return int(image.width * image.height)
+    except _DECODING:
+        return 0
+
+
+def _open_image(opened: Any) -> Image.Image:
+    """Open an image of which nothing but the header is read yet."""
+    if isinstance(opened, str | os.PathLike) and not Path(opened).is_file():
+        # A pipe without a writer would hold us up for ever.
+        raise FileNotFoundError(opened)
+    allow_pixels()
+    image = Image.open(opened, formats=_formats())
+    if image.width * image.height > limit("pixels"):
+        image.close()
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    return image
+
+
+def allow_pixels() -> None:
+    """Let Pillow, which open_clip reads images with, have the limit as well where the environment raises it."""
+    if Image.MAX_IMAGE_PIXELS is not None and limit("pixels") > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = limit("pixels")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Return those of `FORMATS` that this Pillow reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def read_small_files(paths: Sequence[str], side: int) -> Iterator[Image.Image | None]:
@@ -162,6 +231,6 @@ def stamp(file: str) -> bytes:
     """Return size and time of change of a file, for fingerprints."""
     try:
         status = Path(file).stat()
-    except OSError:
+    except (OSError, ValueError):  # a name with a zero byte in it
         return b"missing"
     return f"{status.st_size} {status.st_mtime_ns}\0".encode()

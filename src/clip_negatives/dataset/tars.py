@@ -6,7 +6,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,27 @@ from PIL import Image
 from webdataset.tariterators import group_by_keys
 
 from clip_negatives.dataset.archive import files
-from clip_negatives.dataset.source import AHEAD, Broken, Sample, fingerprint_of, in_turn, read_image, read_small_image
+from clip_negatives.dataset.source import (
+    AHEAD,
+    Broken,
+    Sample,
+    TooLargeError,
+    fingerprint_of,
+    in_turn,
+    pixels_of,
+    read_image,
+    read_small_image,
+)
 from clip_negatives.dataset.urls import Reads, check_shards, expand_urls, open_url, stamp_of, unreadable
 from clip_negatives.errors import DataError
+from clip_negatives.limits import limit
+from clip_negatives.reading import parse_json
 
 EXTENSIONS = ("jpg", "png", "jpeg", "webp")
 """Of images, in the order in which open_clip looks for them."""
+
+WANTED = (*EXTENSIONS, "txt", "json")
+"""Endings of the files that are read; others that a sample has are passed over."""
 
 TORN = (tarfile.TarError, EOFError, zlib.error)
 """What is raised where a tar is damaged; an OSError says that it cannot be reached, which may pass."""
@@ -151,16 +165,24 @@ class TarPart:
             DataError: the tar is not there or cannot be read on, or a pair lacks the group field.
         """
         with ThreadPoolExecutor() as pool:
-            for some in in_turn(self.members(), AHEAD):
+            for some in in_turn(self.members(), AHEAD, _pixels):
                 yield from pool.map(self._decoded, some)
 
     def members(self) -> Iterator[dict[str, Any] | Broken]:
-        """Yield the samples that have a text and an image, undecoded, and at the end what the tar is broken by."""
+        """Yield the samples that have a text and an image, undecoded, and at the end what the tar is broken by.
+
+        Raises:
+            DataError: the tar is not there or cannot be read on, or has two files of one name in a sample.
+        """
         faults: list[Broken] = []
         try:
             with open_url(self.name) as stream:
                 for sample in group_by_keys(self._files(Reads(stream, self.name), faults)):
                     if "txt" in sample and any(extension in sample for extension in EXTENSIONS):
+                        sample["__key__"], known = printable(sample["__key__"]), sample["__key__"]
+                        if sample["__key__"] != known:
+                            yield Broken(sample["__key__"], "the name is not UTF-8")
+                            continue
                         # The last one before a tear may have lost what would follow.
                         lost = bool(faults) and self.group_field is not None and "json" not in sample
                         yield Broken(str(sample["__key__"]), "the tar is damaged before its .json") if lost else sample
@@ -173,7 +195,7 @@ class TarPart:
     def _files(self, stream: Reads, faults: list[Broken]) -> Iterator[dict[str, Any]]:
         """Yield the files of the tar; where it is torn, say so and end, so that the sample at hand is still whole."""
         try:
-            for name, content in files(stream):
+            for name, content in files(stream, WANTED):
                 yield {"fname": name, "data": content, "__url__": self.name}
         except TORN:
             faults.append(Broken(self.name, "the tar is damaged; what stands before is taken"))
@@ -188,8 +210,14 @@ class TarPart:
         try:
             image = read_image(_image_file(sample), f"the sample {key}")
             return Sample(key, sample["txt"].decode(), image, group=group, shard=self.name)
+        except TooLargeError:
+            return Broken(key, "the image has too many pixels")
         except Exception:  # Decoders raise what they like at damaged files, and open_clip leaves out the sample at any of it.
             return Broken(key, "the image cannot be read")
+
+
+def _pixels(sample: dict[str, Any] | Broken) -> int:
+    return 0 if isinstance(sample, Broken) or _fault(sample) is not None else pixels_of(_image_file(sample))
 
 
 def _image_file(sample: dict[str, Any]) -> io.BytesIO:
@@ -200,8 +228,9 @@ def _group(sample: dict[str, Any], field: str | None) -> str:
     if field is None:
         return ""
     try:
-        return str(json.loads(sample.get("json", b"{}"))[field])
-    except (ValueError, KeyError, TypeError):
+        group = str(parse_json(sample.get("json", b"{}"))[field])
+        return group.encode("utf-8", "backslashreplace").decode()  # JSON can say what no text may hold
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(
             f"Expected the field {field!r} in the .json of each sample, got none in {sample['__key__']}. "
             "Name another --group-column or none."
@@ -211,12 +240,22 @@ def _group(sample: dict[str, Any], field: str | None) -> str:
 def _fault(sample: dict[str, Any]) -> Broken | None:
     """Return what a sample is broken by, its image apart."""
     key = str(sample["__key__"])
+    too_large = next((ending for ending in WANTED if ending in sample and sample[ending] is None), None)
+    if too_large is not None:
+        return Broken(key, f"the .{too_large} has more than {limit('member_bytes')} bytes")
     try:
-        sample["txt"].decode()
+        text = sample["txt"].decode()
     except UnicodeDecodeError:
         return Broken(key, "the text is not UTF-8")
+    if len(text) > limit("letters"):
+        return Broken(key, f"the text has {len(text)} letters, more than {limit('letters')}")
     try:
-        json.loads(sample.get("json", b"{}"))
+        parse_json(sample.get("json", b"{}"))
     except ValueError:
         return Broken(key, "the .json cannot be read")
     return None
+
+
+def printable(name: str) -> str:
+    """Return a name with what is not UTF-8 in it, where a tar has such, as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -17,6 +17,9 @@ from clip_negatives.errors import DataError
 CHANGES = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
 """What file systems call that which differs once a file is written anew; each has some of them."""
 
+BEYOND = 100
+"""Times that a stream is read after its end."""
+
 
 def expand_urls(urls: str) -> list[str]:
     """Return the shards that `urls` names, with braces expanded and lists split at ``::``, as open_clip does.
@@ -101,17 +104,24 @@ class Reads:
 
     def __init__(self, stream: IO[bytes], url: str) -> None:
         self._stream, self._url = stream, url
+        self._beyond = 0
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes.
 
         Raises:
             DataError: they cannot be read.
+            EOFError: they were asked for time and again after the end: `tarfile` looks for the end of a file that a header says
+                to be of 2^60 bytes, block after block.
         """
         try:
-            return self._stream.read(size)
+            found = self._stream.read(size)
         except Exception as error:  # Each file system of fsspec has errors of its own.
             raise unreadable("tar", self._url, error) from error
+        self._beyond = 0 if found else self._beyond + 1
+        if self._beyond > BEYOND:
+            raise EOFError
+        return found
 
 
 def unreadable(what: str, url: str, error: Exception) -> DataError:

@@ -19,6 +19,9 @@ from clip_negatives.errors import DataError, UnknownNameError
 BATCH = 64
 """Samples that go through the model together."""
 
+LETTERS = 10_000
+"""Of a text that is tokenized: models look at far fewer, and the time of a word without an end grows with its square."""
+
 MODELS = Path(__file__).parent.parent / "integrations" / "open_clip" / "models"
 """Our own model configurations, known to open_clip by file name."""
 
@@ -61,7 +64,7 @@ def text_tower(model: str, weights: str) -> Encoder:
     net, _, tokenizer = _load(*_checked(model, weights))
 
     def encode(lines: Sequence[str]) -> Tensor:
-        return _run(net.encode_text, lines, lambda some: tokenizer(list(some)))
+        return _run(net.encode_text, lines, lambda some: tokenizer([line[:LETTERS] for line in some]))
 
     return Encoder(encode)
 

@@ -47,7 +47,7 @@ def _load(model: Any, file: str) -> None:
     """
     from timm.models import load_state_dict
 
-    missing = model.load_state_dict(load_state_dict(file), strict=False).missing_keys
+    missing = model.load_state_dict(load_state_dict(file, weights_only=True), strict=False).missing_keys
     if missing:
         raise KeyError(f"{len(missing)} weights are not in the file, such as {missing[0]}")
 

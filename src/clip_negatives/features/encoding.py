@@ -21,6 +21,9 @@ from clip_negatives.features.store import KEYS, SAMPLES, VECTORS, Record, Store
 CHUNK = 512
 """Samples that are encoded together; they are of one part, so that features do not depend on who encodes what else."""
 
+PIXELS = 2**29
+"""Pixels that they have together at most, 1.6 GB: of images over a million pixels, fewer are encoded together."""
+
 KEY_BYTES = 16
 """Size of the digest of a key: two of 1e9 keys have the same with a probability of 1e-21."""
 
@@ -38,7 +41,7 @@ def encode_images(part: Part, digest: str, encoder: Encoder, store: Store, dtype
     broken: list[tuple[str, str]] = []
     with store.adding(digest) as (folder, record):
         with (folder / VECTORS).open("wb") as vectors, (folder / KEYS).open("wb") as keys:
-            for some in in_turn(_sound(part.samples(), broken), CHUNK):
+            for some in in_turn(_sound(part.samples(), broken), CHUNK, _pixels, PIXELS):
                 _write(encoder.encode([sample.image for sample in some]), encoder, dtype, vectors, record)
                 keys.write(b"".join(key_digest(sample.key) for sample in some))
                 tables.append(_table(some))
@@ -99,6 +102,10 @@ def _sound(samples: Iterable[Sample | Broken], broken: list[tuple[str, str]]) ->
             broken.append((sample.key, sample.reason))
         else:
             yield sample
+
+
+def _pixels(sample: Sample) -> int:
+    return sample.image.width * sample.image.height
 
 
 def _table(some: list[Sample]) -> pa.Table:

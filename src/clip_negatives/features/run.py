@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from clip_negatives import __version__
-from clip_negatives.artifacts import BROKEN, FEATURES, SAMPLES, map_tensors
+from clip_negatives.artifacts import BROKEN, FEATURES, SAMPLES
 from clip_negatives.atomic import replaced_file, replaced_folder
 from clip_negatives.dataset import PairSource
 from clip_negatives.dataset.source import fingerprint_of
@@ -29,6 +29,7 @@ from clip_negatives.features.assembly import check_keys, evenly, write_features,
 from clip_negatives.features.encoding import CHUNK, Advance, encode_images, encode_texts, texts_of
 from clip_negatives.features.store import Store
 from clip_negatives.processes import HaltedError, Processes
+from clip_negatives.reading import read_tensors
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ class Encoded:
 
     @cached_property
     def _features(self) -> dict[str, Tensor]:
-        return map_tensors(self.features_file)
+        return read_tensors(self.features_file)
 
 
 class Encoding:

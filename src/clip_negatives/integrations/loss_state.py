@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.atomic import replaced_file, write_tensors
 from clip_negatives.errors import ArtifactError
+from clip_negatives.reading import read_tensors
 
 
 def state_of(loss: AnchorLoss | None) -> dict[str, Tensor]:
@@ -41,8 +40,8 @@ def read_state(loss: AnchorLoss | None, file: Path) -> None:
     if not state_of(loss):
         return
     try:
-        stored = load_file(file)
-    except (OSError, SafetensorError) as error:
+        stored = read_tensors(file)
+    except (OSError, ValueError) as error:
         raise ArtifactError(
             f"Expected what the loss remembers at {file}, to resume there, got none that can be read. "
             "Resume from the run's own checkpoints."
@@ -57,7 +56,8 @@ def fill_state(loss: AnchorLoss | None, stored: Mapping[str, Tensor], where: str
         ArtifactError: they are of another loss; `where` they were found.
     """
     state = state_of(loss)
-    if {name: one.shape for name, one in stored.items()} != {name: one.shape for name, one in state.items()}:
+    kinds = [{name: (one.shape, one.dtype) for name, one in tensors.items()} for tensors in (stored, state)]
+    if kinds[0] != kinds[1]:
         raise ArtifactError(
             f"Expected the state of the same loss over the same data in {where}, got another. Resume with the same weighting."
         )

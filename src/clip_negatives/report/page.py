@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
@@ -58,7 +59,25 @@ def render(template: str, **values: Any) -> str:
         template: name of a file among the templates.
         values: what the template shows.
     """
-    environment = Environment(
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+            script=script,
+            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            version=__version__,
+            caption_letters=formats.CAPTION,
+            **values,
+        )
+    )
+
+
+@functools.cache
+def environment() -> Environment:
+    """Return what makes pages of the templates: it escapes every value, and knows no value that is not given."""
+    found = Environment(
         loader=PackageLoader("clip_negatives.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -66,14 +85,6 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     for written in (formats.percent, formats.decimal, formats.count, formats.caption):
-        environment.filters[written.__name__] = written
-    environment.globals["plural"] = formats.plural
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return environment.get_template(template).render(
-        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-        script=script,
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        version=__version__,
-        caption_letters=formats.CAPTION,
-        **values,
-    )
+        found.filters[written.__name__] = written
+    found.globals["plural"] = formats.plural
+    return found

@@ -1,8 +1,9 @@
-"""The seam: three functions that open_clip's training looks up by name, replaced while it runs.
+"""The seam: four functions that open_clip's training looks up by name, replaced while it runs.
 
-``open_clip_train.main`` calls ``get_data``, ``create_loss`` and ``train_one_epoch``, each found in its own namespace. Nothing
-else of open_clip is touched (on CPUs, `cpu_ddp` mends its distributed training), and the three are put back when training
-ends. What this relies on is looked for first, so that a version in which it moved gives an error and not another training.
+``open_clip_train.main`` calls ``get_data``, ``create_loss``, ``train_one_epoch`` and ``pt_load``, each found in its own
+namespace. Nothing else of open_clip is touched (on CPUs, `cpu_ddp` mends its distributed training), and the four are put back
+when training ends. What this relies on is looked for first, so that a version in which it moved gives an error and not another
+training.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import open_clip
 from torch import Tensor
 
 from clip_negatives.anchors import AnchorLoss
+from clip_negatives.dataset.source import allow_pixels
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.encoders.words import ShortWords
 from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.checkpoints import load_checkpoint, no_ghostscript
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
 from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
@@ -42,6 +45,7 @@ EXPECTED = {
     "get_data": ("args", "preprocess_fns", "epoch", "tokenizer"),
     "create_loss": ("args",),
     "train_one_epoch": ("model", "data", "loss", "epoch", "optimizer"),
+    "pt_load": ("file_path", "map_location"),
 }
 """The functions that are replaced, and the parameters that each must have."""
 
@@ -72,11 +76,12 @@ def load_main() -> ModuleType:
 @contextmanager
 def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
     """Let `negatives` stand in for open_clip's functions, and put them back at the end."""
+    allow_pixels()
     originals = {name: getattr(main, name) for name in EXPECTED}
     try:
         for name in EXPECTED:
             setattr(main, name, getattr(negatives, name))
-        with cpu_ddp():
+        with cpu_ddp(), no_ghostscript():
             yield
     finally:
         for name, function in originals.items():
@@ -92,6 +97,9 @@ class Negatives:
         folder: the clusters to start from; None where nothing needs clusters, and on ranks that read them later.
         needs_clusters: whether clusters are needed.
     """
+
+    pt_load = staticmethod(load_checkpoint)
+    """Stands in for open_clip's own, which before torch 2.6 runs what a checkpoint holds."""
 
     def __init__(self, main: ModuleType, options: TrainOptions, folder: TrainedOn | None, *, needs_clusters: bool) -> None:
         self.options = options

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from argparse import Namespace
@@ -12,6 +11,7 @@ from open_clip_train.data import expand_urls, get_dataset_size
 
 from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
 from clip_negatives.errors import DataError
+from clip_negatives.reading import read_json
 
 
 def kind_of(args: Namespace) -> str:
@@ -75,7 +75,7 @@ def _steps_of_stream(args: Namespace) -> int:
         DataError: the number of samples is not known, or the shards do not suffice.
     """
     shards, counts = _shards(args.train_data)
-    n: int = args.train_num_samples or get_dataset_size(args.train_data)[0]
+    n: int = args.train_num_samples or (sum(counts) if counts is not None else _length(args.train_data))
     if not n:
         raise DataError(
             f"Expected --train-num-samples for {args.train_data}, beside which neither sizes.json nor __len__ gives "
@@ -108,7 +108,25 @@ def _shards(urls: str) -> tuple[int, list[int] | None]:
     if not sizes.is_file():
         return len(files), None
     try:
-        counts = json.loads(sizes.read_text())
-        return len(files), [int(counts[file.name]) for file in files]
-    except (ValueError, KeyError, TypeError) as error:
+        counts = read_json(sizes, "json_bytes")
+        found = [int(counts[file.name]) for file in files]
+        if min(found) < 0:
+            raise ValueError("a negative number")
+        return len(files), found
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"Expected {sizes} to give the samples of every shard, got one that does not: {error!r}.") from error
+
+
+def _length(urls: str) -> int:
+    """Return the number of samples that a file ``__len__`` beside the shards says, 0 where there is none.
+
+    Raises:
+        DataError: it says something else.
+    """
+    try:
+        found = get_dataset_size(urls)[0]
+    except (OSError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:  # of `ast.literal_eval`
+        raise DataError(f"Expected the number of samples in __len__ beside {urls}, got: {error!r}.") from error
+    if found is not None and (type(found) is not int or found < 0):
+        raise DataError(f"Expected the number of samples in __len__ beside {urls}, got {str(found)[:80]}.")
+    return found or 0

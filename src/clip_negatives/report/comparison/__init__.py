@@ -34,8 +34,10 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
         ArtifactError: it cannot be written.
     """
     output = Path(output).absolute()
-    answers, test = read_answers(comparison, output)
+    answers = read_answers(comparison, output)
     changed = changes(answers) if BASELINE in answers else []
+    # Said by whoever ran this, never by a file in the folder: it may name a command to read from.
+    test = comparison.setting.get("test") if answers.get(BASELINE) else None
     album, none_because = _album(changed, test)
     difference_plot, difference_tables = figures.differences(comparison)
     cost_plots, cost_table = figures.costs(comparison)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,20 +55,19 @@ class Changed:
     n_broken: int
 
 
-def read_answers(comparison: Comparison, output: Path) -> tuple[dict[str, list[Queries]], Mapping[str, Any] | None]:
-    """Return what each run answered, by method, and how the test pairs are read.
+def read_answers(comparison: Comparison, output: Path) -> dict[str, list[Queries]]:
+    """Return what each run answered, by method.
 
-    Methods of which a run kept nothing are left out: earlier versions kept no answers.
+    Methods of which a run kept nothing, or answers to other queries, are left out: earlier versions kept no answers.
     """
     answers: dict[str, list[Queries]] = {}
     for name in comparison.summaries:
-        seeds = [run["seed"] for run in comparison.runs if run["method"]["name"] == name]
-        found = [read_queries(run_folder(output, name, seed)) for seed in seeds]
-        known = [one for one in found if one is not None]
+        runs = [run for run in comparison.runs if run["method"]["name"] == name]
+        found = [read_queries(run_folder(output, name, run["seed"])) for run in runs]
+        known = [one for one, run in zip(found, runs, strict=True) if one is not None and len(one.rank) == run["queries"]]
         if len(known) == len(found):
             answers[name] = known
-    test = answers[BASELINE][0].test if answers.get(BASELINE) else None
-    return answers, test
+    return answers
 
 
 def changes(answers: Mapping[str, Sequence[Queries]]) -> list[Changed]:
