@@ -46,6 +46,12 @@ def target(campaign: str, *, small: bool) -> Path:
     return (ROOT / ".benchmarks" if small else ROOT / "benchmarks" / "results") / machine() / f"trust-{campaign}.json"
 
 
+def read(campaign: str, *, small: bool) -> dict[str, Any]:
+    """Return what `write` wrote of a campaign on this machine, nothing where it did not yet."""
+    file = target(campaign, small=small)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def write(campaign: str, rows: Iterable[Row], *, command: str, seconds: float, small: bool, **figures: Any) -> Path:
     """Write ``trust-<campaign>.json`` beside the other results of this machine; of a small run under ``.benchmarks``.
 
