@@ -55,6 +55,8 @@ def main() -> None:
     # Pictures are compressed already; the dictionary would only make the file larger.
     table = pa.table({**columns, "image": pictures})
     pq.write_table(table, file, compression="zstd", use_dictionary=list(columns), row_group_size=len(rows))
+    # In the format of sha256sum, which checks it with --check.
+    file.with_suffix(".parquet.sha256").write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n")
     print(f"{file}: {len(rows)} listings, {len(set(columns['item']))} items, {file.stat().st_size / 1e6:.2f} MB")
 
 

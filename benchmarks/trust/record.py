@@ -41,6 +41,17 @@ class Row:
     outcome: str
 
 
+def target(campaign: str, *, small: bool) -> Path:
+    """Return where `write` puts the result of a campaign on this machine."""
+    return (ROOT / ".benchmarks" if small else ROOT / "benchmarks" / "results") / machine() / f"trust-{campaign}.json"
+
+
+def read(campaign: str, *, small: bool) -> dict[str, Any]:
+    """Return what `write` wrote of a campaign on this machine, nothing where it did not yet."""
+    file = target(campaign, small=small)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def write(campaign: str, rows: Iterable[Row], *, command: str, seconds: float, small: bool, **figures: Any) -> Path:
     """Write ``trust-<campaign>.json`` beside the other results of this machine; of a small run under ``.benchmarks``.
 
@@ -52,9 +63,8 @@ def write(campaign: str, rows: Iterable[Row], *, command: str, seconds: float, s
         small: whether this was the small size, which proves that the campaign runs and nothing more.
         figures: what else was measured, as JSON takes it.
     """
-    folder = (ROOT / ".benchmarks" if small else ROOT / "benchmarks" / "results") / machine()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"trust-{campaign}.json"
+    file = target(campaign, small=small)
+    file.parent.mkdir(parents=True, exist_ok=True)
     whole = {
         "command": command,
         "version": clip_negatives.__version__,

@@ -141,7 +141,8 @@ class LossTerms:
     @property
     def n_samples(self) -> int | None:
         """Return N, or None where nothing belongs to a sample, so that the terms fit any number of them."""
-        return next((int(value.shape[0]) for value in self._per_sample().values()), None)
+        lengths = [int(value.shape[0]) for value in self._per_sample().values()]
+        return lengths[0] if lengths else None
 
     def _per_sample(self) -> dict[str, Tensor]:
         """Return the tensors that have an entry for each sample."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import tarfile
 from argparse import Namespace
@@ -19,6 +20,11 @@ from clip_negatives import catalogue
 from clip_negatives.errors import ArtifactError, InputError
 
 DATA = files("clip_negatives.catalogue") / "data"
+
+
+def test_data_are_those_whose_sum_is_recorded() -> None:
+    expected, name = (DATA / "catalogue.parquet.sha256").read_text().split()
+    assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == expected
 
 
 def test_splits() -> None:
