@@ -97,7 +97,6 @@ def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], batches: Any, collat
             "persistent_workers",
             "in_order",
         )
-        if hasattr(loader, name)  # in_order came with torch 2.6
     }
     if loader.num_workers > 0:
         kept["prefetch_factor"] = loader.prefetch_factor
