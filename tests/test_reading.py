@@ -25,6 +25,7 @@ from clip_negatives.reading import read_columns, read_json, read_table, read_ten
         ('{"n": ' + "1" * 5000 + "}", "limit"),
         (" " * (2**20 + 1), "1048577 bytes, more than 1048576"),
         (b'{"a": "\xff"}', "decode"),
+        (b'{"a": ["\\uD800"]}', "surrogates"),
     ],
 )
 def test_json_that_is_refused(tmp_path: Path, text: str | bytes, words: str) -> None:

@@ -30,9 +30,13 @@ def write_mapped(parquet: Path, columns: Sequence[str], file: Path) -> None:
         names = [name for name in source.schema_arrow.names if name in columns]
         schema = pa.schema([source.schema_arrow.field(name) for name in names])
         with replaced_file(file) as partial, pa.ipc.new_file(partial, schema) as writer:
+            left = source.metadata.num_rows
             for batch in source.iter_batches(ROWS_AT_ONCE, columns=names):
                 check_texts(batch, [name for name in names if name != "group"])
                 writer.write_batch(batch.select(names))
+                left -= batch.num_rows
+            if left != 0:
+                raise ValueError(f"{left} rows fewer than it claims")
     except (ValueError, pa.ArrowException) as error:
         reason = one_line(error)
         raise ArtifactError(f"Expected a table that can be read at {parquet}, got: {reason}. Prepare it again.") from error

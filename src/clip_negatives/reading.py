@@ -54,9 +54,12 @@ def read_json(file: Path, at_most: str = "manifest_bytes") -> dict[str, Any]:
         ValueError: it is too large, not JSON, or holds something else.
     """
     check_file(file, limit(at_most))
-    found = parse_json(file.read_bytes())
+    text = file.read_bytes()
+    found = parse_json(text)
     if not isinstance(found, dict):
         raise ValueError("it holds no object")
+    if b"\\ud" in text.lower():  # half a letter, which JSON can say and no text may hold
+        json.dumps(found, ensure_ascii=False).encode()
     return found
 
 
@@ -170,6 +173,8 @@ def read_table(file: Path, strings: Sequence[str], optional: Sequence[str] = (),
         found = table.read(columns=names, use_threads=table.metadata.num_rows > FEW)
     except (pa.ArrowException, OSError) as error:  # of a damaged page
         raise ValueError(one_line(error)) from error
+    if found.num_rows != table.metadata.num_rows:
+        raise ValueError(f"it has {found.num_rows} rows where it claims {table.metadata.num_rows}")
     check_texts(found, strings)
     return found
 
