@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from clip_negatives.anchors import AnchorLoss
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.checkpoints import check_finite
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
 from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
@@ -33,6 +34,7 @@ from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.labels import TrainedOn
 from clip_negatives.loader import BatchIndex
 from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.pulse import watched
 from clip_negatives.refresh import refresh_due
 from clip_negatives.temperature import hold_temperature
 
@@ -74,7 +76,7 @@ def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
     try:
         for name in EXPECTED:
             setattr(main, name, getattr(negatives, name))
-        with cpu_ddp():
+        with cpu_ddp(), negatives.run:
             yield
     finally:
         for name, function in originals.items():
@@ -106,9 +108,11 @@ class Negatives:
         self._extra_texts = 0
         self._figures: EpochFigures | None = None
         self._logged: LossTerms | AnchorLoss | None = None  # what the loss makes of the clusters, on the CPU
+        self.run = ExitStack()  # what lasts until the run ends
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
+        self.run.enter_context(watched(args.rank, args.world_size))
         data: dict[str, Any] = self._get_data(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         if "train" not in data:
             return data
@@ -158,6 +162,7 @@ class Negatives:
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
         if unlabelled := getattr(data["train"].dataloader.loader, "unlabelled", 0):
             logging.warning(f"clip-negatives: {unlabelled} samples so far had no labels; their pairs counted as they are")
+        check_finite(model, epoch + 1)
         store_state(loss.anchor_loss, self._args, epoch + 1)
 
     def _hold_temperature(self, model: Any, optimizer: Any) -> None:
