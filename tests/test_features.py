@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -140,6 +141,17 @@ def test_damaged_part_is_encoded_again(source: CsvPairs, tmp_path: Path, file: s
     again = Stopping(-1)
     found = _run(source, tmp_path / "work", again.encoder())
     assert again.encoded == 16
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("file", ["record.json", "features.safetensors", "samples.parquet"])
+def test_damaged_whole_is_put_together_again(source: CsvPairs, tmp_path: Path, file: str) -> None:
+    expected = _run(source, tmp_path / "work")
+    whole = next((tmp_path / "work").glob("whole-*")) / file
+    whole.write_bytes(whole.read_bytes()[:50])
+    again = Stopping(-1)
+    found = _run(source, tmp_path / "work", again.encoder())
+    assert again.encoded == 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -306,3 +318,30 @@ def test_error_is_said_where_the_others_cannot_be_told(tmp_path: Path) -> None:
     stopped.halt = tmp_path / "none" / "halt"
     with pytest.raises(OSError, match="No space left"):
         stopped._guarded(_full)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused_by_name(source: CsvPairs, tmp_path: Path, value: float) -> None:
+    """A cluster of them would be none; what was encoded before is kept, and the next run with a sound encoder goes on."""
+    sound = image_encoder("pixels:dim=8")
+    place = [0]
+
+    def poisoned(some: Sequence[Any]) -> Tensor:
+        made = sound.encode(some)
+        if 20 in range(place[0], place[0] + len(some)):
+            made[20 - place[0], 3] = value
+        place[0] += len(some)
+        return made
+
+    broken = dataclasses.replace(sound, encode=poisoned)
+    with pytest.raises(DataError, match=r"NaN or infinity from pixels.* for the image of sample 20\. Leave it out"):
+        _encode(source, tmp_path / "work", broken)
+    assert len(list((tmp_path / "work" / "images").glob("*/record.json"))) == 1
+    assert all(torch.equal(*pair) for pair in zip(_run(source, tmp_path / "work"), _run(source, tmp_path / "new"), strict=True))
+
+
+def test_texts_without_finite_features_are_refused_by_name(source: CsvPairs, tmp_path: Path) -> None:
+    sound = text_encoder("tfidf:dim=8")
+    broken = dataclasses.replace(sound, encode=lambda some: sound.encode(some) * float("nan"))
+    with pytest.raises(DataError, match=r"NaN or infinity from tfidf.* for the text '"):
+        encode(source, image_encoder("pixels:dim=8"), broken, tmp_path / "work", progress=False)

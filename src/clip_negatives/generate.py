@@ -112,9 +112,10 @@ def generate(
 
         def write(part: int) -> int:
             file = work / f"{part:06d}.parquet"
-            if not file.exists():
-                with replaced_file(file) as partial:
-                    pq.write_table(_table(pairs.part(part), clusters, terms, samples), partial, compression="zstd")
+            if (count := _count(file)) is not None:
+                return count
+            with replaced_file(file) as partial:
+                pq.write_table(_table(pairs.part(part), clusters, terms, samples), partial, compression="zstd")
             return int(pq.read_metadata(file).num_rows)
 
         parts = range(len(pairs))
@@ -183,6 +184,14 @@ def _claim(work: Path, claim: dict[str, Any]) -> None:
             item.unlink()
         with replaced_file(file) as partial:
             partial.write_text(told)
+
+
+def _count(file: Path) -> int | None:
+    """Return the rows of a part, or None where it is not there or cut."""
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowInvalid):
+        return None
 
 
 def _join(work: Path, parts: Sequence[int], output: Path, origin: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clip_negatives import __version__
 from clip_negatives.artifacts import BROKEN, FEATURES, SAMPLES, map_tensors
-from clip_negatives.atomic import replaced_file, replaced_folder
+from clip_negatives.atomic import replaced_file
 from clip_negatives.dataset import PairSource
 from clip_negatives.dataset.source import fingerprint_of
 from clip_negatives.encoders import Encoder
@@ -206,13 +206,12 @@ class Encoding:
         self._guarded(learn_alone)
 
     def _assemble(self, counts: dict[str, int]) -> None:
-        if (self.whole / FEATURES).exists() and (self.whole / SAMPLES).exists():
-            return
-        shutil.rmtree(self.whole, ignore_errors=True)
-        with replaced_folder(self.whole, known_by=FEATURES) as partial:
-            write_samples(self.image_store, self.digests, partial)
-            images, texts = (self.images, self.image_store), (self.texts, self.text_store)
-            write_features(images, texts, counts, self.dtype, partial)
+        store = Store(self.folder)
+        if store.record(self.whole.name) is None:
+            with store.adding(self.whole.name) as (partial, _):
+                write_samples(self.image_store, self.digests, partial)
+                images, texts = (self.images, self.image_store), (self.texts, self.text_store)
+                write_features(images, texts, counts, self.dtype, partial)
 
     def _guarded(self, make: Callable[[], None]) -> None:
         """Do it on every process; an error on one soon stops the others, so that it is said at once."""
