@@ -297,6 +297,21 @@ def _full(*given: object, **named: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_folder_that_can_no_longer_be_written_is_named(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a killed process left something that is to be removed."""
+    _run(source, tmp_path / "work")
+    (tmp_path / "work" / "images" / ".left.partial").mkdir()
+
+    def refuse(item: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(item))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(ArtifactError, match=r"write .*work, got: Read-only file system \(.*\.left\.partial\)\. Free space or"):
+        _run(source, tmp_path / "work")
+
+
 def test_full_disk_is_an_error(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bytes of a file are written as it is closed."""
     encoder = Encoder(lambda items: torch.ones(len(items), 4), name="ones")

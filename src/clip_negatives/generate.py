@@ -17,7 +17,7 @@ import torch
 
 from clip_negatives import registry
 from clip_negatives.artifacts import SAMPLES, ClustersFolder, codes, map_clusters
-from clip_negatives.atomic import replaced_file, sole_user
+from clip_negatives.atomic import changing, replaced_file, sole_user
 from clip_negatives.errors import ArtifactError
 from clip_negatives.extra_texts import Captions
 from clip_negatives.functional import before_training, pair_log_weights
@@ -173,15 +173,16 @@ def _work_folder(work: Path, output: Path) -> Iterator[None]:
             yield
         finally:
             if work.exists() and not any(work.glob("*.parquet")):
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)  # what keeps it is no error, or that of the block
 
 
 def _claim(work: Path, claim: dict[str, Any]) -> None:
     """Keep the parts of an earlier call with the same arguments; others go."""
     file, told = work / "plan.json", json.dumps(claim)
     if not file.exists() or file.read_text() != told:
-        for item in work.iterdir():
-            item.unlink()
+        with changing(work):
+            for item in work.iterdir():
+                item.unlink()
         with replaced_file(file) as partial:
             partial.write_text(told)
 

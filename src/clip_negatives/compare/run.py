@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_negatives import registry
 from clip_negatives.artifacts import read_clusters
+from clip_negatives.atomic import changing
 from clip_negatives.compare.methods import Method
 from clip_negatives.errors import ClipNegativesError
 
@@ -86,10 +87,12 @@ def run(job: Job) -> dict[str, Any]:
     A process of its own gives each run the same start and a peak memory of its own.
 
     Raises:
-        ClipNegativesError: the run failed; the message names its log.
+        ClipNegativesError: the run failed, and the message names its log; or its folder cannot be written.
     """
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
+    with changing(job.folder):
+        if job.folder.exists():
+            shutil.rmtree(job.folder)
+        job.folder.mkdir(parents=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=_in_process, args=(job,))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clip_negatives import __version__
 from clip_negatives.artifacts import BROKEN, FEATURES, SAMPLES, map_tensors
-from clip_negatives.atomic import replaced_file
+from clip_negatives.atomic import changing, replaced_file
 from clip_negatives.dataset import PairSource
 from clip_negatives.dataset.source import fingerprint_of
 from clip_negatives.encoders import Encoder
@@ -131,11 +131,12 @@ class Encoding:
         same = file.exists() and file.read_text() == plan
         stores = (self.image_store, self.text_store)
         keep = {file, self.whole, self.aside, *(store.folder for store in stores)} if same else set()
-        for item in list(self.folder.iterdir()) if self.folder.exists() else ():
-            if item not in keep:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-        for store in stores:
-            store.tidy(set(self.digests))
+        with changing(self.folder):
+            for item in list(self.folder.iterdir()) if self.folder.exists() else ():
+                if item not in keep:
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            for store in stores:
+                store.tidy(set(self.digests))
         with replaced_file(file) as partial:
             partial.write_text(plan)
 
