@@ -127,7 +127,11 @@ def can_mount(scratch: Path) -> bool:
 
 
 def _remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True, capture_output=True)
+    for _ in range(100):  # what a killed process had open may still be closing
+        if not subprocess.run(["mount", "-o", f"remount,{options}", folder], capture_output=True, check=False).returncode:
+            return
+        time.sleep(0.1)
+    raise LostError(f"a disk could not be remounted with {options}: something still writes there")
 
 
 def _forbid(folder: Path, resize: Callable[[str, object], None] | None, *, forbidden: bool) -> None:
