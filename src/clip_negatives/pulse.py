@@ -55,7 +55,8 @@ def watched(rank: int, world_size: int) -> Iterator[None]:
     store, _, _ = next(rendezvous("env://", rank, world_size))  # one of its own: another waits while one of its calls waits
     pulse = _Pulse(store, rank, (rank + 1) % world_size, silence)
     beating, watching = (threading.Thread(target=work, daemon=True) for work in (pulse.beat, pulse.watch))
-    beating.start(), watching.start()
+    beating.start()
+    watching.start()
     try:
         yield
     finally:
