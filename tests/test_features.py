@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -141,6 +142,17 @@ def test_damaged_part_is_encoded_again(source: CsvPairs, tmp_path: Path, file: s
     again = Stopping(-1)
     found = _run(source, tmp_path / "work", again.encoder())
     assert again.encoded == 16
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("file", ["record.json", "features.safetensors", "samples.parquet"])
+def test_damaged_whole_is_put_together_again(source: CsvPairs, tmp_path: Path, file: str) -> None:
+    expected = _run(source, tmp_path / "work")
+    whole = next((tmp_path / "work").glob("whole-*")) / file
+    whole.write_bytes(whole.read_bytes()[:50])
+    again = Stopping(-1)
+    found = _run(source, tmp_path / "work", again.encoder())
+    assert again.encoded == 0
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -286,6 +298,21 @@ def _full(*given: object, **named: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def test_folder_that_can_no_longer_be_written_is_named(
+    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a killed process left something that is to be removed."""
+    _run(source, tmp_path / "work")
+    (tmp_path / "work" / "images" / ".left.partial").mkdir()
+
+    def refuse(item: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(item))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(ArtifactError, match=r"write .*work, got: Read-only file system \(.*\.left\.partial\)\. Free space or"):
+        _run(source, tmp_path / "work")
+
+
 def test_full_disk_is_an_error(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bytes of a file are written as it is closed."""
     encoder = Encoder(lambda items: torch.ones(len(items), 4), name="ones")
@@ -323,3 +350,30 @@ def test_large_images_are_encoded_in_smaller_numbers(tmp_path: Path, monkeypatch
     parts = prepare(source, tmp_path / "parts", clusterer="kmeans:n_clusters=2", progress=False)
     assert sizes == [3, 3, 3, 3, 12]  # and then all texts
     assert torch.equal(whole.clusters.features_of("image", "a test"), parts.clusters.features_of("image", "a test"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_no_numbers_are_refused_by_name(source: CsvPairs, tmp_path: Path, value: float) -> None:
+    """A cluster of them would be none; what was encoded before is kept, and the next run with a sound encoder goes on."""
+    sound = image_encoder("pixels:dim=8")
+    place = [0]
+
+    def poisoned(some: Sequence[Any]) -> Tensor:
+        made = sound.encode(some)
+        if 20 in range(place[0], place[0] + len(some)):
+            made[20 - place[0], 3] = value
+        place[0] += len(some)
+        return made
+
+    broken = dataclasses.replace(sound, encode=poisoned)
+    with pytest.raises(DataError, match=r"NaN or infinity from pixels.* for the image of sample 20\. Leave it out"):
+        _encode(source, tmp_path / "work", broken)
+    assert len(list((tmp_path / "work" / "images").glob("*/record.json"))) == 1
+    assert all(torch.equal(*pair) for pair in zip(_run(source, tmp_path / "work"), _run(source, tmp_path / "new"), strict=True))
+
+
+def test_texts_without_finite_features_are_refused_by_name(source: CsvPairs, tmp_path: Path) -> None:
+    sound = text_encoder("tfidf:dim=8")
+    broken = dataclasses.replace(sound, encode=lambda some: sound.encode(some) * float("nan"))
+    with pytest.raises(DataError, match=r"NaN or infinity from tfidf.* for the text '"):
+        encode(source, image_encoder("pixels:dim=8"), broken, tmp_path / "work", progress=False)

@@ -114,6 +114,19 @@ def test_goes_on_after_the_parts_that_are_there(
     assert not (tmp_path / ".again.parts").exists()
 
 
+def test_damaged_part_is_drawn_again(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS", 10)
+    generate(folder, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_join", lambda *parts: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            generate(folder, tmp_path / "again")
+    part = tmp_path / ".again.parts" / "000001.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    generate(folder, tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
 def test_parts_of_other_arguments_go(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generate(folder, tmp_path / "whole", seed=2)
     with monkeypatch.context() as patch:

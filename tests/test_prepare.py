@@ -212,6 +212,16 @@ def test_damaged_cache_is_made_again(source: CsvPairs, encodings: list[int]) -> 
     assert encodings == [N, N]
 
 
+def test_leftovers_beside_a_cached_folder_go(source: CsvPairs, encodings: list[int]) -> None:
+    """A process was killed as it removed what it had encoded: the folder is whole, and nobody makes it again."""
+    folder = prepare_cached(source, clusterer=CLUSTERER, progress=False).path
+    for left in (f".{folder.name}.abcd1234.partial", f".{folder.name}.features"):
+        (folder.parent / left / "images").mkdir(parents=True)
+    assert prepare_cached(source, clusterer=CLUSTERER, progress=False).path == folder
+    assert [item.name for item in folder.parent.iterdir() if folder.name in item.name] == [folder.name]
+    assert encodings == [N]
+
+
 def test_cache_is_keyed_by_all_that_decides_the_clusters(source: CsvPairs, tmp_path: Path, cache: Path) -> None:
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")

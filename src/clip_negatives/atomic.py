@@ -60,6 +60,19 @@ def replaced_folder(path: Path, *, known_by: str) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """Say of a file or folder that is changed in the block that it cannot be, where the system refuses.
+
+    Raises:
+        ArtifactError: it does.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
 def remove_folder(folder: Path, path: Path) -> None:
     """Remove a folder at once: where the process is killed meanwhile, `tidy_folder` of `path` beside it removes the rest."""
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
@@ -68,15 +81,20 @@ def remove_folder(folder: Path, path: Path) -> None:
 
 
 def tidy_folder(path: Path) -> None:
-    """Undo what a process that was killed in `replaced_folder` left beside `path`, when no other one is in it."""
+    """Undo what a process that was killed in `replaced_folder` left beside `path`, when no other one is in it.
+
+    Raises:
+        ArtifactError: it cannot be removed.
+    """
     left = [
         item for item in path.parent.glob(f".{path.name}.*") if re.fullmatch(_MADE, item.name.removeprefix(f".{path.name}."))
     ]
-    for item in sorted(left, reverse=True):
-        if item.suffix == ".old" and not path.exists():
-            item.rename(path)
-        else:
-            shutil.rmtree(item)
+    with changing(path):
+        for item in sorted(left, reverse=True):
+            if item.suffix == ".old" and not path.exists():
+                item.rename(path)
+            else:
+                shutil.rmtree(item)
 
 
 @contextmanager
@@ -101,7 +119,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        if partial.exists():  # not where its folder is a file, say
+        with suppress(OSError):  # where its folder is a file, say, or can no longer be written
             partial.unlink()
 
 

@@ -35,6 +35,10 @@ class ProcessError(ClipNegativesError):
     """Report a process of a run on several that was lost or failed."""
 
 
+class DivergedError(ClipNegativesError):
+    """Report a training whose weights are no longer numbers."""
+
+
 class UnsupportedError(ClipNegativesError):
     """Report a trainer, version or training option that this package does not serve."""
 

@@ -17,7 +17,7 @@ import torch
 
 from clip_negatives import registry
 from clip_negatives.artifacts import SAMPLES, ClustersFolder, codes, map_clusters
-from clip_negatives.atomic import replaced_file, sole_user
+from clip_negatives.atomic import changing, replaced_file, sole_user
 from clip_negatives.errors import ArtifactError
 from clip_negatives.extra_texts import Captions
 from clip_negatives.functional import before_training, pair_log_weights
@@ -112,9 +112,10 @@ def generate(
 
         def write(part: int) -> int:
             file = work / f"{part:06d}.parquet"
-            if not file.exists():
-                with replaced_file(file) as partial:
-                    pq.write_table(_table(pairs.part(part), clusters, terms, samples), partial, compression="zstd")
+            if (count := _count(file)) is not None:
+                return count
+            with replaced_file(file) as partial:
+                pq.write_table(_table(pairs.part(part), clusters, terms, samples), partial, compression="zstd")
             return int(pq.read_metadata(file).num_rows)
 
         parts = range(len(pairs))
@@ -172,17 +173,26 @@ def _work_folder(work: Path, output: Path) -> Iterator[None]:
             yield
         finally:
             if work.exists() and not any(work.glob("*.parquet")):
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)  # what keeps it is no error, or that of the block
 
 
 def _claim(work: Path, claim: dict[str, Any]) -> None:
     """Keep the parts of an earlier call with the same arguments; others go."""
     file, told = work / "plan.json", json.dumps(claim)
     if not file.exists() or file.read_text() != told:
-        for item in work.iterdir():
-            item.unlink()
+        with changing(work):
+            for item in work.iterdir():
+                item.unlink()
         with replaced_file(file) as partial:
             partial.write_text(told)
+
+
+def _count(file: Path) -> int | None:
+    """Return the rows of a part, or None where it is not there or cut."""
+    try:
+        return int(pq.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowInvalid):
+        return None
 
 
 def _join(work: Path, parts: Sequence[int], output: Path, origin: dict[str, str]) -> None:

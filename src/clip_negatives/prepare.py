@@ -143,11 +143,16 @@ def prepare_cached(
     """
     recipe = _Recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer, seed)
     folder = _cache_folder(source, recipe)
+    work = _work_folder(folder)
     if (cached := _cached(folder)) is not None:
+        if any(folder.parent.glob(f".{folder.name}.*")):  # of a process that was killed, or is about to end
+            with suppress(ArtifactError), sole_user(work):  # what stays is no error
+                tidy_folder(folder)
+                _discard(work, folder)
         return cached
     recipe.check(source.n_pairs)
-    work = _work_folder(folder)
     with sole_user(work):
+        tidy_folder(folder)
         if (cached := _cached(folder)) is not None:  # made by the process that was waited for
             _discard(work, folder)
             return cached

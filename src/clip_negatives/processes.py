@@ -16,6 +16,7 @@ from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from clip_negatives.errors import ClipNegativesError, ProcessError
+from clip_negatives.pulse import watched
 
 T = TypeVar("T")
 
@@ -115,7 +116,8 @@ def joined() -> Iterator[Processes]:
         return
     processes = _meet()
     try:
-        yield processes
+        with watched(processes.rank, processes.world_size):
+            yield processes
     except ClipNegativesError as error:
         if error.rank in (None, processes.rank):
             raise
@@ -153,8 +155,11 @@ def from_first_rank(make: Callable[[], T]) -> T:
 
 
 @contextmanager
-def reporting_loss() -> Iterator[None]:
+def reporting_loss(is_loss: Callable[[RuntimeError], bool] = lambda _: True) -> Iterator[None]:
     """Raise our error where the processes lose each other, of which gloo says that a connection was closed.
+
+    Args:
+        is_loss: tells such an error from others, where the block may raise those too.
 
     Raises:
         ProcessError: a process was lost.
@@ -162,11 +167,18 @@ def reporting_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if not is_loss(error):
+            raise
         reason = re.sub(r"^\[[^]]*] ", "", str(error)).split(". ")[0].splitlines()[0][:200]  # not the line of gloo's source
         raise ProcessError(
             f"Expected every process of the run to go on, got one that is gone ({reason}). Run the same command again: "
             "what is finished is kept."
         ) from error
+
+
+def is_loss(error: RuntimeError) -> bool:
+    """Return whether an error says that processes lost each other: gloo's have no class of their own, but name its source."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def _meet() -> Processes:

@@ -109,6 +109,16 @@ def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.Monke
     assert isinstance(shown.exception, RuntimeError)
 
 
+def test_ctrl_c_is_one_sentence_and_the_exit_code_of_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "default_registry", stop)
+    shown = run("plugins")
+    assert shown.exit_code == 130
+    assert shown.stderr.strip().splitlines() == ["Stopped. What is finished is kept; the same command goes on after it."]
+
+
 def every_command(group: click.Group = main, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     with click.Context(group) as context:
         for name in group.list_commands(context):

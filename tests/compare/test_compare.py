@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -159,3 +164,38 @@ def test_bad_input(
     with pytest.raises(error, match=words):
         compare(tmp_path / "out", arguments=arguments, **more)
     assert not (tmp_path / "out").exists()
+
+
+def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
+    """Their times of change are those of a clock, which may have been set back."""
+    for epoch, when in ((2, 300), (10, 100), (9, 200)):
+        (tmp_path / f"epoch_{epoch}.pt").touch()
+        os.utime(tmp_path / f"epoch_{epoch}.pt", (when, when))
+    assert max(tmp_path.iterdir(), key=run_module.epoch_of).name == "epoch_10.pt"
+
+
+def _sleep(job: run_module.Job) -> None:
+    time.sleep(60)
+
+
+def _be_a_comparison(folder: Path) -> None:
+    """Start the process of a run, as `run` does, and be killed."""
+    with mock.patch.object(run_module, "measure", _sleep):
+        job = run_module.Job(*(None,) * 6, folder=folder)  # type: ignore[arg-type]
+        process = multiprocessing.get_context("fork").Process(target=run_module._in_process, args=(job,))
+        process.start()
+    (folder / "pid").write_text(str(process.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_run_ends_with_its_comparison(tmp_path: Path) -> None:
+    """One that went on would write into the folder of the next one."""
+    process = multiprocessing.get_context("fork").Process(target=_be_a_comparison, args=(tmp_path,))
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    status = Path("/proc") / (tmp_path / "pid").read_text() / "stat"
+    end = time.monotonic() + 20
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX":
+        assert time.monotonic() < end
+        time.sleep(0.05)

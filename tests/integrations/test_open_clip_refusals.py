@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from clip_negatives import read_clusters
@@ -14,6 +17,7 @@ from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
 from clip_negatives.integrations.open_clip.command_line import parsed
 from clip_negatives.integrations.open_clip.train_set import steps_of_epoch
+from clip_negatives.loss import NegativesClipLoss
 from clip_negatives.prepare import prepare
 
 from .conftest import BATCH, ROWS
@@ -205,3 +209,65 @@ def test_an_open_clip_of_another_structure(change: str, arguments: list[str], mo
     shown = refusal("train", *BASELINE, "--", *arguments)
     assert "Expected open_clip_torch 3.x, whose training has create_loss(args)" in shown
     assert "Install open_clip_torch>=3.0,<4" in shown
+
+
+def checkpoint(arguments: list[str], epoch: int) -> Path:
+    return Path(arguments[arguments.index("--logs") + 1]) / "run" / "checkpoints" / f"epoch_{epoch}.pt"
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\3\4" + bytes(1000)])
+@pytest.mark.parametrize("latest", [True, False])
+def test_damaged_checkpoint(arguments: list[str], content: bytes, latest: bool) -> None:
+    file = checkpoint(arguments, 2)
+    file.parent.mkdir(parents=True)
+    torch.save({"epoch": 1}, file.with_name("epoch_1.pt"))
+    file.write_bytes(content)
+    resumed = ["--resume", "latest" if latest else str(file), "--name", "run"]
+    shown = refusal("train", *BASELINE, "--", *arguments, *resumed)
+    assert f"got {file}, which cannot be read" in shown
+    assert ("Remove it: --resume latest goes on after the one before." in shown) == latest
+
+
+def test_full_disk_leaves_no_half_checkpoint(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one before stays, and nothing has the name of the one that found no room."""
+    save = torch.save
+
+    def fill(obj: object, file: Path) -> None:
+        save(obj, file)
+        if "epoch_2" in str(file):
+            os.truncate(file, 1000)
+            raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter failed writing file data/0")
+
+    monkeypatch.setattr(torch, "save", fill)
+    shown = CliRunner().invoke(main, ["train", *BASELINE, "--", *arguments, "--epochs", "2", "--name", "run"])
+    assert torch.save is fill
+    assert shown.exit_code == 2
+    assert "Error: Expected to write" in shown.stderr
+    assert "PytorchStreamWriter failed writing file" in shown.stderr
+    folder = checkpoint(arguments, 1).parent
+    assert [file.name for file in folder.iterdir()] == ["epoch_1.pt"]
+    torch.load(folder / "epoch_1.pt", weights_only=True)
+
+
+def test_weights_that_are_no_numbers_are_not_kept(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a step whose loss leaves the range of numbers; the checkpoint of the epoch before stays the last one."""
+    forward, steps = NegativesClipLoss.forward, iter(range(1000))
+
+    def spiking(self: NegativesClipLoss, *given: Any, **named: Any) -> Any:
+        losses = forward(self, *given, **named)
+        spike = next(steps) == ROWS // BATCH + 1
+        return {name: loss * float("inf") for name, loss in losses.items()} if spike else losses
+
+    monkeypatch.setattr(NegativesClipLoss, "forward", spiking)
+    shown = CliRunner().invoke(main, ["train", *BASELINE, "--", *arguments, "--epochs", "3", "--name", "run"])
+    assert shown.exit_code == 2
+    assert "Expected finite weights after epoch 2, got NaN or infinity in " in shown.stderr
+    assert [file.name for file in checkpoint(arguments, 1).parent.iterdir()] == ["epoch_1.pt"]
+
+
+def test_file_that_open_clip_cannot_write_is_named(arguments: list[str]) -> None:
+    file = checkpoint(arguments, 1).parents[1] / "params.txt"
+    file.mkdir(parents=True)
+    shown = CliRunner().invoke(main, ["train", *BASELINE, "--", *arguments, "--name", "run"])
+    assert shown.exit_code == 2
+    assert f"Error: Expected open_clip to read and write its files, got: Is a directory ({file})." in shown.stderr

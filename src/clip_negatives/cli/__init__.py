@@ -1,8 +1,9 @@
-"""The command line: one file per command. Any error of ours is one sentence on stderr and exit code 2."""
+"""The command line: one file per command. Any error of ours is one sentence on stderr and exit code 2; Ctrl-C gives 130."""
 
 from __future__ import annotations
 
 import importlib
+import signal
 from typing import Any
 
 import click
@@ -29,12 +30,15 @@ class Commands(click.Group):
         return command
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the command; one of our errors ends it with a sentence and exit code 2."""
+        """Run the command; one of our errors ends it with a sentence and exit code 2, Ctrl-C with that of a shell."""
         try:
             return super().invoke(context)
         except ClipNegativesError as error:
             click.echo(f"Error: {printable(str(error))}", err=True)
             context.exit(2)
+        except KeyboardInterrupt:
+            click.echo("Stopped. What is finished is kept; the same command goes on after it.", err=True)
+            context.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -10,6 +10,7 @@ import resource
 import shutil
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_negatives import registry
 from clip_negatives.artifacts import read_clusters
+from clip_negatives.atomic import changing
 from clip_negatives.compare.methods import Method
 from clip_negatives.errors import ClipNegativesError
 
@@ -85,10 +87,12 @@ def run(job: Job) -> dict[str, Any]:
     A process of its own gives each run the same start and a peak memory of its own.
 
     Raises:
-        ClipNegativesError: the run failed; the message names its log.
+        ClipNegativesError: the run failed, and the message names its log; or its folder cannot be written.
     """
-    shutil.rmtree(job.folder, ignore_errors=True)
-    job.folder.mkdir(parents=True)
+    with changing(job.folder):
+        if job.folder.exists():
+            shutil.rmtree(job.folder)
+        job.folder.mkdir(parents=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=_in_process, args=(job,))
@@ -114,6 +118,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def _in_process(job: Job) -> None:
     """Be the process of a run: everything printed goes to its log, the outcome to a file."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with (job.folder / "output.log").open("ab", buffering=0) as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
@@ -127,6 +132,13 @@ def _in_process(job: Job) -> None:
     partial = job.folder / "outcome.json.partial"
     partial.write_text(json.dumps(outcome, indent=2))
     partial.replace(job.folder / "outcome.json")
+
+
+def _end_with_parent() -> None:
+    """End this process when the comparison is gone: the next one runs the job again, in the same folder."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -159,7 +171,7 @@ def measure(job: Job) -> dict[str, Any]:
     # Taken before the evaluation, which is the same for every method.
     memory = {"peak_memory_mib": peak_memory(), "peak_gpu_memory_mib": peak_gpu_memory()}
     checkpoints = job.folder / "run" / "checkpoints"
-    last = max(checkpoints.glob("epoch_*.pt"), key=lambda file: file.stat().st_mtime_ns)
+    last = max(checkpoints.glob("epoch_*.pt"), key=epoch_of)
     figures, queries = ranks(job.model, last, job.test)
     write_queries(queries, job.folder)
     outcome = {
@@ -176,6 +188,16 @@ def measure(job: Job) -> dict[str, Any]:
     }
     shutil.rmtree(checkpoints)  # the largest files by far, and no longer needed
     return outcome
+
+
+def epoch_of(checkpoint: Path) -> int:
+    """Return after how many epochs open_clip wrote a checkpoint; times of change follow the clock, which may be set back.
+
+    Examples:
+        >>> epoch_of(Path("epoch_12.pt"))
+        12
+    """
+    return int(checkpoint.stem.removeprefix("epoch_"))
 
 
 def step_seconds(times: Sequence[float]) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -35,14 +35,16 @@ def encode_images(part: Part, digest: str, encoder: Encoder, store: Store, dtype
     """Read a part and add to `store` its table of samples, digests of its keys, the features of its images, and what is broken.
 
     Raises:
-        DataError: it cannot be read, or changed meanwhile.
+        DataError: it cannot be read, or changed meanwhile, or the encoder gives an image no finite features.
     """
     tables: list[pa.Table] = []
     broken: list[tuple[str, str]] = []
     with store.adding(digest) as (folder, record):
         with (folder / VECTORS).open("wb") as vectors, (folder / KEYS).open("wb") as keys:
             for some in in_turn(_sound(part.samples(), broken), CHUNK, _pixels, PIXELS):
-                _write(encoder.encode([sample.image for sample in some]), encoder, dtype, vectors, record)
+                encoded = encoder.encode([sample.image for sample in some])
+                _check_finite(encoded, encoder, [f"the image of sample {sample.key}" for sample in some])
+                _write(encoded, encoder, dtype, vectors, record)
                 keys.write(b"".join(key_digest(sample.key) for sample in some))
                 tables.append(_table(some))
                 advance(len(some))
@@ -55,10 +57,16 @@ def encode_images(part: Part, digest: str, encoder: Encoder, store: Store, dtype
 
 
 def encode_texts(digest: str, encoder: Encoder, samples: Store, store: Store, dtype: torch.dtype, advance: Advance) -> None:
-    """Add to `store` the features of the texts of a part whose samples are written."""
+    """Add to `store` the features of the texts of a part whose samples are written.
+
+    Raises:
+        DataError: the encoder gives a text no finite features.
+    """
     with store.adding(digest) as (folder, record), (folder / VECTORS).open("wb") as vectors:
         for some in in_turn(texts_of(samples, digest), CHUNK):
-            _write(encoder.encode(some), encoder, dtype, vectors, record)
+            encoded = encoder.encode(some)
+            _check_finite(encoded, encoder, [f"the text {text[:60]!r}" for text in some])
+            _write(encoded, encoder, dtype, vectors, record)
             advance(len(some))
         record.setdefault("count", 0)
 
@@ -85,6 +93,16 @@ def unit(features: Tensor, dtype: torch.dtype) -> Tensor:
 def write_rows(rows: Tensor, stream: Any) -> None:
     """Append contiguous rows to a file; numpy's own way to do it does not tell that the last bytes found no room."""
     stream.write(rows.numpy().data)
+
+
+def _check_finite(raw: Tensor, encoder: Encoder, names: Sequence[str]) -> None:
+    """Refuse features that would make a cluster, and all that is told of it, not a number."""
+    bad = (~raw.isfinite().all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise DataError(
+            f"Expected finite features of every sample, got NaN or infinity from {encoder.name} for {names[bad[0]]}. "
+            "Leave it out or use another encoder."
+        )
 
 
 def _write(raw: Tensor, encoder: Encoder, dtype: torch.dtype, stream: Any, record: Record) -> None:

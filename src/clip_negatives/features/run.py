@@ -20,7 +20,7 @@ from torch import Tensor
 
 from clip_negatives import __version__
 from clip_negatives.artifacts import BROKEN, FEATURES, SAMPLES
-from clip_negatives.atomic import replaced_file, replaced_folder
+from clip_negatives.atomic import changing, replaced_file
 from clip_negatives.dataset import PairSource
 from clip_negatives.dataset.source import fingerprint_of
 from clip_negatives.encoders import Encoder
@@ -132,11 +132,12 @@ class Encoding:
         same = file.exists() and file.read_text() == plan
         stores = (self.image_store, self.text_store)
         keep = {file, self.whole, self.aside, *(store.folder for store in stores)} if same else set()
-        for item in list(self.folder.iterdir()) if self.folder.exists() else ():
-            if item not in keep:
-                shutil.rmtree(item) if item.is_dir() else item.unlink()
-        for store in stores:
-            store.tidy(set(self.digests))
+        with changing(self.folder):
+            for item in list(self.folder.iterdir()) if self.folder.exists() else ():
+                if item not in keep:
+                    shutil.rmtree(item) if item.is_dir() else item.unlink()
+            for store in stores:
+                store.tidy(set(self.digests))
         with replaced_file(file) as partial:
             partial.write_text(plan)
 
@@ -207,13 +208,12 @@ class Encoding:
         self._guarded(learn_alone)
 
     def _assemble(self, counts: dict[str, int]) -> None:
-        if (self.whole / FEATURES).exists() and (self.whole / SAMPLES).exists():
-            return
-        shutil.rmtree(self.whole, ignore_errors=True)
-        with replaced_folder(self.whole, known_by=FEATURES) as partial:
-            write_samples(self.image_store, self.digests, partial)
-            images, texts = (self.images, self.image_store), (self.texts, self.text_store)
-            write_features(images, texts, counts, self.dtype, partial)
+        store = Store(self.folder)
+        if store.record(self.whole.name) is None:
+            with store.adding(self.whole.name) as (partial, _):
+                write_samples(self.image_store, self.digests, partial)
+                images, texts = (self.images, self.image_store), (self.texts, self.text_store)
+                write_features(images, texts, counts, self.dtype, partial)
 
     def _guarded(self, make: Callable[[], None]) -> None:
         """Do it on every process; an error on one soon stops the others, so that it is said at once."""

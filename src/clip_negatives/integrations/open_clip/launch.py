@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from clip_negatives.errors import ClipNegativesError, InputError
+from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
+from clip_negatives.processes import is_loss, reporting_loss
 from clip_negatives.temperature import check_temperature
 
 
@@ -22,18 +23,39 @@ def _own_logging() -> Iterator[None]:
     """Undo at the end what open_clip does to logging.
 
     It adds handlers to the root logger: a second run would write into the first one's log. And it sets the level of every
-    logger there is: torch's would print their statistics when the process ends.
+    logger there is: torch's would print their statistics when the process ends. While it trains, a log that finds no room on
+    the disk is no reason for a traceback with every line: the checkpoint that finds none says it.
     """
+    raising, logging.raiseExceptions = logging.raiseExceptions, False
     levels = {logger: logger.level for logger in _loggers()}
     handlers = list(logging.root.handlers)
     try:
         yield
     finally:
+        logging.raiseExceptions = raising
         for logger in _loggers():
             logger.setLevel(levels.get(logger, logging.NOTSET))
         for handler in [added for added in logging.root.handlers if added not in handlers]:
             logging.root.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Say in a sentence what ends open_clip from outside: a file that it cannot read or write, a process that is gone.
+
+    Raises:
+        ArtifactError: of a file, of which the system told.
+        ProcessError: of a process.
+    """
+    try:
+        with reporting_loss(is_loss):
+            yield
+    except OSError as error:
+        raise ArtifactError(
+            f"Expected open_clip to read and write its files, got: {error.strerror or error}"
+            f"{f' ({error.filename})' if error.filename else ''}. Mend that and go on with --resume latest."
+        ) from error
 
 
 def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None:
@@ -50,6 +72,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     """
     options = options or TrainOptions()
     needs_clusters = _check_options(options)  # resolves the names before anything slow is imported
+    from clip_negatives.integrations.open_clip.checkpoints import check_resumed, whole_checkpoints
     from clip_negatives.integrations.open_clip.command_line import check_arguments
     from clip_negatives.integrations.open_clip.preflight import first_folder, try_plugins
     from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main
@@ -61,7 +84,9 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     folder = first_folder(parsed, options) if needs_clusters and rank() == 0 else None
     if rank() == 0:
         try_plugins(folder, parsed, options)
-    with _own_logging(), installed(main, Negatives(main, options, folder, needs_clusters=needs_clusters)):
+        check_resumed(main, parsed)
+    negatives = Negatives(main, options, folder, needs_clusters=needs_clusters)
+    with _own_logging(), _reported(), installed(main, negatives), whole_checkpoints():
         outcome = main.main(list(arguments))
     if outcome not in (None, 0):
         raise ClipNegativesError("Expected open_clip to train, but it stopped; the line above says why.")

@@ -12,7 +12,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,7 @@ from clip_negatives.dataset.source import allow_pixels
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.encoders.words import ShortWords
 from clip_negatives.errors import UnsupportedError
-from clip_negatives.integrations.open_clip.checkpoints import load_checkpoint, no_ghostscript
+from clip_negatives.integrations.open_clip.checkpoints import check_finite
 from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
 from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
 from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
@@ -33,11 +33,13 @@ from clip_negatives.integrations.open_clip.loss_state import restore_state, stor
 from clip_negatives.integrations.open_clip.preflight import late_folder, terms_of
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
+from clip_negatives.integrations.open_clip.untrusted import load_checkpoint, no_ghostscript
 from clip_negatives.integrations.weighting import batch_keeps_pairs
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.labels import TrainedOn
 from clip_negatives.loader import BatchIndex
 from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.pulse import watched
 from clip_negatives.refresh import refresh_due
 from clip_negatives.temperature import hold_temperature
 
@@ -81,7 +83,7 @@ def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
     try:
         for name in EXPECTED:
             setattr(main, name, getattr(negatives, name))
-        with cpu_ddp(), no_ghostscript():
+        with cpu_ddp(), no_ghostscript(), negatives.run:
             yield
     finally:
         for name, function in originals.items():
@@ -117,9 +119,11 @@ class Negatives:
         self._figures: EpochFigures | None = None
         self._logged: LossTerms | AnchorLoss | None = None  # what the loss makes of the clusters, on the CPU
         self._untried: LossTerms | None = None  # the same, until a batch is handed out
+        self.run = ExitStack()  # what lasts until the run ends
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
+        self.run.enter_context(watched(args.rank, args.world_size))
         tokenizer = None if tokenizer is None else ShortWords(tokenizer)
         data: dict[str, Any] = self._get_data(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
         if "train" not in data:
@@ -170,6 +174,7 @@ class Negatives:
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
         if unlabelled := getattr(data["train"].dataloader.loader, "unlabelled", 0):
             logging.warning(f"clip-negatives: {unlabelled} samples so far had no labels; their pairs counted as they are")
+        check_finite(model, epoch + 1)
         store_state(loss.anchor_loss, self._args, epoch + 1)
 
     def _hold_temperature(self, model: Any, optimizer: Any) -> None:

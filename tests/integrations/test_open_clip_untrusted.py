@@ -13,7 +13,7 @@ from PIL import Image
 
 from clip_negatives.errors import ArtifactError
 from clip_negatives.integrations.open_clip import TrainOptions, train
-from clip_negatives.integrations.open_clip.checkpoints import load_checkpoint, no_ghostscript
+from clip_negatives.integrations.open_clip.untrusted import load_checkpoint, no_ghostscript
 
 
 class Program:

@@ -1,0 +1,148 @@
+"""What is wrong with what a command is given: values that are no numbers, other data than before, files that are damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+from cases import Case, LostError, check_error
+from hooks import PoisonedEncoder, PoisonedLoss
+from subjects import PAIRS, copied, with_options
+
+STEPS = {"train": 6, "compare": 4}
+"""Steps that all runs of a command have."""
+
+
+def poison_features(case: Case) -> None:
+    """Let a feature be no number: one that an encoder gives, or of clusters that come from elsewhere."""
+    if case.subject.name == "prepare":
+        encoder = PoisonedEncoder(case.chance.randrange(PAIRS), case.chance.choice(("image", "text")))
+        check_error(case.run(setup=(encoder,)), "finite features")
+    else:
+        _poison_clusters(case)
+        check_error(case.run(), "not finite")
+        shutil.rmtree(case.folder / "clusters")
+    case.check_between()
+    case.go_on()
+
+
+def spike(case: Case) -> None:
+    """Let the loss of a step be so high that the weights after it are no numbers; the next run has no such step."""
+    steps = STEPS[case.subject.name]
+    check_error(case.run(setup=(PoisonedLoss(case.chance.randrange(steps)),)), "finite weights")
+    case.check_between()
+    case.go_on()
+
+
+def change_data(case: Case) -> None:
+    """Let a run be killed, and the data change before the next one: a text, the order, a picture of the same name."""
+    name = case.subject.name
+    if name == "generate":
+        case.interrupt(signal.SIGKILL)
+        shutil.copytree(case.data / "other", case.folder / "clusters")
+        case.go_on(_undisturbed(case), anew=True)
+        return
+    case.data = copied(case.data, case.folder.with_name(f"{case.folder.name}.data"), images=name != "train")
+    if name == "train":
+        _change(case, pictures=False)
+        check_error(case.run(), "clusters of the data that is trained on", "of row")
+        return
+    case.interrupt(signal.SIGKILL)
+    _change(case, pictures=True)
+    case.go_on(_undisturbed(case), anew=True)
+
+
+def change_encoder(case: Case) -> None:
+    """Let a run with other options be killed before, whose parts are of no use to this one."""
+    case.interrupt(signal.SIGKILL, line=with_options(case.line, case.subject.other))
+    case.go_on(anew=True)
+
+
+def damage(case: Case) -> None:
+    """Cut a file that an earlier run left: it is made again, or the command says which it is."""
+    if case.subject.name == "generate" and case.chance.random() < 0.5:
+        _damage_clusters(case)
+        return
+    case.interrupt(signal.SIGKILL)
+    if case.subject.name == "train":
+        files = [Path(file) for file in sorted(case.subject.done(case.folder))][-1:]
+    else:
+        some = case.folder.rglob("*")
+        files = sorted(file for file in some if file.is_file() and "cache" not in file.parts and file.suffix != ".log")
+    if files:
+        file = case.chance.choice(files)
+        _cut(case, file)
+        ended = case.run()
+        if ended.code != 0:
+            check_error(ended, str(file))
+            file.unlink()
+    case.go_on(anew=True)
+
+
+def _damage_clusters(case: Case) -> None:
+    """Cut or change a file of the clusters folder that is read."""
+    shutil.copytree(case.data / "clusters", case.folder / "clusters")
+    _cut(case, case.chance.choice(sorted((case.folder / "clusters").iterdir())), change=True)
+    check_error(case.run(), str(case.folder / "clusters"))
+    shutil.rmtree(case.folder / "clusters")
+    case.go_on()
+
+
+def _cut(case: Case, file: Path, *, change: bool = False) -> None:
+    """Cut a file, or change one of its bytes where it is one whose sum is kept and may be changed."""
+    content = bytearray(file.read_bytes())
+    place = case.chance.randrange(max(1, len(content)))
+    if change and file.suffix == ".parquet" and case.chance.random() < 0.5:
+        content[place] ^= 0xFF
+    else:
+        del content[place:]
+    file.write_bytes(content)
+
+
+def _undisturbed(case: Case) -> Any:
+    """Return what an undisturbed run makes of the changed data."""
+    beside = dataclasses.replace(case, folder=case.folder.with_name(f"{case.folder.name}.fresh"))
+    beside.folder.mkdir()
+    if (case.folder / "clusters").exists():
+        shutil.copytree(case.folder / "clusters", beside.folder / "clusters")
+    ended = beside.run()
+    if ended.code != 0:
+        raise LostError(f"an undisturbed run of the changed data ended with {ended.code}: {ended.said[-600:]}")
+    return case.subject.content(beside.folder)
+
+
+def _change(case: Case, *, pictures: bool) -> None:
+    """Change the data in one way."""
+    file = case.data / "train.csv"
+    head, *rows = file.read_text().splitlines()
+    place = case.chance.randrange(len(rows) - 1)
+    way = case.chance.choice(("text", "order", "picture") if pictures else ("text", "order"))
+    if way == "text":
+        path, text, item = rows[place].split("\t")
+        rows[place] = "\t".join((path, f"{text} changed", item))
+    elif way == "order":
+        rows[place], rows[place - 1] = rows[place - 1], rows[place]
+    else:
+        one, other = (Path(rows[row].split("\t")[0]) for row in (place, place + 1))
+        one.write_bytes(other.read_bytes())
+    file.write_text("\n".join([head, *rows]) + "\n")
+
+
+def _poison_clusters(case: Case) -> None:
+    """Write clusters with a centroid that is no number, whose sums are right."""
+    from safetensors.torch import load_file, save_file
+
+    folder = case.folder / "clusters"
+    shutil.copytree(case.data / "clusters", folder)
+    file = folder / "clusters.safetensors"
+    tensors = load_file(file)
+    tensors["image_centroids"][0, 0] = float("nan")
+    save_file(tensors, file)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
