@@ -21,7 +21,7 @@ from clip_negatives.compare.queries import NAME, read_queries
 from clip_negatives.compare.study import FIGURES, _summarise, read_run
 from clip_negatives.errors import ArtifactError, InputError, PluginError
 from clip_negatives.integrations.loss_state import read_state
-from clip_negatives.integrations.open_clip.checkpoints import load_checkpoint
+from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 from clip_negatives_parallel_kmeans.checkpoint import Checkpoint, State
 from clip_negatives_parallel_kmeans.ranks import Ranks
 

@@ -69,7 +69,8 @@ def check_resumed(main: ModuleType, args: Namespace) -> None:
     except UNREADABLE as error:
         hint = " Remove it: --resume latest goes on after the one before." if args.resume == SOURCE_OF_RESUMED else ""
         raise ArtifactError(
-            f"Expected a checkpoint to resume from, got {file}, which cannot be read: it is cut, damaged or none.{hint}"
+            f"Expected a checkpoint to resume from, got {file}, which cannot be read: it is cut, damaged or "
+            f"not of tensors, numbers and texts alone.{hint}"
         ) from error
 
 
