@@ -98,7 +98,7 @@ def rates_of(study: dict[str, Any], data: str) -> list[float]:
 def told_of(found: Comparison, *, keep_times: bool) -> dict[str, Any]:
     """Return what a comparison found, without the paths of this machine, and without times where it was not idle."""
     whole = found.to_dict()
-    setting = {name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters")}
+    setting = {name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters", "test")}
     dropped = ("clusters", "losses", *(("seconds_per_step",) if keep_times else ()))
     runs = [{name: value for name, value in run.items() if name not in dropped} for run in whole["runs"]]
     tables = {

@@ -73,10 +73,10 @@ def test_every_field_is_measured(comparison: Comparison) -> None:
 
 
 def test_what_each_run_answered_is_kept(comparison: Comparison, output: Path, data: tuple[str, str]) -> None:
+    assert comparison.setting["test"]["location"] == data[1]
     for one in comparison.runs:
         found = read_queries(run_folder(output, one["method"]["name"], one["seed"]))
         assert found is not None
-        assert found.test["location"] == data[1]
         assert len(found.rank) == len(found.top) == one["queries"]
         for k in (1, 5, 10):
             assert float((found.rank <= k).float().mean()) == pytest.approx(one[f"text_to_image_rank_{k}"])
