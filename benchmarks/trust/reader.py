@@ -18,15 +18,17 @@ class Reader:
         errors: what it may raise; all else is a loss.
         make: makes an input: its kind, which is the ending of its file in the corpus, and its bytes.
         read: reads it, uses what it was given, makes sure that nothing is left behind, and tells whether it was left aside.
+        otherwise: what is done with what is left aside.
     """
 
     what: str
     errors: tuple[type[ClipNegativesError], ...]
     make: Callable[[Random], tuple[str, bytes]]
     read: Callable[[str, bytes], bool | None]
+    otherwise: str = ""
 
     @property
     def promise(self) -> str:
         """Return what it may do, for the table."""
         names = [error.__name__ for error in self.errors]
-        return f"read, or {' or '.join(names)}" if names else "read, or left aside and made again"
+        return " or ".join(["read", *filter(None, [self.otherwise]), *names])
