@@ -255,7 +255,7 @@ def test_a_process_that_is_killed_costs_no_iteration_that_was_kept(expected: Any
         _start(_killed, 2, str(folder))
     state = checkpoint.Checkpoint(None, {}, checkpoint.Ranks())
     with pytest.raises(ArtifactError, match=r"format|features"):
-        state._read(folder / "killed" / "iteration.safetensors")
+        state._read(folder / "killed" / "iteration.safetensors", checkpoint.STATE)
     again = clusterer("plain").fit_parallel(
         features(str(folder), "titles"), generator=generator(), checkpoint=folder / "killed"
     )
