@@ -65,7 +65,7 @@ def test_what_grows_is_not_flat() -> None:
 def test_a_look_at_a_process_tree() -> None:
     """A process and its child are seen, with their memory and files."""
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         try:
             while len(soak.tree(process.pid)) < 2:
                 assert process.poll() is None
