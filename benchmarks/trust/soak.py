@@ -166,12 +166,12 @@ def main() -> None:
     names |= {"shared_files": "files of shared memory", "shared_mib": "shared memory, MiB"}
     rows = [
         Row(
-            f"train, {minutes:.0f} minutes",
-            names.get(name, name),
-            len(looks),
-            len(looks) if ok else 0,
-            0 if ok else len(looks),
-            f"{early:.1f} in the second quarter, {late:.1f} in the last",
+            subject=f"train, {minutes:.0f} minutes",
+            what=names.get(name, name),
+            tried=1,
+            survived=int(ok),
+            lost=int(not ok),
+            outcome=f"{early:.1f} in the second quarter, {late:.1f} in the last",
         )
         for name, (early, late, ok) in flat(looks).items()
     ]
