@@ -48,7 +48,7 @@ weights) and through an epoch of open_clip's training on each.
 
 With clusters made anew before every epoch and two workers, looked at every ten seconds. A figure is lost where its mean over
 the last quarter is more than 2 % and some MiB, or one file or thread, above that over the second. Where memory grows, it is a
-fraction of a MiB an epoch; k-means, and the writing and the reading of clusters, do not grow when they are repeated by themselves.
+fraction of a MiB an epoch; k-means, and writing and reading of clusters, do not grow when repeated by themselves.
 """,
     "determinism": """## The same in every run
 
