@@ -116,7 +116,7 @@ def test_ctrl_c_is_one_sentence_and_the_exit_code_of_a_shell(monkeypatch: pytest
     monkeypatch.setattr(registry, "default_registry", stop)
     shown = run("plugins")
     assert shown.exit_code == 130
-    assert shown.stderr.strip().splitlines() == ["Stopped. What is finished is kept; the same command goes on after it."]
+    assert shown.stderr.strip().splitlines() == ["Stopped. What is finished is kept."]
 
 
 def every_command(group: click.Group = main, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -37,7 +37,7 @@ class Commands(click.Group):
             click.echo(f"Error: {printable(str(error))}", err=True)
             context.exit(2)
         except KeyboardInterrupt:
-            click.echo("Stopped. What is finished is kept; the same command goes on after it.", err=True)
+            click.echo("Stopped. What is finished is kept.", err=True)
             context.exit(128 + signal.SIGINT)
 
 
