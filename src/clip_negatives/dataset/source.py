@@ -164,7 +164,7 @@ def read_image(opened: Any, what: str) -> Image.Image:
             f"out, or raise the limit: {VARIABLE}=pixels=NUMBER."
         ) from error
     except _DECODING as error:
-        fault = "is not there" if isinstance(error, FileNotFoundError) else "cannot be read as one"
+        fault = "is not there, or is no file" if isinstance(error, FileNotFoundError) else "cannot be read as one"
         raise DataError(f"Expected an image, got {what}, which {fault}. Repair it or leave it out.") from error
 
 
