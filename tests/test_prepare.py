@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 import torch
 
-from clip_negatives import artifacts, atomic
+from clip_negatives import atomic, manifests
 from clip_negatives import prepare as module
 from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.encoders import Encoder, image_encoder
@@ -145,7 +145,7 @@ def test_clustering_is_kept_when_writing_is_interrupted(
 
     options: dict[str, Any] = {"clusterer": "parallel_kmeans:n_clusters=6", "progress": False}
     with monkeypatch.context() as patch:
-        patch.setattr(*((artifacts, "digest", stop) if where == "digest" else (atomic, "_flush", stop)))
+        patch.setattr(*((manifests, "digest", stop) if where == "digest" else (atomic, "_flush", stop)))
         with pytest.raises(KeyboardInterrupt):
             prepare(source, tmp_path / "clusters", **options)
     whole = next((tmp_path / ".clusters.features").glob("whole-*"))

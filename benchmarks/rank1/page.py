@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import FIGURES, gain, gradients_table, head, ordered, overview, pairs_table, rows_of, table, validation
+from tables import BASELINE, FIGURES, gain, gradients_table, head, ordered, overview, pairs_table, rows_of, table, validation
 from targets import targets
 from trained_tables import title_of, trained_section
 
@@ -16,7 +16,9 @@ RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 HEADS = "rank1-heads.json"
 DEFAULT = "rank1-default.json"
-PARTS = "rank1-parts.json"
+VARIED = {"parts.toml": "rank1-parts.json", "density.toml": "rank1-density.json"}
+"""Studies of heads whose data sets differ in one thing, and their results."""
+
 PAIRS = "rank1-pairs.json"
 GRADIENTS = "rank1-gradients.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
@@ -89,10 +91,10 @@ agree with it the most there. On *few* nothing is false, and yet methods whose g
 negatives gain there: that gain has another cause than fewer false negatives.
 """
 
-ABOUT_PARTS = """## {title}
+ABOUT_VARIED = """## {title}
 
 ```bash
-python benchmarks/rank1/heads.py --study benchmarks/rank1/parts.toml --output results.json
+python benchmarks/rank1/heads.py --study benchmarks/rank1/{file} --output results.json
 ```
 {about}
 """
@@ -116,8 +118,9 @@ def page() -> str:
         parts += list(_heads(file.parent.name, result))
     for _, result in found(DEFAULT):
         parts += [ABOUT_DEFAULT.format(**result["study"]), validation(result["data"], mean=True)]
-    for _, result in found(PARTS):
-        parts += list(_parts(result))
+    for file, name in VARIED.items():
+        for _, result in found(name):
+            parts += list(_varied(file, result))
     for result in trained:
         parts += list(trained_section(result))
     return "\n".join(parts)
@@ -139,20 +142,23 @@ def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
         yield f"![gain in Rank@1 by method](images/study/{machine}-{name}.svg)\n"
 
 
-def _parts(result: dict[str, Any]) -> Iterator[str]:
+def _varied(file: str, result: dict[str, Any]) -> Iterator[str]:
     data, told = result["data"], result["study"]["methods"]
-    yield ABOUT_PARTS.format(**result["study"])
+    yield ABOUT_VARIED.format(**result["study"], file=file)
     yield "Gain in text-to-image Rank@1, in percent.\n"
     yield overview(data)
     yield "The same at Rank@10.\n\n" + overview(data, FIGURES[1])
     yield "Methods: " + "; ".join(f"{name}: `{spec}`" for name, (spec,) in told.items() if name != spec) + ".\n"
-    columns = ("data", "listings", "queries", "learning rate", "clustering, s")
     yield table(
         [
-            [name, str(one["samples"]), str(one["queries"]), f"{one['lr']:g}", f"{one['clustering_seconds']:.1f}"]
+            [
+                *(name, str(one["samples"]), str(one["queries"]), f"{one['near_duplicates_per_anchor']:.2f}"),
+                *(f"{one['lr']:g}", f"{100 * one['methods'][BASELINE][FIGURES[0]]['mean']:.1f}"),
+                f"{one['clustering_seconds']:.1f}",
+            ]
             for name, one in data.items()
         ],
-        columns,
+        ("data", "listings", "queries", "false", "learning rate", "Rank@1 of in_batch, %", "clustering, s"),
     )
 
 

@@ -107,7 +107,7 @@ class Case:
 
     def epoch(self) -> int:
         """Return the epoch that training will be resumed at; 0 for other commands."""
-        files = self.subject.done(self.folder) if self.subject.name == "train" else ()
+        files = self.subject.done(self.folder) if self.subject.command == "train" else ()
         return max((int(Path(file).stem.removeprefix("epoch_")) for file in files), default=0)
 
     def found(self) -> Content | None:
@@ -123,20 +123,28 @@ class Case:
         if found is None:
             return
         wanted = [*self.expected.values(), *([self.known.earlier[1]] if self.known.earlier else [])]
-        if self.subject.name == "train":
+        if self.subject.command == "train":
             first = self.expected[0]
             if any(name not in first or found[name] != first[name] for name in found):
                 raise LostError(f"a checkpoint is not what it should be: {sorted(found)}")
         elif found not in wanted:
             raise LostError("what has its final name is neither the earlier result nor the whole new one")
 
-    def go_on(self, expected: Content | None = None, *, setup: Sequence[Setup] = (), anew: bool = False) -> None:
+    def go_on(
+        self,
+        expected: Content | None = None,
+        *,
+        setup: Sequence[Setup] = (),
+        anew: bool = False,
+        others: Sequence[Path] = (),
+    ) -> None:
         """Run the command again: it ends well, does nothing finished again, makes what it makes undisturbed, and tidies up.
 
         Args:
             expected: what it makes, where that is not what is known.
             setup: called in its process before.
             anew: what was finished before may have to be done again.
+            others: folders in which interrupted runs with other results keep what they will go on with.
         """
         notes = beside(self.folder) / "again"
         notes.unlink(missing_ok=True)
@@ -153,6 +161,7 @@ class Case:
         if self.subject.content(self.folder) != expected:
             raise LostError("the result is another than that of an undisturbed run")
         left = [file for file in self.folder.rglob("*") if ".partial" in file.name or file.name.startswith(".")]
+        left = [file for file in left if not any(file.is_relative_to(other) for other in others)]
         if left:
             raise LostError(f"left behind: {sorted(str(file.relative_to(self.folder)) for file in left)[:5]}")
 

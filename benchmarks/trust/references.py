@@ -29,13 +29,13 @@ def learn(subject: Subject, scratch: Path, data: Path, *, whole: bool) -> Known:
         again = dataclasses.replace(case, folder=scratch / f"{subject.name}-whole")
         again.folder.mkdir()
         known.seconds["whole"] = Running(again.line, again.folder, whole=True).wait().seconds
-        known.whole = known.content if subject.name == "train" else {0: subject.content(again.folder)}
-    if subject.name in ("prepare", "generate"):
+        known.whole = known.content if subject.command == "train" else {0: subject.content(again.folder)}
+    if subject.command in ("prepare", "generate"):
         other = scratch / f"{subject.name}-other"
         other.mkdir()
         case.run(line=with_options(subject.line(other, data), subject.other))
         known.earlier, known.shared = (other, subject.content(other)), known.content
-    if subject.name == "train":
+    if subject.command == "train":
         _learn_resumed(case)
         two = dataclasses.replace(case, folder=scratch / "train-shared", world_size=2)
         two.folder.mkdir()

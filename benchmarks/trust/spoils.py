@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import webdataset as wds
 from cases import Case, LostError, check_error
 from hooks import PoisonedEncoder, PoisonedLoss
-from subjects import PAIRS, copied, with_options
+from subjects import PAIRS, copied, with_options, write_tar
 
 STEPS = {"train": 6, "compare": 4}
 """Steps that all runs of a command have."""
@@ -20,7 +22,7 @@ STEPS = {"train": 6, "compare": 4}
 
 def poison_features(case: Case) -> None:
     """Let a feature be no number: one that an encoder gives, or of clusters that come from elsewhere."""
-    if case.subject.name == "prepare":
+    if case.subject.command == "prepare":
         encoder = PoisonedEncoder(case.chance.randrange(PAIRS), case.chance.choice(("image", "text")))
         check_error(case.run(setup=(encoder,)), "finite features")
     else:
@@ -33,7 +35,7 @@ def poison_features(case: Case) -> None:
 
 def spike(case: Case) -> None:
     """Let the loss of a step be so high that the weights after it are no numbers; the next run has no such step."""
-    steps = STEPS[case.subject.name]
+    steps = STEPS[case.subject.command]
     check_error(case.run(setup=(PoisonedLoss(case.chance.randrange(steps)),)), "finite weights")
     case.check_between()
     case.go_on()
@@ -41,7 +43,7 @@ def spike(case: Case) -> None:
 
 def change_data(case: Case) -> None:
     """Let a run be killed, and the data change before the next one: a text, the order, a picture of the same name."""
-    name = case.subject.name
+    name = case.subject.command
     if name == "generate":
         case.interrupt(signal.SIGKILL)
         shutil.copytree(case.data / "other", case.folder / "clusters")
@@ -60,16 +62,23 @@ def change_data(case: Case) -> None:
 def change_encoder(case: Case) -> None:
     """Let a run with other options be killed before, whose parts are of no use to this one."""
     case.interrupt(signal.SIGKILL, line=with_options(case.line, case.subject.other))
-    case.go_on(anew=True)
+    # In the cache each has a place of its own, so that the one that was killed can still go on; elsewhere it has none.
+    others = [] if case.subject.command == "prepare" else sorted((case.folder / "cache").glob(".clusters-*"))
+    case.go_on(anew=True, others=others)
+    if others:
+        elsewhere = with_options(case.line, (*case.subject.other, "--output", str(case.folder / "elsewhere")))
+        ended = case.run(line=elsewhere)
+        if ended.code != 0 or any(other.exists() for other in others):
+            raise LostError(f"the other run did not go on: it ended with {ended.code}: {ended.said[-600:]}")
 
 
 def damage(case: Case) -> None:
     """Cut a file that an earlier run left: it is made again, or the command says which it is."""
-    if case.subject.name == "generate" and case.chance.random() < 0.5:
+    if case.subject.command == "generate" and case.chance.random() < 0.5:
         _damage_clusters(case)
         return
     case.interrupt(signal.SIGKILL)
-    if case.subject.name == "train":
+    if case.subject.command == "train":
         files = [Path(file) for file in sorted(case.subject.done(case.folder))][-1:]
     else:
         some = case.folder.rglob("*")
@@ -118,10 +127,13 @@ def _undisturbed(case: Case) -> Any:
 
 def _change(case: Case, *, pictures: bool) -> None:
     """Change the data in one way."""
+    way = case.chance.choice(("text", "order", "picture") if pictures else ("text", "order"))
+    if case.subject.tars:
+        _change_tar(case, way)
+        return
     file = case.data / "train.csv"
     head, *rows = file.read_text().splitlines()
     place = case.chance.randrange(len(rows) - 1)
-    way = case.chance.choice(("text", "order", "picture") if pictures else ("text", "order"))
     if way == "text":
         path, text, item = rows[place].split("\t")
         rows[place] = "\t".join((path, f"{text} changed", item))
@@ -131,6 +143,23 @@ def _change(case: Case, *, pictures: bool) -> None:
         one, other = (Path(rows[row].split("\t")[0]) for row in (place, place + 1))
         one.write_bytes(other.read_bytes())
     file.write_text("\n".join([head, *rows]) + "\n")
+
+
+def _change_tar(case: Case, way: str) -> None:
+    """Change a tar in one way; its size stays, and its time of change may."""
+    file = case.chance.choice(sorted(case.data.glob("train-*.tar")))
+    had = file.stat()
+    samples = list(wds.WebDataset(str(file), shardshuffle=False))
+    place = case.chance.randrange(len(samples) - 1)
+    if way == "text":
+        samples[place]["txt"] = samples[place]["txt"][::-1]
+    elif way == "order":
+        samples[place], samples[place + 1] = samples[place + 1], samples[place]
+    else:
+        samples[place]["png"], samples[place + 1]["png"] = samples[place + 1]["png"], samples[place]["png"]
+    write_tar(file, samples)
+    if case.chance.random() < 0.5:
+        os.utime(file, ns=(had.st_atime_ns, had.st_mtime_ns))
 
 
 def _poison_clusters(case: Case) -> None:

@@ -28,7 +28,7 @@ def stop(case: Case, number: int) -> None:
     """Stop the command by a signal, and go on."""
     case.lay_out_earlier()
     ended = case.interrupt(number)
-    if case.subject.name == "compare" and ended.code == 2:
+    if case.subject.command == "compare" and ended.code == 2:
         check_error(ended, "its process ended")  # it was a run that was stopped
     else:
         check_stopped(ended, number)
@@ -88,7 +88,7 @@ def lose_rank(case: Case, number: int) -> None:
     if ended.code != 0:
         check_error(ended, *([f"no sign of life of rank {victim}"] if number == signal.SIGSTOP else []))
     case.check_between()
-    case.world_size = 2 if case.subject.name == "train" else case.chance.choice((1, 2))
+    case.world_size = 2 if case.subject.command == "train" else case.chance.choice((1, 2))
     case.go_on()
 
 

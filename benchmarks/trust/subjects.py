@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import webdataset as wds
+
 from clip_negatives import catalogue
 
 PAIRS, TESTED = 128, 32
 """Pairs that are trained on, and that a comparison measures on."""
+
+A_TAR = 16
+"""Pairs of a tar."""
 
 Content = dict[str, Any]
 
@@ -24,7 +29,7 @@ class Subject:
     """Hold a command.
 
     Attributes:
-        name: of the command.
+        name: of the command, and of its data where they are no csv.
         line: returns the command line, given the folder that it may write and that of the data.
         content: returns what it made in a folder, in a form that equals that of another run where the results do.
         finished: pattern of files that are finished work before the whole is: they are to stay as they are.
@@ -42,6 +47,16 @@ class Subject:
     passing: int = 0
 
     @property
+    def command(self) -> str:
+        """Return the command."""
+        return self.name.partition(" ")[0]
+
+    @property
+    def tars(self) -> bool:
+        """Tell whether its data are tars."""
+        return self.name.endswith(" tars")
+
+    @property
     def in_parts(self) -> bool:
         """Tell whether its finished work is parts, that go when the whole is there."""
         return self.finished.startswith(".")
@@ -53,7 +68,7 @@ class Subject:
 
 
 def write_data(folder: Path) -> None:
-    """Write csv files with pairs to train on and to measure on, and their images."""
+    """Write csv files with pairs to train on and to measure on, and their images; those to train on as tars too."""
     whole = catalogue.load("train")
     keys, texts, items = (whole.column(name) for name in ("key", "text", "item"))
     rows = sorted(range(len(whole)), key=lambda row: (items[row], row))[: PAIRS + TESTED]
@@ -65,6 +80,21 @@ def write_data(folder: Path) -> None:
             for row in some:
                 whole.image(row).save(folder / "images" / f"{keys[row]}.png")
                 writer.writerow([folder / "images" / f"{keys[row]}.png", texts[row], items[row]])
+    for first in range(0, PAIRS, A_TAR):
+        samples = []
+        for row in rows[first : first + A_TAR]:
+            image = (folder / "images" / f"{keys[row]}.png").read_bytes()
+            described = json.dumps({"item": items[row]}).encode()
+            samples.append({"__key__": keys[row], "png": image, "txt": texts[row].encode(), "json": described})
+        write_tar(folder / f"train-{first // A_TAR:02d}.tar", samples)
+
+
+def write_tar(file: Path, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write samples as webdataset has them, keys that begin with two underscores but for their own left out."""
+    with wds.TarWriter(str(file), encoder=False, mtime=0) as tar:
+        for sample in samples:
+            parts = {name: part for name, part in sample.items() if not name.startswith("__")}
+            tar.write({"__key__": sample["__key__"], **parts})
 
 
 def digest(file: Path) -> str:
@@ -80,6 +110,11 @@ def _prepare(folder: Path, data: Path) -> list[str]:
     how = ["--group-column", "item", "--image-encoder", "pixels:dim=16", "--text-encoder", "tfidf:dim=16"]
     clusterers = ["--clusterer", "kmeans:n_clusters=16", "--text-clusterer", "parallel_kmeans:n_clusters=8"]
     return ["prepare", str(data / "train.csv"), str(folder / "out"), *how, *clusterers]
+
+
+def _prepare_tars(folder: Path, data: Path) -> list[str]:
+    tars = f"{data}/train-{{00..{PAIRS // A_TAR - 1:02d}}}.tar"
+    return [tars if word == str(data / "train.csv") else word for word in _prepare(folder, data)]
 
 
 def _clusters(folder: Path) -> Content:
@@ -134,6 +169,7 @@ SUBJECTS = {
     one.name: one
     for one in (
         Subject("prepare", _prepare, _clusters, ".out.features/*/*/record.json", ("--image-encoder", "pixels:dim=8")),
+        Subject("prepare tars", _prepare_tars, _clusters, ".out.features/*/*/record.json", ("--image-encoder", "pixels:dim=8")),
         Subject("generate", _generate, _pairs, ".pairs.parquet.parts/*.parquet", ("--seed", "7")),
         Subject("train", _train, _checkpoints, "logs/run/checkpoints/*.pt", (), ("--dist-backend", "gloo")),
         Subject(

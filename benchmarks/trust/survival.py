@@ -31,8 +31,8 @@ error of `clip_negatives.errors`. What was ever lost is kept in `benchmarks/trus
 
 A command is hit at a random moment or at a random write, then run again. What was finished before has to be there, no file may
 be half-written under its name, and the second run has to end with what an undisturbed run ends with.
-Work folders of an encoder that is not used any more stay in the cache, to go on with: they are counted as lost here where they
-were not removed.
+What a killed `compare` had encoded stays in the cache, for when the same command runs again: a comparison with another encoder
+neither uses nor removes it, and the one that was killed goes on with it and removes it.
 """,
     "numerics": """## Numbers
 
@@ -106,7 +106,9 @@ def _minutes(seconds: float) -> str:
 
 
 def _more(result: Mapping[str, Any]) -> str:
-    """Return what a campaign measured beside its rows, where it says so."""
+    """Return what a campaign says beside its rows."""
+    if "whole_processes" in result:
+        return f"; {result['whole_processes']} in whole processes, the others in forked ones"
     return f", {result['epochs']} epochs of {result['samples']} samples" if "epochs" in result else ""
 
 

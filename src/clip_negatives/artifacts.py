@@ -9,11 +9,9 @@ of the data were left out because they are damaged, ``broken.parquet`` has their
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +22,25 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from clip_negatives import __version__
-from clip_negatives.atomic import digest, replaced_folder, write_tensors
+from clip_negatives.atomic import replaced_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
-from clip_negatives.reading import Kind, open_table, read_json, read_table, read_tensors
+from clip_negatives.manifests import FolderKind
+from clip_negatives.reading import Kind, open_table, read_table, read_tensors
 from clip_negatives.similarity import similarities
+from clip_negatives.soundness import fault_of, fault_of_table
 
-LABELS_MANIFEST = "labels.json"
-"""Manifest of a labels folder; that it has another name keeps the one from being taken, or replaced, for the other."""
-
-FORMAT = 1
-"""Version of the layout; a folder of another version is refused."""
-
-MANIFEST, CLUSTERS, SAMPLES, FEATURES, BROKEN = (
+MANIFEST, CLUSTERS, SAMPLES, SHARDS, FEATURES, BROKEN = (
     "manifest.json",
     "clusters.safetensors",
     "samples.parquet",
+    "shards.parquet",
     "features.safetensors",
     "broken.parquet",
 )
+
+CLUSTERS_FOLDER = FolderKind("clusters", MANIFEST, (CLUSTERS, SAMPLES), make="clip-negatives prepare", again="Prepare it again")
+LABELS_FOLDER = FolderKind("labels", "labels.json", (CLUSTERS, SHARDS), make="clip-negatives labels", again="Write it again")
 
 COLUMNS = ("image", "group", "shard")
 """Columns that the table of samples may have beside key and text."""
@@ -83,7 +80,7 @@ class ClustersFolder:
             try:
                 return read_table(self.path / BROKEN, ("key", "reason"))
             except (OSError, ValueError) as error:
-                raise _damaged(self.path, f"{BROKEN}: {error}") from error
+                raise CLUSTERS_FOLDER.damaged(self.path, f"{BROKEN}: {error}") from error
         return pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
 
 
@@ -129,12 +126,12 @@ def write_clusters_of(
         ArtifactError: there is something else under that name, it cannot be written, or clusters and table do not fit.
     """
     table = pq.ParquetFile(next(file for file in files if file.name == SAMPLES))
-    fault = _fault(image, text, {}, table.metadata.num_rows, table.schema_arrow.names)
+    fault = fault_of(image, text, {}, table.metadata.num_rows, table.schema_arrow.names)
     if fault is not None:
         raise _unfit(fault)
     with _written(Path(path), image, text, manifest, files):
         pass
-    return read_manifest(Path(path))
+    return CLUSTERS_FOLDER.read_manifest(Path(path))
 
 
 @contextmanager
@@ -146,16 +143,7 @@ def _written(
         write_tensors(_tensors(image, text), folder / CLUSTERS)
         yield folder
         listed = sorted([*folder.iterdir(), *moved], key=lambda item: item.name)
-        files = {item.name: {"bytes": item.stat().st_size, "sha256": digest(item)} for item in listed}
-        whole = {
-            "format": FORMAT,
-            "package_version": __version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **manifest,
-            **_counts(image, text),
-            "files": files,
-        }
-        (folder / MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
+        CLUSTERS_FOLDER.write_manifest(folder, {**manifest, **_counts(image, text)}, listed)
         for item in moved:  # once nothing slow is left: a process that is killed takes with it what is in the folder
             item.rename(folder / item.name)
 
@@ -173,7 +161,7 @@ def read_clusters(path: str | Path) -> ClustersFolder:
     try:
         samples = read_table(path / SAMPLES, ("key", "text"), COLUMNS, rows=clusters.n_samples)
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"{SAMPLES}: {error}") from error
+        raise CLUSTERS_FOLDER.damaged(path, f"{SAMPLES}: {error}") from error
     groups = codes(samples["group"]) if "group" in samples.column_names else None
     clusters = dataclasses.replace(clusters, texts=codes(samples["text"]), groups=groups)
     _check_fit(path, manifest, clusters, samples.num_rows, samples.column_names)
@@ -193,52 +181,42 @@ def map_clusters(path: str | Path) -> tuple[Clusters, Mapping[str, Any]]:
     try:
         table = open_table(path / SAMPLES, ("key", "text"), COLUMNS)
     except (OSError, ValueError) as error:
-        raise _damaged(path, f"{SAMPLES}: {error}") from error
+        raise CLUSTERS_FOLDER.damaged(path, f"{SAMPLES}: {error}") from error
     _check_fit(path, manifest, clusters, table.metadata.num_rows, table.schema_arrow.names)
     return clusters, manifest
 
 
 def whole_clusters(path: Path) -> tuple[dict[str, Any], Clusters]:
     """Return manifest and clusters, memory-mapped, once all files are there and, but for the features, have their sums."""
-    if (path / LABELS_MANIFEST).exists():
+    if LABELS_FOLDER.is_at(path):
         raise ArtifactError(
             f"Expected a clusters folder at {path}, got a labels folder, which is for training on webdataset streams alone. "
             "Name the clusters folder that it was made from."
         )
-    manifest = read_manifest(path)
-    if not {CLUSTERS, SAMPLES} <= set(manifest["files"]):
-        raise _damaged(path, f"{MANIFEST} does not list the files")
-    for name, entry in manifest["files"].items():
-        file = path / name
-        try:
-            if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
-                raise _damaged(path, f"{name} is missing or has another size")
-            if name != FEATURES and digest(file) != entry["sha256"]:
-                raise _damaged(path, f"{name} was changed")
-        except OSError as error:
-            raise _damaged(path, f"{name} cannot be read: {error.strerror}") from error
+    manifest = CLUSTERS_FOLDER.read_manifest(path)
+    CLUSTERS_FOLDER.check_files(path, manifest, unsummed=(FEATURES,))
     kept = dict.fromkeys(("image", "text"), (("float32", "float16"), 2))
     try:
         tensors = read_tensors(path / CLUSTERS, KINDS)
         features = read_tensors(path / FEATURES, kept) if FEATURES in manifest["files"] else {}
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise CLUSTERS_FOLDER.damaged(path, error) from error
     image = Clustering(tensors["image_labels"], tensors["image_centroids"])
     text = Clustering(tensors["text_labels"], tensors["text_centroids"])
     shapes = {name: tuple(tensor.shape) for name, tensor in features.items()}
-    if (fault := _fault(image, text, shapes, image.n_samples, ("key", "text"))) is not None:
-        raise _damaged(path, fault)
+    if (fault := fault_of(image, text, shapes, image.n_samples, ("key", "text"))) is not None:
+        raise CLUSTERS_FOLDER.damaged(path, fault)
     found: dict[str, Any] = {"image_features": features.get("image"), "text_features": features.get("text")}
     return manifest, Clusters(image, text, **similarities(image, text), **found)
 
 
 def _check_fit(path: Path, manifest: Mapping[str, Any], clusters: Clusters, rows: int, columns: Sequence[str]) -> None:
     """Refuse a table of samples, or counts in the manifest, that are of other data than the clusters."""
-    fault = _fault_of_table(clusters.n_samples, rows, columns)
+    fault = fault_of_table(clusters.n_samples, rows, columns)
     if fault is None and any(manifest.get(name) != count for name, count in _counts(clusters.image, clusters.text).items()):
         fault = f"{MANIFEST} gives other counts"
     if fault is not None:
-        raise _damaged(path, fault)
+        raise CLUSTERS_FOLDER.damaged(path, fault)
 
 
 def codes(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
@@ -273,69 +251,12 @@ def _counts(image: Clustering, text: Clustering) -> dict[str, int]:
     return {"n_samples": image.n_samples, "n_image_clusters": image.n_clusters, "n_text_clusters": text.n_clusters}
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return the manifest of a clusters folder; the files that it lists are not looked at.
-
-    Raises:
-        ArtifactError: it is missing, damaged or of another format.
-    """
-    try:
-        manifest = read_json(path / MANIFEST)
-        version, files = manifest["format"], manifest["files"]
-        sound = isinstance(files, dict) and all(
-            isinstance(entry["bytes"], int) and isinstance(entry["sha256"], str) for entry in files.values()
-        )
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"Expected a clusters folder at {path}, got none (no {MANIFEST}). Make one: clip-negatives prepare."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{MANIFEST} cannot be read: {error}") from error
-    if version != FORMAT:
-        raise ArtifactError(f"Expected a clusters folder of format {FORMAT}, got {version!r} at {path}. Prepare it again.")
-    if not sound:
-        raise _damaged(path, f"{MANIFEST} does not list the files")
-    return manifest
-
-
 def _misfit(clusters: Clusters, samples: pa.Table) -> str | None:
     """Say what keeps parts that are each sound from being of the same data, or None."""
     features = {"image": clusters.image_features, "text": clusters.text_features}
     shapes = {name: tuple(tensor.shape) for name, tensor in features.items() if tensor is not None}
-    return _fault(clusters.image, clusters.text, shapes, samples.num_rows, samples.column_names)
-
-
-def _fault(
-    image: Clustering, text: Clustering, features: Mapping[str, tuple[int, ...]], rows: int, columns: Sequence[str]
-) -> str | None:
-    """Do that of clusterings, shapes of features and what a table has."""
-    n = image.n_samples
-    for name, clustering in (("image", image), ("text", text)):
-        labels, centroids = clustering.labels, clustering.centroids
-        if labels.dtype != torch.int64 or labels.shape != (n,) or centroids.ndim != 2 or n == 0:
-            return f"{name} labels or centroids have the wrong shape or type"
-        if not 0 < len(centroids) <= n or centroids.shape[1] == 0:  # before anything of that size is made
-            return f"there are {len(centroids)} {name} clusters of {n} samples, in {centroids.shape[1]} dimensions"
-        if not 0 <= int(labels.min()) <= int(labels.max()) < clustering.n_clusters:
-            return f"{name} labels name clusters that do not exist"
-        if (empty := (clustering.sizes() == 0).nonzero().flatten()).numel():
-            return f"no {name} is in cluster {int(empty[0])}"
-        if not bool(centroids.isfinite().all()):
-            return f"{name} centroids are not finite"
-        if features.get(name, (n, centroids.shape[1])) != (n, centroids.shape[1]):
-            return f"the {name} features are of another number of samples or another size than the clusters"
-    return _fault_of_table(n, rows, columns)
-
-
-def _fault_of_table(n: int, rows: int, columns: Sequence[str]) -> str | None:
-    if rows != n or not {"key", "text"} <= set(columns):
-        return f"the table of samples has {rows} rows for {n} samples, or lacks a column key or text"
-    return None
+    return fault_of(clusters.image, clusters.text, shapes, samples.num_rows, samples.column_names)
 
 
 def _unfit(fault: str) -> ArtifactError:
     return ArtifactError(f"Expected clusters and samples that fit together, got some that do not: {fault}.")
-
-
-def _damaged(path: Path, fault: str) -> ArtifactError:
-    return ArtifactError(f"Expected a whole clusters folder at {path}, got a damaged one: {fault}. Prepare it again.")

@@ -8,11 +8,9 @@ samples, SHA-256) and ``shards/`` with a parquet file for each, of columns ``__k
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from clip_negatives import __version__
-from clip_negatives.artifacts import FORMAT, LABELS_MANIFEST, ClustersFolder
+from clip_negatives.artifacts import CLUSTERS, LABELS_FOLDER, SHARDS, ClustersFolder
 from clip_negatives.atomic import digest, replaced_folder, tidy_folder, write_tensors
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.labelled_samples import LabelledSamples
-from clip_negatives.reading import Kind, read_columns, read_json, read_table, read_tensors
+from clip_negatives.reading import Kind, read_columns, read_table, read_tensors
 from clip_negatives.similarity import similarities
-
-CLUSTERS, SHARDS = "clusters.safetensors", "shards.parquet"
+from clip_negatives.soundness import fault_of_counted
 
 KINDS: dict[str, Kind] = {
     f"{side}_{what}": kind
@@ -127,7 +123,7 @@ def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.T
     Raises:
         ArtifactError: a shard comes twice, or `output` cannot be written.
     """
-    with replaced_folder(Path(output), known_by=LABELS_MANIFEST) as folder:
+    with replaced_folder(Path(output), known_by=LABELS_FOLDER.manifest) as folder:
         (folder / "shards").mkdir()
         rows: list[dict[str, Any]] = []
         for shard, table in shards:
@@ -137,15 +133,9 @@ def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.T
         _check_names([row["shard"] for row in rows])
         pq.write_table(pa.Table.from_pylist(rows), folder / SHARDS, compression="zstd")
         write_tensors(source.counted(), folder / CLUSTERS)
-        written = [folder / name for name in (CLUSTERS, SHARDS)]
-        made_from = {name: value for name, value in source.manifest.items() if name not in ("files", "created")}
-        whole = {
-            **made_from,
-            "package_version": __version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "files": {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in written},
-        }
-        (folder / LABELS_MANIFEST).write_text(json.dumps(whole, indent=2) + "\n")
+        of_folder = ("format", "package_version", "created", "files")
+        made_from = {name: value for name, value in source.manifest.items() if name not in of_folder}
+        LABELS_FOLDER.write_manifest(folder, made_from, [folder / name for name in LABELS_FOLDER.files])
     return read_labels(output)
 
 
@@ -156,25 +146,23 @@ def read_labels(path: str | Path) -> LabelsFolder:
         ArtifactError: it is missing, of another kind or format, or damaged.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = LABELS_FOLDER.read_manifest(path)
+    LABELS_FOLDER.check_files(path, manifest)
     try:
-        for name in (CLUSTERS, SHARDS):
-            if digest(path / name) != manifest["files"][name]["sha256"]:
-                raise _damaged(path, f"{name} was changed")
         tensors = read_tensors(path / CLUSTERS, KINDS)
         table = read_table(path / SHARDS, ("shard", "file", "sha256"))
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise LABELS_FOLDER.damaged(path, error) from error
     sides = [
         Clustering(torch.empty(0, dtype=torch.int64), tensors[f"{side}_centroids"], tensors[f"{side}_counts"])
         for side in ("image", "text")
     ]
     for side in sides:
-        if (fault := _fault(side)) is not None:
-            raise _damaged(path, fault)
+        if (fault := fault_of_counted(side)) is not None:
+            raise LABELS_FOLDER.damaged(path, fault)
     columns = [table[name].to_pylist() for name in ("shard", "file", "sha256")]
     if any(Path(file).parent != Path("shards") for file in columns[1]) or not columns[0]:
-        raise _damaged(path, f"{SHARDS} names files elsewhere, or none")
+        raise LABELS_FOLDER.damaged(path, f"{SHARDS} names files elsewhere, or none")
     clusters = Clusters(sides[0], sides[1], **similarities(sides[0], sides[1]))
     depth = _depth(columns[0])
     files = {last_parts(shard, depth): (file, sha) for shard, file, sha in zip(*columns, strict=True)}
@@ -184,7 +172,7 @@ def read_labels(path: str | Path) -> LabelsFolder:
 
 def is_labels_folder(path: str | Path) -> bool:
     """Return whether a folder is one of labels, as its manifest's name says."""
-    return (Path(path) / LABELS_MANIFEST).exists()
+    return LABELS_FOLDER.is_at(Path(path))
 
 
 def last_parts(address: str, depth: int) -> str:
@@ -221,39 +209,12 @@ def _check_names(shards: Sequence[str]) -> None:
         seen[ending] = shard
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = read_json(path / LABELS_MANIFEST)
-        version, _ = manifest["format"], [manifest["files"][name]["sha256"] for name in (CLUSTERS, SHARDS)]
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"Expected a labels folder at {path}, got none (no {LABELS_MANIFEST}). Make one: clip-negatives labels."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"{LABELS_MANIFEST} cannot be read: {error}") from error
-    if version != FORMAT:
-        raise ArtifactError(f"Expected a labels folder of format {FORMAT}, got {version!r} at {path}. Write it again.")
-    return manifest
-
-
 def _depth(addresses: Sequence[str]) -> int:
     """Return the least number of last parts that tells all shards apart."""
     deepest = max(len(address.split("/")) for address in addresses)
     return next(
         (depth for depth in range(1, deepest) if len({last_parts(one, depth) for one in addresses}) == len(addresses)), deepest
     )
-
-
-def _damaged(path: Path, fault: str) -> ArtifactError:
-    return ArtifactError(f"Expected a whole labels folder at {path}, got a damaged one: {fault}. Write it again.")
-
-
-def _fault(clustering: Clustering) -> str | None:
-    """Say what is wrong with clusters that have counts in the place of labels, or None."""
-    counts, centroids = clustering.sizes(), clustering.centroids
-    if len(counts) != len(centroids) or centroids.numel() == 0 or not bool((counts > 0).all()):
-        return f"{len(counts)} sizes, some perhaps 0, of {len(centroids)} clusters in {centroids.shape[1]} dimensions"
-    return None if bool(centroids.isfinite().all()) else "centroids are not finite"
 
 
 @functools.lru_cache(maxsize=1)  # a process reads one shard after another

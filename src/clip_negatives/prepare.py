@@ -14,7 +14,7 @@ from typing import Any
 import platformdirs
 
 from clip_negatives import registry
-from clip_negatives.artifacts import FORMAT, MANIFEST, ClustersFolder, read_clusters, write_clusters_of
+from clip_negatives.artifacts import MANIFEST, ClustersFolder, read_clusters, write_clusters_of
 from clip_negatives.atomic import refuse_foreign, remove_folder, sole_user, tidy_folder
 from clip_negatives.dataset import PairSource
 from clip_negatives.encoders import encoder_name
@@ -22,6 +22,7 @@ from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
 from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
+from clip_negatives.manifests import FORMAT
 from clip_negatives.processes import ALONE, Processes
 from clip_negatives.refresh import check_clusterers, cluster_together
 from clip_negatives.sampling import epoch_generator
