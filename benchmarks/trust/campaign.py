@@ -50,6 +50,7 @@ class Fault:
 ALL = ("prepare", "generate", "train", "compare")
 SAME = "the next run gives the undisturbed result and does nothing finished again"
 SAID = "one sentence and exit code 2"
+CHANGED = "nothing of the old data is used; other texts and paths are refused by row, changed pictures told of"
 
 FAULTS = (
     Fault("SIGKILL", partial(stops.stop, number=signal.SIGKILL), 6, ALL, f"no half file under a final name; {SAME}"),
@@ -62,7 +63,13 @@ FAULTS = (
     Fault("a rank stalls", partial(stops.lose_rank, number=signal.SIGSTOP), 2, ALL[:3], f"the other names it: {SAID}; {SAME}"),
     Fault("NaN feature", spoils.poison_features, 2, ALL[:3], f"what it is of is named: {SAID}; {SAME}"),
     Fault("loss spike", spoils.spike, 2, ALL[2:], f"no checkpoint of it is written: {SAID}; {SAME}"),
-    Fault("changed data", spoils.change_data, 2, ALL, "nothing of the old data is used; clusters of others are refused by row"),
+    Fault(
+        "changed data",
+        spoils.change_data,
+        2,
+        ALL,
+        CHANGED,
+    ),
     Fault("other encoder", spoils.change_encoder, 2, ("prepare", "compare"), "nothing of the other encoder is used"),
     Fault("damaged file", spoils.damage, 2, ALL, "made again, or named with what to do"),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from clip_negatives.backends import check_backend
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.errors import ArtifactError, UnsupportedError
 from clip_negatives.extra_texts import Captions, texts_per_image
+from clip_negatives.integrations.open_clip.same_data import check_same_data
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import kind_of, pairs, world_size
 from clip_negatives.integrations.weighting import loss_terms
@@ -101,30 +101,6 @@ def late_folder(args: Namespace, options: TrainOptions) -> TrainedOn:
         raise ArtifactError(
             f"Expected the clusters that rank 0 prepared at {path}, on a disk that every machine sees, got: {error}"
         ) from error
-
-
-def check_same_data(folder: ClustersFolder, source: CsvPairs) -> None:
-    """Make sure that clusters are of the data that is trained on, text by text and picture by picture.
-
-    Raises:
-        ArtifactError: they are not. Of a stream it is found by key, as it is read.
-    """
-    fault = _difference("text", source.texts, folder.samples["text"].to_pylist())
-    if fault is None and "image" in folder.samples.column_names:
-        fault = _difference("image", source.image_paths, folder.samples["image"].to_pylist())
-    if fault is not None:
-        raise ArtifactError(
-            f"Expected clusters of the data that is trained on, got {folder.path} of other data ({fault}). "
-            "Prepare it again: clip-negatives prepare."
-        )
-
-
-def _difference(what: str, trained: Sequence[str], clustered: Sequence[str]) -> str | None:
-    """Say where two columns differ, or None."""
-    if len(trained) != len(clustered):
-        return f"{len(clustered)} rows for {len(trained)}"
-    row = next((row for row, (a, b) in enumerate(zip(trained, clustered, strict=True)) if a != b), None)
-    return None if row is None else f"the {what} of row {row} differs"
 
 
 def encoding(options: TrainOptions) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logge
 from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
 from clip_negatives.integrations.open_clip.preflight import late_folder, terms_of
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
+from clip_negatives.integrations.open_clip.same_data import tell_of_newer_data
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint, no_ghostscript
 from clip_negatives.integrations.weighting import batch_keeps_pairs
@@ -133,6 +134,8 @@ class Negatives:
         if self._needs_clusters:
             self.folder = self.folder or late_folder(args, self.options)
             self._clusters = self.folder.clusters
+            if self.options.clusters is not None and args.rank == 0:
+                tell_of_newer_data(self.folder, args)
         if self.options.refresh_every is not None and epoch > 0:
             self._clusters = self._with_ids(stored_clusters(args, epoch, self.options.refresh_every))
         data["train"] = TrainData(data["train"], args, self.options.sampler, self._batch_index, self.folder)
