@@ -27,8 +27,8 @@ class Gcbs(PlannedSampler):
     so consecutive samples are joined; each step is a stretch of it. Source: GCBS (Sachidananda et al., 2023,
     arXiv:2210.12874), which bounds the gap between the loss over all samples and that over the batch, and orders anew each
     epoch with the model's own features; its repository holds no code. Here the features are frozen (``--refresh-every`` makes
-    them live), each epoch starts from other samples, and the quantile is our choice. Sign: collects what is similar, by the
-    frozen similarity.
+    them live), and each epoch starts from other samples; the quantile is that of their pseudocode. Sign: collects what is
+    similar, by the frozen similarity.
 
     Time: N^2 D operations once; memory: the edges, N^2 (1 - quantile).
 

@@ -1,19 +1,31 @@
-"""Checkpoints and images that are programs run nothing while open_clip trains."""
+"""While open_clip trains, checkpoints and images that are programs run nothing, and tars take no more than they may."""
 
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import open_clip_train.data
 import open_clip_train.main
 import pytest
 import torch
+from open_clip_train.data import log_and_continue
 from PIL import Image
+from webdataset.handlers import reraise_exception
 
-from clip_negatives.errors import ArtifactError
+from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, train
-from clip_negatives.integrations.open_clip.untrusted import load_checkpoint, no_ghostscript
+from clip_negatives.integrations.open_clip.untrusted import (
+    expand_tars,
+    limited_tars,
+    load_checkpoint,
+    no_ghostscript,
+)
+
+from ..pairs import write_tar
+from .conftest import ROWS
 
 
 class Program:
@@ -55,3 +67,70 @@ def test_no_image_is_handed_to_ghostscript() -> None:
     Image.new("RGB", (4, 4)).save(stream, "EPS")
     with no_ghostscript(), Image.open(io.BytesIO(stream.getvalue())) as image, pytest.raises(OSError, match="Ghostscript"):
         image.convert("RGB")
+
+
+def _read(*tars: str, handler: Any = log_and_continue) -> list[tuple[str, bytes]]:
+    """Return what open_clip reads of tars, file by file."""
+    files = open_clip_train.data.tar_file_expander(
+        open_clip_train.data.url_opener([{"url": tar} for tar in tars], handler=handler), handler=handler
+    )
+    return [(file["fname"], bytes(file["data"])) for file in files]
+
+
+def test_sound_tars_are_read_as_open_clip_reads_them(shards: str) -> None:
+    tars = [shards.replace("{000000..000001}", place) for place in ("000000", "000001")]
+    theirs = _read(*tars)
+    assert len(theirs) == 3 * ROWS
+    whole = open_clip_train.data.tar_file_expander
+    with limited_tars():
+        assert open_clip_train.data.tar_file_expander is expand_tars
+        assert _read(*tars) == theirs
+        samples = list(open_clip_train.data.tarfile_to_samples_nothrow([{"url": tar} for tar in tars]))
+    assert samples == list(open_clip_train.data.tarfile_to_samples_nothrow([{"url": tar} for tar in tars]))
+    assert open_clip_train.data.tar_file_expander is whole
+
+
+def _hostile(file: Path, *, pax: bool) -> str:
+    """Write a tar with a sound file, and a header after it that claims an exabyte."""
+    write_tar(file, {"a.txt": b"shoe"})
+    header = tarfile.TarInfo("b.txt")
+    header.size = 2**60
+    header.type = tarfile.XHDTYPE if pax else tarfile.REGTYPE
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1024] + header.tobuf(tarfile.GNU_FORMAT) + bytes(512))
+    return str(file)
+
+
+@pytest.mark.parametrize("pax", [False, True])
+def test_headers_that_claim_exabytes_end_their_tar_alone(tmp_path: Path, pax: bool) -> None:
+    """webdataset looks for the end of one for ever."""
+    sound = str(write_tar(tmp_path / "sound.tar", {"c.txt": b"hat"}))
+    with limited_tars():
+        assert _read(_hostile(tmp_path / "hostile.tar", pax=pax), sound) == [("a.txt", b"shoe"), ("c.txt", b"hat")]
+
+
+def test_members_over_the_limit_are_left_out_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CLIP_NEGATIVES_LIMITS", "member_bytes=4")
+    tar = str(write_tar(tmp_path / "large.tar", {"a.png": b"12345", "a.txt": b"shoe"}))
+    with limited_tars():
+        assert _read(tar) == [("a.txt", b"shoe")]
+        assert "Expected members of at most 4 bytes, got a larger a.png" in caplog.text
+        with pytest.raises(DataError, match=r"a larger a\.png"):
+            _read(tar, handler=reraise_exception)
+        assert _read(tar, tar, handler=lambda _: False) == []
+
+
+def test_tars_that_end_before_their_end_end_the_stream_where_the_handler_says(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "torn.tar", {"a.txt": b"shoe", "b.txt": bytes(2048)})
+    tar.write_bytes(tar.read_bytes()[:2500])
+    with limited_tars():
+        assert _read(str(tar), str(tar)) == [("a.txt", b"shoe")] * 2
+        assert _read(str(tar), str(tar), handler=lambda _: False) == [("a.txt", b"shoe")]
+
+
+def test_an_open_clip_that_reads_tars_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(open_clip_train.data, "tar_file_expander")
+    with pytest.raises(UnsupportedError, match="reads tars by tar_file_expander"), limited_tars():
+        pass

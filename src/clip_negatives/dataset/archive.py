@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from webdataset.tariterators import base_plus_ext
@@ -46,7 +46,7 @@ class Member(tarfile.TarInfo):
         return member
 
 
-def files(stream: Any, wanted: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+def files(stream: Any, wanted: Container[str]) -> Iterator[tuple[str, bytes | None]]:
     """Yield name and content of each regular file of a tar, compressed or not, in their order.
 
     What has another ending than those `wanted` is passed over, and its content is empty here; so is that of files over the

@@ -34,7 +34,7 @@ from clip_negatives.integrations.open_clip.preflight import late_folder, terms_o
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
 from clip_negatives.integrations.open_clip.same_data import tell_of_newer_data
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.integrations.open_clip.untrusted import load_checkpoint, no_ghostscript
+from clip_negatives.integrations.open_clip.untrusted import limited_tars, load_checkpoint, no_ghostscript
 from clip_negatives.integrations.weighting import batch_keeps_pairs
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.labels import TrainedOn
@@ -84,7 +84,7 @@ def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
     try:
         for name in EXPECTED:
             setattr(main, name, getattr(negatives, name))
-        with cpu_ddp(), no_ghostscript(), negatives.run:
+        with cpu_ddp(), no_ghostscript(), limited_tars(), negatives.run:
             yield
     finally:
         for name, function in originals.items():
