@@ -23,11 +23,6 @@ from clip_negatives.atomic import replaced_file
 
 HERE = Path(__file__).parent
 BASELINE = "in_batch"
-COSTS = ("seconds_per_step", "peak_memory_mib")
-"""Figures of a run of which the least of its seeds is kept: whatever else the machine does only adds to them."""
-
-TIMES = ("seconds_per_step",)
-"""Those that work beside it would spoil."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,6 @@ def tested(study: dict[str, Any], runs: Runs, data: str, seen: Validated) -> dic
     for name, each in outcomes.items():
         rows[name] = {"candidate": seen.chosen[name]}
         rows[name] |= {"temperature": sum(one["temperature"] for one in each) / len(each)}
-        rows[name] |= {told: min(one[told] for one in each) for told in COSTS if each[0][told] is not None}
         rows[name] |= figures(each, outcomes[BASELINE])
         other = study.get("compared", {}).get(name)
         if other in outcomes:
@@ -125,19 +119,10 @@ def wanted(study: dict[str, Any], data: str, only: list[str] | None) -> tuple[di
     ]
 
 
-def merged(old: dict[str, Any] | None, new: dict[str, Any], *, keep_times: bool) -> dict[str, Any]:
-    """Return the figures of a data set with those of the methods that were run now in their places.
-
-    With `keep_times` the times of a method stay as they were, or are left out: the machine was not idle.
-    """
+def merged(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of a data set with those of the methods that were run now in their places."""
     before = {"methods": {}, "validation": {}, **(old or {})}
-    rows = {}
-    for name, row in new.get("methods", {}).items():
-        told = before["methods"].get(name, {}) if keep_times else row
-        rows[name] = {key: value for key, value in row.items() if key not in TIMES} | {
-            key: told[key] for key in TIMES if key in told
-        }
-    methods, gains = {**before["methods"], **rows}, {**before["validation"], **new["validation"]}
+    methods, gains = {**before["methods"], **new.get("methods", {})}, {**before["validation"], **new["validation"]}
     return {**before, **new, "methods": methods, "validation": gains}
 
 
@@ -149,7 +134,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows, or candidates that are tried; default: all")
     parser.add_argument("--data", nargs="+", help="data sets of the study; default: all")
     parser.add_argument("--keep-choice", action="store_true", help="with --only: the candidates that the file has chosen")
-    parser.add_argument("--keep-times", action="store_true", help="note no times: the machine does other work")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features and finished runs")
     return parser.parse_args()
@@ -173,7 +157,7 @@ def main() -> None:
         new: dict[str, Any] = {"lr": seen.lr, "validation": seen.gains}
         if study["test_seeds"] and (options.only is None or set(options.only) & set(methods)):
             new |= tested(study, runs, data, seen)
-        write(options.output, study, data, new, keep_times=options.keep_times)
+        write(options.output, study, data, new)
     runs.close()
 
 
@@ -195,11 +179,11 @@ def rates_of(study: dict[str, Any], data: str) -> list[float]:
     return [how["lr"]] if "lr" in how else how.get("learning_rates", study["learning_rates"])
 
 
-def write(file: Path, study: dict[str, Any], data: str, new: dict[str, Any], *, keep_times: bool) -> None:
+def write(file: Path, study: dict[str, Any], data: str, new: dict[str, Any]) -> None:
     """Put the figures of a data set into a result file."""
     before = read(file)
     told = {name: value for name, value in study.items() if name != "cache"}
-    whole = {**before, data: merged(before.get(data), new, keep_times=keep_times)}
+    whole = {**before, data: merged(before.get(data), new)}
     ordered = {name: whole[name] for name in study["data"] if name in whole}
     file.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(file) as partial:

@@ -19,6 +19,7 @@ DEFAULT = "rank1-default.json"
 VARIED = {"parts.toml": "rank1-parts.json", "density.toml": "rank1-density.json"}
 """Studies of heads whose data sets differ in one thing, and their results."""
 
+COSTS = "rank1-costs.json"
 PAIRS = "rank1-pairs.json"
 GRADIENTS = "rank1-gradients.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
@@ -41,8 +42,8 @@ initial heads and rate for all.
 Gains are relative to in-batch negatives, in percent of their figure; intervals are 95 % of a bootstrap over seeds and
 queries, paired; those without 0 are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive`
 and `id_mask` know the item of each listing, which the others do not. The methods ending in `_held` hold the temperature
-instead of learning it. Times are of a machine that did nothing else; rows that were run beside other work have none, and
-rows of before memory and temperature were noted have none of these.
+instead of learning it. *Temperature* is that at the end. *ms a step* is time of one processor, *MiB* the peak of the process,
+data and imports and all, both from `python benchmarks/rank1/costs.py`, which measures all rows in turns.
 """
 
 ABOUT_VALIDATION = """### What was tried
@@ -128,6 +129,8 @@ def page() -> str:
 
 def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
     study, data = result["study"], result["data"]
+    file = RESULTS / machine / COSTS
+    costs = json.loads(file.read_text())["data"] if file.exists() else {}
     yield ABOUT_HEADS.format(**study, n_methods=max(len(one["methods"]) for one in data.values()) - 1)
     yield "### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n"
     yield overview(data)
@@ -135,7 +138,7 @@ def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
     yield validation(data)
     for name, one in data.items():
         yield head(name, one, study["data"][name].get("learning_rates", study["learning_rates"]))
-        yield _rows(one["methods"])
+        yield _rows(one["methods"], costs.get(name, {}))
         yield from _compared(one["methods"])
         chosen = [f"{method}: `{row['candidate']}`" for method, row in one["methods"].items() if row["candidate"] != method]
         yield "Chosen on validation: " + "; ".join(chosen) + ".\n"
@@ -162,16 +165,12 @@ def _varied(file: str, result: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _rows(methods: Mapping[str, Any]) -> str:
+def _rows(methods: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
     """Return the table of a data set of heads."""
-    formats = {"temperature": "{:.3f}", "seconds_per_step": "{:.0f}", "peak_memory_mib": "{:.0f}"}
-    titles = {"temperature": "temperature", "seconds_per_step": "ms a step", "peak_memory_mib": "MiB"}
-    scales = {"seconds_per_step": 1000.0}
     more = {
-        titles[key]: {
-            name: style.format(scales.get(key, 1.0) * row[key]) for name, row in methods.items() if row.get(key) is not None
-        }
-        for key, style in formats.items()
+        "temperature": {name: f"{row['temperature']:.3f}" for name, row in methods.items() if "temperature" in row},
+        "ms a step": {name: f"{cost['cpu_ms']:.0f}" for name, cost in costs.items()},
+        "MiB": {name: f"{cost['peak_memory_mib']:.0f}" for name, cost in costs.items()},
     }
     return rows_of(methods, more)
 

@@ -81,6 +81,13 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     trained.main()
     assert "objects, test" not in capsys.readouterr().out
     assert json.loads(result.read_text())["data"]["objects"] == again
+    monkeypatch.setattr(trained, "methods_of", lambda *_: ["in_batch"])
+    monkeypatch.setattr(sys, "argv", [*command, "--times"])
+    trained.main()
+    timed = json.loads(result.read_text())["data"]["objects"]
+    assert set(timed["seconds_per_step"]) == {"in_batch", "random_reduction"}
+    assert {name: value for name, value in timed.items() if name != "seconds_per_step"} == again
+    assert f"| {1000 * timed['seconds_per_step']['in_batch']:.0f} |" in page.page()
 
 
 def test_figures_of_another_learning_rate_are_not_taken() -> None:

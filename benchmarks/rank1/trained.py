@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from clip_negatives.compare import Comparison, compare
 
 HERE = Path(__file__).parent
 BASELINE = "in_batch"
+TIMED = 8
+"""Steps that are timed, in two epochs."""
 
 
 def write_pairs(cut: Cut, rows: Tensor, folder: Path, name: str) -> Path:
@@ -42,13 +45,15 @@ def write_pairs(cut: Cut, rows: Tensor, folder: Path, name: str) -> Path:
     return file
 
 
-def compared(study: dict[str, Any], data: str, fold: str, lr: float, methods: list[str], seeds: int) -> Comparison:
-    """Train methods on a fold and measure them."""
-    home = cache_of(study) / study["name"] / data
-    cut = Cut.of(study, data, fold)
-    train, test = (write_pairs(cut, rows, home / fold, name) for name, rows in (("train", cut.trained), ("asked", cut.asked)))
-    size = batch_size(study, data)
-    epochs = max(1, math.ceil(study["steps"] / max(1, len(cut.trained) // size)))
+def compared(
+    study: dict[str, Any], data: str, fold: str, lr: float, methods: list[str], seeds: int, short: Path | None = None
+) -> Comparison:
+    """Train methods on a fold and measure them; `short` is a folder in which they only do some steps, to be timed."""
+    cut, size = Cut.of(study, data, fold), batch_size(study, data)
+    trained, steps = (cut.trained, study["steps"]) if short is None else (cut.trained[: TIMED // 2 * size], TIMED)
+    home = (cache_of(study) if short is None else short) / study["name"] / data
+    train, test = (write_pairs(cut, rows, home / fold, name) for name, rows in (("train", trained), ("asked", cut.asked)))
+    epochs = max(1, math.ceil(steps / max(1, len(trained) // size)))
     return compare(
         home / fold / f"lr-{lr:g}",
         methods=",".join(methods),
@@ -65,6 +70,13 @@ def compared(study: dict[str, Any], data: str, fold: str, lr: float, methods: li
             f"{data}, {fold}, lr {lr:g}: run {number + 1} of {total}, {job.method.name}, seed {job.seed}", flush=True
         ),
     )
+
+
+def timed(study: dict[str, Any], data: str, lr: float, methods: list[str]) -> dict[str, float]:
+    """Return the seconds of a step of each method: the median of a short training, while the machine does nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = compared(study, data, "test", lr, methods, 1, Path(folder))
+    return {run["method"]["name"]: run["seconds_per_step"] for run in found.to_dict()["runs"]}
 
 
 def model_of(study: dict[str, Any]) -> str:
@@ -95,11 +107,11 @@ def rates_of(study: dict[str, Any], data: str) -> list[float]:
     return rates
 
 
-def told_of(found: Comparison, *, keep_times: bool) -> dict[str, Any]:
-    """Return what a comparison found, without the paths of this machine, and without times where it was not idle."""
+def told_of(found: Comparison) -> dict[str, Any]:
+    """Return what a comparison found, without the paths of this machine, and without times, which hold where it is idle."""
     whole = found.to_dict()
     setting = {name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters", "test")}
-    dropped = ("clusters", "losses", *(("seconds_per_step",) if keep_times else ()))
+    dropped = ("clusters", "losses", "seconds_per_step", "train_seconds")
     runs = [{name: value for name, value in run.items() if name not in dropped} for run in whole["runs"]]
     tables = {
         table: {method: {name: one for name, one in row.items() if name not in dropped} for method, row in whole[table].items()}
@@ -120,6 +132,13 @@ def joined(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
 def as_told(ranks: dict[float, float]) -> dict[str, float]:
     """Return what validation found with keys as JSON has them."""
     return {f"{lr:g}": rank for lr, rank in ranks.items()}
+
+
+def with_times(kept: dict[str, Any] | None, times: dict[str, float], data: str) -> dict[str, Any]:
+    """Return figures with the seconds of a step of each method."""
+    if kept is None:
+        raise SystemExit(f"Expected figures of {data}, got none. Run the study without --times first.")
+    return {**kept, "seconds_per_step": times}
 
 
 def with_rates(kept: dict[str, Any] | None, ranks: dict[float, float], data: str) -> dict[str, Any]:
@@ -145,14 +164,20 @@ def main() -> None:
     parser.add_argument("--data", help="one data set of the study")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="rows to run anew; the others stay; default: all")
     parser.add_argument("--rates", action="store_true", help="only validate the learning rates, of which the same must be best")
-    parser.add_argument("--keep-times", action="store_true", help="note no times: the machine does other work")
+    parser.add_argument("--times", action="store_true", help="only time some steps; the machine does nothing else meanwhile")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of data and finished runs")
     options = parser.parse_args()
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     chosen = [options.data] if options.data else list(study["data"])
     for data in chosen:
         before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
-        kept = before.get(data) if options.only or options.rates else None
+        kept = before.get(data)
+        if options.times:
+            figures = with_times(kept, timed(study, data, kept["lr"], methods_of(study, data)) if kept else {}, data)
+            write(options.output, study, before, data, figures)
+            continue
+        if not (options.only or options.rates):
+            kept = None
         ranks = {} if options.only else validated(study, data)
         lr = learning_rate(ranks) if ranks else kept["lr"]
         if options.rates:
@@ -167,12 +192,17 @@ def main() -> None:
                 "samples": len(cut.trained),
                 "queries": len(cut.asked),
                 "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
-                **joined(kept, told_of(found, keep_times=options.keep_times)),
+                **joined(kept, told_of(found)),
             }
-        told = {name: value for name, value in study.items() if name != "cache"}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_file(options.output) as partial:
-            partial.write_text(json.dumps({"study": told, "data": {**before, data: figures}}, indent=1) + "\n")
+        write(options.output, study, before, data, figures)
+
+
+def write(file: Path, study: dict[str, Any], before: dict[str, Any], data: str, figures: dict[str, Any]) -> None:
+    """Put the figures of a data set into a result file, beside what it had before."""
+    told = {name: value for name, value in study.items() if name != "cache"}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(file) as partial:
+        partial.write_text(json.dumps({"study": told, "data": {**before, data: figures}}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,80 @@
+"""Measure what a step of every row of the study of heads costs: python benchmarks/rank1/costs.py --output FILE.
+
+Time of the processor, of one thread, so that other work on the machine hardly counts; the least of some rounds, in which all
+methods take turns. Every measurement has a process of its own, forked from one that holds the data, so that its peak of memory
+is its own too. What is measured is the candidate that the study chose, on the data that its test trains on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+from typing import Any
+
+import tomllib
+import torch
+from folds import CACHE, EMOJI, Fold, features
+from head_training import Job, Setting, train
+
+from clip_negatives.atomic import replaced_file
+
+HERE = Path(__file__).parent
+WARM, STEPS, ROUNDS = 3, 24, 3
+"""Steps that are not counted, steps that are, and how often."""
+
+_FOLD: list[Fold] = []
+
+
+def measured(task: tuple[dict[str, Any], Job]) -> dict[str, float]:
+    """Return processor time of a step, in milliseconds, and the peak of memory, in MiB."""
+    study, job = task
+    times: list[float] = []
+    outcome = train({**study, "steps": WARM + STEPS}, _FOLD[0], job, lambda _step, _heads: times.append(time.process_time()))
+    return {"cpu_ms": 1000 * (times[-1] - times[WARM]) / STEPS, "peak_memory_mib": outcome["peak_memory_mib"]}
+
+
+def costs_of(study: dict[str, Any], data: str, chosen: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the costs of each row of a data set.
+
+    Args:
+        study: the study.
+        data: name in it.
+        chosen: what its result file says of the data set.
+    """
+    features(study, study["data"][data].get("source", EMOJI))  # once, before any process asks for them
+    _FOLD[:] = [Fold.of(study, data, "test")]
+    jobs = {name: Job(data, "test", row["candidate"], chosen["lr"], 0) for name, row in chosen["methods"].items()}
+    for job in jobs.values():
+        Setting(study, _FOLD[0], job)  # imports the plugins, which would take each process seconds
+    found: dict[str, dict[str, float]] = {}
+    with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        for _ in range(ROUNDS):
+            for name, one in zip(jobs, pool.imap(measured, [(study, job) for job in jobs.values()], chunksize=1), strict=True):
+                before = found.setdefault(name, one)
+                found[name] = {of: min(value, before[of]) for of, value in one.items()}
+    return found
+
+
+def main() -> None:
+    """Measure, and write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", type=Path, default=HERE / "heads.toml")
+    parser.add_argument("--chosen", type=Path, required=True, help="result file of heads.py, which says what was chosen")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--data", nargs="+", help="data sets of the study; default: all")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
+    chosen = json.loads(options.chosen.read_text())["data"]
+    result = {data: costs_of(study, data, chosen[data]) for data in options.data or chosen}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(options.output) as partial:
+        partial.write_text(json.dumps({"steps": STEPS, "rounds": ROUNDS, "data": result}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
