@@ -1,8 +1,8 @@
 """Measure what a step of every row of the study of heads costs: python benchmarks/rank1/costs.py --output FILE.
 
-Time of the processor, of one thread, so that other work on the machine hardly counts; the least of some rounds, in which all
-methods take turns. Every measurement has a process of its own, forked from one that holds the data, so that its peak of memory
-is its own too. What is measured is the candidate that the study chose, on the data that its test trains on.
+Time of the processor, of one thread, so that other work on the machine hardly counts; the least of some rounds. Every row has a
+process of its own, forked from one that holds the data, so that its peak of memory is its own too. What is measured is the
+candidate that the study chose, on the data that its test trains on.
 """
 
 from __future__ import annotations
@@ -31,9 +31,14 @@ _FOLD: list[Fold] = []
 def measured(task: tuple[dict[str, Any], Job]) -> dict[str, float]:
     """Return processor time of a step, in milliseconds, and the peak of memory, in MiB."""
     study, job = task
-    times: list[float] = []
-    outcome = train({**study, "steps": WARM + STEPS}, _FOLD[0], job, lambda _step, _heads: times.append(time.process_time()))
-    return {"cpu_ms": 1000 * (times[-1] - times[WARM]) / STEPS, "peak_memory_mib": outcome["peak_memory_mib"]}
+    seconds: list[float] = []
+    for _ in range(ROUNDS):
+        times: list[float] = []
+        outcome = train(
+            {**study, "steps": WARM + STEPS}, _FOLD[0], job, lambda _, __, now=times: now.append(time.process_time())
+        )
+        seconds.append(times[-1] - times[WARM])
+    return {"cpu_ms": 1000 * min(seconds) / STEPS, "peak_memory_mib": outcome["peak_memory_mib"]}
 
 
 def costs_of(study: dict[str, Any], data: str, chosen: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -49,13 +54,8 @@ def costs_of(study: dict[str, Any], data: str, chosen: dict[str, Any]) -> dict[s
     jobs = {name: Job(data, "test", row["candidate"], chosen["lr"], 0) for name, row in chosen["methods"].items()}
     for job in jobs.values():
         Setting(study, _FOLD[0], job)  # imports the plugins, which would take each process seconds
-    found: dict[str, dict[str, float]] = {}
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        for _ in range(ROUNDS):
-            for name, one in zip(jobs, pool.imap(measured, [(study, job) for job in jobs.values()], chunksize=1), strict=True):
-                before = found.setdefault(name, one)
-                found[name] = {of: min(value, before[of]) for of, value in one.items()}
-    return found
+        return dict(zip(jobs, pool.imap(measured, [(study, job) for job in jobs.values()], chunksize=1), strict=True))
 
 
 def main() -> None:

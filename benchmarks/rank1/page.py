@@ -43,7 +43,7 @@ Gains are relative to in-batch negatives, in percent of their figure; intervals 
 queries, paired; those without 0 are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive`
 and `id_mask` know the item of each listing, which the others do not. The methods ending in `_held` hold the temperature
 instead of learning it. *Temperature* is that at the end. *ms a step* is time of one processor, *MiB* the peak of the process,
-data and imports and all, both from `python benchmarks/rank1/costs.py`, which measures all rows in turns.
+data and imports and all, both from `python benchmarks/rank1/costs.py`, which measures every row in a process of its own.
 """
 
 ABOUT_VALIDATION = """### What was tried
