@@ -30,15 +30,14 @@ _FOLD: list[Fold] = []
 
 def measured(task: tuple[dict[str, Any], Job]) -> dict[str, float]:
     """Return processor time of a step, in milliseconds, and the peak of memory, in MiB."""
-    study, job = task
-    seconds: list[float] = []
-    for _ in range(ROUNDS):
-        times: list[float] = []
-        outcome = train(
-            {**study, "steps": WARM + STEPS}, _FOLD[0], job, lambda _, __, now=times: now.append(time.process_time())
-        )
-        seconds.append(times[-1] - times[WARM])
-    return {"cpu_ms": 1000 * min(seconds) / STEPS, "peak_memory_mib": outcome["peak_memory_mib"]}
+    rounds = [_round(*task) for _ in range(ROUNDS)]
+    return {"cpu_ms": min(ms for ms, _ in rounds), "peak_memory_mib": max(peak for _, peak in rounds)}
+
+
+def _round(study: dict[str, Any], job: Job) -> tuple[float, float]:
+    times: list[float] = []
+    outcome = train({**study, "steps": WARM + STEPS}, _FOLD[0], job, lambda *_: times.append(time.process_time()))
+    return 1000 * (times[-1] - times[WARM]) / STEPS, outcome["peak_memory_mib"]
 
 
 def costs_of(study: dict[str, Any], data: str, chosen: dict[str, Any]) -> dict[str, dict[str, float]]:
