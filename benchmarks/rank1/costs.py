@@ -16,14 +16,14 @@ from typing import Any
 
 import tomllib
 import torch
-from folds import CACHE, EMOJI, Fold, features
+from folds import CACHE, EMOJI, Fold, batch_size, features
 from head_training import Job, Setting, train
 
 from clip_negatives.atomic import replaced_file
 
 HERE = Path(__file__).parent
-WARM, STEPS, ROUNDS = 3, 24, 3
-"""Steps that are not counted, steps that are, and how often."""
+STEPS, ROUNDS = 24, 2
+"""Steps that are counted at least, after an epoch that is not, and how often."""
 
 _FOLD: list[Fold] = []
 
@@ -36,8 +36,11 @@ def measured(task: tuple[dict[str, Any], Job]) -> dict[str, float]:
 
 def _round(study: dict[str, Any], job: Job) -> tuple[float, float]:
     times: list[float] = []
-    outcome = train({**study, "steps": WARM + STEPS}, _FOLD[0], job, lambda *_: times.append(time.process_time()))
-    return 1000 * (times[-1] - times[WARM]) / STEPS, outcome["peak_memory_mib"]
+    # Whole epochs: samplers that plan do so at their beginning.
+    epoch = max(1, _FOLD[0].clusters.n_samples // batch_size(study, job.data))
+    steps = -(-STEPS // epoch) * epoch
+    outcome = train({**study, "steps": epoch + steps}, _FOLD[0], job, lambda *_: times.append(time.process_time()))
+    return 1000 * (times[-1] - times[epoch]) / steps, outcome["peak_memory_mib"]
 
 
 def costs_of(study: dict[str, Any], data: str, chosen: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -69,7 +72,10 @@ def main() -> None:
     torch.set_num_threads(1)
     study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
     chosen = json.loads(options.chosen.read_text())["data"]
-    result = {data: costs_of(study, data, chosen[data]) for data in options.data or chosen}
+    if unknown := set(options.data or ()) - set(chosen):
+        raise SystemExit(f"Expected data sets among {', '.join(chosen)}, got {', '.join(sorted(unknown))}.")
+    before = json.loads(options.output.read_text())["data"] if options.output.exists() else {}
+    result = before | {data: costs_of(study, data, chosen[data]) for data in options.data or chosen}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(options.output) as partial:
         partial.write_text(json.dumps({"steps": STEPS, "rounds": ROUNDS, "data": result}, indent=1) + "\n")

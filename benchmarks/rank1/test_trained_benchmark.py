@@ -88,6 +88,9 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert set(timed["seconds_per_step"]) == {"in_batch", "random_reduction"}
     assert {name: value for name, value in timed.items() if name != "seconds_per_step"} == again
     assert f"| {1000 * timed['seconds_per_step']['in_batch']:.0f} |" in page.page()
+    monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
+    trained.main()
+    assert json.loads(result.read_text())["data"]["objects"] == timed
 
 
 def test_figures_of_another_learning_rate_are_not_taken() -> None:

@@ -193,6 +193,7 @@ def main() -> None:
                 "queries": len(cut.asked),
                 "near_duplicates_per_anchor": cut.near_duplicates(batch_size(study, data)),
                 **joined(kept, told_of(found)),
+                **({"seconds_per_step": kept["seconds_per_step"]} if kept and "seconds_per_step" in kept else {}),
             }
         write(options.output, study, before, data, figures)
 

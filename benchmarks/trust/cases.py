@@ -156,6 +156,7 @@ class Case:
             raise LostError(f"the next run ended with {ended.code}: {ended.said[-600:]}")
         renamed = {note.removeprefix("os.rename ") for note in _lines(notes) if note.startswith("os.rename ")}
         again = {file for file in done if file in renamed or str(Path(file).parent) in renamed}
+        again |= {file for file, changed in self.subject.done(self.folder).items() if done.get(file, changed) != changed}
         if again and not anew:
             raise LostError(f"finished work was done again: {sorted(again)[:3]}")
         if self.subject.content(self.folder) != expected:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +131,14 @@ def _change_trained(case: Case) -> None:
         _change(case, way)
         check_error(case.run(), "clusters of the data that is trained on", "of row")
         return
-    row = case.chance.choice((case.data / "train.csv").read_text().splitlines()[1:])
-    picture = Path(row.split("\t")[0])
-    had = picture.stat()
+    rows = case.chance.sample((case.data / "train.csv").read_text().splitlines()[1:], 2)
+    picture, other = (Path(row.split("\t")[0]) for row in rows)
+    content, had = picture.read_bytes(), picture.stat()
     try:
-        os.utime(picture, (had.st_atime, time.time() + 9))
+        picture.write_bytes(other.read_bytes())
         ended = case.run()
     finally:
+        picture.write_bytes(content)
         os.utime(picture, ns=(had.st_atime_ns, had.st_mtime_ns))
     if ended.code != 0 or f"{picture} among them" not in ended.said:
         raise LostError(f"ended with {ended.code}, and said nothing of a picture that changed: {ended.said[-600:]}")
@@ -169,7 +169,7 @@ def _change_tar(case: Case, way: str) -> None:
     samples = list(wds.WebDataset(str(file), shardshuffle=False))
     place = case.chance.randrange(len(samples) - 1)
     if way == "text":
-        samples[place]["txt"] = samples[place]["txt"][::-1]
+        samples[place]["txt"] = samples[place]["txt"].decode()[::-1].encode()
     elif way == "order":
         samples[place], samples[place + 1] = samples[place + 1], samples[place]
     else:

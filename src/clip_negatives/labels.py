@@ -114,11 +114,23 @@ def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolde
     """
     source = LabelledSamples(Path(clusters_folder))
     tidy_folder(Path(output).absolute())
-    return write_shard_labels(source, ((shard, source.table(keys, rows)) for shard, keys, rows in source.shards()), output)
+    tables = ((shard, source.table(keys, rows)) for shard, keys, rows in source.shards())
+    return write_shard_labels(source, tables, output, {"clusters_created": source.manifest.get("created")})
 
 
-def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.Table]], output: str | Path) -> LabelsFolder:
+def write_shard_labels(
+    source: LabelledSamples,
+    shards: Iterable[tuple[str, pa.Table]],
+    output: str | Path,
+    more: Mapping[str, Any] | None = None,
+) -> LabelsFolder:
     """Write a labels folder of the shards that are given, each with its table of `LabelledSamples.table`, atomically.
+
+    Args:
+        source: the samples.
+        shards: name and table of each.
+        output: folder to make.
+        more: entries for the manifest.
 
     Raises:
         ArtifactError: a shard comes twice, or `output` cannot be written.
@@ -135,7 +147,7 @@ def write_shard_labels(source: LabelledSamples, shards: Iterable[tuple[str, pa.T
         write_tensors(source.counted(), folder / CLUSTERS)
         of_folder = ("format", "package_version", "created", "files")
         made_from = {name: value for name, value in source.manifest.items() if name not in of_folder}
-        LABELS_FOLDER.write_manifest(folder, made_from, [folder / name for name in LABELS_FOLDER.files])
+        LABELS_FOLDER.write_manifest(folder, {**made_from, **(more or {})}, [folder / name for name in LABELS_FOLDER.files])
     return read_labels(output)
 
 

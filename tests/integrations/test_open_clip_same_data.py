@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from clip_negatives.dataset import open_pairs
@@ -49,12 +51,11 @@ def test_nothing_is_said_of_older_files_and_of_clusters_without_a_date(
     assert caplog.text == ""
 
 
-def test_of_many_files_some_are_looked_at(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_files_some_are_looked_at_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(same_data, "LOOKED_AT", 4)
-    tell_of_newer(Path("clusters"), MADE, "tars", files_of(tmp_path, *[SECONDS + 9] * 10))
-    assert "4 of the 4 tars" in caplog.text
+    assert same_data._some(pa.array(list("abcdefghij"))) == list("adgj")
+    assert same_data._some(pa.chunked_array([["a", "a"], ["b", "a"]])) == ["a", "b"]
+    assert same_data._some(pa.array([], pa.string())) == []
 
 
 def _told(arguments: list[str], clusters: Path, caplog: pytest.LogCaptureFixture) -> str:
@@ -90,13 +91,15 @@ def test_tars(arguments: list[str], shards: str, tmp_path: Path, labels: bool, c
     copies = str(tmp_path / Path(shards).name)
     prepare(open_pairs(copies), tmp_path / "clusters", progress=False)
     folder = tmp_path / "clusters"
-    if labels:
-        folder = tmp_path / "labels"
-        write_labels(tmp_path / "clusters", folder)
     arguments[arguments.index("--train-data") + 1] = copies
     arguments[arguments.index("csv")] = "webdataset"
     arguments += ["--train-num-samples", "192"]
     assert _told(arguments, folder, caplog) == ""
     later = time.time() + 9
     os.utime(tmp_path / "test-000001.tar", (later, later))
+    if labels:  # written once the tar has changed, of the clusters of before
+        folder = tmp_path / "labels"
+        write_labels(tmp_path / "clusters", folder)
+        times = json.loads((folder / "labels.json").read_text())
+        assert times["clusters_created"] == json.loads((tmp_path / "clusters" / "manifest.json").read_text())["created"]
     assert "1 of the 2 tars that were looked at changed after the clusters" in _told(arguments, folder, caplog)

@@ -11,10 +11,12 @@ import open_clip_train.data
 import open_clip_train.main
 import pytest
 import torch
+import webdataset.tariterators
 from open_clip_train.data import log_and_continue
 from PIL import Image
 from webdataset.handlers import reraise_exception
 
+from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, train
 from clip_negatives.integrations.open_clip.untrusted import (
@@ -23,6 +25,7 @@ from clip_negatives.integrations.open_clip.untrusted import (
     load_checkpoint,
     no_ghostscript,
 )
+from clip_negatives.prepare import prepare
 
 from ..pairs import write_tar
 from .conftest import ROWS
@@ -109,13 +112,50 @@ def test_headers_that_claim_exabytes_end_their_tar_alone(tmp_path: Path, pax: bo
         assert _read(_hostile(tmp_path / "hostile.tar", pax=pax), sound) == [("a.txt", b"shoe"), ("c.txt", b"hat")]
 
 
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"", b"no tar at all" * 99])
+def test_what_is_no_tar_is_left_to_the_handler(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    """A gzip whose header is cut makes `tarfile` raise a TypeError."""
+    file = tmp_path / "no.tar"
+    file.write_bytes(content)
+    sound = str(write_tar(tmp_path / "sound.tar", {"c.txt": b"hat"}))
+    with limited_tars():
+        assert _read(str(file), sound) == [("c.txt", b"hat")]
+    assert "no.tar" in caplog.text
+    with pytest.raises(DataError, match=r"no\.tar"):
+        prepare(open_pairs(str(file)), tmp_path / "clusters", progress=False)
+
+
+def test_validation_reads_within_limits_too(tmp_path: Path) -> None:
+    hostile = _hostile(tmp_path / "hostile.tar", pax=False)
+    with limited_tars():
+        samples = list(webdataset.tariterators.tarfile_samples([{"url": hostile}], handler=log_and_continue))
+    assert [sample["txt"] for sample in samples] == [b"shoe"]
+
+
+def test_files_are_selected_and_renamed_as_webdataset_does(tmp_path: Path) -> None:
+    tar = str(write_tar(tmp_path / "some.tar", {"a.png": b"1", "a.txt": b"shoe", "b.txt": b"hat"}))
+    how: dict[str, Any] = {"select_files": lambda name: name.startswith("B"), "rename_files": str.upper}
+    told = []
+    for expand in (webdataset.tariterators.tar_file_expander, expand_tars):
+        opened = webdataset.tariterators.url_opener([{"url": tar}])
+        told.append([(file["fname"], file["data"], file["__url__"]) for file in expand(opened, **how)])
+    assert told[0] == told[1] == [("B.TXT", b"hat", tar)]
+
+
+def test_a_sample_is_left_out_where_what_it_needs_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIP_NEGATIVES_LIMITS", "member_bytes=4")
+    whole = {"a.png": b"1", "a.txt": b"shoe", "a.json": b"12345", "b.png": b"1", "b.txt": b"hat", "b.npy": b"12345"}
+    with limited_tars():
+        assert _read(str(write_tar(tmp_path / "large.tar", whole))) == [("b.png", b"1"), ("b.txt", b"hat")]
+
+
 def test_members_over_the_limit_are_left_out_with_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CLIP_NEGATIVES_LIMITS", "member_bytes=4")
-    tar = str(write_tar(tmp_path / "large.tar", {"a.png": b"12345", "a.txt": b"shoe"}))
+    tar = str(write_tar(tmp_path / "large.tar", {"a.png": b"12345", "a.txt": b"shoe", "b.txt": b"hat"}))
     with limited_tars():
-        assert _read(tar) == [("a.txt", b"shoe")]
+        assert _read(tar) == [("b.txt", b"hat")]
         assert "Expected members of at most 4 bytes, got a larger a.png" in caplog.text
         with pytest.raises(DataError, match=r"a larger a\.png"):
             _read(tar, handler=reraise_exception)

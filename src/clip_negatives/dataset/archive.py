@@ -60,7 +60,7 @@ def files(stream: Any, wanted: Container[str]) -> Iterator[tuple[str, bytes | No
         tarfile.TarError: it is no tar, damaged, or ends before its end is said; so do EOFError and zlib.error.
     """
     at_most = limit("member_bytes")
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
+    with _opened(stream) as tar:
         while (member := _next(tar)) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it remembers all
             if not member.isreg() or SKIPPED.match(member.name):
@@ -72,6 +72,13 @@ def files(stream: Any, wanted: Container[str]) -> Iterator[tuple[str, bytes | No
                 yield member.name, None
             elif (content := tar.extractfile(member)) is not None:
                 yield member.name, content.read()
+
+
+def _opened(stream: Any) -> tarfile.TarFile:
+    try:
+        return tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member)
+    except TypeError as error:  # of the header of a gzip that is cut
+        raise tarfile.ReadError("a header that is cut") from error
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from clip_negatives.artifacts import ClustersFolder
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.dataset.urls import expand_urls, is_plain
@@ -43,10 +45,10 @@ def check_same_data(folder: ClustersFolder, source: CsvPairs) -> None:
 def tell_of_newer_data(folder: TrainedOn, args: Namespace) -> None:
     """Warn where what is trained on changed after the clusters that are named were made of it; see `tell_of_newer`."""
     if isinstance(folder, ClustersFolder) and "image" in folder.samples.column_names:
-        tell_of_newer(folder.path, folder.manifest, "pictures", folder.samples["image"].to_pylist())
+        tell_of_newer(folder.path, folder.manifest, "pictures", _some(folder.samples["image"]))
     elif kind_of(args) == "webdataset":
         shards = [shard for shard in expand_urls(args.train_data) if is_plain(shard)]
-        tell_of_newer(folder.path, folder.manifest, "tars", shards)
+        tell_of_newer(folder.path, folder.manifest, "tars", _some(pa.array(shards, pa.string())))
 
 
 def tell_of_newer(path: Path, manifest: Mapping[str, Any], what: str, files: Sequence[str]) -> None:
@@ -60,17 +62,22 @@ def tell_of_newer(path: Path, manifest: Mapping[str, Any], what: str, files: Seq
         what: the files are, in the plural.
         files: their paths.
     """
-    made = _seconds(manifest.get("created"))
+    made = _seconds(manifest.get("clusters_created", manifest.get("created")))
     if made is None:
         return
-    some = files[:: -(-len(files) // LOOKED_AT) or 1]
     with ThreadPoolExecutor() as pool:
-        newer = [file for file, changed in zip(some, pool.map(_changed, some), strict=True) if changed > made + TOLERANCE]
+        newer = [file for file, changed in zip(files, pool.map(_changed, files), strict=True) if changed > made + TOLERANCE]
     if newer:
         logging.warning(
-            f"clip-negatives: {len(newer)} of the {len(some)} {what} that were looked at changed after the clusters in {path} "
+            f"clip-negatives: {len(newer)} of the {len(files)} {what} that were looked at changed after the clusters in {path} "
             f"were made, {newer[0]} among them. A copy of the data is fine; where they were replaced, prepare them again."
         )
+
+
+def _some(files: pa.Array | pa.ChunkedArray) -> list[str]:
+    """Return each file once, of more than are looked at some that are evenly spaced."""
+    places = range(0, len(files), -(-len(files) // LOOKED_AT) or 1)
+    return list(dict.fromkeys(files.take(pa.array(places, pa.int64())).to_pylist()))
 
 
 def _changed(file: str) -> float:

@@ -1,9 +1,9 @@
 """The seam: four functions that open_clip's training looks up by name, replaced while it runs.
 
 ``open_clip_train.main`` calls ``get_data``, ``create_loss``, ``train_one_epoch`` and ``pt_load``, each found in its own
-namespace. Nothing else of open_clip is touched (on CPUs, `cpu_ddp` mends its distributed training), and the four are put back
-when training ends. What this relies on is looked for first, so that a version in which it moved gives an error and not another
-training.
+namespace. What else is touched is named in `installed`: on CPUs distributed training is mended (`cpu_ddp`), and images and
+tars are read with care (`untrusted`). All is put back when training ends. What this relies on is looked for first, so that a
+version in which it moved gives an error and not another training.
 """
 
 from __future__ import annotations

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import fsspec
 import open_clip_train.data
 import torch
+import webdataset.tariterators
 from PIL import EpsImagePlugin
+from webdataset.handlers import reraise_exception
+from webdataset.tariterators import base_plus_ext
 
 from clip_negatives.dataset import archive
+from clip_negatives.dataset.tars import WANTED
 from clip_negatives.dataset.urls import Reads
 from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
 from clip_negatives.limits import VARIABLE, limit
@@ -60,33 +63,64 @@ class _Any:
         return True
 
 
-def expand_tars(sources: Iterable[dict[str, Any]], handler: Callable[[Exception], bool]) -> Iterator[dict[str, Any]]:
+File = tuple[str, bytes | None]
+
+
+def expand_tars(
+    data: Iterable[dict[str, Any]],
+    handler: Callable[[Exception], bool] = reraise_exception,
+    select_files: Callable[[str], bool] | None = None,
+    rename_files: Callable[[str], str] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Yield the files of tars that are open, as ``webdataset.tariterators.tar_file_expander`` does, but within our limits.
 
-    That one holds any member in memory, and looks for the end of one that claims exabytes. A member over the limit is left out
-    here, so that its sample lacks it and is left out too, as `prepare` does; a damaged tar ends where the damage is.
+    That one holds any member in memory, and looks for the end of one that claims exabytes. Here a sample whose image, text or
+    json is over the limit is left out, as `prepare` does, and of another member the member; a damaged tar ends where the damage
+    is. The arguments are those of webdataset.
 
     Args:
-        sources: each with ``url`` and ``stream``.
+        data: tars, each with ``url`` and ``stream``.
         handler: takes what is wrong, and says whether to go on.
+        select_files: says which files are wanted, by name; None wants all.
+        rename_files: gives each file another name; None gives none.
     """
-    for source in sources:
-        if not (yield from _files(source, handler)):
-            return
+    for source in data:
+        try:
+            for sample in _samples(archive.files(Reads(source["stream"], source["url"]), _Any())):
+                if (large := next((name for name, content in sample if content is None), None)) is not None:
+                    if not handler(_too_large(large, source["url"])):
+                        return
+                    if _ending(large) in WANTED:
+                        continue
+                for name, content in sample:
+                    renamed = rename_files(name) if rename_files else name
+                    if content is not None and (select_files is None or select_files(renamed)):
+                        yield {"fname": renamed, "data": content, "__url__": source["url"]}
+        except Exception as error:  # as webdataset: the handler decides
+            error.args = (*error.args, source["url"])
+            if not handler(error):
+                return
 
 
-def _files(source: dict[str, Any], handler: Callable[[Exception], bool]) -> Generator[dict[str, Any], None, bool]:
-    """Yield the files of a tar; return whether to go on with the next one."""
+def _samples(files: Iterator[File]) -> Iterator[list[File]]:
+    """Yield the files of a sample together, also of the one in which a tar is damaged."""
+    held: list[File] = []
     try:
-        for name, content in archive.files(Reads(source["stream"], source["url"]), _Any()):
-            if content is not None:
-                yield {"fname": name, "data": content, "__url__": source["url"]}
-            elif not handler(_too_large(name, source["url"])):
-                return False
-    except (*archive.UNREADABLE, DataError, OSError, zlib.error) as error:
-        error.args = (*error.args, source["url"])
-        return handler(error)
-    return True
+        for file in files:
+            if held and base_plus_ext(file[0])[0] != base_plus_ext(held[0][0])[0]:
+                yield held
+                held = []
+            held.append(file)
+    except Exception:
+        if held:
+            yield held
+        raise
+    if held:
+        yield held
+
+
+def _ending(name: str) -> str:
+    return (base_plus_ext(name)[1] or "").lower()
 
 
 def _too_large(name: str, url: str) -> DataError:
@@ -98,20 +132,22 @@ def _too_large(name: str, url: str) -> DataError:
 
 @contextmanager
 def limited_tars() -> Iterator[None]:
-    """Let open_clip, in this process and those it forks, read tars by `expand_tars`.
+    """Let open_clip read tars by `expand_tars`, in this process and those it forks, to train and to validate.
 
     Raises:
         UnsupportedError: this version of open_clip reads them otherwise.
     """
-    data, name = open_clip_train.data, "tar_file_expander"
-    if not hasattr(data, name):
+    name, modules = "tar_file_expander", (open_clip_train.data, webdataset.tariterators)
+    if not all(hasattr(module, name) for module in modules):
         raise UnsupportedError(
             f"Expected open_clip_torch 3.x, whose data reads tars by {name}, got one without it. "
             "Install open_clip_torch>=3.0,<4."
         )
-    before = getattr(data, name)
-    setattr(data, name, expand_tars)
+    before = [getattr(module, name) for module in modules]
+    for module in modules:
+        setattr(module, name, expand_tars)
     try:
         yield
     finally:
-        setattr(data, name, before)
+        for module, function in zip(modules, before, strict=True):
+            setattr(module, name, function)
