@@ -178,6 +178,8 @@ def change_tar(members: Sequence[tuple[str, bytes]], rng: Random) -> bytes:
             packed = rng.choice(
                 (lambda one: gzip.compress(one, 1), lambda one: bz2.compress(one, 1), lambda one: lzma.compress(one, preset=0))
             )(written)
+            if rng.random() < 0.2:
+                return packed[: rng.randrange(40)]  # within its header
             return change_bytes(packed, rng) if rng.random() < 0.7 else packed
     return written
 
