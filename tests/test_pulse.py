@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from clip_negatives import pulse
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, ProcessError
 from clip_negatives.processes import joined
 from clip_negatives.pulse import VARIABLE, watched
 
@@ -78,6 +80,19 @@ def test_process_that_is_stopped_is_named(tmp_path: Path, stopped: int) -> None:
 def test_seconds_that_are_none(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, given)
     with pytest.raises(InputError, match=f"Expected seconds, more than 0, in {VARIABLE}, got '{given}'"), watched(0, 1):
+        pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_process_that_is_gone_before_it_is_watched(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would look for it for half an hour."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, VARIABLE: 0.5}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(pulse, "MEETING", timedelta(seconds=1))
+    with pytest.raises(ProcessError, match="gone before its first sign of life"), watched(rank, 2):
         pass
 
 

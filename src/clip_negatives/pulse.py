@@ -18,13 +18,16 @@ from typing import Any
 
 from torch.distributed.rendezvous import rendezvous
 
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, ProcessError
 
 VARIABLE = "CLIP_NEGATIVES_TIMEOUT"
 """Environment variable: seconds of silence after which a process counts as lost."""
 
 SILENCE = timedelta(minutes=10)
 """That, where the variable is not set."""
+
+MEETING = timedelta(seconds=30)
+"""How long to wait at least for the others to watch too, who met a moment before."""
 
 LOOKS = 20
 """How often the others are looked at in that time; looks are counted, so that a run that is suspended as a whole goes on."""
@@ -47,12 +50,20 @@ def watched(rank: int, world_size: int) -> Iterator[None]:
 
     Raises:
         InputError: the variable `CLIP_NEGATIVES_TIMEOUT` is no number of seconds.
+        ProcessError: another process has ended before.
     """
     silence = _silence()
     if world_size == 1 or "MASTER_ADDR" not in os.environ:
         yield
         return
-    store, _, _ = next(rendezvous("env://", rank, world_size))  # one of its own: another waits while one of its calls waits
+    try:
+        # A store of its own: another one waits while one of its calls waits.
+        store, _, _ = next(rendezvous("env://", rank, world_size, timeout=max(silence, MEETING)))
+    except RuntimeError as error:
+        raise ProcessError(
+            "Expected every process of the run to go on, got one that was gone before its first sign of life. Run the same "
+            "command again: what is finished is kept."
+        ) from error
     pulse = _Pulse(store, rank, (rank + 1) % world_size, silence)
     beating, watching = (threading.Thread(target=work, daemon=True) for work in (pulse.beat, pulse.watch))
     beating.start()
