@@ -17,8 +17,9 @@ from typing import Any
 import tomllib
 import torch
 from folds import CACHE, EMOJI, Fold, batch_size, features
-from head_training import Job, Setting, train
+from head_training import Job, train
 
+from clip_negatives import registry
 from clip_negatives.atomic import replaced_file
 
 HERE = Path(__file__).parent
@@ -54,8 +55,7 @@ def costs_of(study: dict[str, Any], data: str, chosen: dict[str, Any]) -> dict[s
     features(study, study["data"][data].get("source", EMOJI))  # once, before any process asks for them
     _FOLD[:] = [Fold.of(study, data, "test")]
     jobs = {name: Job(data, "test", row["candidate"], chosen["lr"], 0) for name, row in chosen["methods"].items()}
-    for job in jobs.values():
-        Setting(study, _FOLD[0], job)  # imports the plugins, which would take each process seconds
+    registry.default_registry()  # imports the plugins, which would take each process seconds
     with multiprocessing.get_context("fork").Pool(1, maxtasksperchild=1) as pool:
         return dict(zip(jobs, pool.imap(measured, [(study, job) for job in jobs.values()], chunksize=1), strict=True))
 

@@ -72,7 +72,7 @@ def edges_over(vectors: Tensor, quantile: float) -> tuple[np.ndarray, np.ndarray
     n = len(vectors)
     draw = torch.Generator().manual_seed(0)
     i, j = torch.randint(n, (2, min(DRAWN, n * n)), generator=draw)
-    some = torch.cat([(vectors[a] * vectors[b]).sum(1) for a, b in zip(i.split(ROWS), j.split(ROWS), strict=True)])
+    some = _cosines(vectors, i, j)
     threshold = np.quantile(some[i != j].numpy(), quantile) if bool((i != j).any()) else 1.0
     rows, columns = [], []
     for start in range(0, n, ROWS):
@@ -82,3 +82,14 @@ def edges_over(vectors: Tensor, quantile: float) -> tuple[np.ndarray, np.ndarray
         rows.append((row + start).numpy())
         columns.append(column.numpy())
     return np.concatenate(rows), np.concatenate(columns)
+
+
+def _cosines(vectors: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Return the dot products of pairs of rows; of buffers that stay, as allocating them anew leaves the heap full of holes."""
+    found = vectors.new_empty(len(i))
+    left, right = (vectors.new_empty(ROWS, vectors.shape[1]) for _ in range(2))
+    for some, a, b in zip(found.split(ROWS), i.split(ROWS), j.split(ROWS), strict=True):
+        torch.index_select(vectors, 0, a, out=left[: len(a)])
+        torch.index_select(vectors, 0, b, out=right[: len(a)])
+        torch.sum(left[: len(a)].mul_(right[: len(a)]), dim=1, out=some)
+    return found
