@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tables import BASELINE, FIGURES, gain, gradients_table, head, ordered, overview, pairs_table, rows_of, table, validation
+from plots import plot_densities, plot_gains
+from tables import BASELINE, FIGURES, gain, gradients_table, head, overview, pairs_table, rows_of, table, validation
 from targets import targets
 from trained_tables import title_of, trained_section
 
@@ -16,7 +17,8 @@ RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 HEADS = "rank1-heads.json"
 DEFAULT = "rank1-default.json"
-VARIED = {"parts.toml": "rank1-parts.json", "density.toml": "rank1-density.json"}
+DENSITY = "density.toml"
+VARIED = {"parts.toml": "rank1-parts.json", DENSITY: "rank1-density.json"}
 """Studies of heads whose data sets differ in one thing, and their results."""
 
 COSTS = "rank1-costs.json"
@@ -120,8 +122,10 @@ def page() -> str:
     for _, result in found(DEFAULT):
         parts += [ABOUT_DEFAULT.format(**result["study"]), validation(result["data"], mean=True)]
     for file, name in VARIED.items():
-        for _, result in found(name):
+        for path, result in found(name):
             parts += list(_varied(file, result))
+            if file == DENSITY:
+                parts.append(f"![gain by density](images/study/{path.parent.name}-{Path(file).stem}.svg)\n")
     for result in trained:
         parts += list(trained_section(result))
     return "\n".join(parts)
@@ -187,29 +191,11 @@ def _compared(methods: Mapping[str, Any]) -> Iterator[str]:
 WHAT = ("at Rank@1", "at Rank@10", "from image to text")
 
 
-def plot(data: dict[str, Any], target: Path) -> None:
-    """Draw the gain in Rank@1 of each method with its interval."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
-    rows = [(name, one[FIGURES[0]]) for name, one in reversed(ordered(data["methods"]))]
-    figure = Figure(figsize=(7, 0.24 * len(rows) + 1), layout="constrained")
-    axes = figure.subplots()
-    for place, (name, one) in enumerate(rows):
-        better = "C2" if one["low"] > 0 else "C3" if one["high"] < 0 else "0.5"
-        axes.plot([100 * one["low"], 100 * one["high"]], [place, place], color=better, lw=2)
-        axes.plot(100 * one["gain"], place, "o", color=better, label=name, ms=4)
-    axes.axvline(0, color="0.3", lw=1)
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
-    axes.set_xlabel("gain in text-to-image Rank@1 over in-batch negatives, %")
-    axes.grid(axis="x", alpha=0.3)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, metadata={"Date": None})
-
-
 if __name__ == "__main__":
+    plots = DOCS / "images" / "study"
     for path, result in found(HEADS):
         for name, data in result["data"].items():
-            plot(data, DOCS / "images" / "study" / f"{path.parent.name}-{name}.svg")
+            plot_gains(data, plots / f"{path.parent.name}-{name}.svg")
+    for path, result in found(VARIED[DENSITY]):
+        plot_densities(result["data"], plots / f"{path.parent.name}-{Path(DENSITY).stem}.svg")
     (DOCS / "study.md").write_text(page())

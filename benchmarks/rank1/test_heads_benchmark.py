@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ import folds
 import gradients
 import heads
 import page
+import plots
 import runs
 import tomllib
 from head_training import Job
@@ -114,13 +116,13 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert set(json.loads(first)["data"]["few_clusters"]["methods"]) == {"in_batch", "default", "siglip"}
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     assert "| **in_batch** |" in page.page()
-    page.plot(data, tmp_path / "plot.svg")
-    assert (tmp_path / "plot.svg").stat().st_size > 1000
+    plots.plot_gains(data, tmp_path / "gains.svg")
+    plots.plot_densities(json.loads(first)["data"], tmp_path / "densities.svg")
+    assert all(len(set(ET.parse(tmp_path / f"{name}.svg").getroot().iter())) > 50 for name in ("gains", "densities"))
     measured = tmp_path / "results" / "machine" / page.COSTS
     monkeypatch.setattr(
         sys, "argv", ["costs.py", *command[1:3], "--chosen", str(result), "--output", str(measured), *command[5:]]
     )
-    monkeypatch.setattr(costs, "STEPS", 2)
     costs.main()
     told = json.loads(measured.read_text())["data"]
     assert set(told["category"]) == set(data["methods"])
