@@ -19,7 +19,7 @@ python benchmarks/rank1/trained.py --study benchmarks/rank1/{name}.toml --output
 validation. Gains are relative to in-batch negatives, with the 95 % interval of a paired t test over seeds; those
 without 0 are bold. *False* are the false negatives of an anchor in a batch (pairs of one item), before and after removal;
 *removed* is the share of all incorrect pairs that is removed, and how many of these are false. Times of a step are the median
-of a short training on an idle machine (`--times`).
+of a short training (`--times`), on a machine that did little else.
 """
 
 TITLES = {
