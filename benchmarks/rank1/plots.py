@@ -50,7 +50,7 @@ def plot_densities(data: Mapping[str, Any], target: Path) -> None:
     axes.set_xlabel("others of its item in a batch, for each listing")
     axes.set_ylabel(LABEL, fontsize=8)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=8, ncols=2, loc="lower right")
     _save(figure, target)
 
 
