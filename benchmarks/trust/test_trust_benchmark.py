@@ -55,7 +55,9 @@ def test_what_grows_is_not_flat() -> None:
     """A leak of one file a look, or of memory, is told."""
 
     def looks(files: int, memory: float) -> list[soak.Look]:
-        return [soak.Look(10.0 * row, row, 1000.0 + memory * row, 900.0, 17 + files * row, 6, 3, 0, 0.0) for row in range(40)]
+        return [
+            soak.Look(10.0 * row, row, 1000.0 + memory * row, 700.0, 900.0, 17 + files * row, 6, 3, 0, 0.0) for row in range(40)
+        ]
 
     assert all(flat for _, _, flat in soak.flat(looks(0, 0.0)).values())
     assert [name for name, (*_, flat) in soak.flat(looks(1, 0.0)).items() if not flat] == ["files"]
