@@ -1,4 +1,4 @@
-"""Measure what a step of every row of the study of heads costs: python benchmarks/rank1/costs.py --output FILE.
+"""Measure what a step of every row of heads costs: python benchmarks/rank1/costs.py --chosen RESULTS --output FILE.
 
 Time of the processor, of one thread, so that other work on the machine hardly counts; the least of some rounds. Every row has a
 process of its own, forked from one that holds the data, so that its peak of memory is its own too. What is measured is the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from webdataset.tariterators import base_plus_ext
@@ -46,7 +46,7 @@ class Member(tarfile.TarInfo):
         return member
 
 
-def files(stream: Any, wanted: Container[str]) -> Iterator[tuple[str, bytes | None]]:
+def files(stream: Any, wanted: Collection[str] | None) -> Iterator[tuple[str, bytes | None]]:
     """Yield name and content of each regular file of a tar, compressed or not, in their order.
 
     What has another ending than those `wanted` is passed over, and its content is empty here; so is that of files over the
@@ -54,7 +54,7 @@ def files(stream: Any, wanted: Container[str]) -> Iterator[tuple[str, bytes | No
 
     Args:
         stream: of which nothing but ``read`` is called.
-        wanted: endings of the files that are read, without the dot.
+        wanted: endings of the files that are read, without the dot; None reads all that have one.
 
     Raises:
         tarfile.TarError: it is no tar, damaged, or ends before its end is said; so do EOFError and zlib.error.
@@ -66,7 +66,7 @@ def files(stream: Any, wanted: Container[str]) -> Iterator[tuple[str, bytes | No
             if not member.isreg() or SKIPPED.match(member.name):
                 continue
             _, ending = base_plus_ext(member.name)
-            if ending is None or ending.lower() not in wanted:
+            if ending is None or (wanted is not None and ending.lower() not in wanted):
                 yield member.name, b""
             elif member.size > at_most:
                 yield member.name, None

@@ -56,13 +56,6 @@ def no_ghostscript() -> Iterator[None]:
         EpsImagePlugin.gs_binary = before
 
 
-class _Any:
-    """Hold every ending: open_clip decodes whatever a sample has."""
-
-    def __contains__(self, ending: object) -> bool:
-        return True
-
-
 File = tuple[str, bytes | None]
 
 
@@ -86,7 +79,7 @@ def expand_tars(
     """
     for source in data:
         try:
-            for sample in _samples(archive.files(Reads(source["stream"], source["url"]), _Any())):
+            for sample in _samples(archive.files(Reads(source["stream"], source["url"]), None)):
                 if (large := next((name for name, content in sample if content is None), None)) is not None:
                     if not handler(_too_large(large, source["url"])):
                         return
