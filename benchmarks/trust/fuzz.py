@@ -39,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.reader or list(READERS)
     if arguments.replay:
-        sys.exit("\n".join(line for name in names for line in replay(name)))
+        sys.exit("\n".join(line for name in names for line in replay(name)) or None)  # "" would be a failure
     inputs, seconds = (
         (min(arguments.inputs, 400), min(arguments.seconds, 0.8)) if arguments.small else (arguments.inputs, arguments.seconds)
     )
