@@ -1,4 +1,4 @@
-"""Say in every result file on what machine and with which versions it was measured."""
+"""Add the machine and the versions to every result file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ PACKAGES = ("torch", "triton", "open_clip_torch", "clip-negatives", "faiss-cpu",
 
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
-    """Name the hardware, in the place of a host name that says nothing to others, and the versions."""
-    machine_info["node"] = processor()
-    machine_info["cores"] = os.cpu_count()
+    """Replace the host name by the hardware, and add the versions."""
+    machine_info.update(machine())
     machine_info["threads"] = torch.get_num_threads()
     machine_info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     machine_info["driver"] = _driver() if torch.cuda.is_available() else None
     for name in ("release", "python_build", "python_compiler"):
         machine_info.pop(name, None)
     machine_info["cpu"] = {name: machine_info["cpu"].get(name) for name in ("brand_raw", "count", "arch")}
-    machine_info["versions"] = {name: _version(name) for name in PACKAGES}
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor, the number of cores and the versions of the packages."""
+    return {"node": processor(), "cores": os.cpu_count(), "versions": {name: _version(name) for name in PACKAGES}}
 
 
 def _driver() -> str:

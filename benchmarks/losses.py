@@ -1,4 +1,4 @@
-"""The losses that are compared: ours, open_clip's, and fused ones from PyPI where they are installed and can run."""
+"""The losses to compare: ours, open_clip's, and fused ones from PyPI if they are installed and can run here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from open_clip import ClipLoss
 from torch import Tensor
 
-from clip_negatives.functional import weighted_info_nce
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.kernels.support import triton_is_missing
+from clip_negatives.losses.backends import triton_obstacle
+from clip_negatives.losses.functional import weighted_info_nce
 
 SCALE = 14.3
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,7 +26,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def weights(kind: str, n: int, k: int) -> LossTerms | None:
     """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized").
 
-    In "sorted", samples stand by their clusters: what it gains over "weighted" is what sorting them could.
+    "sorted" orders the samples by cluster, to show what sorting could gain.
     """
     if kind == "none":
         return None
@@ -35,15 +35,14 @@ def weights(kind: str, n: int, k: int) -> LossTerms | None:
     tables = -torch.rand(2, k, k, generator=generator)
     if kind == "sorted":
         labels = labels[:, (labels[0] * k + labels[1]).argsort()]
-    return LossTerms(labels[0], tables[0], labels[1], tables[1], normalize=kind == "normalized").to(DEVICE)
+    parts = {"image_labels": labels[0], "image_table": tables[0], "text_labels": labels[1], "text_table": tables[1]}
+    return LossTerms(**parts, normalize=kind == "normalized").to(DEVICE)
 
 
 def losses(n: int, k: int) -> dict[str, Loss]:
     """Return every loss that can run here by its name, open_clip's first."""
     found: dict[str, Loss] = {"open_clip": ClipLoss()}
-    backends = (
-        ["torch", "chunked"] if triton_is_missing(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["torch", "chunked", "triton"]
-    )
+    backends = ["torch", "chunked", *([] if triton_obstacle(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["triton"])]
     for backend in backends:
         for kind in ("none", "weighted", "normalized"):
             found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
@@ -60,7 +59,7 @@ def _ours(backend: str, terms: LossTerms | None) -> Loss:
 
 
 def _peers() -> dict[str, Loss]:
-    """Return the fused losses of other packages; none takes weights, and memeff's scale is a constant without a gradient."""
+    """Return the fused losses of other packages; none takes weights, and memeff's scale has no gradient."""
     found: dict[str, Loss] = {}
     if find_spec("memeff"):
         from memeff import MemoryEfficientCLIPLoss
@@ -96,10 +95,10 @@ def make_step(loss: Loss, n: int, d: int, *, passes: str = "both") -> Callable[[
 
 
 def floor_seconds(n: int, d: int) -> float:
-    """Return the least a forward and backward pass can take here: its operations, or its bytes if they take longer.
+    """Return the shortest possible time of a forward and backward pass here, by its operations or by its bytes.
 
-    Each tile of the matrix of all pairs is computed once forward (2 n^2 d) and once backward, and serves two products there, at
-    the rate of a large product. Features are read in both passes and gradients written, at the rate of a copy.
+    Each tile of the logits is computed once forward (2 n^2 d) and once backward, where two more products use it, at the rate of
+    a large product. Features are read in both passes and gradients are written, at the rate of a copy.
     """
     return max(8 * n * n * d / matmul_rate(), 6 * n * d * DTYPE.itemsize / copy_rate())
 

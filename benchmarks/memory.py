@@ -1,28 +1,24 @@
-"""Peak memory of one step of a loss beyond what was there before, in MiB; as a program, so that nothing else hides it.
-
-python benchmarks/memory.py "chunked weighted" 8192 512 256
-"""
+"""Additional peak memory of one step of a loss in MiB: python benchmarks/memory.py "chunked weighted" 8192 512 256."""
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from losses import DEVICE, losses, make_step
+from run import forget_peak, memory_mib
 
 
 def peak_mib(name: str, n: int, d: int, k: int) -> float:
     """Return the peak of a loss, measured in a process of its own.
 
     Raises:
-        torch.OutOfMemoryError: it does not fit there.
-        subprocess.CalledProcessError: it cannot run at all.
+        torch.OutOfMemoryError: the memory is too small.
+        subprocess.CalledProcessError: the loss cannot run.
     """
     if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()  # what this process keeps for itself is missing there
+        torch.cuda.empty_cache()  # memory that this process caches is missing in the new one
     program = [sys.executable, __file__, name, str(n), str(d), str(k)]
     try:
         return float(subprocess.run(program, check=True, capture_output=True, text=True).stdout)
@@ -33,27 +29,17 @@ def peak_mib(name: str, n: int, d: int, k: int) -> float:
 
 
 def _measure(name: str, n: int, d: int, k: int) -> float:
-    make_step(losses(64, k)[name], 64, d)()  # threads and libraries start
+    make_step(losses(64, k)[name], 64, d)()  # start threads and libraries
     step = make_step(losses(n, k)[name], n, d)
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = _resident(reset=True)
+    forget_peak()
+    before = memory_mib()
     step()
-    return (_resident(reset=False) - before) / 2**20
-
-
-def _resident(*, reset: bool) -> int:
-    """Return the peak of resident memory in bytes; `reset` starts it anew at what is resident now, where Linux can."""
-    status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not clear.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if reset:
-        clear.write_text("5")
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return memory_mib() - before
 
 
 if __name__ == "__main__":

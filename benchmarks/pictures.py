@@ -1,4 +1,4 @@
-"""Draw the picture of the docs that shows the idea, on real listings of the catalogue: python benchmarks/pictures.py."""
+"""Draw the figure of the idea for the docs, from real listings: python benchmarks/pictures.py."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+from sections import save_svg
 
-from clip_negatives import Clusters, catalogue, registry
+from clip_negatives import Clusters, Columns, catalogue
 from clip_negatives.dataset import open_pairs
-from clip_negatives.functional import pair_log_weights
-from clip_negatives.prepare import prepare
+from clip_negatives.host import registry
+from clip_negatives.losses.functional import pair_log_weights
+from clip_negatives.pipelines.prepare import prepare
 
 TARGET = Path(__file__).parents[1] / "docs" / "images" / "idea.svg"
-ITEMS = ("2764", "1f34e", "1f34f")
-"""A red heart, a red apple and a green one: two of them alike, and one not."""
-
+ITEMS = ("2764", "1f34e", "1f34f")  # a red heart, a red apple and a green apple
 STYLES = ("noto", "fluent")
 PANELS = {
     "in-batch negatives: each counts 1": ("in_batch", "uniform"),
@@ -31,7 +31,7 @@ PANELS = {
 
 
 def chosen(listings: catalogue.Catalogue) -> list[int]:
-    """Return the rows of the items as these sellers list them, in the order of the items."""
+    """Return the row of each item of each seller, in the order of the items."""
     items, styles = listings.column("item"), listings.column("style")
     tones = listings.column("tone")
     return [
@@ -42,7 +42,7 @@ def chosen(listings: catalogue.Catalogue) -> list[int]:
 
 
 def weights(clusters: Clusters, weighting: str, rows: list[int]) -> np.ndarray:
-    """Return what each pair of these samples counts, scaled to mean 1 over the incorrect ones of a row, NaN for the correct."""
+    """Return the weight of each pair of these samples; incorrect pairs have mean 1 in a row, correct ones are NaN."""
     terms = registry.create("loss_weighting", weighting)(clusters)
     index = torch.tensor(rows)
     i, j = index.repeat_interleave(len(rows)), index.repeat(len(rows))
@@ -57,7 +57,7 @@ def weights(clusters: Clusters, weighting: str, rows: list[int]) -> np.ndarray:
 
 
 def panel(axes: Axes, title: str, counted: np.ndarray, pictures: list[np.ndarray], texts: list[str], *, first: bool) -> None:
-    """Draw one matrix: images down, texts across, what each incorrect pair counts."""
+    """Draw the weights of the incorrect pairs as a matrix, a row for each image and a column for each text."""
     n = len(pictures)
     shown = axes.imshow(np.nan_to_num(counted, nan=-1), cmap=colours(), vmin=0, vmax=2)
     shown.cmap.set_under("#2e7d5b")
@@ -79,17 +79,16 @@ def panel(axes: Axes, title: str, counted: np.ndarray, pictures: list[np.ndarray
 
 
 def colours() -> mpl.colors.Colormap:
-    """Return white for nothing to red for much."""
+    """Return a colour map from white (weight 0) to red."""
     return mpl.colors.LinearSegmentedColormap.from_list("counted", ["#ffffff", "#f3b9a8", "#b3342a"])
 
 
 def main() -> None:
-    """Cluster the catalogue and draw."""
-    mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
+    """Cluster the catalogue and draw the figure."""
     listings = catalogue.load("train")
     with tempfile.TemporaryDirectory() as folder:
         data = catalogue.export(Path(folder) / "data", split="train", format="csv") / "train.csv"
-        clusters = prepare(open_pairs(str(data), group_column="item"), Path(folder) / "clusters").clusters
+        clusters = prepare(open_pairs(str(data), Columns(group="item")), Path(folder) / "clusters").clusters
         rows = chosen(listings)
         figure = Figure(figsize=(13, 5.4), facecolor="white")
         figure.subplots_adjust(left=0.05, right=0.95, bottom=0.02, top=0.74, wspace=0.12)
@@ -97,7 +96,7 @@ def main() -> None:
         texts = [listings.column("text")[row] for row in rows]
         for place, (axes, (title, (_, weighting))) in enumerate(zip(figure.subplots(1, 3), PANELS.items(), strict=True)):
             panel(axes, title, weights(clusters, weighting, rows), pictures, texts, first=place == 0)
-        figure.savefig(TARGET, metadata={"Date": None})
+        save_svg(figure, TARGET)
 
 
 if __name__ == "__main__":

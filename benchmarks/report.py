@@ -8,49 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sections import save_svg, sections, table
+
 HERE = Path(__file__).parent
+ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 KINDS = ("kmeans", "launcher", "loss", "sampler", "training_step")
 
-HEAD = """# Benchmarks
-
-Written by `python benchmarks/report.py` from the result files under `benchmarks/results/`, one folder a machine. Times
-are the best of ten rounds; ratios are medians over rounds, in each of which open_clip's unweighted `ClipLoss` takes the
-step before. Losses are forward and backward, with gradients to both feature matrices and the scale. *Weighted* has two
-tables of log-weights over image and text clusters, *normalized* scales them to mean 1. *Floor* is the time that
-`8 B² D` operations take at the measured rate of a large product, or the bytes of features and gradients at that of a
-copy if they take longer, over the time achieved: 1 is the limit of the hardware. A dash was not measured.
-
-Run them on your machine, small or at full size:
-
-```bash
-tox -e bench
-BENCHMARK_FULL=1 tox -e bench
-BENCHMARK_FULL=1 tox -e gpu
-```
-
-{gpu}
-"""
-
-NO_GPU = """**Nothing here was run on a GPU yet.** The fused kernels were tested in Triton's interpreter and compiled for sm_80
-and sm_90. Tests hold that the types and options that `tests/kernels/machine_code.py` lists spill no register and run their
-products on tensor cores; how fast they are is not known.
-"""
-
 
 def page() -> str:
     """Return the page as Markdown."""
-    machines = sorted(folder for folder in RESULTS.iterdir() if folder.is_dir())
-    gpu = any(
-        json.loads(file.read_text())["machine_info"].get("gpus")
-        for folder in machines
-        for file in folder.glob("*.json")
-        if file.stem in KINDS
-    )
-    parts = [HEAD.format(gpu="" if gpu else NO_GPU)]
-    for folder in machines:
-        runs = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json")) if file.stem in KINDS}
+    machines = {
+        folder: {kind: json.loads(file.read_text()) for kind in KINDS if (file := folder / f"{kind}.json").exists()}
+        for folder in sorted(RESULTS.iterdir())
+    }
+    gpu = any(run["machine_info"].get("gpus") for runs in machines.values() for run in runs.values())
+    parts = [ABOUT["head"].format(gpu="" if gpu else ABOUT["no_gpu"])]
+    for folder, runs in machines.items():
+        if not runs:  # this machine measured other things
+            continue
         information = next(iter(runs.values()))["machine_info"]
         versions = ", ".join(f"{name} {version}" for name, version in information["versions"].items() if version)
         parts.append(f"## {_title(information)}\n\n{versions}, Python {information['python_version']}.\n")
@@ -63,10 +40,8 @@ def page() -> str:
 
 def plot(folder: Path, target: Path) -> None:
     """Draw time and memory of the losses of one machine over the number of pairs."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
     rows = [one["extra_info"] for one in json.loads((folder / "loss.json").read_text())["benchmarks"]]
     rows = [row for row in rows if "seconds" in row]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
@@ -81,8 +56,7 @@ def plot(folder: Path, target: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[1].legend(fontsize="small")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, metadata={"Date": None})
+    save_svg(figure, target)
 
 
 def _title(information: dict[str, Any]) -> str:
@@ -93,27 +67,19 @@ def _title(information: dict[str, Any]) -> str:
 def _tables(benchmarks: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a table for each group of benchmarks."""
     for group in dict.fromkeys(one["group"] for one in benchmarks):
-        rows = _with_ratios([one for one in benchmarks if one["group"] == group])
+        rows = [one for one in benchmarks if one["group"] == group]
+        rows = [row | {"over_first": row["stats"]["min"] / rows[0]["stats"]["min"]} for row in rows]
         columns = _COLUMNS[next(kind for kind in _COLUMNS if (group or "").startswith(kind))]
-        head, rule = "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)
-        lines = ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
-        yield "\n".join([f"### {group[0].upper()}{group[1:]}\n", head, rule, *lines, ""])
-
-
-def _with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the benchmarks of a group, each with its best time over that of the first, the baseline where there is one."""
-    first = rows[0]["stats"]["min"]
-    return [row | {"over_first": row["stats"]["min"] / first} for row in rows]
+        cells = ([show(row) for show in columns.values()] for row in rows)
+        yield f"### {group[0].upper()}{group[1:]}\n\n{table(cells, list(columns))}"
 
 
 def _figure(name: str, form: str = "{:.3g}") -> Any:
-    return lambda row: (
-        form.format(row["extra_info"][name]) if name in row["extra_info"] else row["extra_info"].get("cannot", "–")
-    )
+    def show(row: dict[str, Any]) -> str:
+        figures = row["extra_info"]
+        return form.format(figures[name]) if name in figures else figures.get("cannot", "–")
 
-
-def _launcher_rounds(row: dict[str, Any]) -> str:
-    return ", ".join(f"{ratio:.3f}" for ratio in row["extra_info"]["rounds"])
+    return show
 
 
 def _launcher_seconds(row: dict[str, Any]) -> str:
@@ -151,7 +117,7 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     "launcher": {
         "negatives": _figure("method", "{}"),
         "seconds a step over open_clip_train's": _figure("over_open_clip", "{:.3f}"),
-        "rounds": _launcher_rounds,
+        "rounds": lambda row: ", ".join(f"{ratio:.3f}" for ratio in row["extra_info"]["rounds"]),
         "seconds a step": _launcher_seconds,
     },
 }

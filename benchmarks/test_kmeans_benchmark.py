@@ -1,4 +1,4 @@
-"""k-means: ours on a GPU against faiss on the CPU of the same machine; without a GPU, torch against faiss at a small size."""
+"""k-means of ours, on the CPU and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_negatives_kmeans.clusterer import KMeans
+from clip_negatives_plugins.kmeans.clusterer import KMeans
 
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
 GPU = torch.cuda.is_available()
@@ -20,7 +20,7 @@ PRECISIONS = {"cpu": ["float32"], "cuda": ["float32", "tf32", "bfloat16"]}
 
 @pytest.fixture(scope="module")
 def features() -> torch.Tensor:
-    """Return blobs, as features of a catalogue are."""
+    """Return features in blobs."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(K, D, generator=generator)
     return F.normalize(centres[torch.randint(K, (N,), generator=generator)] + torch.randn(N, D, generator=generator), dim=1)

@@ -1,9 +1,8 @@
-"""Seconds per step of ``clip-negatives train`` over those of ``open_clip_train``, on the catalogue that ships.
+"""Seconds per step of ``clip-negatives train`` relative to ``open_clip_train``, on the catalogue of the package.
 
-Both train at the same time, each on a core of its own, with the same data, model, seed and arguments, and then again with the
-cores exchanged, so that whatever else the machine does falls on both. A step is what open_clip logs as its batch time, data
-loading included. The small model makes this a hard case: whatever the loss and the loader add is set against a step of a
-fraction of a second.
+Both train at the same time, each on its own core, with the same data, model, seed and arguments, and again with the cores
+exchanged, so that other work of the machine slows both. A step is what open_clip logs as its batch time, with data loading. The
+model is small, so that the overhead of loss and loader is a large share.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from typing import Any
 
 import pytest
 
-from clip_negatives import catalogue
-from clip_negatives.compare.methods import parse_methods
+from clip_negatives import Method, catalogue
 
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
 ROUNDS = 5 if FULL else 1
@@ -58,7 +56,7 @@ def start(program: list[str], arguments: list[str], name: str, core: int) -> sub
 
 
 def seconds_per_step(arguments: list[str], name: str) -> float:
-    """Return the median seconds of the steps of a training, from open_clip's log, but for the first few."""
+    """Return the median seconds of a step in open_clip's log, without the first few."""
     log = Path(arguments[arguments.index("--logs") + 1]) / name / "out.log"
     seconds = [float(figure) for figure in re.findall(r"Batch \(t\): ([\d.]+)", log.read_text())]
     return statistics.median(seconds[STEPS_OF_WARMUP:])
@@ -67,13 +65,13 @@ def seconds_per_step(arguments: list[str], name: str) -> float:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or (os.cpu_count() or 1) < 2, reason="needs Linux and two cores")
 @pytest.mark.parametrize("method", ["in_batch", "default", "paper"])
 def test_launcher(benchmark: Any, request: Any, tmp_path: Path, method: str) -> None:
-    """Measure our launcher, with in-batch negatives, our default and the paper's reading, against open_clip alone."""
+    """Compare our launcher, with in-batch negatives, our default and the paper's method, with open_clip."""
     (tmp_path / "plain.py").write_text(PLAIN)
     arguments = training(tmp_path)
     clusters = tmp_path / "clusters"
     data = arguments[arguments.index("--train-data") + 1]
     subprocess.run([sys.executable, "-m", "clip_negatives", "prepare", data, str(clusters)], check=True, capture_output=True)
-    (chosen,) = [one for one in parse_methods(method) if one.name == method]
+    chosen = Method.parse(method)
     negatives = ["--sampler", chosen.sampler, "--weighting", chosen.weighting]
     ours = ["-m", "clip_negatives", "train", "--clusters", str(clusters), *negatives, "--"]
     benchmark.group = "launcher, the small model on the catalogue, batches of 128"
@@ -88,19 +86,14 @@ def test_launcher(benchmark: Any, request: Any, tmp_path: Path, method: str) -> 
             pair = {"open_clip": ([str(tmp_path / "plain.py")], core), method: (ours, 1 - core)}
             names = {name: f"{name}-{number}" for name in pair}
             running = [start(program, arguments, names[name], on) for name, (program, on) in pair.items()]
-            assert [process.wait() for process in running] == [0, 0], "Expected both trainings to end well."
+            assert [process.wait() for process in running] == [0, 0], "A training failed."
             for name in pair:
                 seconds[name].append(seconds_per_step(arguments, names[name]))
             logs += math.log(seconds[method][-1] / seconds["open_clip"][-1])
         ratios.append(math.exp(logs / 2))
 
     benchmark.pedantic(one_round, rounds=ROUNDS, iterations=1)
-    figures = {
-        "method": method,
-        "batch_size": 128,
-        "over_open_clip": statistics.median(ratios),
-        "rounds": ratios,
-        "seconds_per_step": seconds,
-    }
+    figures = {"method": method, "batch_size": 128, "over_open_clip": statistics.median(ratios), "rounds": ratios}
+    figures["seconds_per_step"] = seconds
     benchmark.extra_info.update(figures)
     request.config.pluginmanager.get_plugin("terminalreporter").write_line(f"\n{method}: {figures}")

@@ -1,6 +1,6 @@
-"""Time and memory of the losses, forward and backward, beside open_clip's in the same run, and the distance to the floor.
+"""Time and memory of the losses, forward and backward, relative to open_clip's in the same run and to the floor.
 
-Small by default; ``BENCHMARK_FULL=1`` takes the sizes of the documentation. On a GPU features are bfloat16, on the CPU float32.
+``BENCHMARK_FULL=1`` takes the sizes of the documentation. Features are bfloat16 on a GPU, float32 on the CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GPU = DEVICE.type == "cuda"
 ROUNDS = 10 if FULL else 3
 NAMES = list(losses(64, 4))
 OURS = ("torch", "chunked", "triton", "open_clip")
-"""What the names of ours and of the baseline begin with; other packages may be unable to run a case, which is a result too."""
+"""Prefixes of the names of our losses and the baseline, which must run; a failure of the others is a result."""
 if not FULL:
     SHAPES = [(512, 256 if GPU else 128, 64)]  # inf-cl takes multiples of 256 features
 elif GPU:
@@ -35,7 +35,7 @@ else:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "{}x{}, {} clusters".format(*shape))
 @pytest.mark.parametrize("name", NAMES)
 def test_loss(benchmark: Any, request: Any, name: str, shape: tuple[int, int, int]) -> None:
-    """Measure one loss; before each of its steps open_clip's takes one, so that what slows the machine slows both."""
+    """Measure one loss; open_clip's takes a step before each of its steps, so that other work slows both."""
     n, d, k = shape
     benchmark.group = f"loss, forward and backward, {n} pairs, {d} features, {k} clusters"
     loss, baseline = losses(n, k)[name], make_step(losses(n, k)["open_clip"], n, d)
@@ -43,14 +43,14 @@ def test_loss(benchmark: Any, request: Any, name: str, shape: tuple[int, int, in
     measured: dict[str, Any] = {}
     reason = cannot(name, lambda: measured.update(peak_mib=(step(), peak_mib(name, n, d, k))[1]))
     if reason is not None:
-        benchmark.pedantic(lambda: None, rounds=1)  # a row of the results is made for what ran alone
+        benchmark.pedantic(lambda: None, rounds=1)  # results have a row for each benchmark that ran
         benchmark.extra_info.update(name=name, n=n, d=d, k=k, cannot=reason)
         return
     if cannot("open_clip", baseline):
         baseline = None
     theirs: list[float] = []
     benchmark.pedantic(step, setup=lambda: theirs.append(_seconds(baseline)), rounds=ROUNDS, warmup_rounds=2)
-    if benchmark.stats is not None:  # None where benchmarks only run as tests
+    if benchmark.stats is not None:  # None with --benchmark-disable
         mine = benchmark.stats.stats.data
         measured["seconds"] = min(mine)
         for passes in ("forward", "backward"):
@@ -73,7 +73,7 @@ def _peak_of_open_clip(n: int, d: int, k: int) -> float:
 
 
 def cannot(name: str, step: Callable[[], object]) -> str | None:
-    """Return why a loss cannot take a step here, None if it can; ours and open_clip's must, but for memory."""
+    """Return why a loss cannot take a step here, None if it can; ours and open_clip's may only lack memory."""
     try:
         step()
     except torch.OutOfMemoryError:

@@ -1,4 +1,4 @@
-"""Indices a second of the samplers, and the memory that an epoch takes beyond the labels."""
+"""Indices per second of the samplers, and the additional memory of an epoch."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ SIZES = [10**6, 10**8] if FULL else [10**5]
 PROGRAM = """
 import sys, time, torch
 sys.path.insert(0, {folder!r})
-from memory import _resident
-from clip_negatives import registry
+from run import forget_peak, memory_mib
+from clip_negatives import Method
 from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
-from clip_negatives.similarity import centroid_similarity
+from clip_negatives.clustering.similarity import centroid_similarity
 n, k, batch = int(sys.argv[2]), 1000, 4096
 generator = torch.Generator().manual_seed(0)
 def side():
     centroids = torch.nn.functional.normalize(torch.randn(k, 64, generator=generator), dim=1)
     return Clustering(torch.randint(k, (n,), generator=generator), centroids), centroid_similarity(centroids)
 (image, a), (text, b) = side(), side()
-context = SamplingContext(n, batch, seed=0, clusters=Clusters(image, text, a, b))
-before, start = _resident(reset=True), time.perf_counter()
-sampler = registry.create("negative_sampler", sys.argv[1], context)
+context = SamplingContext.of(Clusters(image, text, a, b), batch, seed=0)
+forget_peak()
+before, start = memory_mib(), time.perf_counter()
+sampler = Method(sys.argv[1]).create_sampler(context)
 count = sum(len(batch) for batch in sampler)
-print(count / (time.perf_counter() - start), (_resident(reset=False) - before) / n)
+print(count / (time.perf_counter() - start), (memory_mib() - before) * 2**20 / n)
 """
 
 

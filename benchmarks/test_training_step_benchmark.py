@@ -1,4 +1,4 @@
-"""One whole training step with our weighted loss and with open_clip's: of ViT-B-32 on a GPU, else of a small model."""
+"""A whole training step with our weighted loss and with open_clip's: ViT-B-32 on a GPU, else a small model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from losses import DEVICE, weights
 from open_clip import ClipLoss
 
 from clip_negatives.encoders.open_clip import MODELS
-from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.step import BatchSamples
 
 GPU = DEVICE.type == "cuda"
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
@@ -45,17 +46,17 @@ def make_step(loss: Callable[..., Any]) -> Callable[[], None]:
 
 
 def ours() -> Callable[..., Any]:
-    """Return our loss with normalised log-weights of a thousand clusters, looked up for the batch in each step.
+    """Return our loss with normalized log-weights of 1000 clusters.
 
-    On a GPU it is the fused kernels that are measured, also where "auto" would not take them yet.
+    On a GPU it uses the fused kernels, also where "auto" does not.
     """
-    index, backend = torch.arange(BATCH, device=DEVICE), "triton" if GPU else "auto"
-    return NegativesClipLoss(terms=weights("normalized", BATCH, 1000), batch_index=lambda: index, backend=backend)
+    samples, backend = BatchSamples(ids=torch.arange(BATCH, device=DEVICE)), "triton" if GPU else "auto"
+    return NegativesClipLoss(terms=weights("normalized", BATCH, 1000), batch_samples=lambda: samples, backend=backend)
 
 
 @pytest.mark.parametrize("name", ["open_clip", "clip-negatives"])
 def test_training_step(benchmark: Any, name: str) -> None:
-    """Measure one of the two; their ratio is in the page that is written from the results."""
+    """Measure one of the two; the generated page has their ratio."""
     benchmark.group = f"training step, {MODEL}, {BATCH} pairs"
     benchmark.pedantic(make_step(ClipLoss() if name == "open_clip" else ours()), rounds=10, warmup_rounds=2)
     benchmark.extra_info.update(name=name, model=MODEL, batch_size=BATCH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 import pytest
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is first imported, which decides there and then
 
+from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.interfaces import Clustering, Clusters
-from clip_negatives.similarity import centroid_similarity
 
 
 def pytest_configure() -> None:
@@ -55,3 +56,12 @@ def global_generator_untouched(request: pytest.FixtureRequest) -> object:
     yield
     if request.node.get_closest_marker("keeps_global_rng"):
         assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: tiny models gain nothing from more, and wait long where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

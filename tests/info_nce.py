@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.interfaces import LossTerms
+from clip_negatives.losses.functional import ExtraTexts, weighted_info_nce
+from clip_negatives.terms import LossTerms
 
 BACKENDS = ("torch", "chunked")
 
@@ -130,17 +133,21 @@ def dense(terms: LossTerms | None, n: int) -> Tensor:
 
 def swapped(terms: LossTerms) -> LossTerms:
     """Return the terms that weigh (image j, text i) as `terms` weighs (image i, text j)."""
-    return LossTerms(
-        image_labels=terms.image_labels,
-        image_table=None if terms.image_table is None else terms.image_table.T,
-        text_labels=terms.text_labels,
-        text_table=None if terms.text_table is None else terms.text_table.T,
-        factors=terms.factors,
-        normalize=terms.normalize,
-    )
+    return terms.transposed()
 
 
 def gradients(loss: Tensor, *inputs: Tensor) -> list[Tensor]:
     """Return the gradients of `loss`, 0 where there is none."""
     found = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+def loss_of(*inputs: Tensor | float, terms: LossTerms | None = None, extra: Tensor | None = None, **options: Any) -> Tensor:
+    """Return `weighted_info_nce` with fields of the terms among the keyword arguments; None leaves a field as it is."""
+    names = {field.name for field in dataclasses.fields(LossTerms)}
+    fields = {name: options.pop(name) for name in list(options) if name in names}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    if isinstance(fields.get("positive_rate"), float):
+        fields["positive_rate"] = torch.tensor(fields["positive_rate"], dtype=torch.float64, device=inputs[0].device)
+    extra_texts = None if extra is None else ExtraTexts(extra)
+    return weighted_info_nce(*inputs, terms=(terms or LossTerms()).replace(**fields), extra_texts=extra_texts, **options)

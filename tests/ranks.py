@@ -22,7 +22,13 @@ FORKS = multiprocessing.get_context("forkserver")
 ROOT = Path(__file__).parents[1]
 """The folder of `tests`, which is not on the path by itself."""
 
-PRELOADED = ["tests.ranks", "clip_negatives.prepare", "sklearn.decomposition", "sklearn.feature_extraction.text", "faiss"]
+PRELOADED = [
+    "tests.ranks",
+    "clip_negatives.pipelines.prepare",
+    "sklearn.decomposition",
+    "sklearn.feature_extraction.text",
+    "faiss",
+]
 """What processes need not import, if nothing else started the server that forks them: a run of pytest has one of it."""
 
 

@@ -14,11 +14,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(autouse=True)
-def benchmarks_are_importable(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-
-
 def fails_with(error):
     def step():
         raise error

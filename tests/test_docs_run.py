@@ -22,11 +22,12 @@ from click.testing import CliRunner
 from torch.utils.data import DataLoader, TensorDataset
 
 import clip_negatives
-from clip_negatives import catalogue, read_clusters, registry
+from clip_negatives import catalogue, read_clusters
 from clip_negatives.cli import main
-from clip_negatives.compare.methods import parse_methods
 from clip_negatives.dataset import open_pairs
-from clip_negatives.prepare import prepare
+from clip_negatives.host import registry
+from clip_negatives.host.method import split_methods
+from clip_negatives.pipelines.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
@@ -82,7 +83,7 @@ def run(line: str) -> None:
     if ours[0] == "compare":
         if "--methods" in ours:  # one will do; the README's first is a name of every installation
             place = ours.index("--methods") + 1
-            ours[place] = parse_methods(ours[place].replace("neighbours,", ""))[1].name
+            ours[place] = split_methods(ours[place].replace("neighbours,", ""))[0]
         ours += ["--seeds", "1"]
         if "--train-data" not in theirs:
             ours, theirs = [*ours, "--test-data", "test.csv"], [*theirs, "--train-data", "train.csv"]

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-PACKAGES = [
-    "clip_negatives",
-    *sorted(entry.value for entry in entry_points(group="clip_negatives") if entry.dist.name == "clip-negatives"),
-]
+PACKAGES = ["clip_negatives", "clip_negatives_plugins"]
 
 
 def modules_with_examples() -> list[str]:

@@ -62,6 +62,6 @@ def test_what_needs_no_torch_is_quick_and_loads_nothing_heavy(code: str, limit: 
 
 
 def test_training_loads_torch_and_nothing_that_it_does_not_use() -> None:
-    _, names = _imported("import clip_negatives.loss\nfrom clip_negatives import NegativesClipLoss, attach")
+    _, names = _imported("import clip_negatives.losses.module\nfrom clip_negatives import NegativesClipLoss, attach")
     assert "torch" in names
     assert names & NOT_FOR_TRAINING == set()

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from clip_negatives import ClipNegativesError, attach, write_clusters
+from clip_negatives.step import BatchSamples
 
 from .conftest import make_clusters
 
@@ -33,7 +34,7 @@ def test_the_plugin_is_the_one_that_is_tested() -> None:
     assert block("python", "Neighbours") == theirs.read_text()
 
 
-def test_three_lines_in_a_loop(tmp_path: Path) -> None:
+def test_the_loop(tmp_path: Path) -> None:
     """Run the loop of the README as it stands, with open_clip's signature of model and loss."""
     import pyarrow as pa
 
@@ -51,8 +52,11 @@ def test_three_lines_in_a_loop(tmp_path: Path) -> None:
             return {"image_features": features[0], "text_features": features[1], "logit_scale": torch.tensor(10.0)}
 
     lines = block("diff", "attach").splitlines()
-    assert sum(line.startswith("+") for line in lines) == 3
-    code = "\n".join(line[1:] for line in lines).replace('"clusters/"', "clusters") + "\n        collect.append(losses)\n"
+    assert sum(line.startswith("+") for line in lines) == 5
+    code = (
+        "\n".join(line[1:] for line in lines if line[0] != "-").replace('"clusters/"', "clusters")
+        + "\n        collect.append(losses)\n"
+    )
     collect: list[dict[str, torch.Tensor]] = []
     data = TensorDataset(torch.randn(64, 8), torch.randn(64, 8))
     names = {"loader": DataLoader(data, batch_size=16), "model": Model(), "epochs": 2, "collect": collect}
@@ -69,10 +73,11 @@ def test_weights_of_attach_follow_the_batch(tmp_path: Path) -> None:
     write_clusters(tmp_path / "c", clusters, pa.table({"key": list(map(str, range(64))), "text": ["x"] * 64}), {})
     data = torch.nn.functional.normalize(torch.randn(64, 6), dim=1)
     loader, loss = attach(DataLoader(TensorDataset(data, torch.arange(64)), batch_size=16, num_workers=2), tmp_path / "c")
-    for features, index in loader:
-        found = loss(features, features, torch.tensor(5.0))
-        assert torch.equal(found, loss(features, features, torch.tensor(5.0), index=index))
-        assert not torch.equal(found, loss(features, features, torch.tensor(5.0), index=(index + 1) % 64))
+    for (features, index), samples in loader:
+        found = loss(features, features, torch.tensor(5.0), samples=samples)
+        assert torch.equal(found, loss(features, features, torch.tensor(5.0), samples=BatchSamples(ids=index)))
+        others = BatchSamples(ids=(index + 1) % 64)
+        assert not torch.equal(found, loss(features, features, torch.tensor(5.0), samples=others))
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
@@ -88,11 +93,11 @@ class _Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("loader", "options", "words"),
     [
-        (DataLoader(_Stream(), batch_size=2), {}, "got a stream"),
-        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=None), {}, "Give batch_size="),
-        (DataLoader(TensorDataset(torch.zeros(64)), batch_sampler=[[0, 1]]), {}, "Give batch_size="),
-        (DataLoader(TensorDataset(torch.zeros(63)), batch_size=8), {"sampler": "in_batch"}, "of the 63 samples"),
-        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=8), {"backend": "foo"}, "Expected a backend"),
+        (DataLoader(_Stream(), batch_size=2), {}, "reads a stream"),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=None), {}, "Create the loader with batch_size="),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_sampler=[[0, 1]]), {}, "Create the loader with batch_size="),
+        (DataLoader(TensorDataset(torch.zeros(63)), batch_size=8), {"sampler": "in_batch"}, "training data has 63"),
+        (DataLoader(TensorDataset(torch.zeros(64)), batch_size=8), {"backend": "foo"}, "backend"),
         (DataLoader(TensorDataset(torch.zeros(64)), batch_size=8), {"seed": -1}, "seed"),
         (DataLoader(TensorDataset(torch.zeros(64)), batch_size=80), {}, "smaller batch size"),
     ],

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DistributedSampler
 
-from clip_negatives import registry
 from clip_negatives.errors import DataError, InputError
+from clip_negatives.host import registry
 from clip_negatives.interfaces import NegativeSampler, SamplingContext
 from clip_negatives.sampling import PlannedSampler
 
@@ -47,7 +47,7 @@ def test_the_pass_after_a_resumed_one_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("state", [{}, {"epoch": 0, "position": 99}, {"epoch": "x", "position": 0}])
 def test_state_of_something_else(name: str, state: dict[str, object]) -> None:
-    with pytest.raises(InputError, match="Expected a state"):
+    with pytest.raises(InputError, match="The state of a sampler"):
         make(name).load_state_dict(state)
 
 

@@ -25,14 +25,11 @@ from sources import EMOJIBASE, PINNED, STYLES, Package
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "src" / "clip_negatives" / "catalogue" / "data"
-TEST_STYLE = "twemoji"
-"""The seller whose listings are held out: gallery and queries of every test."""
-
+TEST_STYLE = "twemoji"  # the seller whose listings are held out: gallery and queries of every test
 SHIPPED_TONES = {"noto": (1, 3, 5), "noto-v1": (2, 4), "fluent-flat": (1, 3, 5), "fluent": (2, 4)}
 """Skin tones that ship beside the plain pictures, by style; the full build has all five of all styles."""
 
-TRIES = 50
-"""Draws of a text until it is one that no other listing has."""
+TRIES = 50  # draws of a text until no other listing has it
 
 
 def main() -> None:
@@ -52,7 +49,7 @@ def main() -> None:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / "catalogue.parquet"
-    # Pictures are compressed already; the dictionary would only make the file larger.
+    # A dictionary of compressed pictures would make the file larger.
     table = pa.table({**columns, "image": pictures})
     pq.write_table(table, file, compression="zstd", use_dictionary=list(columns), row_group_size=len(rows))
     # In the format of sha256sum, which checks it with --check.
@@ -61,7 +58,7 @@ def main() -> None:
 
 
 def listings(packages: dict[str, Package], *, full: bool) -> list[dict[str, Any]]:
-    """Return one row for each picture that is found, without its text, in a fixed order."""
+    """Return one row for each picture, without its text, in a fixed order."""
     emoji = [entry for entry in packages[EMOJIBASE].json("en/data.json") if "group" in entry and entry.get("tags")]
     names = packages[EMOJIBASE].json("meta/groups.json")
     by_name = {style.name: style for style in STYLES}
@@ -74,25 +71,15 @@ def listings(packages: dict[str, Package], *, full: bool) -> list[dict[str, Any]
             for hexcode, tone in variants(entry, tones):
                 svg = picture(icons, characters, hexcode)
                 if svg is not None:
-                    rows.append(
-                        {
-                            "key": f"{style.name}-{hexcode.lower()}",
-                            "item": entry["hexcode"].lower(),
-                            "style": style.name,
-                            "group": names["groups"][str(entry["group"])],
-                            "subgroup": names["subgroups"][str(entry["subgroup"])],
-                            "tone": tone,
-                            "split": "test" if style.name == TEST_STYLE else "train",
-                            "label": entry["label"],
-                            "tags": entry["tags"],
-                            "svg": svg,
-                        }
-                    )
+                    row = {"key": f"{style.name}-{hexcode.lower()}", "item": entry["hexcode"].lower(), "style": style.name}
+                    row |= {name: names[f"{name}s"][str(entry[name])] for name in ("group", "subgroup")}
+                    row |= {"tone": tone, "split": "test" if style.name == TEST_STYLE else "train"}
+                    rows.append({**row, "label": entry["label"], "tags": entry["tags"], "svg": svg})
     return rows
 
 
 def variants(entry: dict[str, Any], tones: Any) -> Iterator[tuple[str, int]]:
-    """Yield the plain picture and those of one skin tone; pictures of two people with two tones are left out."""
+    """Yield the plain picture and those of one skin tone; skip pictures of two people with two tones."""
     yield entry["hexcode"], 0
     for skin in entry.get("skins", ()):
         if isinstance(skin["tone"], int) and skin["tone"] in tones:
@@ -100,7 +87,7 @@ def variants(entry: dict[str, Any], tones: Any) -> Iterator[tuple[str, int]]:
 
 
 def picture(icons: dict[str, Any], characters: dict[str, str], hexcode: str) -> str | None:
-    """Return the SVG of a character, or None where the style has none."""
+    """Return the SVG of a character, or None if the style has none."""
     plain = hexcode.lower()
     name = characters.get(plain) or characters.get(plain.replace("-fe0f", ""))
     aliases = icons.get("aliases", {})
@@ -117,7 +104,7 @@ def picture(icons: dict[str, Any], characters: dict[str, str], hexcode: str) -> 
 def draw(job: tuple[str, int]) -> bytes:
     """Return a picture as WebP, on white, size x size."""
     svg, size = job
-    # Drawn larger and scaled down: thin lines survive.
+    # Thin lines survive if the picture is drawn larger and scaled down.
     drawn = resvg_py.svg_to_bytes(svg_string=svg, width=4 * size, height=4 * size, background="#ffffff", skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(drawn))).convert("RGB")
     square = Image.new("RGB", (4 * size, 4 * size), "white")
@@ -128,10 +115,10 @@ def draw(job: tuple[str, int]) -> bytes:
 
 
 def texts(rows: list[dict[str, Any]]) -> None:
-    """Give each listing its own text in the place of label and tags: the label among some tags, as a seller writes a title.
+    """Replace label and tags of each listing by a text: the label among some tags, like a seller's title.
 
-    The skin tone is left out, so that listings that differ in it alone are near-duplicates. Listings that are trained on never
-    have the text of a test listing, and have each other's only where an item has too few tags for as many texts.
+    Skin tones are left out, so that listings that differ in the tone only are near-duplicates. A training listing never has the
+    text of a test listing. Two training listings share a text only if their item has too few tags.
     """
     taken: set[str] = set()
     tested: set[str] = set()
@@ -150,7 +137,7 @@ def texts(rows: list[dict[str, Any]]) -> None:
 
 
 def mark_unseen(rows: list[dict[str, Any]]) -> None:
-    """Set test listings aside whose item no other seller lists: another, harder test, of items never seen."""
+    """Move test listings whose item no other seller lists to the split "unseen", a harder test."""
     trained = {row["item"] for row in rows if row["split"] == "train"}
     for row in rows:
         if row["split"] == "test" and row["item"] not in trained:

@@ -1,4 +1,4 @@
-"""The packages that the emoji catalogue is made from: pinned, fetched with npm, checked by sum."""
+"""The packages of the emoji catalogue: pinned, fetched with npm, checked by SHA-512."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Style:
-    """Name one art style.
+    """An art style."""
 
-    Attributes:
-        name: value of the column ``style``.
-        package: npm package of the pictures.
-        names_of: style whose file ``chars.json`` says which picture shows which character; the two sets of one maker share
-            their names, and only one of them has the file.
-    """
-
-    name: str
-    package: str
-    names_of: str
+    name: str  # value of the column ``style``
+    package: str  # npm package of the pictures
+    names_of: str  # style whose ``chars.json`` maps characters to pictures; of two styles of one maker only one has the file
 
 
 STYLES = (
@@ -62,7 +55,7 @@ PINNED = {
 
 
 class Package:
-    """Hold the files of one fetched npm package."""
+    """Files of a fetched npm package."""
 
     def __init__(self, name: str, folder: Path) -> None:
         version, expected = PINNED[name]
@@ -73,7 +66,7 @@ class Package:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
         if found != expected:
-            raise SystemExit(f"Expected {file.name} with SHA-512 {expected}, got {found}. Delete it and fetch it again.")
+            raise SystemExit(f"{file} has SHA-512 {found}, not {expected}. Delete it and fetch it again.")
         self._file = file
 
     def json(self, name: str) -> Any:
@@ -81,13 +74,5 @@ class Package:
         with tarfile.open(self._file) as tar:
             member = tar.extractfile(f"package/{name}")
             if member is None:
-                raise SystemExit(f"Expected package/{name} in {self._file.name}, got none.")
+                raise SystemExit(f"{self._file} has no package/{name}. Delete it and fetch it again.")
             return json.load(member)
-
-    def text(self, name: str) -> str:
-        """Return a text file of the package."""
-        with tarfile.open(self._file) as tar:
-            member = tar.extractfile(f"package/{name}")
-            if member is None:
-                raise SystemExit(f"Expected package/{name} in {self._file.name}, got none.")
-            return member.read().decode()

@@ -1,4 +1,4 @@
-"""What a study trains on and asks: listings of a data set, cut into folds, with frozen features."""
+"""Folds of a data set: listings to train on, listings to query, and their frozen features."""
 
 from __future__ import annotations
 
@@ -15,26 +15,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from studies import CACHE
 from torch import Tensor
 
-from clip_negatives import Clusters, catalogue
-from clip_negatives.artifacts import codes
+from clip_negatives import Clusters, Recipe, catalogue
+from clip_negatives.clustering.fit import cluster_features
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
-from clip_negatives.refresh import cluster_features
-
-CACHE = Path(__file__).parents[2] / ".benchmarks" / "rank1"
-"""Where features, finished runs and the data that do not ship are kept."""
+from clip_negatives.storage.clusters_folder import integer_ids
 
 FOLDS = ("validation", "test")
 EMOJI, VAGUE, FULL = "emoji", "vague", "full"
-"""The source that ships with the package, the same with vague texts, and the full build of it, with every skin tone."""
+"""The source that ships with the package, the same with vague texts, and its full build with every skin tone."""
 
-PLAIN = "0"
-"""Skin tone of the listings that are asked for."""
+PLAIN = "0"  # skin tone of the queries
 
 
 def cache_of(study: dict[str, Any]) -> Path:
-    """Return the folder for what is kept."""
+    """Return the cache folder."""
     return Path(study.get("cache", CACHE))
 
 
@@ -49,14 +46,14 @@ def load(study: dict[str, Any], source: str) -> catalogue.Catalogue:
         build = (
             f"catalogue/build.py --full --size 64 --output {file.parent}" if source == FULL else f"rank1/packages.py {source}"
         )
-        raise SystemExit(f"Expected {file}, got none. Write it: python benchmarks/{build}")
+        raise SystemExit(f"{file} is missing. Write it: python benchmarks/{build}")
     return catalogue.Catalogue(pq.read_table(file))
 
 
 def vague(table: pa.Table) -> pa.Table:
-    """Return listings without the words that all listings of an item share, its label above all: what tells items apart.
+    """Return listings without the words that all listings of an item share, such as its label.
 
-    A text is a list of words between commas; one that would be left empty stays.
+    A text is a list of words between commas; a text that would become empty stays.
     """
     words = [text.split(", ") for text in table["text"].to_pylist()]
     items = table["item"].to_pylist()
@@ -71,24 +68,18 @@ def vague(table: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """Say which listings of a source a fold trains on and asks for, by row.
+    """Rows of a source that a fold trains on and queries."""
 
-    Attributes:
-        listings: all of the source.
-        trained: rows.
-        asked: rows, one of each item: queries and gallery.
-    """
-
-    listings: catalogue.Catalogue
-    trained: Tensor
-    asked: Tensor
+    listings: catalogue.Catalogue  # all listings of the source
+    trained: Tensor  # rows to train on
+    asked: Tensor  # rows of the queries and the gallery, one of each item
 
     @classmethod
     def of(cls, study: dict[str, Any], data: str, fold: str) -> Cut:
-        """Cut a fold out.
+        """Return a fold.
 
-        A source with sellers (styles) asks for what another seller lists: validation holds one style out, the split "test" has
-        another. A source without them has its own splits, by groups that share no picture and no text.
+        A source with sellers (styles) queries the listings of a held-out seller: one style for "validation", the split "test"
+        for "test". A source without sellers has its own splits, by groups that share no picture and no text.
         """
         how = study["data"][data]
         listings = load(study, how.get("source", EMOJI))
@@ -115,35 +106,26 @@ class Cut:
         return cls(listings, chosen.nonzero().flatten(), torch.tensor(list(first.values())))
 
     def near_duplicates(self, batch_size: int) -> float:
-        """Return how many others of a batch show the same item, for a sample on average."""
+        """Return the mean number of other samples of the same item in a batch."""
         counts = Counter(self.column("item", self.trained)).values()
         n = sum(counts)
         return sum(count * (count - 1) for count in counts) / n * (min(batch_size, n) - 1) / (n - 1)
 
     def column(self, name: str, rows: Tensor) -> list[str]:
-        """Return a column of some rows."""
+        """Return a column of these rows."""
         return [str(value) for value in self.listings.table[name].take(pa.array(rows.numpy())).to_pylist()]
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Hold the frozen features and clusters of what a fold trains on, and the features of what is asked.
+    """Frozen features and clusters of a fold."""
 
-    Attributes:
-        clusters: with the features.
-        query_images: features, one row for each item that is asked for.
-        query_texts: the same.
-        near_duplicates: see `Cut.near_duplicates`.
-        captions: text of each listing that is trained on.
-        clustering_seconds: what clustering both sides took, in CPU time: it does not count what else a machine does.
-    """
-
-    clusters: Clusters
-    query_images: Tensor
-    query_texts: Tensor
-    near_duplicates: float
-    captions: list[str]
-    clustering_seconds: float
+    clusters: Clusters  # clusters and features of the training listings
+    query_images: Tensor  # image features, one row for each query item
+    query_texts: Tensor  # text features, one row for each query item
+    near_duplicates: float  # see `Cut.near_duplicates`
+    captions: list[str]  # texts of the training listings
+    clustering_seconds: float  # CPU time of clustering both sides
 
     @classmethod
     def of(cls, study: dict[str, Any], data: str, fold: str) -> Fold:
@@ -151,12 +133,12 @@ class Fold:
         cut = Cut.of(study, data, fold)
         how = study["data"][data]
         image, text = features(study, how.get("source", EMOJI))
-        clusterer = how.get("clusterer", "kmeans")
+        clusterer = how.get("clusterer", Recipe.clusterer)
         started = time.process_time()
         clusters = cluster_features(image[cut.trained], text[cut.trained], clusterer=clusterer, seed=0)
         seconds = time.process_time() - started
         captions = cut.column("text", cut.trained)
-        clusters = replace(clusters, groups=codes(cut.column("item", cut.trained)), texts=codes(captions))
+        clusters = replace(clusters, groups=integer_ids(cut.column("item", cut.trained)), texts=integer_ids(captions))
         near_duplicates = cut.near_duplicates(batch_size(study, data))
         return cls(clusters, image[cut.asked], text[cut.asked], near_duplicates, captions, seconds)
 
@@ -167,13 +149,13 @@ def batch_size(study: dict[str, Any], data: str) -> int:
 
 
 def features_file(study: dict[str, Any], source: str) -> Path:
-    """Return where the features of a source are kept."""
+    """Return the file of the features of a source."""
     digest = hashlib.sha256(f"{study['image_encoder']} {study['text_encoder']} {source}".encode()).hexdigest()[:12]
     return cache_of(study) / f"features-{source}-{digest}.pt"
 
 
 def features(study: dict[str, Any], source: str) -> tuple[Tensor, Tensor]:
-    """Return the frozen unit-norm features of all images and texts of a source; encoded once."""
+    """Return the frozen unit-norm features of all images and texts of a source; they are encoded once."""
     file = features_file(study, source)
     if not file.exists():
         listings = load(study, source)
@@ -191,7 +173,7 @@ def features(study: dict[str, Any], source: str) -> tuple[Tensor, Tensor]:
 
 
 def _encoded(encoder: Encoder, samples: Sequence[Any], train: Sequence[int]) -> Tensor:
-    """Return the features of samples; what an encoder learns, it learns on the training split."""
+    """Return the features of samples; an encoder is fitted on the training split."""
     if encoder.learn is not None:
         encoder.learn([samples[row] for row in train])
     raw = encoder.encode(samples)

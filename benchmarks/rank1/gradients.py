@@ -1,43 +1,32 @@
-"""See which incorrect pairs the gradient of a method pushes apart: python benchmarks/rank1/gradients.py --output FILE.
+"""Measure which incorrect pairs the gradient of a method pushes apart: python benchmarks/rank1/gradients.py --output FILE.
 
-Heads are trained with in-batch negatives. Before the first step, midway and at the end every method is asked, on the same heads
-and the same batches of a random order, what it would do next. Of its gradient to the logits, what is positive pushes an
-incorrect pair apart; the share of that push that falls on false negatives (pairs of one item) is misled. Its gradient to the
-heads is held against that of a loss that knows the items and leaves their pairs out.
+Heads are trained with in-batch negatives. Before the first step, midway and at the end, the gradient of every method is
+computed on the same heads and random batches. The positive part of the gradient to the logits pushes incorrect pairs apart. The
+share that falls on false negatives (pairs of one item) is misled. The gradient to the heads is compared with that of a loss
+that knows the items and leaves their pairs out.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
-import tomllib
 import torch
 import torch.nn.functional as F
-from folds import CACHE, Fold, batch_size
-from head_training import Heads, Job, method_of, train
+from folds import Fold, batch_size
+from head_training import Heads, Job, train
+from run import write_json
+from studies import BASELINE, parse
 from torch import Tensor
 
-from clip_negatives import NegativesClipLoss, SamplingContext, registry
-from clip_negatives.atomic import replaced_file
+from clip_negatives import Method, NegativesClipLoss, SamplingContext
+from clip_negatives.step import BatchSamples
 
-HERE = Path(__file__).parent
-BASELINE = "in_batch"
 ORACLE = "id_mask:by=group"
-METHODS = (
-    BASELINE,
-    "random_reduction",
-    "default",
-    "paper",
-    "weight:by=either",
-    "known_different:hardness=0.1,gamma=2.0",
-    "gist:guide=both,margin=0.2",
-    "hcl:hardness=0.25,positive_rate=0.001",
-)
-"""The default, the paper's reading, and rivals that went up and that went down in the study."""
+METHODS = (BASELINE, "random_reduction", "default", "paper", "weight:by=either", "known_different:hardness=0.1,gamma=2.0")
+METHODS += ("gist:guide=both,margin=0.2", "hcl:hardness=0.25,positive_rate=0.001")
+"""The default, the paper's method as we read it, and rivals that were better and worse in the study."""
 
 FIGURES = ("false_push", "push", "agreement")
 BATCHES = 8
@@ -45,26 +34,20 @@ SEEDS = 3
 
 
 class Gradients:
-    """Measure what the gradients of the methods do, at given steps of a training.
-
-    Args:
-        study: the study.
-        data: data set of the study.
-        fold: what is trained on.
-        seed: of the batches.
-    """
+    """Measurement of the gradients of all methods, at given steps of a training; `seed` is that of the batches."""
 
     def __init__(self, study: dict[str, Any], data: str, fold: Fold, seed: int) -> None:
         self.fold, self.steps = fold, {0: "start", study["steps"] // 2: "middle", study["steps"]: "end"}
         size = min(batch_size(study, data), fold.clusters.n_samples)
-        context = SamplingContext(fold.clusters.n_samples, size, seed=seed + 1000)  # batches that the training has not seen so
-        sampler = registry.create("negative_sampler", BASELINE, context)
+        # The training has other batches than those of this seed.
+        context = SamplingContext.of(None, size, n_samples=fold.clusters.n_samples, seed=seed + 1000)
+        sampler = Method.parse(BASELINE).create_sampler(context)
         self.batches = [torch.tensor(batch) for batch in itertools.islice(sampler, BATCHES)]
         self.losses = {name: self._loss(name) for name in (*METHODS, ORACLE)}
         self.found: dict[str, dict[str, dict[str, float]]] = {}
 
     def __call__(self, step: int, heads: Heads) -> None:
-        """Measure, where it is time to."""
+        """Measure, if it is one of the steps."""
         if step in self.steps:
             rows = [self._of_batch(heads, index) for index in self.batches]
             self.found[self.steps[step]] = {
@@ -72,8 +55,7 @@ class Gradients:
             }
 
     def _loss(self, name: str) -> NegativesClipLoss:
-        weighting = registry.create("loss_weighting", method_of(name).weighting)
-        return NegativesClipLoss(terms=weighting(self.fold.clusters), backend="torch")
+        return NegativesClipLoss(terms=Method.parse(name).create_weighting()(self.fold.clusters), backend="torch")
 
     def _of_batch(self, heads: Heads, index: Tensor) -> dict[str, dict[str, float]]:
         groups = self.fold.clusters.groups[index]
@@ -93,23 +75,23 @@ class Gradients:
     def _to_heads(self, name: str, heads: Heads, index: Tensor) -> Tensor:
         """Return the gradient of a method to both heads, as one vector."""
         images, texts = self.fold.clusters.image_features[index], self.fold.clusters.text_features[index]
-        loss = self.losses[name](*heads(images, texts), heads.scale.exp(), index=index)
+        loss = self.losses[name](*heads(images, texts), heads.scale.exp(), samples=BatchSamples(ids=index))
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, [heads.image, heads.text])])
 
     def _to_logits(self, name: str, heads: Heads, index: Tensor) -> Tensor:
-        """Return the gradient of a method to the logits, shape (B, B), in units of one of B anchors."""
+        """Return the gradient of a method to the logits, shape (B, B), times B."""
         with torch.no_grad():
             x, y = heads(self.fold.clusters.image_features[index], self.fold.clusters.text_features[index])
-        # Cosines in the place of the images' features, against unit vectors: the loss sees the very same logits.
+        # Cosines as image features, and unit vectors as text features, give the same logits.
         cosines = (x @ y.T).requires_grad_()
         scale = heads.scale.detach().exp()
-        loss = self.losses[name](cosines, torch.eye(len(index)), scale, index=index)
+        loss = self.losses[name](cosines, torch.eye(len(index)), scale, samples=BatchSamples(ids=index))
         (gradient,) = torch.autograd.grad(loss, [cosines])
         return gradient / scale * len(index)
 
 
 def measured(study: dict[str, Any], data: str, fold: Fold) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Return of each moment, method and figure the mean over seeds and the spread."""
+    """Return mean and standard deviation over seeds of each figure, by moment and method."""
     found, lr = [], study["data"][data]["lr"]
     for seed in range(SEEDS):
         gradients = Gradients(study, data, fold, seed)
@@ -127,21 +109,14 @@ def measured(study: dict[str, Any], data: str, fold: Fold) -> dict[str, dict[str
 
 
 def main() -> None:
-    """Measure every data set of the study, and write the result file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=Path, default=HERE / "default.toml", help="one that says the learning rates")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features")
-    options = parser.parse_args()
-    study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
+    """Measure every data set of the study and write the result file."""
+    options, study = parse(argparse.ArgumentParser(description=__doc__), "default.toml")  # it has the learning rates
     result = {}
     for data in study["data"]:
         fold = Fold.of(study, data, "test")
         result[data] = {"batch_size": batch_size(study, data), "moments": measured(study, data, fold)}
         print(f"{data}: done", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(options.output) as partial:
-        partial.write_text(json.dumps({"seeds": SEEDS, "data": result}, indent=1) + "\n")
+    write_json(options.output, {"seeds": SEEDS, "data": result})
 
 
 if __name__ == "__main__":

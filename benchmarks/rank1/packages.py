@@ -23,19 +23,13 @@ from bs4 import BeautifulSoup
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from studies import CACHE
 
-CACHE = Path(__file__).parents[2] / ".benchmarks" / "rank1"
-SIZE = 128
-"""Side of the pictures in pixels."""
-
-DPI = 96
-"""Many parts are measured in inches or millimetres, and are not drawn without it."""
-
-WORDS = 40
-"""Words of a description that are kept; MiniLM reads not many more."""
-
+SIZE = 128  # side of the pictures in pixels
+DPI = 96  # resolution of parts that are measured in inches or millimetres
+WORDS = 40  # maximum number of words of a description; MiniLM reads hardly more
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}
-"""Splits by group: listings of one picture or one text are never apart."""
+"""Share of the groups in each split; listings of one picture or one text are in one split."""
 
 Listing = tuple[str, str, bytes]
 """Key, text and SVG or PNG."""
@@ -71,11 +65,11 @@ SOURCES = {
     "parts": ("fritzing-parts", parts, "0.9.6~unreleased-1"),
     "stamps": ("tuxpaint-stamps-default", stamps, "2022.06.04-1"),
 }
-"""Package, how it is read, the version that the committed results are of."""
+"""Package, its reader, and the version of the committed results."""
 
 
 def fetch(package: str, folder: Path) -> tuple[Path, str]:
-    """Return the unpacked package and its version; fetched once."""
+    """Return the folder of the unpacked package and its version; it is fetched once."""
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob(f"{package}_*.deb")):
         subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
@@ -88,7 +82,7 @@ def fetch(package: str, folder: Path) -> tuple[Path, str]:
 
 
 def drawn(picture: bytes) -> bytes | None:
-    """Return a picture as PNG on white, SIZE x SIZE, or None where it cannot be drawn."""
+    """Return a picture as PNG on white, SIZE x SIZE, or None if it cannot be drawn."""
     try:
         if b"<svg" in picture:
             picture = bytes(resvg_py.svg_to_bytes(svg_string=picture.decode(), dpi=DPI, skip_system_fonts=True))
@@ -106,7 +100,7 @@ def drawn(picture: bytes) -> bytes | None:
 
 
 def alike(pictures: list[bytes], texts: list[str]) -> list[int]:
-    """Return a group for each listing: those of equal picture or equal text, and theirs in turn, are in one."""
+    """Return the group of each listing; listings with an equal picture or text are in one, transitively."""
     n = len(texts)
     first: dict[bytes | str, int] = {}
     pairs = enumerate(zip(pictures, texts, strict=True))
@@ -117,7 +111,7 @@ def alike(pictures: list[bytes], texts: list[str]) -> list[int]:
 
 
 def split_of(group: str) -> str:
-    """Return the split of a group, always the same."""
+    """Return the split of a group, which depends on its name alone."""
     place, total = int(hashlib.sha256(group.encode()).hexdigest()[:12], 16) / 16**12, 0.0
     for split, share in SHARES.items():
         total += share
@@ -149,6 +143,6 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=CACHE)
     options = parser.parse_args()
     if not set(options.names) <= set(SOURCES):
-        parser.error(f"expected {' or '.join(SOURCES)}, got {' '.join(options.names)}")
+        parser.error(f"unknown data set in {' '.join(options.names)} (known: {', '.join(SOURCES)})")
     for name in options.names or SOURCES:
         build(name, options.folder)

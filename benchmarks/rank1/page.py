@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plots import plot_densities, plot_gains
+from sections import sections
 from tables import BASELINE, FIGURES, gain, gradients_table, head, overview, pairs_table, rows_of, table, validation
 from targets import targets
 from trained_tables import title_of, trained_section
@@ -19,92 +22,18 @@ HEADS = "rank1-heads.json"
 DEFAULT = "rank1-default.json"
 DENSITY = "density.toml"
 VARIED = {"parts.toml": "rank1-parts.json", DENSITY: "rank1-density.json"}
-"""Studies of heads whose data sets differ in one thing, and their results."""
+"""Studies of heads whose data sets differ in one property, and their results."""
 
 COSTS = "rank1-costs.json"
 PAIRS = "rank1-pairs.json"
 GRADIENTS = "rank1-gradients.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
-INTRODUCTION = HERE / "introduction.md"
-"""What the figures say, written by hand."""
-
-ABOUT_HEADS = """## Heads on frozen features
-
-```bash
-python benchmarks/rank1/heads.py --output results.json
-python benchmarks/rank1/heads.py --output results.json --only glofnd   # one row anew
-```
-
-Linear heads on frozen features, trained in seconds: EfficientNet-Lite0 of the pictures, MiniLM of the texts, {dim}
-dimensions shared, {steps} steps of {batch_size} pairs where nothing else is said. It screens methods; it does not show what
-happens when the towers themselves are trained. The learning rate is the best for the *baseline*; each method then has the
-best of its candidates, at {validation_seeds} seed of validation. On the test: {test_seeds} seeds, the same steps, batches,
-initial heads and rate for all.
-
-Gains are relative to in-batch negatives, in percent of their figure; intervals are 95 % of a bootstrap over seeds and
-queries, paired; those without 0 are bold. Of {n_methods} methods, one or two a table are bold by chance. `multi_positive`
-and `id_mask` know the item of each listing, which the others do not. The methods ending in `_held` hold the temperature
-instead of learning it. *Temperature* is that at the end. *ms a step* is time of one processor, *MiB* the peak of the process,
-data and imports and all, both from `python benchmarks/rank1/costs.py`, which measures every row in a process of its own.
-"""
-
-ABOUT_VALIDATION = """### What was tried
-
-Gain in text-to-image Rank@1 on *validation*, in percent, of every candidate that was looked at there, the best on average
-first. At {validation_seeds} seed a few percent are noise.
-"""
-
-ABOUT_DEFAULT = """## {title}
-
-```bash
-python benchmarks/rank1/heads.py --study benchmarks/rank1/default.toml --output results.json
-```
-{about}
-"""
-
-ABOUT_PAIRS = """## Which pairs
-
-```bash
-python benchmarks/rank1/pairs.py --output results.json
-```
-
-What the batches and the log-weights of a method make of the pairs of the data that is trained on, before any training.
-*False* are the incorrect pairs of an anchor in a batch that are of one item (parts and stamps: of one picture or text);
-*removed* are its pairs that are removed; *weight* is the mean weight of a false one, removed ones counting 0, as a multiple of
-that of a pair that is kept.
-"""
-
-ABOUT_GRADIENTS = """## Where the gradient goes
-
-```bash
-python benchmarks/rank1/gradients.py --output results.json
-```
-
-Heads are trained with in-batch negatives; at the start, midway and at the end every method is asked what it would do next,
-on the same heads and the same random batches ({seeds} seeds). What pushes incorrect pairs apart is the positive part of the
-gradient to their logits. *Misled* is the share of that push that falls on false negatives; *push* is all of it at the end,
-as a multiple of that of in-batch negatives; *agreement* is the cosine between the gradient to the heads and that of a loss
-that knows the items and leaves their pairs out.
-
-False negatives are few, but they come to hold most of the gradient: they are what the model cannot tell apart. The default
-lowers their share little, as the true negatives that hold the rest are alike too, and weighed down nearly as much. To
-remove pairs by the similarity of clusters rids the gradient of them, and of most of the rest: where near-duplicates are
-many, what is left agrees the least with the loss that knows. Weights that fall to 0 for the most similar samples (`weight`)
-agree with it the most there. On *few* nothing is false, and yet methods whose gradients are far from that of in-batch
-negatives gain there: that gain has another cause than fewer false negatives.
-"""
-
-ABOUT_VARIED = """## {title}
-
-```bash
-python benchmarks/rank1/heads.py --study benchmarks/rank1/{file} --output results.json
-```
-{about}
-"""
+INTRODUCTION = HERE / "introduction.md"  # discussion of the figures, written by hand
+ABOUT = sections(HERE / "sections.md")
 
 
 def found(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the result files of a name, of each machine."""
+    """Yield the result files of this name of each machine."""
     for file in sorted(RESULTS.glob(f"*/{name}")):
         yield file, json.loads(file.read_text())
 
@@ -115,19 +44,19 @@ def page() -> str:
     trained = [result for name in TRAINED for _, result in found(name)]
     for file, result in found(HEADS):
         parts.append(targets(result["data"], {title_of(one["study"]): one["data"] for one in trained}))
-        parts += [section for _, pairs in found(PAIRS) for section in (ABOUT_PAIRS, pairs_table(pairs["data"]))]
+        parts += [section for _, pairs in found(PAIRS) for section in (ABOUT["pairs"], pairs_table(pairs["data"]))]
         for _, gradients in found(GRADIENTS):
-            parts += [ABOUT_GRADIENTS.format(seeds=gradients["seeds"]), gradients_table(gradients["data"])]
+            parts += [ABOUT["gradients"].format(seeds=gradients["seeds"]), gradients_table(gradients["data"])]
         parts += list(_heads(file.parent.name, result))
     for _, result in found(DEFAULT):
-        parts += [ABOUT_DEFAULT.format(**result["study"]), validation(result["data"], mean=True)]
+        parts += [ABOUT["default"].format(**result["study"]), validation(result["data"], mean=True)]
     for file, name in VARIED.items():
         for path, result in found(name):
             parts += list(_varied(file, result))
             if file == DENSITY:
                 parts.append(f"![gain by density](images/study/{path.parent.name}-{Path(file).stem}.svg)\n")
     for result in trained:
-        parts += list(trained_section(result))
+        parts += list(trained_section(result, ABOUT["trained"]))
     return "\n".join(parts)
 
 
@@ -135,10 +64,10 @@ def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
     study, data = result["study"], result["data"]
     file = RESULTS / machine / COSTS
     costs = json.loads(file.read_text())["data"] if file.exists() else {}
-    yield ABOUT_HEADS.format(**study, n_methods=max(len(one["methods"]) for one in data.values()) - 1)
+    yield ABOUT["heads"].format(**study, n_methods=max(len(one["methods"]) for one in data.values()) - 1)
     yield "### All at a glance\n\nGain in text-to-image Rank@1, in percent.\n"
     yield overview(data)
-    yield ABOUT_VALIDATION.format(**study)
+    yield ABOUT["validation"].format(**study)
     yield validation(data)
     for name, one in data.items():
         yield head(name, one, study["data"][name].get("learning_rates", study["learning_rates"]))
@@ -151,7 +80,7 @@ def _heads(machine: str, result: dict[str, Any]) -> Iterator[str]:
 
 def _varied(file: str, result: dict[str, Any]) -> Iterator[str]:
     data, told = result["data"], result["study"]["methods"]
-    yield ABOUT_VARIED.format(**result["study"], file=file)
+    yield ABOUT["varied"].format(**result["study"], file=file)
     yield "Gain in text-to-image Rank@1, in percent.\n"
     yield overview(data)
     yield "The same at Rank@10.\n\n" + overview(data, FIGURES[1])
@@ -180,7 +109,7 @@ def _rows(methods: Mapping[str, Any], costs: Mapping[str, Any]) -> str:
 
 
 def _compared(methods: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a method gains over another than the baseline."""
+    """Yield the gains over another method than the baseline."""
     for name, row in methods.items():
         for key, figures in row.items():
             if key.startswith("over_"):

@@ -1,44 +1,38 @@
-"""Count what methods do to the pairs of the study's data: python benchmarks/rank1/pairs.py --output FILE.
+"""Count the false negatives of each method: python benchmarks/rank1/pairs.py --output FILE.
 
-No training: the batches that each method composes of the test's training listings, and the log-weights that it gives their
-pairs before any normalisation. A pair of two listings of one item is a false negative.
+Nothing is trained. The counts are of the batches of the test's training listings, and of the log-weights before normalisation.
+A pair of two listings of one item is a false negative.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
-import tomllib
 import torch
-from folds import CACHE, Fold, batch_size
-from head_training import method_of
+from folds import Fold, batch_size
+from run import write_json
+from studies import parse
 from torch import Tensor
 
-from clip_negatives import SamplingContext, registry
-from clip_negatives.atomic import replaced_file
+from clip_negatives import Method, SamplingContext
+from clip_negatives.clustering.similarity import pair_counts
 from clip_negatives.interfaces import Clustering
 from clip_negatives.metrics import FalseNegatives
-from clip_negatives.similarity import pair_counts
 
-HERE = Path(__file__).parent
 METHODS = ("in_batch", "random_reduction", "default", "paper", "gate2:image_quantile=0.99,text_quantile=0.99")
-"""Methods whose weights do not depend on what the model thinks."""
+"""Methods whose weights do not depend on the model."""
 
 BATCHES = 20
-"""Batches that are looked at, of one epoch."""
 
 
 def counted(study: dict[str, Any], data: str, fold: Fold, name: str) -> dict[str, float]:
-    """Return the false negatives of an anchor, their weight, and what is removed."""
-    method, clusters = method_of(name), fold.clusters
+    """Return the false negatives of an anchor, their weight, and the removed pairs."""
+    method, clusters = Method.parse(name), fold.clusters
     size = min(batch_size(study, data), clusters.n_samples)
-    context = SamplingContext(clusters.n_samples, size, clusters=clusters, captions=fold.captions)
-    sampler = registry.create("negative_sampler", method.sampler, context)
-    terms = registry.create("loss_weighting", method.weighting)(clusters)
+    sampler = method.create_sampler(SamplingContext.of(clusters, size, captions=fold.captions))
+    terms = method.create_weighting()(clusters)
     metric = FalseNegatives()
     for batch in itertools.islice(sampler, BATCHES):
         index = torch.tensor(batch)
@@ -58,13 +52,8 @@ def spread(clustering: Clustering, similarity: Tensor) -> float:
 
 
 def main() -> None:
-    """Count, and write the result file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--study", type=Path, default=HERE / "heads.toml")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of features")
-    options = parser.parse_args()
-    study = tomllib.loads(options.study.read_text()) | {"cache": str(options.cache)}
+    """Count the pairs and write the result file."""
+    options, study = parse(argparse.ArgumentParser(description=__doc__))
     result = {}
     for data in study["data"]:
         fold = Fold.of(study, data, "test")
@@ -75,9 +64,7 @@ def main() -> None:
             "text": spread(clusters.text, clusters.text_similarity),
         }
         result[data] = {"batch_size": batch_size(study, data), "spread": spreads, "methods": rows}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(options.output) as partial:
-        partial.write_text(json.dumps({"data": result}, indent=1) + "\n")
+    write_json(options.output, {"data": result})
 
 
 if __name__ == "__main__":

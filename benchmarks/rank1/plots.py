@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
+from sections import save_svg
 from tables import BASELINE, FIGURES, ordered
 
 LABEL = "gain in text-to-image Rank@1 over in-batch negatives, %"
@@ -26,7 +26,7 @@ def plot_gains(data: Mapping[str, Any], target: Path) -> None:
     axes.set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=8)
     axes.set_xlabel(LABEL)
     axes.grid(axis="x", alpha=0.3)
-    _save(figure, target)
+    save_svg(figure, target)
 
 
 def plot_densities(data: Mapping[str, Any], target: Path) -> None:
@@ -51,10 +51,4 @@ def plot_densities(data: Mapping[str, Any], target: Path) -> None:
     axes.set_ylabel(LABEL, fontsize=8)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2, loc="lower right")
-    _save(figure, target)
-
-
-def _save(figure: Figure, target: Path) -> None:
-    mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, metadata={"Date": None})
+    save_svg(figure, target)

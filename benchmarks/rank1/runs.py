@@ -1,4 +1,4 @@
-"""Runs of heads: each is done once and kept under a name made of all that its outcome depends on."""
+"""Cached runs of heads; the file name of a run is a digest of everything that its outcome depends on."""
 
 from __future__ import annotations
 
@@ -16,33 +16,28 @@ from typing import Any
 
 import torch
 from folds import Fold, cache_of
-from head_training import Job, method_of, train
+from head_training import Job, train
 from scores import rank_at
 
 import clip_negatives
-from clip_negatives import registry
-from clip_negatives.atomic import replaced_file
+from clip_negatives import Method, Recipe
+from clip_negatives.host import registry
+from clip_negatives.storage.ownership import replaced_file
 
 SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "validation_style")
-"""What the outcome of every run depends on."""
+"""Settings that the outcome of every run depends on."""
 
-OF_CLUSTERS = ("clusterer", "refresh")
-"""What the outcome of a run depends on where its method looks at clusters."""
+OF_CLUSTERS = ("clusterer", "refresh")  # settings that the outcome of a run depends on if its method uses clusters
+NOT_OF_A_RUN = ("lr", "learning_rates", "methods", "tried")  # settings of a data set that no single run depends on
+LOSS = ("anchor_loss.py", "interfaces.py", "losses/**/*.py", "clustering/*.py", "sampling.py", "terms.py")
+"""Sources of the package that the outcome of a run depends on, in addition to its plugins."""
 
-NOT_OF_A_RUN = ("lr", "learning_rates", "methods", "tried")
-"""What a data set of a study says that no single run depends on."""
-
-LOSS = ("anchors.py", "functional.py", "interfaces.py", "loss.py", "kernels/*.py", "refresh.py", "sampling.py", "similarity.py")
-"""Sources of the package that the outcome of a run depends on, beside those of the plugins that it uses."""
-
-HERE = ("folds.py", "head_training.py", "scores.py")
-"""The same of this folder."""
-
+HERE = ("folds.py", "head_training.py", "scores.py")  # sources of this folder that the outcome of a run depends on
 _FOLDS: dict[tuple[str, str], Fold] = {}
 
 
 def work(task: tuple[dict[str, Any], Job]) -> tuple[Job, dict[str, Any]]:
-    """Do one job in a process of its own, with one thread."""
+    """Run one job with one thread."""
     study, job = task
     torch.set_num_threads(1)
     key = job.data, job.fold
@@ -53,7 +48,7 @@ def work(task: tuple[dict[str, Any], Job]) -> tuple[Job, dict[str, Any]]:
 
 
 class Runs:
-    """Run jobs, those that are not done yet, and keep each outcome."""
+    """Cache of the outcomes of jobs."""
 
     def __init__(self, study: dict[str, Any], workers: int) -> None:
         self.study, self.workers = study, workers
@@ -62,7 +57,7 @@ class Runs:
         self._pool: Pool | None = None
 
     def __call__(self, jobs: Sequence[Job]) -> dict[Job, dict[str, Any]]:
-        """Return the outcome of each job."""
+        """Return the outcome of each job; run the jobs that are not cached."""
         todo = {self._file(job): job for job in jobs if not self._file(job).exists()}
         if todo:
             self._pool = self._pool or multiprocessing.get_context("spawn").Pool(self.workers)
@@ -80,12 +75,12 @@ class Runs:
             self._pool = None
 
     def _file(self, job: Job) -> Path:
-        """Return where the outcome of a job is kept; it is named by all that the outcome depends on."""
+        """Return the cache file of a job."""
         settings = {name: self.study[name] for name in SETTINGS}
         data = {name: value for name, value in self.study["data"][job.data].items() if name not in NOT_OF_A_RUN}
         clusterer = None
         if looks_at_clusters(job.method):
-            clusterer = data.setdefault("clusterer", "kmeans")
+            clusterer = data.setdefault("clusterer", Recipe.clusterer)
         else:
             data = {name: value for name, value in data.items() if name not in OF_CLUSTERS}
         whole = json.dumps([settings, asdict(job) | {"data": data}, sources(job.method, clusterer)], sort_keys=True)
@@ -93,23 +88,22 @@ class Runs:
 
 
 def looks_at_clusters(method: str) -> bool:
-    """Return whether a method would do something else with other clusters."""
+    """Return whether a method depends on the clusters."""
     return any(plugin.requires_clusters for plugin in _plugins(method))
 
 
-def _plugins(method: str, clusterer: str | None = None) -> list[registry.Registered]:
-    one, found = method_of(method), registry.default_registry()
-    plugins = [found.resolve("negative_sampler", one.sampler)[0], found.resolve("loss_weighting", one.weighting)[0]]
-    return plugins if clusterer is None else [*plugins, found.resolve("clusterer", clusterer)[0]]
+def _plugins(method: str, clusterer: str | None = None) -> list[registry.Registration]:
+    plugins = [*Method.parse(method).plugins]
+    return plugins if clusterer is None else [*plugins, registry.default_registry().resolve("clusterer", clusterer)[0]]
 
 
 @functools.cache
 def sources(method: str, clusterer: str | None) -> str:
-    """Return a digest of the code that a method runs, and the version of the package."""
+    """Return a digest of the code of a method and of the version of the package."""
     home, here = Path(clip_negatives.__file__).parent, Path(__file__).parent
     files = [*(file for pattern in LOSS for file in sorted(home.glob(pattern))), *(here / name for name in HERE)]
     for plugin in _plugins(method, clusterer):
-        module = import_module(plugin.factory.__module__.partition(".")[0])
+        module = import_module(plugin.factory.__module__.rpartition(".")[0])
         files += sorted(Path(str(module.__file__)).parent.glob("**/*.py"))
     digest = hashlib.sha256(clip_negatives.__version__.encode())
     for file in files:

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOW, HIGH, SAMPLES = 2.5, 97.5, 2000
-"""Percentiles of the interval, samples of the bootstrap."""
+LOW, HIGH, SAMPLES = 2.5, 97.5, 2000  # percentiles of the interval, samples of the bootstrap
 
 
 def ranks(similarity: Tensor) -> list[int]:

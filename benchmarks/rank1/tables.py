@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from sections import table
+from studies import BASELINE
 
 FIGURES = ("text_to_image_rank_1", "text_to_image_rank_10", "image_to_text_rank_1")
 COLUMNS = ("method", "Rank@1", "gain [95 %]", "gain at 10 [95 %]", "image to text [95 %]")
-BASELINE = "in_batch"
-
-
-def table(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> str:
-    """Return a table."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ("---",) * len(columns), *rows)) + "\n"
 
 
 def named(method: str) -> str:
@@ -21,12 +18,12 @@ def named(method: str) -> str:
 
 
 def signed(text: str) -> str:
-    """Return text with true minus signs, which is not broken into lines."""
+    """Return text with minus signs and without line breaks."""
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
 
 def marked(text: str, figure: Mapping[str, float]) -> str:
-    """Return a gain in bold where its interval does not hold 0."""
+    """Return a gain, in bold if it is significant."""
     return f"**{signed(text)}**" if figure["low"] > 0 or figure["high"] < 0 else signed(text)
 
 
@@ -41,7 +38,7 @@ def ordered(methods: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 def rows_of(methods: Mapping[str, Any], more: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the table of a data set: figures of each method, and further columns, which a method may lack."""
+    """Return the table of a data set: figures of each method, and further columns with gaps."""
     rows = []
     for name, one in ordered(methods):
         first = one[FIGURES[0]]
@@ -84,7 +81,7 @@ def validation(data: Mapping[str, Any], *, mean: bool = False) -> str:
 
 
 def relative(data: Mapping[str, Any], method: str) -> dict[str, Any]:
-    """Return the figures of a method of a comparison, with the differences as shares of the baseline's mean."""
+    """Return the figures of a method of a comparison, with differences relative to the baseline's mean."""
     figures = {}
     for name in FIGURES:
         one, base = data["summaries"][method][name], data["summaries"][BASELINE][name]["mean"]
@@ -97,7 +94,7 @@ def relative(data: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 
 def head(name: str, data: Mapping[str, Any], rates: Sequence[float], *, steps: int | None = None) -> str:
-    """Return the heading of a data set, what it is, and where its learning rate lies among those that were tried."""
+    """Return the heading of a data set, its size, and the learning rates that were tried."""
     more = f" {steps} steps;" if steps is not None else ""
     clustering = f"; clustering {data['clustering_seconds']:.1f} s of CPU time" if "clustering_seconds" in data else ""
     edge = {max(rates): "the highest ", min(rates): "the lowest "}.get(data["lr"], "")
@@ -112,7 +109,7 @@ def head(name: str, data: Mapping[str, Any], rates: Sequence[float], *, steps: i
 
 
 def pairs_table(data: Mapping[str, Any]) -> str:
-    """Return what methods do to the pairs of every data set."""
+    """Return the table of the pairs of every data set."""
     rows = []
     for name, one in data.items():
         for method, found in one["methods"].items():
@@ -131,7 +128,7 @@ def pairs_table(data: Mapping[str, Any]) -> str:
 
 
 def gradients_table(data: Mapping[str, Any]) -> str:
-    """Return what the gradient of every method does, over a training with in-batch negatives."""
+    """Return the table of the gradients of every method during a training with in-batch negatives."""
     rows = []
     for name, one in data.items():
         moments = one["moments"]
@@ -145,14 +142,5 @@ def gradients_table(data: Mapping[str, Any]) -> str:
                 for moment in ("middle", "end")
             ]
             rows.append([name, named(method), *shares, push, *cosines])
-    columns = (
-        "data",
-        "method",
-        "misled at the start, %",
-        "midway",
-        "at the end",
-        "push at the end",
-        "agreement midway",
-        "at the end",
-    )
-    return table(rows, columns)
+    columns = ("data", "method", "misled at the start, %", "midway", "at the end", "push at the end")
+    return table(rows, (*columns, "agreement midway", "at the end"))

@@ -1,4 +1,4 @@
-"""What the study set out to reach, and whether it did."""
+"""Targets of the study, and whether they were met."""
 
 from __future__ import annotations
 
@@ -8,23 +8,14 @@ from typing import Any
 from tables import BASELINE, FIGURES, gain, relative
 
 DEFAULT = "default"
-WANTED = 0.21
-"""Gain in Rank@1 that the paper reports."""
-
-DENSE, SPARSE = "category", ("few", "stamps")
-"""The data set with the most near-duplicates, and those with few."""
-
+WANTED = 0.21  # gain in Rank@1 that the paper reports
+DENSE, SPARSE = "category", ("few", "stamps")  # the data set with the most near-duplicates, and those with few
 OF_OURS = (BASELINE, DEFAULT, "default_held", "in_batch_held", "random_reduction")
-"""What is no rival: the baseline, the default, what has another temperature, the control."""
+"""Methods that are no rivals: the baseline, the default, other temperatures, the control."""
 
 
 def targets(heads: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the section.
-
-    Args:
-        heads: data sets of the study of heads.
-        trained: title of a study of trained models, and its data sets.
-    """
+    """Return the section, given the data sets of heads, and those of each study of trained models by its title."""
     if DENSE not in heads or DEFAULT not in heads[DENSE]["methods"]:
         return ""
     lines = [

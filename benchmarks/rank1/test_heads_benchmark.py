@@ -1,4 +1,4 @@
-"""The study of heads, small: it runs, goes on where it stopped, and its page can be written."""
+"""The study of heads at small size: it runs, continues after an interruption, and its page can be written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives import catalogue
-from clip_negatives.artifacts import codes
+from clip_negatives.storage.clusters_folder import integer_ids
 
 pytest.importorskip("tomllib")
 sys.path.insert(0, str(Path(__file__).parent))
@@ -57,17 +57,17 @@ siglip = ["siglip:of=weighted_infonce"]
 
 
 def write_features(folder: Path) -> None:
-    """Write features in the place of those of pictures and texts, which take minutes: noise around a point for each item."""
+    """Write made-up features, noise around a point for each item, because encoding takes minutes."""
     generator = torch.Generator().manual_seed(0)
     study = {"image_encoder": "pixels", "text_encoder": "tfidf", "cache": str(folder)}
-    items = codes(catalogue.load("all").column("item"))
+    items = integer_ids(catalogue.load("all").column("item"))
     points = torch.randn(int(items.max()) + 1, 24, generator=generator)
     sides = [F.normalize(points[items] + 0.5 * torch.randn(len(items), 24, generator=generator), dim=1) for _ in range(2)]
     torch.save(tuple(sides), folds.features_file(study, folds.EMOJI))
 
 
 def test_folds_share_no_seller() -> None:
-    """What is asked is of another seller than what is trained on, and its items are trained on."""
+    """Queries are of another seller than the training listings, and of items that are trained on."""
     study = {"validation_style": "fluent-flat", "data": {"all": {}}}
     for fold, seller in (("validation", "fluent-flat"), ("test", "twemoji")):
         cut = folds.Cut.of(study, "all", fold)
@@ -79,7 +79,7 @@ def test_folds_share_no_seller() -> None:
 
 
 def test_folds_of_a_source_with_splits(tmp_path: Path) -> None:
-    """One listing of each group is asked; the test trains on what validation asked."""
+    """One listing of each group is queried; the test trains on the queries of validation too."""
     rows = {"key": list("abcdef"), "item": list("aabbcd"), "text": list("uvwxyz"), "image": [b""] * 6}
     splits = ["train", "train", "validation", "validation", "test", "test"]
     pq.write_table(pa.table({**rows, "split": splits}), tmp_path / "parts.parquet")
@@ -93,14 +93,14 @@ def test_folds_of_a_source_with_splits(tmp_path: Path) -> None:
 
 
 def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """A second call runs nothing and finds the same."""
+    """A second call runs nothing and has the same result."""
     (tmp_path / "study.toml").write_text(SMALL)
     write_features(tmp_path)
     result = tmp_path / "results" / "machine" / page.HEADS
     command = ["heads.py", "--study", str(tmp_path / "study.toml"), "--output", str(result), "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*command, "--workers", "1"])
     heads.main()
-    # In-batch negatives do not look at clusters: their runs serve both data sets.
+    # In-batch negatives do not depend on clusters, so both data sets share their runs.
     assert capsys.readouterr().out.count("Rank@1") == 2 + 2 + 5 * 2 + 2 * 2
     first = result.read_text()
     heads.main()
@@ -120,15 +120,14 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     plots.plot_densities(json.loads(first)["data"], tmp_path / "densities.svg")
     assert all(len(set(ET.parse(tmp_path / f"{name}.svg").getroot().iter())) > 50 for name in ("gains", "densities"))
     measured = tmp_path / "results" / "machine" / page.COSTS
-    monkeypatch.setattr(
-        sys, "argv", ["costs.py", *command[1:3], "--chosen", str(result), "--output", str(measured), *command[5:]]
-    )
+    command_of_costs = ["costs.py", *command[1:3], "--chosen", str(result), "--output", str(measured), *command[5:]]
+    monkeypatch.setattr(sys, "argv", command_of_costs)
     costs.main()
     told = json.loads(measured.read_text())["data"]
     assert set(told["category"]) == set(data["methods"])
     assert all(one["cpu_ms"] > 0 and one["peak_memory_mib"] > 10 for one in told["category"].values())
     assert f"| {told['category']['gcbs']['peak_memory_mib']:.0f} |" in page.page()
-    # One row anew: its run is made again, and the other rows stay.
+    # With --only, one run is made again and the other rows stay.
     for file in (tmp_path / "heads").iterdir():
         file.unlink()
     monkeypatch.setattr(sys, "argv", [*command, "--workers", "1", "--data", "category", "--only", "gcbs"])
@@ -139,7 +138,7 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A loss that knows the items agrees with itself, and removal leaves no push on what it removes."""
+    """A loss that knows the items agrees with itself and does not push removed pairs."""
     write_features(tmp_path)
     study, result = tmp_path / "study.toml", tmp_path / "results" / "machine" / page.GRADIENTS
     study.write_text(SMALL.replace('groups = ["flags", "activities"]', 'groups = ["flags", "activities"]\nlr = 1e-2'))
@@ -154,13 +153,13 @@ def test_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert rows[gradients.ORACLE]["false_push"]["mean"] == 0
         assert 0 < rows["in_batch"]["false_push"]["mean"] < 1
         assert rows["in_batch"]["agreement"]["mean"] < 1
-    # Of B anchors, half of the push is that of images and half that of texts: never more than 1 an anchor.
+    # The push is at most 1 for each anchor, half of it from images and half from texts.
     assert 0 < moments["end"]["in_batch"]["push"]["mean"] < 64
     assert "| category | **in_batch** |" in page.gradients_table(json.loads(result.read_text())["data"])
 
 
 def test_runs_are_named_by_what_they_depend_on(tmp_path: Path) -> None:
-    """Two data sets that differ by clusters alone share the runs of what does not look at clusters."""
+    """Two data sets that differ in clusters only share the runs of methods without clusters."""
     study = {**tomllib.loads(SMALL), "cache": str(tmp_path)}
     found = runs.Runs(study, 1)
     one, other = (
@@ -172,7 +171,7 @@ def test_runs_are_named_by_what_they_depend_on(tmp_path: Path) -> None:
 
 
 def test_layout_and_words_do_not_make_another_run() -> None:
-    """A sentence more in a docstring does not cost a day of runs; another operator does."""
+    """Another docstring keeps the cached runs valid; another operator does not."""
     code = 'def f(x):\n    """Say."""\n    return x + 1\n'
     assert runs.code_of(code) == runs.code_of('"""M."""\ndef f(x):  # why\n    """Say more."""\n\n    return x + 1\n')
     assert runs.code_of(code) != runs.code_of(code.replace("+", "-"))

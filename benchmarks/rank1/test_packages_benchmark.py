@@ -1,4 +1,4 @@
-"""What the study reads of Debian's packages, on a few files laid out as theirs."""
+"""Readers of Debian's packages, on a few files with the same layout."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PART = """<module><title> Resistor </title><description>&lt;html&gt;&lt;style&gt
 
 
 def test_parts_have_title_description_and_picture(tmp_path: Path) -> None:
-    """Markup and style sheets are no words; a part whose picture is missing is left out."""
+    """Markup and style sheets are dropped; a part without a picture is skipped."""
     home = tmp_path / "usr" / "share" / "fritzing" / "parts"
     (home / "core").mkdir(parents=True)
     (home / "svg" / "core" / "breadboard").mkdir(parents=True)
@@ -42,7 +42,7 @@ def test_stamps_have_the_first_line(tmp_path: Path) -> None:
 
 
 def test_pictures_are_drawn_on_white() -> None:
-    """Inches are measured by the resolution; what is no picture is left out."""
+    """Inches depend on the resolution; broken pictures are skipped."""
     picture = packages.drawn(SQUARE.encode())
     assert picture is not None
     with Image.open(io.BytesIO(picture)) as image:
@@ -53,13 +53,13 @@ def test_pictures_are_drawn_on_white() -> None:
 
 
 def test_groups_share_a_picture_or_a_text_in_turn() -> None:
-    """The first and the last share nothing but a neighbour each."""
+    """Groups are transitive."""
     found = packages.alike([b"p", b"p", b"q", b"r"], ["x", "y", "y", "z"])
     assert found[0] == found[1] == found[2] != found[3]
 
 
 def test_splits_are_settled_by_name() -> None:
-    """The same name falls in the same split, the shares are as said."""
+    """A name determines the split, and the splits have their shares."""
     names = [f"part-{number}" for number in range(2000)]
     splits = [packages.split_of(name) for name in names]
     assert splits == [packages.split_of(name) for name in names]

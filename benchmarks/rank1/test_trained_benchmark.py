@@ -1,4 +1,4 @@
-"""The study of trained models, small: it runs through compare, goes on where it stopped, and its page can be written."""
+"""The study of trained models at small size: it runs, continues after an interruption, and its page can be written."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ styles = ["noto", "noto-v1", "fluent-flat"]
 
 @pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*.toml")), ids=lambda file: file.stem)
 def test_study_files_name_methods_that_there_are(file: Path) -> None:
-    """A misspelt method or key is found here, not after hours."""
+    """No study file has a misspelt method or key."""
     study = tomllib.loads(file.read_text())
     told = study["methods"]
     specs = told if isinstance(told, list) else [spec for candidates in told.values() for spec in candidates]
     specs = [*specs, *study.get("tried", []), *(spec for data in study["data"].values() for spec in data.get("tried", []))]
     assert "in_batch" in specs
-    assert set(specs) <= {method.name for spec in specs for method in parse_methods(spec)}
+    assert set(specs) <= {name for spec in specs for name in parse_methods(spec)}
     for data in study["data"].values():
         assert set(data) <= KEYS
         assert set(data.get("methods", [])) <= set(told)
 
 
 def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every run is done once; what is asked shares no seller with what is trained on."""
+    """Every run is done once; queries and training listings share no seller."""
     (tmp_path / "study.toml").write_text(SMALL)
     result = tmp_path / "results" / "machine" / page.TRAINED[0]
     command = ["trained.py", "--study", str(tmp_path / "study.toml"), "--output", str(result), "--cache", str(tmp_path)]
@@ -72,11 +72,11 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     first = json.loads(result.read_text())
     monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
     trained.main()
-    assert capsys.readouterr().out.count("objects, test") == 2 * 2  # the baseline, and the control that is always there
+    assert capsys.readouterr().out.count("objects, test") == 2 * 2  # the baseline and the control
     again = json.loads(result.read_text())["data"]["objects"]
     assert again["summaries"] == first["data"]["objects"]["summaries"]
     assert len(again["runs"]) == len(first["data"]["objects"]["runs"])
-    assert list(again["validated"]) == ["0.004"]  # which --only does not look at again
+    assert list(again["validated"]) == ["0.004"]  # --only does not validate again
     monkeypatch.setattr(sys, "argv", [*command, "--rates"])
     trained.main()
     assert "objects, test" not in capsys.readouterr().out
@@ -95,9 +95,9 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_figures_of_another_learning_rate_are_not_taken() -> None:
-    """What was run at a rate that validation no longer finds best has to be run again."""
+    """Figures of another learning rate than the best one are an error."""
     ranks = {2e-3: 0.1, 4e-3: 0.2, 8e-3: 0.2}
     kept = {"lr": 4e-3, "samples": 5}
     assert trained.with_rates(kept, ranks, "few") == {**kept, "validated": {"0.002": 0.1, "0.004": 0.2, "0.008": 0.2}}
-    with pytest.raises(SystemExit, match=r"at the learning rate 0\.004, got those of 0\.002"):
+    with pytest.raises(SystemExit, match=r"of few is 0\.004, that of its figures 0\.002"):
         trained.with_rates({"lr": 2e-3}, ranks, "few")

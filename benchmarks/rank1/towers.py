@@ -1,7 +1,7 @@
-"""A CLIP model of pretrained towers, as a folder that open_clip reads: ``--model local-dir:FOLDER``.
+"""Write a CLIP model of pretrained towers for ``--model local-dir:FOLDER``: python benchmarks/rank1/towers.py FOLDER.
 
-EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), with the weights of the packages of the extra ``encoders``, below linear
-projections that are untrained. Run alone, it writes the folder: python benchmarks/rank1/towers.py FOLDER.
+The towers are EfficientNet-Lite0 (ImageNet) and MiniLM (sentences), with the weights of the extra ``encoders``. The linear
+projections on top are untrained.
 """
 
 from __future__ import annotations
@@ -14,23 +14,16 @@ from pathlib import Path
 import open_clip
 import torch
 
-from clip_negatives.atomic import replaced_folder, write_tensors
-from clip_negatives.encoders import efficientnet_lite0, transformers
+from clip_negatives.encoders import timm, transformers
+from clip_negatives.storage.atomic import write_tensors
+from clip_negatives.storage.ownership import new_folder
 
 CONFIG = "open_clip_config.json"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "config.json")
 
 
 def write_model(folder: Path, image_size: int, context_length: int, embed_dim: int, seed: int = 0) -> Path:
-    """Write the model to a folder, unless it is there, and return the folder.
-
-    Args:
-        folder: where to.
-        image_size: side in pixels; a multiple of 32.
-        context_length: tokens of a text; longer texts are cut.
-        embed_dim: what both towers are projected to.
-        seed: of the projections.
-    """
+    """Write the model to a folder, unless it is there, and return the folder; `image_size` is a multiple of 32."""
     if (folder / CONFIG).exists():
         return folder
     texts = transformers.minilm_folder()
@@ -51,14 +44,14 @@ def write_model(folder: Path, image_size: int, context_length: int, embed_dim: i
             "context_length": context_length,
         },
     }
-    with replaced_folder(folder, known_by=CONFIG) as partial:
+    with new_folder(folder) as partial:
         for name in TOKENIZER:
             shutil.copyfile(texts / name, partial / name)
         config = {"model_cfg": model_cfg, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
         drawn = model_cfg | {"text_cfg": model_cfg["text_cfg"] | {"hf_model_name": str(texts)}}
         torch.manual_seed(seed)
         model = open_clip.CustomTextCLIP(**drawn)
-        model.visual.trunk.load_state_dict(efficientnet_lite0.pretrained().state_dict())
+        model.visual.trunk.load_state_dict(timm.pretrained().state_dict())
         write_tensors(model.state_dict(), partial / "open_clip_model.safetensors")
         (partial / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     return folder

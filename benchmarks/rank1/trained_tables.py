@@ -1,4 +1,4 @@
-"""The part of the page about models that were trained whole."""
+"""The section of the page about trained models."""
 
 from __future__ import annotations
 
@@ -7,26 +7,7 @@ from typing import Any
 
 from tables import head, relative, rows_of
 
-ABOUT_TRAINED = """## {title}
-
-```bash
-python benchmarks/rank1/trained.py --study benchmarks/rank1/{name}.toml --output results.json
-python benchmarks/rank1/trained.py --study benchmarks/rank1/{name}.toml --output results.json --only default   # one row anew
-```
-
-`{model}`, trained whole by open_clip's own training: whole epochs of at least {steps} steps, of {batch_size} pairs,
-{test_seeds} seeds, the same initial weights, steps and learning rate for all, which is the best for the *baseline* on
-validation. Gains are relative to in-batch negatives, with the 95 % interval of a paired t test over seeds; those
-without 0 are bold. *False* are the false negatives of an anchor in a batch (pairs of one item), before and after removal;
-*removed* is the share of all incorrect pairs that is removed, and how many of these are false. Times of a step are the median
-of a short training (`--times`), on a machine that did little else.
-"""
-
-TITLES = {
-    "scratch": "From scratch",
-    "dense": "From scratch with large batches",
-    "finetune": "Fine-tuning of pretrained towers",
-}
+TITLES = {"scratch": "From scratch", "dense": "From scratch with large batches", "finetune": "Fine-tuning of pretrained towers"}
 
 
 def title_of(study: Mapping[str, Any]) -> str:
@@ -34,10 +15,10 @@ def title_of(study: Mapping[str, Any]) -> str:
     return TITLES.get(study["name"], study["name"])
 
 
-def trained_section(result: Mapping[str, Any]) -> Iterator[str]:
+def trained_section(result: Mapping[str, Any], about: str) -> Iterator[str]:
     """Yield the parts of the section of a study."""
     study = result["study"]
-    yield ABOUT_TRAINED.format(**study, title=title_of(study))
+    yield about.format(**study, title=title_of(study))
     for name, data in result["data"].items():
         size = study["data"][name].get("batch_size", study["batch_size"])
         runs = {method: [run for run in data["runs"] if run["method"]["name"] == method] for method in data["summaries"]}
@@ -58,7 +39,7 @@ def _mean(runs: list[dict[str, Any]], name: str) -> float | None:
 
 
 def _false(runs: list[dict[str, Any]]) -> str:
-    """Return the false negatives of an anchor, and how many are left, where some are removed."""
+    """Return the false negatives of an anchor, and how many remain if some are removed."""
     before, after = (_mean(runs, f"false_negatives_{name}") for name in ("per_anchor", "kept_per_anchor"))
     if before is None or after is None:
         return ""
@@ -66,7 +47,7 @@ def _false(runs: list[dict[str, Any]]) -> str:
 
 
 def _removed(runs: list[dict[str, Any]], size: int) -> str:
-    """Return the share of pairs that is removed, and the share of these that are false negatives, in percent."""
+    """Return the share of removed pairs, and the share of false negatives among them, in percent."""
     share, before, after = (
         _mean(runs, name) for name in ("removed_share", "false_negatives_per_anchor", "false_negatives_kept_per_anchor")
     )

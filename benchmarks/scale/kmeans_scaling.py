@@ -1,12 +1,9 @@
-"""How the parallel k-means scales: python benchmarks/scale/kmeans_scaling.py [--small].
+"""Measure how the parallel k-means scales: python benchmarks/scale/kmeans_scaling.py [--small].
 
-Features of 2,000,000 x 256 in blobs, float16, lie in a file that is mapped into memory. Measured are the seconds of one
-iteration over all rows against N, the same on 1, 2 and 4 processes (strong: the same N; weak: the same N for each), the peak
-memory of a process, and how well and how fast the clusters are found beside faiss and scikit-learn, and in two levels. Each
-process has one thread. Where others use the machine, the seconds of the processor say more than those of the clock, so both
-are kept, and the load beside them.
-
-The result goes to ``benchmarks/results/<machine>/scale-kmeans.json``, of ``--small`` to ``.benchmarks/<machine>/``.
+The data are 2,000,000 x 256 features in blobs, float16, memory-mapped. Measured are the seconds of an iteration against N and
+on 1, 2 and 4 processes (strong: the same N; weak: the same N for each), the peak memory of a process, and quality and time of
+faiss, scikit-learn and two levels. Each process has one thread. Wall clock and processor time are both kept, with the
+load of the machine.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,36 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import torch.nn.functional as F
-from run import machine
+from run import machine, result_file, write_json
+from watch import watched
 
-from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
-from clip_negatives_parallel_kmeans.iterations import KMeansRun
+from clip_negatives_plugins.parallel_kmeans.clusterer import ParallelKMeans
+from clip_negatives_plugins.parallel_kmeans.iterations import KMeansRun
 
 HERE = Path(__file__).resolve().parent
-FULL = {
-    "n": 2_000_000,
-    "d": 256,
-    "k": 1024,
-    "rates": [250_000, 500_000, 1_000_000, 2_000_000],
-    "strong": 500_000,
-    "weak": 250_000,
-    "quality": 250_000,
-    "iterations": 8,
-    "batch": 4096,
-    "levels": {"n": 100_000, "k": 4096},
-}
-SMALL = {
-    "n": 4000,
-    "d": 16,
-    "k": 16,
-    "rates": [1000, 2000],
-    "strong": 4000,
-    "weak": 2000,
-    "quality": 2000,
-    "iterations": 3,
-    "batch": 256,
-    "levels": {"n": 2000, "k": 64},
-}
+FULL = {"n": 2_000_000, "d": 256, "k": 1024, "strong": 500_000, "weak": 250_000, "quality": 250_000, "iterations": 8}
+FULL |= {"batch": 4096, "rates": [250_000, 500_000, 1_000_000, 2_000_000], "levels": {"n": 100_000, "k": 4096}}
+SMALL = {"n": 4000, "d": 16, "k": 16, "strong": 4000, "weak": 2000, "quality": 2000, "iterations": 3}
+SMALL |= {"batch": 256, "rates": [1000, 2000], "levels": {"n": 2000, "k": 64}}
 PROCESSES = {"full": (1, 2, 4), "small": (1, 2)}
 Result = dict[str, Any]
 
@@ -65,7 +42,7 @@ Result = dict[str, Any]
 def write_blobs(file: Path, n: int, d: int, blobs: int) -> None:
     """Write unit rows in blobs of uneven sizes, float16.
 
-    The centres of blobs have a cosine of about 0.5 with one of 64 themes, rows of about 0.8 with the centre of their blob.
+    The cosine of a blob's centre with one of 64 themes is about 0.5, that of a row with the centre of its blob about 0.8.
     """
     generator = torch.Generator().manual_seed(0)
     themes = F.normalize(torch.randn(64, d, generator=generator), dim=1)
@@ -85,41 +62,21 @@ def mapped(file: str, n: int, d: int) -> torch.Tensor:
     return torch.from_file(file, shared=False, size=n * d, dtype=torch.float16).view(n, d)
 
 
-class Memory(threading.Thread):
-    """Watch the memory of this process that is not a mapped file, in MiB: its peak, beyond what was there at first."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.first = self.peak = _anonymous()
-        self.over = threading.Event()
-
-    def run(self) -> None:
-        """Look every few milliseconds."""
-        while not self.over.wait(0.005):
-            self.peak = max(self.peak, _anonymous())
-
-
-def _anonymous() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
-
-
 def mean_cosine(features: torch.Tensor, labels: torch.Tensor) -> float:
-    """Return the mean cosine of the samples with the mean of their cluster: how well labels fit, whoever made them."""
+    """Return the mean cosine of the samples with the mean of their cluster."""
     k = int(labels.max()) + 1
     means = torch.zeros(k, features.shape[1])
     for start in range(0, len(features), 65_536):
         means.index_add_(0, labels[start : start + 65_536], features[start : start + 65_536].float())
     means, total = F.normalize(means, dim=1), 0.0
     for start in range(0, len(features), 65_536):
-        total += float(
-            (features[start : start + 65_536].float() * means[labels[start : start + 65_536]]).sum(dtype=torch.float64)
-        )
+        part = slice(start, start + 65_536)
+        total += float((features[part].float() * means[labels[part]]).sum(dtype=torch.float64))
     return total / len(features)
 
 
 def ours(features: torch.Tensor, job: Result) -> torch.Tensor:
-    """Cluster with parallel_kmeans and note the seconds of each iteration over all rows."""
+    """Cluster with parallel_kmeans and record the seconds of each iteration over all rows."""
     real = KMeansRun._pass_over_all
     job["iterations"] = []
 
@@ -140,15 +97,8 @@ def by_faiss(features: torch.Tensor, job: Result) -> torch.Tensor:
     faiss.omp_set_num_threads(1)
     rows = features.float().numpy()
     options = job["options"]
-    made = faiss.Kmeans(
-        rows.shape[1],
-        options["n_clusters"],
-        niter=options["n_iter"],
-        seed=0,
-        spherical=True,
-        max_points_per_centroid=len(rows),
-        min_points_per_centroid=1,
-    )
+    points = {"max_points_per_centroid": len(rows), "min_points_per_centroid": 1}
+    made = faiss.Kmeans(rows.shape[1], options["n_clusters"], niter=options["n_iter"], seed=0, spherical=True, **points)
     made.train(rows)
     return torch.from_numpy(made.index.search(rows, 1)[1][:, 0].copy())
 
@@ -163,58 +113,53 @@ def by_sklearn(features: torch.Tensor, job: Result) -> torch.Tensor:
 
 
 def work(job: Result) -> Result:
-    """Do one job in this process and say what it took."""
+    """Run one job in this process and return its time and memory."""
     torch.set_num_threads(1)
     if job["options"].get("init") != "random":
         import sklearn.cluster  # noqa: F401 (so that neither its seconds nor its memory count)
     if job["world"] > 1:
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{job['meet']}", rank=job["rank"], world_size=job["world"]
-        )
+        place = {"init_method": f"file://{job['meet']}", "rank": job["rank"], "world_size": job["world"]}
+        torch.distributed.init_process_group("gloo", **place)
     features = mapped(job["file"], job["n"], job["d"])
-    memory = Memory()
-    memory.start()
-    clock, processor = time.perf_counter(), time.process_time()
-    labels = {"ours": ours, "faiss": by_faiss, "sklearn": by_sklearn}[job["by"]](features, job)
-    took = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
-    memory.over.set()
-    memory.join()
-    took |= {"peak_anonymous_mib": memory.peak - memory.first, "anonymous_before_mib": memory.first}
+    labels, seconds, processor, first, peak = watched(
+        lambda: {"ours": ours, "faiss": by_faiss, "sklearn": by_sklearn}[job["by"]](features, job)
+    )
+    took = {"seconds": seconds, "processor_seconds": processor}
+    took |= {"peak_anonymous_mib": peak - first, "anonymous_before_mib": first}
     took["max_resident_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if job["judge"] and job["rank"] == 0:
         took["mean_cosine"] = mean_cosine(features, labels)
     if job.get("iterations"):
         took["iteration_seconds"], took["iteration_processor_seconds"] = map(list, zip(*job["iterations"], strict=True))
     if job["world"] > 1:
-        torch.distributed.destroy_process_group()  # else gloo's threads may end the process by an abort
+        torch.distributed.destroy_process_group()  # otherwise gloo's threads may abort the process
     return took
 
 
 @functools.cache
 def run(file: Path, n: int, d: int, by: str = "ours", world: int = 1, *, judge: bool = False, **options: Any) -> Result:
-    """Run a job on so many processes and return what each took, with the load of the machine before; none is run twice.
+    """Run a job and return time and memory of each process, and the load of the machine before; no job runs twice.
 
-    At full size each process is a fresh one; at the small one, where no figure means anything, one that is alone is this.
+    Each process is a new one, except that a single process at the small size is this one.
     """
     load = os.getloadavg()[0]
     about = {"by": by, "n": n, "processes": world, **options, "load": load}
+    job = {"file": str(file), "n": n, "d": d, "by": by, "world": world, "judge": judge, "options": options}
     if "--small" in sys.argv and world == 1:
-        whole = {"file": str(file), "n": n, "d": d, "by": by, "world": 1, "rank": 0, "judge": judge, "options": options}
-        return {**about, "ranks": [work(whole)]}
+        return {**about, "ranks": [work({**job, "rank": 0})]}
     with tempfile.TemporaryDirectory() as folder:
-        job = {"file": str(file), "n": n, "d": d, "by": by, "world": world, "judge": judge, "options": options}
         jobs = [json.dumps({**job, "rank": rank, "meet": f"{folder}/meet"}) for rank in range(world)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         commands = [[sys.executable, __file__, "--job", each] for each in jobs]
         started = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for command in commands]
         said = [process.communicate()[0] for process in started]
     if any(process.returncode for process in started):
-        raise RuntimeError(f"Expected {by} with {options} on {world} processes to run, got {[p.returncode for p in started]}.")
+        raise RuntimeError(f"{by} with {options} on {world} processes ended with {[p.returncode for p in started]}.")
     return {**about, "ranks": [json.loads(each) for each in said]}
 
 
 def seconds(result: Result, kind: str = "iteration_seconds") -> float:
-    """Return the seconds of an iteration: of the best one, in the process where it took longest."""
+    """Return the seconds of the fastest iteration, in the slowest process."""
     return max(min(rank[kind]) for rank in result["ranks"])
 
 
@@ -223,9 +168,8 @@ def measure(file: Path, size: Result, processes: tuple[int, ...]) -> Result:
     d, plain = size["d"], {"n_clusters": size["k"], "init": "random", "n_iter": 2, "tolerance": 0.0}
     rates = [run(file, n, d, world=1, **plain) for n in size["rates"]]
     strong = [run(file, size["strong"], d, world=world, **plain) for world in processes]
-    weak = [
-        run(file, size["weak"] * world, d, world=world, **plain) for world in processes if size["weak"] * world <= size["n"]
-    ]
+    shares = {world: size["weak"] * world for world in processes if size["weak"] * world <= size["n"]}
+    weak = [run(file, n, d, world=world, **plain) for world, n in shares.items()]
     k, n, levels = size["k"], size["quality"], size["levels"]
     full = {"n_clusters": k, "n_iter": size["iterations"]}
     passes = 4 * -(-n // size["batch"])
@@ -241,7 +185,7 @@ def measure(file: Path, size: Result, processes: tuple[int, ...]) -> Result:
 
 
 def summary(found: Result) -> Result:
-    """Return the figures that one asks for."""
+    """Return the summary of all figures."""
     busy = "iteration_processor_seconds"
     one = found["strong"][0], found["weak"][0]
     return {
@@ -272,7 +216,6 @@ def main() -> None:
     """Measure, print the summary, and write the result file."""
     small = "--small" in sys.argv
     size = SMALL if small else FULL
-    folder = (HERE.parents[1] / ".benchmarks" if small else HERE.parent / "results") / machine()
     began, load = time.perf_counter(), os.getloadavg()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "features.bin"
@@ -290,8 +233,7 @@ def main() -> None:
         "summary": summary(found),
         "measured": found,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scale-kmeans.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(result_file("scale-kmeans.json", small=small), result)
     print(json.dumps(result["summary"], indent=1))
 
 

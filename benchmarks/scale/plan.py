@@ -3,52 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sections import save_svg, sections, table
+
 HERE = Path(__file__).parent
+ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 KINDS = ("kmeans", "prepare", "rates")
 
-N, D, K, SHARDS = 10**9, 512, 100_000, 100_000
-"""What is planned for: pairs, length of a feature, clusters of each side, tars."""
-
+N, D, K, SHARDS = 10**9, 512, 100_000, 100_000  # the planned data: pairs, length of a feature, clusters of each side, tars
 HOUR = 3600.0
 MOMENTS = {"encoded": "once encoded", "end": "at the end, mapped features among it"}
-
-INTRODUCTION = """# A billion pairs
-
-Written by `python benchmarks/scale/plan.py` from the result files under `benchmarks/results/`: what was measured, and what
-follows from it for {n:,} pairs in {shards:,} shards, features of {d} numbers for images and for texts, and {k:,}
-clusters of each. Rates are samples per second of one core's time, measured on {load}; wall clocks were not to be trusted.
-Nothing here was run on a GPU.
-
-```bash
-BENCHMARK_FULL=1 python benchmarks/scale/prepare_memory.py
-python benchmarks/scale/kmeans_scaling.py
-python benchmarks/scale/rates.py
-```
-"""
-
-ABOUT_PLAN = """## The plan
-
-| what | for {n:,} pairs | from |
-| --- | --- | --- |
-{rows}
-What encodes the images is not in it: divide {n:,} by the images that your GPUs encode a second. `prepare` adds the writing
-of what they make, shard by shard, on the same processes.
-
-### What breaks first
-
-1. **Flat k-means.** With {k:,} clusters an iteration compares every sample with every centroid; two levels (`levels=2`)
-   take {ratio:,.0f} times fewer products, for clusters that are searched for within a cell alone.
-2. **The first process of `prepare`** puts the features of all shards together, {features:.1f} TB through one machine.
-3. **`reshard` of all at once**: {shards:,} new shards read from {shards:,} old ones, up to {opened:.0e} openings of a file.
-   Do it for parts of the data, each of some thousand shards.
-4. **A sampler on csv** has labels and plan of all pairs in each process, {plan:.0f} GB. On streams nothing of the kind is.
-"""
 
 
 def found(folder: Path) -> dict[str, dict[str, Any]]:
@@ -63,19 +34,19 @@ def page() -> str:
     parts = []
     for name, result in results.items():
         load = f"a machine of {result['kmeans']['machine']['cores']} cores that did other work meanwhile"
-        parts.append(INTRODUCTION.format(n=N, shards=SHARDS, d=D, k=K, load=load))
+        parts.append(ABOUT["introduction"].format(n=N, shards=SHARDS, d=D, k=K, load=load))
         parts.append(_plan(result))
         parts += _measured(name, result)
     return "\n".join(parts)
 
 
 def rate(rows: Sequence[Mapping[str, Any]], step: str) -> float:
-    """Return the samples of a core's second in a step, at the largest size that was measured."""
+    """Return the samples per core second of a step, at the largest measured size."""
     return float(max((row for row in rows if row["step"] == step), key=lambda row: row["n"])["per_second"])
 
 
 def products(kmeans: Mapping[str, Any]) -> float:
-    """Return the products of a sample's and a centroid's numbers that a core makes in a second of an iteration."""
+    """Return the multiplications per core second of an iteration."""
     size = kmeans["size"]
     n = max(size["rates"])
     return n * size["k"] * size["d"] / float(kmeans["summary"]["processor_seconds_per_iteration"][str(n)])
@@ -103,7 +74,7 @@ def _plan(result: Mapping[str, Any]) -> str:
         table.append((what, told, f"{rate(rows, step):,.0f} samples a core's second"))
     lines = "".join(f"| {' | '.join(row)} |\n" for row in table)
     numbers = {"ratio": flat / levels, "features": features, "opened": float(SHARDS) ** 2, "plan": 24 * N / 1e9}
-    return ABOUT_PLAN.format(n=N, k=K, shards=SHARDS, rows=lines, **numbers)
+    return ABOUT["plan"].format(n=N, k=K, shards=SHARDS, rows=lines, **numbers)
 
 
 def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
@@ -111,17 +82,16 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield (
         "Peak resident memory of each process. *bounded*: encoders learn from some 1,000 samples instead of up to 100,000, "
         "which is what *default* still grows by. What is mapped from files counts here: at the end the first process maps the "
-        "features, "
-        "512 bytes a pair, and faiss clusters them.\n"
+        "features, 512 bytes a pair, and faiss clusters them.\n"
     )
     columns = ["series", "pairs", "MiB, once encoded", "MiB at the end", "encoded a second (wall clock)"]
-    yield _table([_prepared(row) for row in result["prepare"]["rows"]], columns)
+    yield table([_prepared(row) for row in result["prepare"]["rows"]], columns)
     yield f"![memory against the number of samples](images/scale/{name}.svg)\n"
     yield from _kmeans(result["kmeans"])
     yield "### Labels, pairs, new shards, plans\n"
     yield "Of the memory, tables between many clusters take most: 8 K² bytes, and as much for their weights.\n"
     columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
-    yield _table([_step(row) for row in result["rates"]["rows"]], columns)
+    yield table([_step(row) for row in result["rates"]["rows"]], columns)
 
 
 def _prepared(row: Mapping[str, Any]) -> list[str]:
@@ -139,20 +109,20 @@ def _kmeans(kmeans: Mapping[str, Any]) -> Iterator[str]:
     yield f"### parallel_kmeans, {size['d']} numbers, {size['k']:,} clusters\n"
     seconds, memory = summary["processor_seconds_per_iteration"], summary["peak_anonymous_mib"]
     columns = ["samples", "core seconds an iteration", "MiB of the process, mapped features left out"]
-    yield _table([[f"{int(n):,}", f"{seconds[n]:.1f}", f"{memory[n]:.0f}"] for n in seconds], columns)
+    yield table([[f"{int(n):,}", f"{seconds[n]:.1f}", f"{memory[n]:.0f}"] for n in seconds], columns)
     strong, weak = summary["strong_efficiency_of_processor"], summary["weak_efficiency_of_processor"]
     yield (
         "Efficiency is the core time of one process over that of all: strong for the same work in all "
         f"({size['strong']:,} samples), weak for the same work each ({size['weak']:,}). Four processes share two cores.\n"
     )
-    yield _table([[n, f"{strong[n]:.2f}", f"{weak[n]:.2f}"] for n in strong], ["processes", "strong", "weak"])
+    yield table([[n, f"{strong[n]:.2f}", f"{weak[n]:.2f}"] for n in strong], ["processes", "strong", "weak"])
     yield (
         "Beside others, one process; the mean cosine of a sample with its centroid says how good the clusters are. The made-up "
         "features are blobs around 64 themes, which suits two levels; *without themes* is an earlier run on blobs without.\n"
     )
     columns = ["by", "samples", "clusters", "how", "core seconds", "mean cosine"]
     rows = [_beside(row) for row in [*summary["quality"], *summary["levels"]]]
-    yield _table([*rows, *(_beside(row, ", without themes") for row in summary.get("levels_without_themes", ()))], columns)
+    yield table([*rows, *(_beside(row, ", without themes") for row in summary.get("levels_without_themes", ()))], columns)
 
 
 def _beside(row: Mapping[str, Any], more: str = "") -> list[str]:
@@ -165,19 +135,13 @@ def _how(row: Mapping[str, Any]) -> str:
         return f"{row['levels']} levels"
     if "batch_size" in row:
         return f"mini-batches of {row['batch_size']:,}"
-    return ", ".join(str(row[name]) for name in ("init",) if name in row)
-
-
-def _table(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)) + "\n"
+    return str(row.get("init", ""))
 
 
 def plot(result: Mapping[str, Any], target: Path) -> None:
     """Draw peak memory against the number of samples."""
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    mpl.rcParams["svg.hashsalt"] = "clip-negatives"  # the same file every time
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     rows = result["prepare"]["rows"]
@@ -191,8 +155,7 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
     axes.set(xscale="log", xlabel="samples", ylabel="peak memory of a process, MiB", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, metadata={"Date": None})
+    save_svg(figure, target)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
-"""Peak memory of each process of `prepare` against the number of samples, and samples per second.
+"""Measure peak memory and rate of `prepare` against the number of samples: python benchmarks/scale/prepare_memory.py.
 
-python benchmarks/scale/prepare_memory.py
-
-Two processes prepare the listings of the catalogue, repeated under other keys, from webdataset shards of 1,000. What encoders
-learn from is bounded by 100,000 to 200,000 texts and 20,000 to 40,000 images; the series ``bounded`` lowers these bounds to
-1,000 to 2,000, so that sizes at hand show what larger ones do. With ``BENCHMARK_FULL=1`` the file goes to
-``benchmarks/results/<machine>/scale-prepare.json``; else a small run's goes to ``.benchmarks/<machine>/``.
+Two processes prepare the listings of the catalogue, repeated under other keys, from webdataset shards of 1,000. Encoders are
+fitted on at most 200,000 texts and 40,000 images; the series ``bounded`` lowers these bounds to 2,000, so that small sizes show
+the growth of large ones. ``BENCHMARK_FULL=1`` takes the full sizes.
 """
 
 from __future__ import annotations
@@ -13,11 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import resource
-import socket
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -31,14 +25,13 @@ FULL = os.environ.get("BENCHMARK_FULL") == "1"
 SMALL = {"default": (1_000,), "bounded": (2_000,)}
 LARGE = {"default": (2_000, 8_000, 32_000), "bounded": (8_000, 32_000, 128_000, 512_000)}
 SIZES = LARGE if FULL else SMALL
-SHARD, RANKS = 1_000, 2
-BOUND = 1_000
+SHARD, RANKS, BOUND = 1_000, 2, 1_000
 
 
 def main() -> None:
     """Measure all sizes and write the file."""
-    from conftest import PACKAGES, _version, processor
-    from run import machine
+    from conftest import machine
+    from run import result_file, write_json
 
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -49,22 +42,19 @@ def main() -> None:
             for size in sizes:
                 rows.append(measure(Path(folder), series, size))
                 print(json.dumps(rows[-1]), flush=True)
-    result = (HERE.parent / "results" if FULL else HERE.parents[1] / ".benchmarks") / machine() / "scale-prepare.json"
-    result.parent.mkdir(parents=True, exist_ok=True)
-    whole = {
-        "node": processor(),
-        "cores": os.cpu_count(),
+    result = {
+        **machine(),
         "threads_of_a_process": 1,
-        "versions": {name: _version(name) for name in PACKAGES},
         "measured": "peak resident memory (ru_maxrss) of each process in MiB, once all is encoded, and at the end",
         "rows": rows,
     }
-    result.write_text(json.dumps(whole, indent=2) + "\n")
-    print(f"Results: {result}")
+    print(f"Results: {write_json(result_file('scale-prepare.json', small=not FULL), result)}")
 
 
 def write_shards(folder: Path, n: int) -> None:
     """Write n samples as shards."""
+    import webdataset
+
     from clip_negatives import catalogue
 
     listings = catalogue.load("train")
@@ -74,52 +64,41 @@ def write_shards(folder: Path, n: int) -> None:
         listings.image(row).save(stream, "PNG")
         pictures.append(stream.getvalue())
     for start in range(0, n, SHARD):
-        with tarfile.open(folder / f"{start // SHARD:06d}.tar", "w") as tar:
+        with webdataset.TarWriter(str(folder / f"{start // SHARD:06d}.tar"), encoder=False) as tar:
             for place in range(start, min(start + SHARD, n)):
-                row, again = place % len(pictures), place // len(pictures)
-                for ending, data in (("png", pictures[row]), ("txt", f"{texts[row]} {again}".encode())):
-                    info = tarfile.TarInfo(f"{place:09d}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+                again, row = divmod(place, len(pictures))
+                tar.write({"__key__": f"{place:09d}", "png": pictures[row], "txt": f"{texts[row]} {again}".encode()})
 
 
 def measure(folder: Path, series: str, size: int) -> dict[str, Any]:
-    """Return what one run of `RANKS` processes takes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Return time and memory of one run of `RANKS` processes; raise a CalledProcessError if it fails."""
     urls = f"{folder}/shards/{{{0:06d}..{-(-size // SHARD) - 1:06d}}}.tar"
     output = folder / f"clusters-{series}-{size}"
-    common = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, series, urls, str(output)]
-    began = time.perf_counter()
-    processes = [
-        subprocess.Popen(command, env={**os.environ, **common, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
-        for rank in range(RANKS)
-    ]
-    said = [json.loads(process.communicate()[0]) for process in processes]
-    seconds = time.perf_counter() - began
-    if any(process.returncode for process in processes):
-        raise RuntimeError(f"A process of the run with {size} samples failed.")
-    encoding = max(one["encode_seconds"] for one in said)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", __file__]
+    began, environment = time.perf_counter(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, series, urls, str(output)], check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    ranks = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda figures: figures["rank"])
+    encoding = max(figures["encode_seconds"] for figures in ranks)
     return {
         "series": series,
-        "n_samples": said[0]["n_samples"],
+        "n_samples": ranks[0]["n_samples"],
         "processes": RANKS,
-        "peak_mib_encoded": [one["peak_mib_encoded"] for one in said],
-        "peak_mib_end": [one["peak_mib_end"] for one in said],
+        **{name: [figures[name] for figures in ranks] for name in ("peak_mib_encoded", "peak_mib_end")},
         "encode_seconds": encoding,
-        "samples_per_second": round(said[0]["n_samples"] / encoding),
-        "seconds": round(seconds, 1),
+        "samples_per_second": round(ranks[0]["n_samples"] / encoding),
+        "seconds": round(time.perf_counter() - began, 1),
     }
 
 
 def prepare(series: str, urls: str, output: str) -> None:
-    """Be one process of a run, and say what it took."""
-    from clip_negatives import prepare as module
+    """Run `prepare` as one process of a run, and print its time and memory."""
+    from run import memory_mib
+
+    from clip_negatives import Recipe
     from clip_negatives.dataset import TarPairs
+    from clip_negatives.distributed.torchrun import joined
     from clip_negatives.features import assembly, run
-    from clip_negatives.processes import joined
+    from clip_negatives.pipelines import prepare as module
 
     if series == "bounded":
         assembly.FITTED_ON = run.LEARNED_ON = BOUND
@@ -127,19 +106,14 @@ def prepare(series: str, urls: str, output: str) -> None:
     cluster = module.cluster_together
 
     def watched(*features: Any, **options: Any) -> Any:
-        found.update(encode_seconds=round(time.perf_counter() - began, 2), peak_mib_encoded=peak_mib())
+        found.update(encode_seconds=round(time.perf_counter() - began, 2), peak_mib_encoded=round(memory_mib()))
         return cluster(*features, **options)
 
     with mock.patch.object(module, "cluster_together", watched), joined() as processes:
         began = time.perf_counter()
-        how = {"image_encoder": "pixels", "text_encoder": "tfidf", "clusterer": "kmeans:n_clusters=64"}
-        made = module.prepare_folder(TarPairs(urls), output, **how, progress=False, processes=processes)
-    print(json.dumps({**found, "n_samples": made["n_samples"], "peak_mib_end": peak_mib()}))
-
-
-def peak_mib() -> int:
-    """Return the peak of this process's resident memory."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024))
+        recipe = Recipe(clusterer="kmeans:n_clusters=64")
+        made = module.prepare_folder(TarPairs(urls), output, recipe, progress=False, processes=processes)
+    print(json.dumps({**found, "rank": processes.rank, "n_samples": made["n_samples"], "peak_mib_end": round(memory_mib())}))
 
 
 if __name__ == "__main__":

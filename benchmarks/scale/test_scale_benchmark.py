@@ -1,4 +1,4 @@
-"""The measurements of scale run at small size and write what docs/scale.md is made of."""
+"""The measurements of scale run at small size."""
 
 from __future__ import annotations
 
@@ -6,16 +6,30 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
 
-def test_rates() -> None:
-    """Every step is measured at every size."""
-    command = [sys.executable, str(HERE / "rates.py"), "--small"]
+def rows_of(script: str, result: str) -> list[dict[str, Any]]:
+    """Run a script at small size, and return the rows of its result file."""
+    command = [sys.executable, str(HERE / script), "--small"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    (file,) = (HERE.parents[1] / ".benchmarks").glob("*/scale-rates.json")
-    rows = json.loads(file.read_text())["rows"]
+    (file,) = (HERE.parents[1] / ".benchmarks").glob(f"*/{result}")
+    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"]
+    return rows
+
+
+def test_rates() -> None:
+    """Every step is measured at every size."""
+    rows = rows_of("rates.py", "scale-rates.json")
     assert {row["step"] for row in rows} >= {"labels", "look up labels", "generate", "reshard", "plan of an epoch"}
     assert all(row["per_second"] > 0 for row in rows)
+
+
+def test_same_files() -> None:
+    """`prepare` and the start of a training are measured with and without the comparison."""
+    rows = rows_of("same_files.py", "scale-same-files.json")
+    assert [row["step"] for row in rows] == ["prepare", "checks before training", "start until the first batch"]
+    assert all(row["wall"]["added"] > 0 for row in rows)

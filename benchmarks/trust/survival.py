@@ -1,123 +1,114 @@
-"""Write docs/trust.md from the result files of the campaigns: python benchmarks/trust/survival.py."""
+"""Result files of the campaigns, and docs/trust.md from them: python benchmarks/trust/survival.py.
+
+tox gives it the name of an environment and the file of ``pytest --junitxml``: it then records the tests of that environment.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
-HERE = Path(__file__).parent
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from run import result_file, write_json
+
+HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
-DOCS = HERE.parents[1] / "docs"
+COLUMNS = {"subject": "subject", "what": "input", "outcome": "promised outcome"}
+NAMED = ("torch", "open_clip_torch", "numpy", "pyarrow", "faiss-cpu", "scikit-learn")  # packages in the row of an environment
 
-INTRODUCTION = """# What it survives
-
-Written by `python benchmarks/trust/survival.py` from the result files under `benchmarks/results/`: what was tried on the
-package, and how it ended. *Survived* is what ended as the last column promises; everything else is *lost*: an error that is no
-sentence of ours, a hang, a half-written file, finished work that is gone, a number that is not finite or silently 0. What data
-from strangers can and cannot do stands on the page [threat model](threat-model.md), which versions are served under
-[compatibility](compatibility.md), what is the same in every run under [determinism](determinism.md). Nothing here was run on a
-GPU.
-"""
-
-ABOUT = {
-    "fuzz": """## Damaged and hostile input
-
-Inputs that are made from valid ones by a seeded generator, through every reader of data. Each is taken, or refused with an
-error of `clip_negatives.errors`. What was ever lost is kept in `benchmarks/trust/corpus/` and tried again by the tests.
-""",
-    "faults": """## Faults
-
-A command is hit at a random moment or at a random write, then run again. What was finished before has to be there, no file may
-be half-written under its name, and the second run has to end with what an undisturbed run ends with.
-What a killed `compare` had encoded stays in the cache, for when the same command runs again: a comparison with another encoder
-neither uses nor removes it, and the one that was killed goes on with it and removes it.
-""",
-    "numerics": """## Numbers
-
-Every loss weighting that is installed, on each backend and in float32, bfloat16, float16 and under autocast, against the loss
-in float64: finite, near the exact one, and not silently 0. A weighting that would leave nothing to learn is refused.
-""",
-    "samples": """## Strange pictures and captions
-
-Real listings with such a picture or caption in the place of theirs, through `prepare` (csv and tars, encoders with and without
-weights) and through an epoch of open_clip's training on each.
-""",
-    "soak": """## An hour of training
-
-With clusters made anew before every epoch and two workers, looked at every ten seconds. A figure is lost where its mean over
-the last quarter is more than 2 % and some MiB, or one file or thread, above that over the second. An hour before this one, on a
-machine with less other work, had 133 epochs and ended 2.4 % above its second quarter in resident memory, more than is allowed
-here. What malloc holds in use did not grow when it was looked at from inside (250 to 300 MiB over 18 epochs); what it has freed
-and keeps comes and goes (60 to 120 MiB).
-""",
-    "determinism": """## The same in every run
-
-Digests of new processes, with other numbers of threads and other seeds of Python's hashes, of real listings.
-""",
-    "compatibility": """## Versions
-
-A part of the tests that touches every dependency, in environments of their own.
-""",
-}
-"""What is said above each table, in the order of the page."""
+Row = dict[str, Any]
 
 
-def found(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the result files of a machine."""
-    return {name: json.loads(file.read_text()) for name in ABOUT if (file := folder / f"trust-{name}.json").exists()}
+def counts(subject: str, what: str, tried: int, lost: int, promise: str) -> Row:
+    """Return the row of one class of inputs to a reader or command: how many did not end as promised."""
+    return {"subject": subject, "what": what, "tried": tried, "survived": tried - lost, "lost": lost, "outcome": promise}
+
+
+def read(campaign: str, *, small: bool) -> dict[str, Any]:
+    """Return the result of a campaign on this machine, an empty one if there is none."""
+    file = result_file(f"trust-{campaign}.json", small=small)
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write(campaign: str, rows: list[Row], seconds: float, *, small: bool, **figures: Any) -> Path:
+    """Write the result of a campaign, with further figures such as another command that repeats it, and return its file."""
+    versions = {"version": version("clip-negatives"), "python": platform.python_version()}
+    result = {"command": f"python benchmarks/trust/{campaign}.py", **versions, "seconds": round(seconds, 1), **figures}
+    return write_json(result_file(f"trust-{campaign}.json", small=small), {**result, "rows": rows})
+
+
+def run_campaign(campaign: str, rows: Callable[..., Iterable[Row]]) -> None:
+    """Run the campaign of this script, at small size if ``--small`` is given, and write its result file."""
+    small, start = "--small" in sys.argv, time.perf_counter()
+    results = list(rows(small=small))
+    print(*results, write(campaign, results, time.perf_counter() - start, small=small), sep="\n")
+
+
+def conflicts() -> list[str]:
+    """Return the conflicts that `uv pip check` reports."""
+    done = subprocess.run(["uv", "pip", "check", "--python", sys.executable], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("The package")] or [done.stderr.strip()]
+    return lines if done.returncode else []
+
+
+def record(environment: str, junit: str, *, small: bool = False) -> int:
+    """Replace the row of an environment from the file of pytest --junitxml; return 1 if a test failed or versions conflict."""
+    (suite,) = ET.parse(junit).getroot().iter("testsuite")
+    total, failures, errors, skipped = (int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped"))
+    tried, lost, problems = total - skipped, failures + errors, conflicts()
+    subject, what = f"{environment}, Python {platform.python_version()}", (f"{name} {version(name)}" for name in NAMED)
+    promise = f"pip check: {'; '.join(problems)}" if problems else "tests pass, pip check clean"
+    direct = sorted({re.split(r"[^\w.-]", text)[0] for text in requires("clip-negatives") or () if "extra ==" not in text})
+    versions = {name: version(name) for name in direct}
+    figures = {"versions": versions, "skipped": skipped, "seconds": round(float(suite.get("time", 0)), 1)}
+    old = read("compatibility", small=small) or {"rows": [], "environments": {}}
+    rows = [row for row in old["rows"] if row["subject"].split(",")[0] != environment]
+    rows = sorted([*rows, counts(subject, ", ".join(what), tried, lost, promise)], key=lambda row: row["subject"])
+    environments = dict(sorted({**old["environments"], environment: figures}.items()))
+    command, seconds = f"tox -e {','.join(environments)}", sum(one["seconds"] for one in environments.values())
+    write("compatibility", rows, seconds, command=command, small=small, environments=environments)
+    return 0 if tried and not lost and not problems else 1
 
 
 def page() -> str:
-    """Return the page as Markdown."""
-    machines = {folder.name: found(folder) for folder in sorted(RESULTS.iterdir()) if folder.is_dir()}
-    machines = {name: results for name, results in machines.items() if results}
-    parts = [INTRODUCTION, *_summary(machines)]
-    for name, about in ABOUT.items():
-        for machine, results in machines.items():
-            if name in results:
-                parts += [about, *_section(machine, results[name])]
-    return "\n".join(parts)
+    """Return docs/trust.md: page.md with the tables of the result files."""
+    text = (HERE / "page.md").read_text()
+    parts, summary = dict[str, str](), []
+    for title, name in re.findall(r"## ([^\n]+)\n[^#]*\{(\w+)\}", text):
+        results = {file.parent.name: json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"*/trust-{name}.json"))}
+        parts[name] = "\n\n".join(_section(machine, result) for machine, result in results.items())
+        for result in results.values():
+            sums = pd.DataFrame(result["rows"])[["tried", "survived", "lost"]].sum()
+            summary.append({"campaign": f"[{title}](#{title.lower().replace(' ', '-')})", **sums})
+    return text.format(summary=_table(pd.DataFrame(summary)), **parts).rstrip() + "\n"
 
 
-def _summary(machines: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[str]:
-    rows = []
-    for results in machines.values():
-        for name, result in results.items():
-            title = ABOUT[name].partition("\n")[0].removeprefix("## ")
-            tried, survived, lost = (sum(row[of] for row in result["rows"]) for of in ("tried", "survived", "lost"))
-            rows.append(f"| [{title}](#{title.lower().replace(' ', '-')}) | {tried:,} | {survived:,} | {lost:,} |")
-    yield "\n".join(["| campaign | tried | survived | lost |", "| --- | ---: | ---: | ---: |", *rows]) + "\n"
+def _section(machine: str, result: dict[str, Any]) -> str:
+    seconds = result["seconds"]
+    duration = f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+    epochs = f", {result['epochs']} epochs of {result['samples']} samples" if "epochs" in result else ""
+    about = f"{duration} on `{machine}`, Python {result['python']}, version {result['version']}{epochs}."
+    return f"{about}\n\n{_table(pd.DataFrame(result['rows']).rename(columns=COLUMNS))}"
 
 
-def _section(machine: str, result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the command and the table of a campaign."""
-    yield f"```bash\n{result['command']}\n```\n"
-    took = f"{_minutes(result['seconds'])} on `{machine}`"
-    yield f"{took}, Python {result['python']}, version {result['version']}{_more(result)}.\n"
-    lines = ["| what of | tried with | tried | survived | lost | how it ends |", "| --- | --- | ---: | ---: | ---: | --- |"]
-    for row in result["rows"]:
-        counts = f"{row['tried']:,} | {row['survived']:,} | {row['lost']:,}"
-        lines.append(f"| {row['subject']} | {row['what']} | {counts} | {row['outcome']} |")
-    yield "\n".join(lines) + "\n"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
-
-
-def _more(result: Mapping[str, Any]) -> str:
-    """Return what a campaign says beside its rows."""
-    if "whole_processes" in result:
-        return f"; {result['whole_processes']} in whole processes, the others in forked ones"
-    return f", {result['epochs']} epochs of {result['samples']} samples" if "epochs" in result else ""
-
-
-def main() -> None:
-    """Write the page."""
-    (DOCS / "trust.md").write_text(page())
+def _table(rows: pd.DataFrame) -> str:
+    rule = ["---:" if pd.api.types.is_numeric_dtype(kind) else "---" for kind in rows.dtypes]
+    cells = ([f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row] for row in rows.itertuples(index=False))
+    return "".join(f"| {' | '.join(line)} |\n" for line in (list(rows.columns), rule, *cells))
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:
+        sys.exit(record(*sys.argv[1:]))
+    (HERE.parents[1] / "docs" / "trust.md").write_text(page())

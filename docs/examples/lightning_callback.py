@@ -13,13 +13,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from clip_negatives import catalogue
+from clip_negatives import Columns, catalogue
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.integrations.lightning import NegativesCallback
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
 
 work = Path(tempfile.mkdtemp())
-pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", group_column="subgroup")
+pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
 prepare(pairs, work / "clusters")
 
 
@@ -49,8 +49,8 @@ class Towers(lightning.LightningModule):
         return self.negatives.attach(DataLoader(Listings(), batch_size=64))
 
     def training_step(self, batch, batch_idx):
-        batch, index = batch
-        loss = self.negatives.loss(*self.encode(batch), self.logit_scale.exp(), index=index)
+        batch, samples = batch
+        loss = self.negatives.loss(*self.encode(batch), self.logit_scale.exp(), samples=samples)
         self.log("loss", loss)
         return loss
 

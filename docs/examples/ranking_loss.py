@@ -9,13 +9,13 @@ from sentence_transformers.base.modules import Transformer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from clip_negatives import catalogue
+from clip_negatives import Columns, catalogue
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.integrations.sentence_transformers import NegativesBatches, NegativesRankingLoss, with_index
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
 
 work = Path(tempfile.mkdtemp())
-pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", group_column="subgroup")
+pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
 prepare(pairs, work / "clusters")
 
 # A model of random weights and a tokenizer of the titles' words; yours is SentenceTransformer("clip-ViT-B-32") or the like.
@@ -54,7 +54,7 @@ trainer = SentenceTransformerTrainer(
         report_to="none",
         use_cpu=True,
     ),
-    train_dataset=with_index(data),
+    train_dataset=with_index(data, work / "clusters"),
     loss=NegativesRankingLoss(model, clusters=work / "clusters"),
 )
 trainer.train()

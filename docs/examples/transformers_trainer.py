@@ -10,13 +10,13 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, TrainingArguments
 
-from clip_negatives import catalogue
+from clip_negatives import Columns, catalogue
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.integrations.transformers import NegativesTrainer
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
 
 work = Path(tempfile.mkdtemp())
-pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", group_column="subgroup")
+pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
 prepare(pairs, work / "clusters")
 
 words = Tokenizer(models.WordLevel(unk_token="[UNK]"))

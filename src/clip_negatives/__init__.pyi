@@ -1,9 +1,11 @@
-from . import anchors, catalogue, functional, integrations, metrics, registry, sampling, similarity
-from .anchors import AnchorLoss, Anchors
-from .artifacts import ClustersFolder, read_clusters, write_clusters
+from . import anchor_loss, catalogue, errors, integrations, interfaces, metrics, sampling
+from .anchor_loss import AnchorLoss, Anchors
+from .clustering import similarity
+from .dataset.columns import Columns
 from .errors import ClipNegativesError
-from .functional import weighted_info_nce
-from .hookspecs import hookimpl, hookspec
+from .host import registry
+from .host.hookspecs import hookimpl, hookspec
+from .host.method import Method
 from .integrations.loop import attach
 from .interfaces import (
     Clusterer,
@@ -15,35 +17,46 @@ from .interfaces import (
     NegativeSampler,
     SamplingContext,
 )
-from .loss import NegativesClipLoss
+from .losses import functional
+from .losses.functional import weighted_info_nce
+from .losses.module import NegativesClipLoss
+from .pipelines.recipe import Recipe
 from .sampling import PlannedSampler
-from .temperature import hold_temperature
+from .step import BatchSamples
+from .storage.clusters_folder import ClustersFolder, read_clusters, write_clusters
+from .training.temperature import hold_temperature
 
 __version__: str
 
 __all__ = [
     "AnchorLoss",
     "Anchors",
+    "BatchSamples",
     "ClipNegativesError",
     "Clusterer",
     "Clustering",
     "Clusters",
     "ClustersFolder",
+    "Columns",
     "IncorrectPairs",
     "LossTerms",
     "LossWeighting",
+    "Method",
     "NegativeSampler",
     "NegativesClipLoss",
     "PlannedSampler",
+    "Recipe",
     "SamplingContext",
-    "anchors",
+    "anchor_loss",
     "attach",
     "catalogue",
+    "errors",
     "functional",
     "hold_temperature",
     "hookimpl",
     "hookspec",
     "integrations",
+    "interfaces",
     "metrics",
     "read_clusters",
     "registry",

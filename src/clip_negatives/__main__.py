@@ -1,4 +1,4 @@
-"""Let ``python -m clip_negatives`` and ``torchrun -m clip_negatives`` run the command line."""
+"""Entry point of ``python -m clip_negatives`` and ``torchrun -m clip_negatives``."""
 
 from clip_negatives.cli import main
 

@@ -2,9 +2,8 @@
 
 data set x encoder -> features -> `Clusterer` -> `Clusters` -> `NegativeSampler` and `LossWeighting` -> the loss.
 
-N samples, D feature size, K clusters, B batch size of one process. Two similarities are kept apart everywhere: the *frozen*
-one (of the features that were clustered, r_ij) and the *live* one (what the model being trained thinks now, s_ij). All that
-this module carries is frozen.
+N samples, D feature size, K clusters, B batch size of one process. The *frozen* similarity r_ij comes from the features that
+were clustered, the *live* similarity s_ij from the model in training; do not confuse them. All dataclasses here are immutable.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from clip_negatives.anchors import AnchorLoss
+    from clip_negatives.anchor_loss import AnchorLoss
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clustering:
-    """Hold the clusters of one modality.
+    """Clusters of one modality.
 
     Attributes:
-        labels: cluster of each sample, int64, shape (N,), 0 .. K-1, no cluster empty; shape (0,) where they come with the
-            samples of a stream and `counts` stands for them.
+        labels: cluster of each sample, int64, shape (N,), 0 .. K-1, no cluster empty; shape (0,) if the labels come with the
+            samples of a stream.
         centroids: float32, shape (K, D), in the space of the features.
-        counts: samples of each cluster, int64, shape (K,), where there are no labels; else None.
+        counts: size of each cluster, int64, shape (K,), if there are no labels; else None.
     """
 
     labels: Tensor
@@ -54,13 +53,13 @@ class Clustering:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Nearest:
-    """List the most similar clusters of each cluster, where there are too many for a table of all.
+class NearestClusters:
+    """The most similar clusters of each cluster, used if a K x K table would be too large.
 
     Attributes:
-        clusters: int32 or int64, shape (K, m), each cluster itself first, then by falling similarity.
+        clusters: int32 or int64, shape (K, m): the cluster itself, then the others by falling similarity.
         cosines: cosine between the centroids, float32, shape (K, m), -1 .. 1; 1 in the first column.
-        rest: mean cosine of two clusters of which the first does not list the second.
+        rest: mean cosine of all unlisted pairs of clusters.
     """
 
     clusters: Tensor
@@ -70,21 +69,21 @@ class Nearest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clusters:
-    """Hold the image and the text clustering of one data set and how similar the clusters are.
+    """Image and text clustering of one data set, and the similarity between clusters.
 
     Attributes:
         image: clustering of the N images.
         text: clustering of the N texts.
-        image_similarity: cosine between image centroids, float32, shape (K_image, K_image), -1 .. 1, diagonal 1.
-            Of more clusters than `clip_negatives.similarity.DENSE_UP_TO` there is no table, shape (0, 0), but `image_nearest`.
-        text_similarity: cosine between text centroids, float32, shape (K_text, K_text), -1 .. 1, diagonal 1; likewise.
+        image_similarity: cosine between image centroids, float32, shape (K_image, K_image), -1 .. 1, diagonal 1. Shape (0, 0)
+            above `clip_negatives.clustering.similarity.DENSE_UP_TO` clusters, where `image_nearest` replaces it.
+        text_similarity: the same between text centroids, shape (K_text, K_text).
         image_features: frozen unit-norm features, float32 or float16, shape (N, D_image), possibly memory-mapped; None if
             they were not kept.
-        text_features: the same of the texts, shape (N, D_text).
-        texts: a number for each sample, the same for equal texts, int64, shape (N,); None where the texts are not known.
-        groups: a number for each sample, the same for samples that the data say show the same item; None where they do not.
-        image_nearest: the most similar clusters of each image cluster, where there are too many for a table; else None.
-        text_nearest: the same of the text clusters.
+        text_features: the same for the texts, shape (N, D_text).
+        texts: id of the text of each sample, equal for equal texts, int64, shape (N,); None if the texts are unknown.
+        groups: id of the item that each sample shows, int64, shape (N,); None if the data do not name items.
+        image_nearest: nearest clusters of each image cluster, if there are too many for a table; else None.
+        text_nearest: the same for the text clusters.
     """
 
     image: Clustering
@@ -95,8 +94,8 @@ class Clusters:
     text_features: Tensor | None = None
     texts: Tensor | None = None
     groups: Tensor | None = None
-    image_nearest: Nearest | None = None
-    text_nearest: Nearest | None = None
+    image_nearest: NearestClusters | None = None
+    text_nearest: NearestClusters | None = None
 
     @property
     def n_samples(self) -> int:
@@ -104,51 +103,49 @@ class Clusters:
         return self.image.n_samples
 
     @property
-    def listed(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the clusters that each image and each text cluster lists, None where there is a table of all."""
-        lists = [None if nearest is None else nearest.clusters for nearest in (self.image_nearest, self.text_nearest)]
-        return lists[0], lists[1]
+    def neighbours(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return the nearest image clusters and the nearest text clusters, shape (K, m); None where there is a table."""
+        image, text = (None if nearest is None else nearest.clusters for nearest in (self.image_nearest, self.text_nearest))
+        return image, text
 
-    def similarity_of(self, modality: str, who: str) -> Tensor:
-        """Return how similar the clusters of the "image" or the "text" are, all to all, shape (K, K).
+    def similarity_of(self, modality: str, needed_by: str) -> Tensor:
+        """Return the similarity between all "image" or all "text" clusters, shape (K, K).
 
         Raises:
-            InputError: there are too many clusters for a table; `who` asks for it.
+            InputError: there are too many clusters for a table. The message begins with `needed_by`.
         """
         table = self.image_similarity if modality == "image" else self.text_similarity
         if len(table) == 0:
             raise InputError(
-                f"Expected fewer {modality} clusters for {who}, comparing every two, got {self.image.n_clusters} image and "
-                f"{self.text.n_clusters} text clusters. Prepare with fewer: --clusterer kmeans:n_clusters=4096."
+                f"{needed_by} needs a table of all pairs of {modality} clusters, too large for {self.image.n_clusters} image "
+                f"and {self.text.n_clusters} text clusters. Make fewer, for example with: "
+                "clip-negatives prepare --clusterer kmeans:n_clusters=4096."
             )
         return table
 
-    def features_of(self, modality: str, who: str) -> Tensor:
+    def features_of(self, modality: str, needed_by: str) -> Tensor:
         """Return the frozen features of the "image" or the "text", shape (N, D).
 
         Raises:
-            InputError: they were not kept; `who` asks for them.
+            InputError: the features were not kept. The message begins with `needed_by`.
         """
         features = self.image_features if modality == "image" else self.text_features
         if features is None and self.image.counts is not None:
-            raise InputError(
-                f"Expected clusters with {modality} features for {who}, got labels that come with a stream, without. "
-                "Name the clusters folder."
-            )
+            raise InputError(f"{needed_by} needs {modality} features, which a labels folder lacks. Use the clusters folder.")
         if features is None:
             raise InputError(
-                f"Expected clusters with {modality} features for {who}, got clusters without. Prepare them with features kept."
+                f"{needed_by} needs {modality} features, which were not kept. Run clip-negatives prepare --keep-features."
             )
         return features
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IncorrectPairs:
-    """List explicit incorrect pairs: an image, and the text of another sample that is put in its own text's place.
+    """Explicit incorrect pairs: an image with the text of another sample.
 
     Attributes:
-        image_index: sample whose image it is, int64, shape (M,).
-        text_index: sample whose text is put beside it, int64, shape (M,), never equal to `image_index`.
+        image_index: sample of the image, int64, shape (M,).
+        text_index: sample of the text, int64, shape (M,), never equal to `image_index`.
     """
 
     image_index: Tensor
@@ -161,17 +158,17 @@ class IncorrectPairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplingContext:
-    """Tell a sampler what it samples for.
+    """Data, batch size, processes and seed of the training run that a sampler draws batches for.
 
     Attributes:
         n_samples: N.
         batch_size: samples of one batch of one process, B.
-        rank: this process, 0 .. world_size-1.
-        world_size: processes that train together; the loss contrasts the batches of one step of all of them.
-        seed: seed of the run; the same on all ranks.
-        clusters: the clusters of the data; None only for a sampler that declares ``requires_clusters = False``.
-        native_batches: the batches that the training loop would have drawn by itself, in its own order; None outside one.
-        captions: the text of each sample; None where the texts are not at hand.
+        rank: rank of this process, 0 .. world_size-1.
+        world_size: number of processes that train together; the loss contrasts all samples of a step, over all processes.
+        seed: seed of the run, equal on all ranks.
+        clusters: the clusters of the data; None only for a sampler with ``requires_clusters = False``.
+        native_batches: batches that the training loop would draw without a sampler, in its order; None outside a loop.
+        captions: text of each sample; None if the texts are unknown.
     """
 
     n_samples: int
@@ -183,10 +180,29 @@ class SamplingContext:
     native_batches: Iterable[list[int]] | None = None
     captions: Sequence[str] | None = None
 
+    @classmethod
+    def of(cls, clusters: Clusters | None, batch_size: int, *, n_samples: int | None = None, **rest: Any) -> SamplingContext:
+        """Return the context for the samples of `clusters`.
+
+        Args:
+            clusters: the clusters of the data.
+            batch_size: samples of one batch of one process.
+            n_samples: number of samples; needed only without clusters.
+            **rest: the remaining attributes.
+
+        Raises:
+            InputError: neither clusters nor a number of samples are given.
+        """
+        if n_samples is None:
+            if clusters is None:
+                raise InputError("A sampling context needs clusters or n_samples and has neither. Pass one of the two.")
+            n_samples = clusters.n_samples
+        return cls(n_samples, batch_size, clusters=clusters, **rest)
+
 
 @runtime_checkable
 class Clusterer(Protocol):
-    """Group features."""
+    """Groups features into clusters."""
 
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
         """Cluster `features` (float, shape (N, D), unit norm); all randomness comes from `generator`."""
@@ -195,13 +211,13 @@ class Clusterer(Protocol):
 
 @runtime_checkable
 class NegativeSampler(Protocol):
-    """Decide which incorrect pairs a model sees: which samples share a batch, and which texts are exchanged.
+    """Chooses the incorrect pairs that a model sees: which samples share a batch, and which texts are exchanged.
 
-    It is a `torch.utils.data.DataLoader` batch sampler. Iterating yields the B sample indices of each batch of this rank.
+    A batch sampler of `torch.utils.data.DataLoader`: iterating yields the B sample ids of each batch of this rank.
     """
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the batches of the current epoch, from where `load_state_dict` left off."""
+        """Yield the batches of the current epoch, starting at the position that `load_state_dict` restored."""
         ...
 
     def __len__(self) -> int:
@@ -213,11 +229,11 @@ class NegativeSampler(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what resumes the epoch at the next batch not yet yielded: numbers and strings only."""
+        """Return the state for resuming at the next batch: numbers and strings only."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Resume from a `state_dict`."""
         ...
 
     def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
@@ -226,40 +242,40 @@ class NegativeSampler(Protocol):
 
 
 @runtime_checkable
-class PairsOfSome(Protocol):
-    """What a `NegativeSampler` may have as well, so that pairs of a data set of any size are drawn a part at a time."""
+class PairsForImages(Protocol):
+    """Optional method of a `NegativeSampler`: draws pairs for a subset of the images, which limits the memory."""
 
     def incorrect_pairs_of(self, images: Tensor, per_image: int, generator: torch.Generator) -> IncorrectPairs:
-        """Do what `incorrect_pairs` does for some images (int64, shape (M,), each once) alone."""
+        """Draw pairs as `incorrect_pairs` does, for the given images only (int64, shape (M,), all different)."""
         ...
 
 
 @runtime_checkable
-class ExtraTexts(Protocol):
-    """What a `NegativeSampler` has as well where images are contrasted with texts beyond those of their batch.
+class ExtraTextSampler(Protocol):
+    """Optional methods of a `NegativeSampler`: adds texts to each batch, as further negatives of its images.
 
-    The texts are encoded with those of the batch. Every image of the step has all of them among its incorrect texts, but for
-    those that are its own text, and no image is looked for by them. They need not be texts of the data.
+    The added texts are encoded with the texts of the batch. An added text is a negative of every image of the step, unless it
+    equals the text of that image. Added texts are never anchors themselves, and need not come from the data set.
 
     Attributes:
-        texts_per_image: E, how many come with each sample, at least 1.
+        texts_per_image: E, texts added for each sample, at least 1.
     """
 
     texts_per_image: int
 
     def extra_texts(self, batch: Sequence[int]) -> list[str]:
-        """Return E texts for each sample of a batch, those of one sample side by side."""
+        """Return E texts for each sample of a batch, grouped by sample."""
         ...
 
 
 @runtime_checkable
 class LossWeighting(Protocol):
-    """Decide how much each incorrect pair counts. Called once for each clustering, never inside a step."""
+    """Weights the incorrect pairs. Called once for each clustering, never inside a step."""
 
     def __call__(self, clusters: Clusters) -> LossTerms | AnchorLoss:
-        """Return the terms for the samples of `clusters`, or, where no terms say it, a loss of its own for each step.
+        """Return loss terms for the samples of `clusters`, or an anchor loss if terms cannot express the idea.
 
-        Terms are summed by kernels that hold no B x B; an `clip_negatives.anchors.AnchorLoss` is handed all logits.
+        The kernels sum `LossTerms` without a B x B matrix; a `clip_negatives.anchor_loss.AnchorLoss` gets all logits.
         """
         ...
 
@@ -267,24 +283,27 @@ class LossWeighting(Protocol):
 ClustererFactory = Callable[..., Clusterer]
 """``factory(**options) -> Clusterer``.
 
-What it builds may have ``check_samples(n_samples)``, which refuses a number of samples with an error of
-`clip_negatives.errors` before anything is encoded; and ``fit_parallel(features, *, generator, checkpoint: Path | None)``,
-which clusters on all processes of the default process group at once: each calls it with the same features, all of them
-(memory-mapped, from a disk that they share), and a generator in the same state, and gets the same `Clustering`. In the folder
-`checkpoint`, on that disk too, it may keep what a run that was stopped goes on with: what is there is of the same features,
-options and generator, perhaps of another number of processes. On one process it is called without a process group.
+Optional methods of the clusterer:
+
+* ``check_samples(n_samples)`` raises an error of `clip_negatives.errors` if it cannot cluster this number of samples. It
+  is called before any sample is encoded.
+* ``fit_parallel(features, *, generator, checkpoint: Path | None)`` clusters on all processes of the default process group.
+  Every process calls it with the same features (memory-mapped, on a shared disk) and a generator in the same state, and gets
+  the same `Clustering`. It may store files for resuming in the folder `checkpoint`, on the shared disk. Files that are already
+  there come from the same features, options and generator state, but maybe from another number of processes. With one process
+  there is no process group.
 """
 
 NegativeSamplerFactory = Callable[..., NegativeSampler]
 """``factory(context: SamplingContext, **options) -> NegativeSampler``.
 
-Attributes it may have: ``requires_clusters`` (default True); ``keeps_native_order`` (default False), which says that the
-batches are ``context.native_batches`` unchanged, so that it serves streams, whose batches nobody can choose.
+Optional attributes: ``requires_clusters`` (default True); ``keeps_native_order`` (default False): the sampler yields
+``context.native_batches`` unchanged, so it also works with streams, whose batches cannot be chosen.
 """
 
 LossWeightingFactory = Callable[..., LossWeighting]
 """``factory(**options) -> LossWeighting``.
 
-Attributes it may have: ``requires_clusters`` (default True); ``requires_logit_bias`` (default False), which says that it
-trains a model with a logit bias, open_clip's ``--siglip``.
+Optional attributes: ``requires_clusters`` (default True); ``requires_logit_bias`` (default False): the weighting trains a model
+with a logit bias, open_clip's ``--siglip``.
 """

@@ -1,8 +1,9 @@
-"""What every batch sampler needs: seeds, shards over ranks, exact lengths, resume. A sampler adds the plan of an epoch."""
+"""Base class of samplers that plan a whole epoch: seeds, sharding over ranks, exact length, resuming."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,52 +14,51 @@ from clip_negatives.errors import DataError, InputError
 from clip_negatives.interfaces import Clusters, IncorrectPairs, SamplingContext
 
 Plan = Callable[[torch.Generator], Tensor]
-"""``plan(generator) -> (steps, world_size * B)``: the sample indices of every step of one epoch, each at most once."""
+"""``plan(generator)`` returns the sample ids of every step of an epoch, shape (steps, world_size * B), without repeats."""
 
 
 SHUFFLED_AT_ONCE = 2**20
-"""Entries whose order `shuffle_rows` draws at a time."""
+"""Number of entries that `shuffle_rows` shuffles at a time."""
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """Return a CPU generator for one epoch of one seed, the same on every rank and unlike that of any other epoch.
+    """Return a CPU generator for one epoch of one seed: equal on every rank, different for every epoch.
 
     Raises:
-        InputError: one of them is negative.
+        InputError: seed or epoch is negative or not a whole number.
     """
-    if seed < 0 or epoch < 0:
-        raise InputError(f"Expected a seed and an epoch of at least 0, got {seed} and {epoch}.")
+    if not (isinstance(seed, Integral) and isinstance(epoch, Integral)) or seed < 0 or epoch < 0:
+        raise InputError(f"seed and epoch must be whole numbers of at least 0, got {seed!r} and {epoch!r}.")
     state = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
 
 def permutation(n: int, generator: torch.Generator) -> Tensor:
-    """Return 0 .. n-1 in random order, int32 wherever that is wide enough: an epoch may have 1e9 samples."""
+    """Return 0 .. n-1 in random order, int32 if that is wide enough: an epoch may have 1e9 samples."""
     return torch.randperm(n, generator=generator, dtype=torch.int32 if n <= 2**31 - 1 else torch.int64)
 
 
 def shuffle_rows(rows: Tensor, generator: torch.Generator) -> None:
-    """Put each row in a random order of its own, in place; only some rows are copied at a time."""
-    at_once = max(1, SHUFFLED_AT_ONCE // max(1, rows.shape[1]))
-    for some in rows.split(at_once):
-        order = torch.rand(some.shape, generator=generator).argsort(dim=1)
-        some.copy_(some.gather(1, order))
+    """Shuffle each row independently, in place, a limited number of rows at a time."""
+    for part in rows.split(max(1, SHUFFLED_AT_ONCE // max(1, rows.shape[1]))):
+        order = torch.rand(part.shape, generator=generator).argsort(dim=1)
+        part.copy_(part.gather(1, order))
 
 
 class PlannedSampler:
-    """Turn the plan of an epoch into a `NegativeSampler`.
+    """A `NegativeSampler` that follows a plan of each epoch.
 
-    The plan is made anew for each epoch from a generator that depends on (seed, epoch) alone, so all ranks make the same one
-    and rank r takes columns ``r * B .. (r + 1) * B`` of each step. The batches of one step, of all ranks together, are what
-    the loss contrasts.
+    The plan of an epoch depends only on seed and epoch, so all ranks draw the same plan. Rank r takes the columns
+    ``r * B .. (r + 1) * B`` of each step. The loss contrasts all samples of a step, over all ranks.
 
     Args:
-        context: what to sample for.
-        plan: returns the indices of all steps of an epoch, int64 or int32, shape (steps, world_size * B), where
+        context: data, batch size, processes and seed of the training run.
+        plan: returns the sample ids of all steps of an epoch, int64 or int32, shape (steps, world_size * B), with
             ``steps = N // (world_size * B)``.
 
     Raises:
-        DataError: one step needs more samples than there are.
+        DataError: one step needs more samples than the data have.
+        InputError: the batch size is below 1 or the seed below 0.
 
     Examples:
         >>> context = SamplingContext(n_samples=6, batch_size=2)
@@ -74,13 +74,14 @@ class PlannedSampler:
         self._position = 0
         self._resumed = False
         if context.batch_size < 1:
-            raise InputError(f"Expected a batch size of at least 1, got {context.batch_size}.")
-        if context.seed < 0:
-            raise InputError(f"Expected a seed of at least 0, got {context.seed}.")
+            raise InputError(f"batch_size must be at least 1, got {context.batch_size}.")
+        if not isinstance(context.seed, Integral) or context.seed < 0:
+            raise InputError(f"seed must be a whole number of at least 0, got {context.seed!r}.")
         if len(self) == 0:
+            repair = "a smaller batch size" if context.n_samples >= context.world_size else "fewer processes"
             raise DataError(
-                f"Expected at least {self.step_size} samples for one step (batch size {context.batch_size} x "
-                f"{context.world_size} processes), got {context.n_samples}. Use a smaller batch size."
+                f"One step needs {self.step_size} samples (batch size {context.batch_size} x {context.world_size} processes), "
+                f"the data have {context.n_samples}. Use {repair}."
             )
 
     @property
@@ -89,22 +90,21 @@ class PlannedSampler:
         return self.context.batch_size * self.context.world_size
 
     def __len__(self) -> int:
-        """Return the number of batches of an epoch on this rank; samples that fill no step wait for another epoch."""
+        """Return the number of batches of an epoch on this rank; samples that do not fill a step are left out of the epoch."""
         return self.context.n_samples // self.step_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the batches of the epoch for this rank."""
-        if not self._resumed:
-            self._position = 0
+        """Yield the batches of the epoch for this rank; iterators are independent of each other."""
+        first = self._position if self._resumed else 0
         self._resumed = False
         start = self.context.rank * self.context.batch_size
         shard = self.planned(self._epoch)[:, start : start + self.context.batch_size]
-        while self._position < len(self):
-            self._position += 1
-            yield shard[self._position - 1].tolist()
+        for position in range(first, len(self)):
+            self._position = position + 1
+            yield shard[position].tolist()
 
     def planned(self, epoch: int) -> Tensor:
-        """Return the indices of every step of `epoch`, int64 or int32, shape (steps, world_size * B).
+        """Return the sample ids of every step of `epoch`, int64 or int32, shape (steps, world_size * B).
 
         Raises:
             InputError: the plan has another shape.
@@ -112,43 +112,46 @@ class PlannedSampler:
         steps = self.plan(epoch_generator(self.context.seed, epoch))
         if steps.shape != (len(self), self.step_size):
             raise InputError(
-                f"Expected a plan of shape {(len(self), self.step_size)} (steps, world_size * batch size), "
-                f"got {tuple(steps.shape)}."
+                f"The plan of an epoch must have shape {(len(self), self.step_size)} (steps, world_size * batch size), got "
+                f"{tuple(steps.shape)}."
             )
         return steps
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch. The position within it is kept if this very epoch was just loaded, else it is the start."""
+        """Choose the epoch: keep the position if `load_state_dict` just loaded it, otherwise start at the first batch."""
         self._resumed = self._resumed and epoch == self._epoch
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch and how many of its batches were yielded (with loader workers: handed to them)."""
+        """Return the epoch and the number of its batches that were yielded (with loader workers: passed to the workers)."""
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at the next batch that was not yielded.
+        """Resume at the next batch that was not yielded.
 
         Raises:
-            InputError: the state is not one of a sampler of this length.
+            InputError: the state belongs to a sampler of another length, or is invalid.
         """
         epoch, position = state.get("epoch"), state.get("position")
         if not isinstance(epoch, int) or not isinstance(position, int) or not 0 <= position <= len(self):
-            raise InputError(f"Expected a state with an epoch and a position within 0 .. {len(self)}, got {state!r}.")
+            raise InputError(
+                f"The state of a sampler needs an epoch and a position within 0 .. {len(self)}, got {state!r}. Resume with the "
+                "data, batch size and number of processes of the stopped run."
+            )
         self._epoch, self._position, self._resumed = epoch, position, True
 
     def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
-        """Draw for each image of an epoch `per_image` different texts of its own step: pairs that training contrasts.
+        """Draw `per_image` different texts for each image of an epoch, from the step of the image, as in training.
 
         Raises:
-            InputError: a step holds fewer than `per_image` other samples.
+            InputError: a step has fewer than `per_image` other samples.
         """
         if not 1 <= per_image < self.step_size:
             raise InputError(
-                f"Expected 1 .. {self.step_size - 1} pairs per image (a step holds {self.step_size} samples), got {per_image}."
+                f"Pairs per image must be within 1 .. {self.step_size - 1} for steps of {self.step_size}, got {per_image}."
             )
         steps = self.plan(generator).long()
-        # Everyone in a step looks the same few places to the right, around the end: the texts of one image all differ.
+        # All images of a step use the same cyclic shifts, which all differ: no image gets a text twice.
         order = torch.rand(len(steps), self.step_size - 1, generator=generator).argsort(dim=1)
         shifts = order[:, :per_image] + 1
         places = (torch.arange(self.step_size)[None, :, None] + shifts[:, None, :]) % self.step_size
@@ -160,14 +163,14 @@ def require_clusters(context: SamplingContext, name: str) -> Clusters:
     """Return the clusters of the context.
 
     Raises:
-        InputError: there are none, or they are of another number of samples.
+        InputError: clusters are missing, or have another number of samples.
     """
     clusters = context.clusters
     if clusters is None:
-        raise InputError(f"Expected clusters for the sampler {name!r}, got none. Prepare them with: clip-negatives prepare.")
+        raise InputError(f"The sampler {name!r} needs clusters. Prepare them with: clip-negatives prepare.")
     if clusters.n_samples != context.n_samples:
         raise InputError(
-            f"Expected clusters of {context.n_samples} samples for the sampler {name!r}, got {clusters.n_samples}. "
-            "Prepare them from the data that is trained on."
+            f"The sampler {name!r} needs clusters of the {context.n_samples} training samples, but these clusters have "
+            f"{clusters.n_samples}. Prepare clusters from the training data."
         )
     return clusters

@@ -1,85 +1,138 @@
-"""How much each incorrect pair counts: the terms of the loss, without a matrix of all pairs."""
+"""Loss terms: how much each incorrect pair counts, without a matrix of all pairs."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from clip_negatives.errors import UnsupportedError
+from clip_negatives.errors import InputError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-TENSORS_OF_TERMS = (
-    "image_labels",
-    "image_table",
-    "image_listed",
-    "text_labels",
-    "text_table",
-    "text_listed",
-    "factors",
-    "groups",
-    "positive_rate",
-)
-"""The attributes of `LossTerms` that are tensors."""
+MODALITIES = ("image", "text")
 
-TABLES = ("image_table", "image_listed", "text_table", "text_listed")
-"""Those of them that are looked up by label."""
+LARGEST = 1e4
+"""Largest absolute value of a log-weight, except -inf: larger ones are a mistake, and their sums lose all precision."""
+
+Terms = TypeVar("Terms", bound="LossTerms")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LossTerms:
-    """Hold the log-weight b_ij of every incorrect pair (image i, text j), without an N x N matrix.
-
-    ``b_ij = image_table[image_labels[i], image_labels[j]] + text_table[text_labels[i], text_labels[j]]
-    - <factors[i], factors[j]>``; absent parts count 0. ``exp(b_ij)`` multiplies ``exp(logit)`` of the pair in the
-    denominator of InfoNCE: 0 leaves the pair as it is, -inf removes it. The positive pair (i = j) is never weighted.
+@dataclass(frozen=True, slots=True)
+class TermField:
+    """Description of one tensor of `LossTerms`; defines how buffers, moves, checks and operator arguments treat it.
 
     Attributes:
-        image_labels: int64, shape (N,); goes with `image_table`.
-        image_table: float32, shape (K, K), values in [-inf, inf).
-        text_labels: int64, shape (N,); goes with `text_table`.
-        text_table: float32, shape (K', K'), values in [-inf, inf).
-        factors: float32, shape (N, R); subtracts an inner product of frozen features.
-        normalize: shift b so that the weights ``exp(b)`` of the incorrect pairs that are kept have mean 1, for every image
-            over its texts and for every text over its images. Weights then change which negatives count, not how many.
-        groups: samples of one group are no negatives of each other, int64, shape (N,); no b applies to them.
-        attract: samples of one group are positives of each other; else their pairs are left out of the loss.
-        positive_rate: how probably an incorrect pair is correct, 0 <= t < 1, float32, shape (N,) or (); debiases.
-        hardness: beta >= 0; weighs up what the model itself finds similar.
-        margin: difference of cosines, as the model sees them, over which a pair is no negative.
-        positive_weight: alpha >= 0; how much the positives count among the pairs that an anchor is told from.
-        image_listed: where K is too large for a table of all: the m clusters of which `image_table` has entries for each
-            cluster, int32 or int64, shape (K, m). The table then is (K, m + 1), its last column for all others; see
-            `clip_negatives.listed`.
-        text_listed: the same for `text_table`.
-
-    From `hardness` to `positive_weight`, and `groups`, they go by the model that is trained, the others by frozen features;
-    `clip_negatives.functional.weighted_info_nce` has the formulas.
+        kind: "sample": an entry for each sample; "cluster": an entry for each cluster, shared by all samples.
+        shapes: allowed shapes, one letter for each dimension; N is the number of samples, the empty string a scalar.
+        integer: whether it holds integers (int64 or int32) or floating-point numbers.
     """
 
-    image_labels: Tensor | None = None
-    image_table: Tensor | None = None
-    text_labels: Tensor | None = None
-    text_table: Tensor | None = None
-    factors: Tensor | None = None
+    kind: Literal["sample", "cluster"]
+    shapes: tuple[str, ...]
+    integer: bool = False
+
+
+def tensor_field(kind: Literal["sample", "cluster"], *shapes: str, integer: bool = False) -> Any:
+    """Return a dataclass field of `LossTerms` that holds a tensor or None."""
+    return dataclasses.field(default=None, metadata={"term": TermField(kind, shapes, integer)})
+
+
+def with_tensor_fields(cls: type[Terms]) -> type[Terms]:
+    """Store the descriptions of the tensor fields on the class: torch.compile cannot trace `dataclasses.fields`."""
+    fields = {field.name: field.metadata["term"] for field in dataclasses.fields(cls) if "term" in field.metadata}
+    cls._tensor_fields = fields
+    return cls
+
+
+@with_tensor_fields
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LossTerms:
+    """Log-weight b_ij of every incorrect pair (image i, text j), and how the loss treats the pairs.
+
+    ``b_ij = image_table[image_labels[i], image_labels[j]] + text_table[text_labels[i], text_labels[j]]
+    - <factors[i], factors[j]>``; absent parts count 0. In the denominator of InfoNCE, ``exp(logit)`` of the pair is multiplied
+    by ``exp(b_ij)``: b = 0 changes nothing, b = -inf removes the pair. The positive pair (i = j) is never weighted.
+
+    `hardness`, `margin` and `positive_rate` use the live similarity (of the model in training); the other fields are fixed.
+    `clip_negatives.losses.functional.weighted_info_nce` has the formulas.
+
+    Attributes:
+        image_labels: cluster of each image, int64, shape (N,); needed with `image_table`.
+        image_table: log-weight between image clusters, float32, shape (K, K), values in [-inf, inf).
+        image_neighbours: for very large K: the m clusters that each row of `image_table` lists, int32 or int64, shape
+            (K, m). The table then has shape (K, m + 1), and its last column is for all other clusters. See
+            `clip_negatives.losses.sparse_tables`.
+        text_labels: cluster of each text, int64, shape (N,); needed with `text_table`.
+        text_table: log-weight between text clusters, float32, shape (K', K').
+        text_neighbours: as `image_neighbours`, for `text_table`.
+        factors: vectors whose inner product is subtracted from b_ij, float32, shape (N, R).
+        groups: group of each sample, int64, shape (N,). Samples of one group are not negatives of each other; their pairs
+            have no log-weight.
+        positive_rate: probability t that an incorrect pair is actually correct, 0 <= t < 1, float32, shape (N,) or ();
+            debiases the loss.
+        normalize: shift b so that the weights ``exp(b)`` of the kept incorrect pairs of each image, and of each text, have
+            mean 1. The weights then change which negatives count, but not how many.
+        hardness: beta >= 0; raises the weight of pairs that the model finds similar.
+        margin: remove incorrect pairs whose cosine exceeds that of the positive pair by more than this, -2 .. 2.
+        attract: True makes samples of one group positives of each other; False leaves their pairs out of the loss.
+        positive_weight: alpha >= 0; weight of the positives in the denominator.
+    """
+
+    _tensor_fields: ClassVar[dict[str, TermField]]
+
+    image_labels: Tensor | None = tensor_field("sample", "N", integer=True)
+    image_table: Tensor | None = tensor_field("cluster", "KK")
+    image_neighbours: Tensor | None = tensor_field("cluster", "Km", integer=True)
+    text_labels: Tensor | None = tensor_field("sample", "N", integer=True)
+    text_table: Tensor | None = tensor_field("cluster", "KK")
+    text_neighbours: Tensor | None = tensor_field("cluster", "Km", integer=True)
+    factors: Tensor | None = tensor_field("sample", "NR")
+    groups: Tensor | None = tensor_field("sample", "N", integer=True)
+    positive_rate: Tensor | None = tensor_field("sample", "N", "")
     normalize: bool = False
-    groups: Tensor | None = None
-    positive_rate: Tensor | None = None
     hardness: float = 0.0
     margin: float | None = None
     attract: bool = True
     positive_weight: float = 1.0
-    image_listed: Tensor | None = None
-    text_listed: Tensor | None = None
+
+    def replace(self, **fields: Any) -> LossTerms:
+        """Return a copy with new values for `fields`."""
+        return dataclasses.replace(self, **fields)
+
+    @classmethod
+    def tensor_fields(cls) -> dict[str, TermField]:
+        """Return the description of each tensor field, by name."""
+        return cls._tensor_fields
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors that are present, by name."""
+        return {name: value for name in self.tensor_fields() if (value := getattr(self, name)) is not None}
+
+    def options(self) -> dict[str, Any]:
+        """Return the fields that are not tensors, by name."""
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in self._tensor_fields
+        }
+
+    def per_sample(self) -> dict[str, Tensor]:
+        """Return the tensors that have an entry for each sample, by name."""
+        fields = self.tensor_fields()
+        return {name: value for name, value in self.tensors().items() if fields[name].kind == "sample" and value.ndim > 0}
 
     @property
-    def listed(self) -> bool:
-        """Return whether a table has entries for listed clusters alone."""
-        return self.image_listed is not None or self.text_listed is not None
+    def n_samples(self) -> int | None:
+        """Return N, or None if no field is per sample, so that the terms fit any number of samples."""
+        lengths = [int(value.shape[0]) for value in self.per_sample().values()]
+        return lengths[0] if lengths else None
+
+    @property
+    def sparse(self) -> bool:
+        """Return whether a table has entries for neighbouring clusters only."""
+        return self.image_neighbours is not None or self.text_neighbours is not None
 
     @property
     def weighted(self) -> bool:
@@ -87,80 +140,159 @@ class LossTerms:
         return self.image_table is not None or self.text_table is not None or self.factors is not None
 
     @property
+    def normalized(self) -> bool:
+        """Return whether the weights of an anchor are scaled to mean 1: with `normalize`, and always with hardness."""
+        return self.hardness > 0 or (self.weighted and self.normalize)
+
+    @property
     def neutral(self) -> bool:
         """Return whether the loss is plain InfoNCE."""
-        live = self.groups is not None or self.positive_rate is not None or self.hardness > 0 or self.margin is not None
-        return not self.weighted and not live and self.positive_weight == 1
+        plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
+        return plain and not self.weighted and self.positive_weight == 1
 
     @property
     def by_label(self) -> bool:
-        """Return whether there are tables, but the labels to look up in them come with each batch (`for_stream`)."""
-        return (self.image_table is not None and self.image_labels is None) or (
-            self.text_table is not None and self.text_labels is None
+        """Return whether a table lacks labels, because they come with each batch (`for_stream`)."""
+        return any(
+            getattr(self, f"{name}_table") is not None and getattr(self, f"{name}_labels") is None for name in MODALITIES
         )
 
     def for_stream(self) -> LossTerms:
-        """Return the terms without what belongs to samples, for data whose labels come with each batch.
+        """Return the tables alone, for data whose labels come with each batch.
 
-        Each table gets a last row and column of 0, for samples without a label: their pairs count as they are (in a table of
-        listed clusters a row that lists none).
+        Each table gets a last row and column of 0 (a sparse table: a last row without neighbours) for samples without a
+        label, whose pairs then keep weight 1.
 
         Raises:
-            UnsupportedError: more than labels belongs to samples.
+            UnsupportedError: a field other than the labels is per sample.
         """
-        others = [name for name in self._per_sample() if name not in ("image_labels", "text_labels")]
-        if others:
+        labels = [f"{name}_labels" for name in MODALITIES]
+        per_sample = [name for name in self.per_sample() if name not in labels]
+        if per_sample:
             raise UnsupportedError(
-                f"Expected a weighting of tables between clusters for labels that come with a stream, got one with {others[0]} "
-                "of single samples. Use a clusters folder, or weighted_infonce."
+                f"Labels that come with a stream cannot be used with this weighting: it has {per_sample[0]} for each sample. "
+                "Use a clusters folder, or the weighting weighted_infonce."
             )
         from torch.nn.functional import pad
 
-        changed: dict[str, Any] = {"image_labels": None, "text_labels": None}
-        for table, listed in (("image_table", "image_listed"), ("text_table", "text_listed")):
-            entries, lists = getattr(self, table), getattr(self, listed)
-            if lists is not None:
-                changed |= {table: pad(entries, (0, 0, 0, 1)), listed: pad(lists, (0, 0, 0, 1), value=-1)}
-            elif entries is not None:
-                changed[table] = pad(entries, (0, 1, 0, 1))
-        return dataclasses.replace(self, **changed)
+        changed: dict[str, Any] = dict.fromkeys(labels)
+        for name in MODALITIES:
+            table, neighbours = getattr(self, f"{name}_table"), getattr(self, f"{name}_neighbours")
+            if neighbours is not None:
+                changed[f"{name}_neighbours"] = pad(neighbours, (0, 0, 0, 1), value=-1)
+            if table is not None:
+                changed[f"{name}_table"] = pad(table, (0, neighbours is None, 0, 1))
+        return self.replace(**changed)
 
     def with_labels(self, labels: Tensor) -> LossTerms:
         """Return terms of `for_stream` with the labels of a batch.
 
         Args:
-            labels: image and text cluster of each sample, int64, shape (B, 2); -1 for a sample without.
+            labels: image and text cluster of each sample, int64, shape (B, 2); -1 for a sample without a label.
         """
-        columns: list[Tensor | None] = [
-            # -1 becomes K, the row of zeros.
-            None if table is None else labels[:, column].to(table.device).remainder(len(table)).contiguous()
-            for column, table in enumerate((self.image_table, self.text_table))
-        ]
-        return dataclasses.replace(self, image_labels=columns[0], text_labels=columns[1])
+        changed: dict[str, Any] = {}
+        for column, name in enumerate(MODALITIES):
+            table = getattr(self, f"{name}_table")
+            if table is not None:  # -1 becomes K, the row of zeros
+                changed[f"{name}_labels"] = labels[:, column].to(table.device).remainder(len(table)).contiguous()
+        return self.replace(**changed)
 
-    @property
-    def n_samples(self) -> int | None:
-        """Return N, or None where nothing belongs to a sample, so that the terms fit any number of them."""
-        lengths = [int(value.shape[0]) for value in self._per_sample().values()]
-        return lengths[0] if lengths else None
-
-    def _per_sample(self) -> dict[str, Tensor]:
-        """Return the tensors that have an entry for each sample."""
-        names = ("image_labels", "text_labels", "factors", "groups", "positive_rate")
-        return {name: value for name in names if (value := getattr(self, name)) is not None and value.ndim > 0}
+    def transposed(self) -> LossTerms:
+        """Return the terms of the pairs (text i, image j), with transposed tables."""
+        tables = {name: table.T for name in ("image_table", "text_table") if (table := getattr(self, name)) is not None}
+        return self.replace(**tables)
 
     def take(self, index: Tensor) -> LossTerms:
-        """Return the terms of the samples `index` (int64, shape (B,)): labels and factors of length B, the same tables."""
-        return self.map_samples(lambda per_sample: per_sample[index])
+        """Return the terms of the samples `index` (int64, shape (B,)): per-sample fields of length B, the same tables."""
+        return self.map_samples(lambda value: value[index])
 
     def map_samples(self, change: Callable[[Tensor], Tensor]) -> LossTerms:
-        """Return a copy whose per-sample tensors went through `change`; tables are shared."""
-        changed: dict[str, Any] = {name: change(value) for name, value in self._per_sample().items()}
-        return dataclasses.replace(self, **changed)
+        """Return a copy with `change` applied to each per-sample tensor; tables are shared."""
+        return self.replace(**{name: change(value) for name, value in self.per_sample().items()})
 
     def to(self, device: torch.device | str) -> LossTerms:
         """Return the terms with every tensor on `device`."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name in TENSORS_OF_TERMS if (value := getattr(self, name)) is not None
-        }
-        return dataclasses.replace(self, **moved)
+        return self.replace(**{name: value.to(device, non_blocking=True) for name, value in self.tensors().items()})
+
+    def check(self, n_samples: int | None = None, device: torch.device | None = None, name: str = "terms") -> None:
+        """Check shapes, dtypes, devices and options, without reading tensor values (no wait for a GPU).
+
+        Args:
+            n_samples: samples of the batch; None checks terms of a whole data set, which may lack labels (stream).
+            device: where the features are; None allows every device.
+            name: name of the argument in error messages.
+
+        Raises:
+            InputError: a field is no tensor, does not fit the batch or is on another device, or an option is out of range.
+        """
+        for field_name, value in self.tensors().items():
+            if not hasattr(value, "is_floating_point"):
+                raise InputError(f"{name}.{field_name} must be a tensor, got {type(value).__name__}.")
+        n = self.n_samples if n_samples is None else n_samples
+        for field_name, value in self.tensors().items():
+            _check_tensor(f"{name}.{field_name}", value, self.tensor_fields()[field_name], n, device)
+        for modality in MODALITIES:
+            self._check_table(modality, name, needs_labels=n_samples is not None)
+        for option, low, high in (("margin", -2.0, 2.0), ("hardness", 0.0, None), ("positive_weight", 0.0, None)):
+            number = getattr(self, option)
+            if number is None and option == "margin":
+                continue
+            limits = f"at least {low:g}" if high is None else f"within {low:g} .. {high:g}"
+            if not isinstance(number, int | float) or not (
+                low <= number < float("inf") if high is None else low <= number <= high
+            ):
+                raise InputError(f"{name}.{option} must be {limits}, got {number!r}.")
+
+    def check_values(self) -> None:
+        """Check the values of the tensors. Call this once for each clustering, not in a step: it waits for a GPU.
+
+        Raises:
+            InputError: a log-weight is NaN or above `LARGEST` in size (-inf removes a pair), a label has no cluster, or a
+                positive rate is not within 0 .. 1.
+        """
+        for modality in MODALITIES:
+            table, labels = getattr(self, f"{modality}_table"), getattr(self, f"{modality}_labels")
+            if table is not None:
+                removed = table == -float("inf")
+                _check_range(
+                    f"{modality}_table", table.masked_fill(removed, 0.0), -LARGEST, LARGEST, ", or -inf to remove a pair"
+                )
+                if labels is not None and len(labels):
+                    _check_range(f"{modality}_labels", labels, 0, len(table) - 1)
+        if self.factors is not None:
+            _check_range("factors", self.factors, -(LARGEST**0.5), LARGEST**0.5)
+        if self.positive_rate is not None:
+            _check_range("positive_rate", self.positive_rate, 0.0, 1.0)
+
+    def _check_table(self, modality: str, name: str, *, needs_labels: bool) -> None:
+        """Check that a table has labels, and a shape that fits its neighbours."""
+        table, neighbours = getattr(self, f"{modality}_table"), getattr(self, f"{modality}_neighbours")
+        if table is None:
+            return
+        if needs_labels and getattr(self, f"{modality}_labels") is None:
+            raise InputError(f"{name}.{modality}_table needs {modality}_labels, which are missing. Pass terms.take(index).")
+        shape = (len(table), len(table)) if neighbours is None else (len(neighbours), neighbours.shape[1] + 1)
+        if tuple(table.shape) != shape:
+            raise InputError(f"{name}.{modality}_table must have shape {shape}, got {tuple(table.shape)}.")
+
+
+def _check_range(name: str, values: Tensor, low: float, high: float, also: str = "") -> None:
+    if values.numel() and not bool(((values >= low) & (values <= high)).all()):  # NaN is neither
+        raise InputError(
+            f"terms.{name} must be within {low:g} .. {high:g}{also}, got {values.min():g} .. {values.max():g}. Use other "
+            "options of the weighting."
+        )
+
+
+def _check_tensor(name: str, value: Tensor, field: TermField, n_samples: int | None, device: torch.device | None) -> None:
+    if not (str(value.dtype) in ("torch.int64", "torch.int32") if field.integer else value.is_floating_point()):
+        raise InputError(f"{name} must be {'int64' if field.integer else 'floating-point'}, got {value.dtype}.")
+    if value.ndim not in {len(shape) for shape in field.shapes}:
+        shapes = " or ".join(f"({', '.join(shape)}{',' if len(shape) == 1 else ''})" for shape in field.shapes)
+        raise InputError(f"{name} must have shape {shapes}, got {tuple(value.shape)}.")
+    if field.kind == "sample" and value.ndim > 0 and len(value) != n_samples:
+        raise InputError(
+            f"{name} has {len(value)} samples, the batch has {n_samples}. Pass the terms of the batch: terms.take(index)."
+        )
+    if device is not None and value.device != device:
+        raise InputError(f"{name} is on {value.device}, the features are on {device}. Move them: terms.to(features.device).")

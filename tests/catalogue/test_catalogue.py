@@ -138,7 +138,7 @@ def test_same_bytes_twice(exported: Path, tmp_path: Path) -> None:
 
 def test_export_spares_what_is_not_its_own(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    with pytest.raises(ArtifactError, match="Name another"):
+    with pytest.raises(ArtifactError, match="Name another path"):
         catalogue.export(tmp_path, split="unseen")
     assert (tmp_path / "mine").read_text() == "precious"
     for more in ({"format": "zip"}, {"shard_size": 0}, {"split": "x"}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,12 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
+from rich.table import Table
+from rich.text import Text
 
-from clip_negatives import registry
-from clip_negatives.cli import COMMANDS, main, printable
+from clip_negatives.cli import COMMANDS, main
+from clip_negatives.cli.output import console
+from clip_negatives.host import registry
 from clip_negatives.testing import CHECKS, ConformanceError, Subject
 
 
@@ -69,7 +73,7 @@ def test_plugins_new_writes_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["prepare", "absent.csv", "out"], "absent.csv, which is not there"),
+        (["prepare", "absent.csv", "out"], "absent.csv does not exist"),
         (["prepare", "absent.txt", "out"], "end in .csv, .tsv or .tar"),
         (["meter", "absent"], "clip-negatives prepare"),
         (["generate", "absent"], "clip-negatives prepare"),
@@ -80,7 +84,7 @@ def test_plugins_new_writes_a_folder(tmp_path: Path) -> None:
         (["compare", "--seeds", "0"], "at least 1 seed"),
         (["catalogue", "export", "out", "--split", "tset"], "Expected a split"),
         (["plugins", "check", "in_bach"], "Did you mean 'in_batch'"),
-        (["plugins", "check", "kmeans", "--kind", "loss-weighting"], "the name of a loss weighting"),
+        (["plugins", "check", "kmeans", "--kind", "loss-weighting"], "Unknown loss weighting"),
         (["plugins", "check", "kmeans:n_cluster=3"], "n_clusters"),
         (["plugins", "new", "In Batch"], "such as my-sampler"),
         (["plugins", "new", "in-batch"], "Choose another"),
@@ -116,7 +120,7 @@ def test_ctrl_c_is_one_sentence_and_the_exit_code_of_a_shell(monkeypatch: pytest
     monkeypatch.setattr(registry, "default_registry", stop)
     shown = run("plugins")
     assert shown.exit_code == 130
-    assert shown.stderr.strip().splitlines() == ["Stopped. What is finished is kept."]
+    assert shown.stderr.strip().splitlines() == ["Stopped. Finished work is kept."]
 
 
 def every_command(group: click.Group = main, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -132,8 +136,8 @@ def every_command(group: click.Group = main, *path: str) -> Iterator[tuple[tuple
 @pytest.mark.parametrize(("path", "command"), list(every_command()), ids=lambda value: str(value))
 def test_help_has_examples_that_can_be_called(path: tuple[str, ...], command: click.Command) -> None:
     """Parsed and not run: the options are there, and their values of the type."""
-    shown = run(*path, "--help").output
-    lines = [line.strip() for line in shown.split("Examples:\n")[1].splitlines() if line.startswith("    ")]
+    shown = run(*path, "--help").output.replace("\\\n", "")
+    lines = [line.strip() for line in shown.split("Examples:\n")[1].split("\n\n")[0].splitlines() if line.startswith("    ")]
     assert lines
     for line in lines:
         words = shlex.split(line)
@@ -163,12 +167,45 @@ def test_a_shell_completes_names_of_plugins_and_their_options() -> None:
     assert completed("plugins", "check", "weighted") == ["weighted_infonce"]
 
 
-def test_errors_that_quote_data_do_not_steer_the_terminal() -> None:
-    """A name out of data could clear the screen, or write a title, or a link, or hide what follows."""
-    hostile = "a\x1b[2J\x1b]0;x\x07\u202eb\r\ud800"
-    assert printable(hostile) == "a\\x1b[2J\\x1b]0;x\\x07\\u202eb\\r\\ud800"
-    assert printable("schön 雪 \n") == "schön 雪 \n"
-    shown = run("generate", f"{hostile[:4]}gone", "-o", "pairs.parquet")
-    assert shown.exit_code == 2
-    assert "\x1b" not in shown.stderr
-    assert "\\x1b" in shown.stderr
+HOSTILE = "a\x1b[2J\x1b]0;x\x07\u202eb\r\nError forged \udcff"
+ESCAPED = "a\\x1b[2J\\x1b]0;x\\x07\\u202eb\\r\\nError forged \\udcff"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "stream"),
+    [
+        (["generate", HOSTILE, "-o", "pairs.parquet"], 2, "stderr"),
+        (["prepare", f"--{HOSTILE}"], 2, "stderr"),
+        ([f"--{HOSTILE}"], 2, "stderr"),
+        ([HOSTILE], 2, "stderr"),
+        (["plugins", "new", "mine", "--kind", HOSTILE], 2, "stderr"),
+        (["plugins", "new", "mine", "--output", HOSTILE], 0, "stdout"),
+        (["catalogue", "export", HOSTILE[:-2], "--split", "test", "--format", "csv"], 0, "stdout"),
+        (["plugins"], 0, "stdout"),
+    ],
+)
+def test_what_is_printed_neither_drives_the_terminal_nor_forges_a_line(
+    arguments: list[str], code: int, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name could clear the screen, write the title of the window, hide text, or print a line that seems to be ours."""
+    if arguments == ["plugins"]:
+        item = registry.default_registry().items()[0]
+        hostile = dataclasses.replace(item, name=HOSTILE, plugin=HOSTILE, distribution=HOSTILE, version=HOSTILE)
+        monkeypatch.setattr(registry.Registry, "items", lambda *_: [hostile])
+    shown = run(*arguments)
+    assert shown.exit_code == code, shown.output
+    text = getattr(shown, stream)
+    assert not {"\x1b", "\x07", "\r", "\u202e", "\udcff"} & set(text)
+    assert "a\\x1b[2J" in text
+    assert not any(line.startswith("Error forged") for line in text.splitlines())
+
+
+def test_tables_escape_names_and_take_none_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table(HOSTILE, title=HOSTILE, caption=HOSTILE)
+    table.add_column(Text("two\nlines"))
+    table.add_row(HOSTILE, "[bold]雪[/bold] :smile: [link=file:///etc]x[/link]")
+    console().print(table)
+    shown = capsys.readouterr().out
+    assert "".join(shown.split()).count("".join(ESCAPED.split())) == 4
+    assert "[bold]雪[/bold] :smile: [link=file:///etc]x[/link]" in shown
+    assert "\x1b" not in shown

@@ -13,8 +13,7 @@ from click.testing import CliRunner, Result
 
 from clip_negatives import read_clusters
 from clip_negatives.cli import main
-
-from ..pairs import write_csv, write_tars
+from tests.pairs import write_csv, write_tars
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 N = 64
@@ -74,7 +73,7 @@ def test_inspect() -> None:
     shown = run("inspect", "clusters", "--batch-size", 32, "--pairs", 3, "--clusters-shown", 1, "-o", "report")
     assert "report/index.html: " in shown.stdout
     assert "samples shown, " in shown.stdout
-    assert "of them missing" in shown.stdout
+    assert "images unreadable" in shown.stdout
 
 
 def test_meter_shows_every_word_in_a_pipe_and_writes_json() -> None:
@@ -94,18 +93,18 @@ def test_meter_shows_every_word_in_a_pipe_and_writes_json() -> None:
     ("arguments", "words"),
     [
         (["prepare", "pairs.csv", "clusters", "--csv-caption-key", "caption"], "'filepath', 'title', 'item'"),
-        (["prepare", "pairs.csv", "clusters", "--csv-separator", ","], "say --csv-separator"),
-        (["prepare", "pairs.csv", "images"], "something else"),
-        (["prepare", "pairs.csv", "pairs.csv/clusters"], "Expected to write"),
+        (["prepare", "pairs.csv", "clusters", "--csv-separator", ","], "Use --csv-separator"),
+        (["prepare", "pairs.csv", "images"], "it has files, but no manifest.json"),
+        (["prepare", "pairs.csv", "pairs.csv/clusters"], "cannot be written"),
         (["prepare", "pairs.csv", "clusters", "--image-encoder", "pixel"], "Did you mean 'pixels'"),
-        (["prepare", "pairs.csv", "clusters", "--clusterer", "kmeans:n_clusters=65"], "at most as many clusters"),
+        (["prepare", "pairs.csv", "clusters", "--clusterer", "kmeans:n_clusters=65"], "more than the number of samples"),
         (["meter", "clusters"], "batch size within 2 .. 64"),
-        (["inspect", "clusters"], "batch size within 2 .. 64"),
-        (["inspect", "clusters", "-o", "images", "--batch-size", "32"], "something else"),
-        (["inspect", "clusters", "--batch-size", "32", "--data", "absent.csv"], "absent.csv, which is not there"),
+        (["inspect", "clusters"], "--batch-size must be within 2 .. 64"),
+        (["inspect", "clusters", "-o", "images", "--batch-size", "32"], "it has files, but no report.json"),
+        (["inspect", "clusters", "--batch-size", "32", "--data", "absent.csv"], "absent.csv does not exist"),
         (["inspect", "clusters", "--batch-size", "32", "--sampler", "in_bach"], "Did you mean 'in_batch'"),
-        (["generate", "clusters", "--per-image", "0"], "at least 1 pair"),
-        (["generate", "clusters", "-o", "pairs.csv/pairs.parquet"], "Expected to write"),
+        (["generate", "clusters", "--per-image", "0"], "per_image must be at least 1"),
+        (["generate", "clusters", "-o", "pairs.csv/pairs.parquet"], "cannot be written"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_exit_code_2(arguments: list[str], words: str) -> None:

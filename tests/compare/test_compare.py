@@ -12,17 +12,21 @@ from unittest import mock
 
 import pytest
 
-from clip_negatives import catalogue
+from clip_negatives import Columns, Recipe, catalogue
 from clip_negatives.compare import Comparison, compare, study
 from clip_negatives.compare import run as run_module
+from clip_negatives.compare.arguments import open_described
 from clip_negatives.compare.output import cost_table, plot, ranks_table
 from clip_negatives.compare.queries import read_queries
 from clip_negatives.compare.study import run_folder
-from clip_negatives.errors import ClipNegativesError, DataError, InputError
+from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError
+from clip_negatives.host.method import Method
 from clip_negatives.report import write_comparison
+from tests.pairs import write_csv
 
 EPOCHS = 2
 BATCH = 64
+BY_ITEM = Recipe(columns=Columns(group="item"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(output: Path, data: tuple[str, str], **more: object) -> Comparison:
     arguments = ["--train-data", data[0], "--batch-size", str(BATCH), "--epochs", str(EPOCHS), "--device", "cpu"]
-    given: dict[str, object] = {"methods": "paper", "seeds": 2, "test_data": data[1], "group_column": "item", **more}
+    given: dict[str, object] = {"methods": "paper", "seeds": 2, "test_data": data[1], "recipe": BY_ITEM, **more}
     return compare(output, arguments=arguments, **given)
 
 
@@ -84,7 +88,7 @@ def test_what_each_run_answered_is_kept(comparison: Comparison, output: Path, da
 
 def test_a_report_of_real_runs(comparison: Comparison, output: Path) -> None:
     page = write_comparison(comparison, output).read_text(encoding="utf-8")
-    assert "Queries that changed sides" in page
+    assert "Changed answers" in page
     assert "could not be read" not in page
 
 
@@ -134,7 +138,7 @@ def test_tables_and_plot(comparison: Comparison, tmp_path: Path) -> None:
     console.print(cost_table(comparison))
     shown = console.export_text()
     assert "random_reduction" in shown
-    assert "By chance: @1" in shown
+    assert "By chance, in %: Rank@1" in shown
     plot(comparison, tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
 
@@ -144,8 +148,8 @@ def test_a_failing_run_names_its_log(output: Path, data: tuple[str, str], tmp_pa
         compare(
             tmp_path / "out",
             test_data=data[1],
-            group_column="item",
-            arguments=["--train-data", data[0], "--lr-scheduler", "const-cooldown"],
+            recipe=BY_ITEM,
+            arguments=["--train-data", data[0], "--batch-size", str(BATCH), "--epochs", "1", "--lr", "1e30", "--warmup", "0"],
         )
 
 
@@ -153,8 +157,10 @@ def test_a_failing_run_names_its_log(output: Path, data: tuple[str, str], tmp_pa
     ("more", "arguments", "error", "words"),
     [
         ({"seeds": 0}, [], InputError, "at least 1 seed"),
-        ({}, ["--seed", "3"], InputError, "without --seed"),
-        ({}, ["--train-data", "x.csv"], DataError, "--test-data"),
+        ({}, ["--seed", "3"], InputError, "Remove --seed"),
+        ({}, ["--resum", "latest"], InputError, "Remove --resume"),
+        ({}, ["--val-d=x.csv"], InputError, "Remove --val-data"),
+        ({}, ["--train-data", "x.csv"], DataError, "Add test_data="),
         ({"test_data": "x.csv"}, [], DataError, "--train-data"),
     ],
 )
@@ -164,6 +170,28 @@ def test_bad_input(
     with pytest.raises(error, match=words):
         compare(tmp_path / "out", arguments=arguments, **more)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("during", ["training", "evaluation"])
+def test_test_pairs_that_change_during_a_run(during: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = write_csv(tmp_path / "test")
+    described = {"location": str(test), "dataset_type": "csv"}
+    fingerprint = open_described(described).fingerprint()
+    job = run_module.Job("in_batch", Method(), 0, (), tmp_path, described, fingerprint, tmp_path / "run")
+
+    def change(at: str) -> None:
+        if at == during:
+            test.write_text("".join(test.read_text().splitlines(keepends=True)[:-1]))
+
+    def train(*_: object) -> None:
+        (job.new / "run" / "checkpoints").mkdir(parents=True)
+        (job.new / "run" / "checkpoints" / "epoch_1.pt").touch()
+        change("training")
+
+    monkeypatch.setattr("clip_negatives.integrations.open_clip.train", train)
+    monkeypatch.setattr("clip_negatives.compare.evaluate.ranks", lambda *_: (change("evaluation"), None))
+    with pytest.raises(DataError, match="changed while the comparison ran"):
+        run_module.measure(job)
 
 
 def test_last_checkpoint_is_that_of_the_last_epoch(tmp_path: Path) -> None:
@@ -180,8 +208,10 @@ def _sleep(job: run_module.Job) -> None:
 
 def _be_a_comparison(folder: Path) -> None:
     """Start the process of a run, as `run` does, and be killed."""
+    (folder / "new").mkdir()
     with mock.patch.object(run_module, "measure", _sleep):
-        job = run_module.Job(*(None,) * 6, folder=folder)  # type: ignore[arg-type]
+        job = run_module.Job(*(None,) * 7, folder=folder)  # type: ignore[arg-type]
+        job.new.mkdir(parents=True)
         process = multiprocessing.get_context("fork").Process(target=run_module._in_process, args=(job,))
         process.start()
     (folder / "pid").write_text(str(process.pid))
@@ -199,3 +229,33 @@ def test_a_run_ends_with_its_comparison(tmp_path: Path) -> None:
     while status.exists() and status.read_text().rpartition(")")[2].split()[0] not in "ZX":
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+def test_a_second_comparison_in_one_folder_is_told_who_uses_it(data: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").write_text("77\nanother-machine\n")
+    with pytest.raises(ArtifactError, match="out is in use by process 77 on another-machine since"):
+        start(tmp_path / "out", data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_refused(data: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("precious")
+    with pytest.raises(ArtifactError, match="is in the way: it was not written by clip-negatives"):
+        start(tmp_path, data)
+    assert [(item.name, item.read_text()) for item in tmp_path.iterdir()] == [("results.json", "precious")]
+
+
+def _fail(job: run_module.Job) -> None:
+    raise RuntimeError("a\n\x1b[2Jb")
+
+
+def test_a_traceback_in_the_log_of_a_run_is_escaped(tmp_path: Path) -> None:
+    with mock.patch.object(run_module, "measure", _fail):
+        job = run_module.Job(*(None,) * 7, folder=tmp_path)  # type: ignore[arg-type]
+        job.new.mkdir(parents=True)
+        process = multiprocessing.get_context("fork").Process(target=run_module._in_process, args=(job,))
+        process.start()
+        process.join(60)
+    log = (job.new / "output.log").read_text()
+    assert "RuntimeError: a\n\\x1b[2Jb\n" in log
+    assert "\x1b" not in log

@@ -1,4 +1,4 @@
-"""A finished run is taken up again where its result is whole, and made again where it is not."""
+"""A finished run is used again if its result is whole and nothing that it depends on has changed."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ def written(folder: Path, stored: Any) -> Path:
 
 
 def test_whole_result(tmp_path: Path) -> None:
-    found = read_run(written(tmp_path, {"identity": "i", "run": RUN}), "i")
+    found = read_run(written(tmp_path, {"identity": {"a": {"b": 1}}, "run": RUN}))
     assert found is not None
-    assert found["text_to_image_rank_1"] == 0.5
-    assert read_run(tmp_path / "result.json", "another") is None
-    assert read_run(tmp_path / "absent.json", "i") is None
+    assert found[0] == {"a": {"b": 1}}
+    assert found[1]["text_to_image_rank_1"] == 0.5
+    assert read_run(tmp_path / "absent.json") is None
 
 
-@pytest.mark.parametrize("stored", ["", "[]", "3", "[" * 100_000, {"identity": "i"}, {"identity": "i", "run": []}])
+@pytest.mark.parametrize(
+    "stored", ["", "[]", "3", "[" * 100_000, {"identity": {}}, {"identity": {}, "run": []}, {"identity": "i", "run": RUN}]
+)
 def test_what_is_no_result(tmp_path: Path, stored: Any) -> None:
-    assert read_run(written(tmp_path, stored), "i") is None
+    assert read_run(written(tmp_path, stored)) is None
 
 
 @pytest.mark.parametrize(
@@ -60,10 +62,10 @@ def test_what_is_no_result(tmp_path: Path, stored: Any) -> None:
     ],
 )
 def test_results_that_lack_something(tmp_path: Path, change: dict[str, Any]) -> None:
-    assert read_run(written(tmp_path, {"identity": "i", "run": {**RUN, **change}}), "i") is None
+    assert read_run(written(tmp_path, {"identity": {}, "run": {**RUN, **change}})) is None
 
 
 def test_every_field_is_needed(tmp_path: Path) -> None:
     for name in RUN:
         run = {key: value for key, value in RUN.items() if key != name}
-        assert read_run(written(tmp_path, {"identity": "i", "run": run}), "i") is None, name
+        assert read_run(written(tmp_path, {"identity": {}, "run": run})) is None, name

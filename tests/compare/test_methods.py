@@ -19,12 +19,13 @@ from clip_negatives.errors import ClipNegativesError, InputError, OptionError, U
     ],
 )
 def test_baseline_and_control_are_always_there(text: str, expected: list[str]) -> None:
-    assert [method.name for method in parse_methods(text)] == expected
+    assert list(parse_methods(text)) == expected
 
 
 def test_what_a_method_stands_for() -> None:
     methods = {
-        m.name: (m.sampler, m.weighting) for m in parse_methods("default,paper,cluster_similarity,weighted_infonce:beta=2")
+        name: (method.sampler, method.weighting)
+        for name, method in parse_methods("default,paper,cluster_similarity,weighted_infonce:beta=2").items()
     }
     assert methods["default"] == ("cluster_similarity", "weighted_infonce")
     assert methods["paper"] == ("cluster_similarity", "weighted_infonce:text_beta=0.0,remove=true")
@@ -33,7 +34,7 @@ def test_what_a_method_stands_for() -> None:
 
 
 def test_temperature_is_held_where_it_is_named() -> None:
-    methods = {m.name: m for m in parse_methods("default,default@0.1,weighted_infonce:beta=2@0.05")}
+    methods = parse_methods("default,default@0.1,weighted_infonce:beta=2@0.05")
     assert [method.temperature for method in methods.values()] == [None, None, 0.1, 0.05, None]
     assert methods["default@0.1"].weighting == methods["default"].weighting
     assert methods["weighted_infonce:beta=2@0.05"].weighting == "weighted_infonce:beta=2"
@@ -45,7 +46,7 @@ def test_temperature_is_held_where_it_is_named() -> None:
         ("papr", UnknownNameError, "Did you mean 'paper'"),
         ("in_batch+weighted", UnknownNameError, "weighted_infonce"),
         ("in_batch+weighted_infonce:bet=2", OptionError, "beta"),
-        ("paper,paper", InputError, "every method once"),
+        ("paper,paper", InputError, "Name each method once"),
         ("paper@", InputError, "paper@0.1"),
         ("paper@low", InputError, "paper@0.1"),
         ("paper@5", InputError, "0.01 .. 1"),

@@ -1,4 +1,4 @@
-"""Csv data are read as open_clip reads them, and faults are one sentence that names the file."""
+"""Csv data are read as open_clip reads them; errors name the file."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from open_clip_train.data import CsvDataset
+from PIL import Image
 
+from clip_negatives import Columns
 from clip_negatives.dataset import CsvPairs, open_pairs
 from clip_negatives.errors import DataError
-
-from ..pairs import listings, write_csv
+from tests.pairs import listings, write_csv
 
 
 def test_rows_are_those_of_open_clip(tmp_path: Path) -> None:
@@ -42,28 +43,28 @@ def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypat
 def test_missing_text_is_what_open_clip_trains_on_and_missing_group_is_unknown(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text("filepath\ttitle\titem\na.png\t\t\nb.png\tb\tx\n")
-    source = CsvPairs(file, group_column="item")
+    source = CsvPairs(file, Columns(group="item"))
     theirs = CsvDataset(str(file), None, "filepath", "title", "\t", tokenizer=list)
     assert list(source.texts) == ["nan", "b"] == [str(text) for text in theirs.captions]
     assert source.groups == ["", "x"]
 
 
-def test_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 2)
-    with pytest.raises(DataError, match=r"column 'caption'.*'filepath', 'title', 'item'"):
-        CsvPairs(file, text_column="caption")
-    with pytest.raises(DataError, match="column 'brand'"):
-        CsvPairs(file, group_column="brand")
+    with pytest.raises(DataError, match=r"'caption' \(columns: 'filepath', 'title', 'item'\)\. Use Columns\(text="):
+        CsvPairs(file, Columns(text="caption"))
+    with pytest.raises(DataError, match=r"no column 'brand'.*Use Columns\(group="):
+        CsvPairs(file, Columns(group="brand"))
 
 
 def test_wrong_separator_is_guessed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"separated by ',', not by '\\t': say --csv-separator"):
+    with pytest.raises(DataError, match=r"separated by ',', not by '\\t'. Use Columns\(separator="):
         CsvPairs(write_csv(tmp_path, 2, separator=","))
 
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [("", "No columns"), ("filepath\ttitle\n", "header only"), ("filepath\ttitle\na\tb\tc\td\te\nx\ty\n", None)],
+    [("", "No columns"), ("filepath\ttitle\n", "no rows below its header"), ("filepath\ttitle\na\tb\tc\td\te\nx\ty\n", None)],
 )
 def test_csv_without_pairs(tmp_path: Path, content: str, fault: str | None) -> None:
     file = tmp_path / "pairs.csv"
@@ -78,12 +79,12 @@ def test_csv_without_pairs(tmp_path: Path, content: str, fault: str | None) -> N
 def test_binary_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_bytes(bytes(range(256)) * 10)
-    with pytest.raises(DataError, match=r"Expected a csv file|Expected a column"):
+    with pytest.raises(DataError, match=r"is not a csv file|has no column"):
         CsvPairs(file)
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not there"):
+    with pytest.raises(DataError, match="does not exist"):
         CsvPairs(tmp_path / "none.csv")
 
 
@@ -97,7 +98,7 @@ def test_bad_image_is_named_with_its_row(tmp_path: Path, damage: str) -> None:
         file.write_bytes({"truncated": file.read_bytes()[:-200], "text": b"not an image", "empty": b""}[damage])
     images = source.images(0, 8)
     assert [next(images).size for _ in range(5)] == [(32, 32)] * 5
-    with pytest.raises(DataError, match=rf"{file.name} \(row 5 of .*pairs.csv.*Repair it or leave it out"):
+    with pytest.raises(DataError, match=rf"{file.name} \(row 5 of .*pairs.csv.*(Repair it|Correct its path) or leave it out"):
         next(images)
 
 
@@ -105,7 +106,7 @@ def test_fingerprint_changes_with_the_pairs_and_only_then(tmp_path: Path) -> Non
     file = write_csv(tmp_path, 8)
     first = CsvPairs(file).fingerprint()
     assert CsvPairs(file).fingerprint() == first
-    assert CsvPairs(file, group_column="item").fingerprint() != first
+    assert CsvPairs(file, Columns(group="item")).fingerprint() != first
     image = Path(CsvPairs(file).image_paths[3])
     data = image.read_bytes()
     image.write_bytes(data + b"more")
@@ -116,9 +117,18 @@ def test_fingerprint_changes_with_the_pairs_and_only_then(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv"])
-def test_kind_is_told_by_the_ending_as_in_open_clip(tmp_path: Path, name: str) -> None:
+def test_ending_gives_the_type_as_in_open_clip(tmp_path: Path, name: str) -> None:
     file = write_csv(tmp_path, 2).rename(tmp_path / name)
     assert isinstance(open_pairs(file), CsvPairs)
     assert isinstance(open_pairs(file.rename(tmp_path / "pairs.txt"), dataset_type="csv"), CsvPairs)
-    with pytest.raises(DataError, match="--dataset-type"):
+    with pytest.raises(DataError, match="Set dataset_type= to csv"):
         open_pairs(tmp_path / "pairs.txt")
+
+
+def test_an_image_that_may_not_be_read_is_not_to_be_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object, **named: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(DataError, match=r"permission denied\. Change its permissions or leave it out"):
+        list(CsvPairs(write_csv(tmp_path, 2)).images(0, 1))

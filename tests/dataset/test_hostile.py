@@ -1,4 +1,4 @@
-"""Data that nobody meant well: each is left out or refused with a sentence, soon, and runs nothing."""
+"""Malicious data are skipped or rejected quickly, and no code in them is run."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import os
 import struct
 import tarfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from clip_negatives.dataset import Broken, CsvPairs, Sample, TarPairs
-from clip_negatives.dataset.places import places_of
-from clip_negatives.dataset.source import in_turn, pixels_of, read_image, read_small_image
+from clip_negatives.dataset import BrokenSample, CsvPairs, Sample, TarPairs, open_pairs
+from clip_negatives.dataset.archive import sample_offsets
+from clip_negatives.dataset.images import count_pixels, limited_batches, pillow_limit, read_image, read_small_image
 from clip_negatives.errors import DataError
-from clip_negatives.limits import VARIABLE
-
-from ..pairs import png, write_tar
+from clip_negatives.storage.limits import VARIABLE, limit
+from tests.pairs import png, write_csv, write_tar
 
 PICTURE = png(Image.new("RGB", (2, 2)))
 
 
 def read(file: Path, *, group: str | None = None) -> dict[str, str | None]:
-    """Return the reason of each sample of a tar that is broken, None for those that are not."""
-    places_of(str(file))
-    found: list[Sample | Broken] = [
+    """Return the reason of each broken sample of a tar, and None for each other sample, by key."""
+    sample_offsets(str(file))
+    samples: list[Sample | BrokenSample] = [
         sample for part in TarPairs(str(file), group_field=group).parts() for sample in part.samples()
     ]
-    return {sample.key: sample.reason if isinstance(sample, Broken) else None for sample in found}
+    return {sample.key: sample.reason if isinstance(sample, BrokenSample) else None for sample in samples}
 
 
 def bomb(width: int, height: int) -> bytes:
-    """Return a PNG that claims to be of some size; no pixel of it is there."""
+    """Return a PNG without pixels that claims a size."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b""))
     chunks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts]
@@ -44,57 +44,69 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(9460, 9460), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_decompression_bombs_are_refused_by_their_header(tmp_path: Path, size: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match=r"at most 89478485 pixels, got a picture.*raise the limit"):
+    with pytest.raises(DataError, match=r"The image a picture has more than 89478485 pixels.*raise the limit"):
         read_image(io.BytesIO(bomb(*size)), "a picture")
     assert read_small_image(io.BytesIO(bomb(*size)), 8) is None
-    assert pixels_of(io.BytesIO(bomb(*size))) == 0
+    assert count_pixels(io.BytesIO(bomb(*size))) == 0
     file = write_tar(tmp_path / "a.tar", {"one.png": bomb(*size), "one.txt": b"a", "two.png": PICTURE, "two.txt": b"b"})
     assert read(file) == {"one": "the image has too many pixels", "two": None}
 
 
 def test_the_limit_of_pixels_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "pixels=3")
-    with pytest.raises(DataError, match="at most 3 pixels"):
+    with pytest.raises(DataError, match="more than 3 pixels"):
         read_image(io.BytesIO(PICTURE), "a picture")
     monkeypatch.setenv(VARIABLE, "pixels=4")
     assert read_image(io.BytesIO(PICTURE), "a picture").size == (2, 2)
-    # Over twice its own limit Pillow would refuse.
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
-    assert pixels_of(io.BytesIO(PICTURE)) == 4
+
+
+@pytest.mark.parametrize("users_limit", [1, 3, None])
+def test_pillows_own_limit_is_raised_and_restored(monkeypatch: pytest.MonkeyPatch, users_limit: int | None) -> None:
+    """Pillow refuses an image above twice its own limit."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", users_limit)
+    assert count_pixels(io.BytesIO(PICTURE)) == 4
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda _: read_image(io.BytesIO(PICTURE), "a picture").size, range(50))) == {(2, 2)}
+    assert users_limit == Image.MAX_IMAGE_PIXELS
+    with pillow_limit():  # reading an image within the block does not end it
+        assert count_pixels(io.BytesIO(PICTURE)) == 4
+        assert Image.MAX_IMAGE_PIXELS in (None, limit("pixels"))
+    assert users_limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_postscript_is_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow takes EPS for an image, whatever the file is named, and has Ghostscript run it."""
+    """Pillow reads EPS, whatever the file name, and lets Ghostscript run it."""
     stream = io.BytesIO()
     Image.new("RGB", (4, 4)).save(stream, "EPS")
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program in the data was run"))
-    with pytest.raises(DataError, match="cannot be read as one"):
+    with pytest.raises(DataError, match="cannot be decoded"):
         read_image(io.BytesIO(stream.getvalue()), "a picture")
     assert read_small_image(io.BytesIO(stream.getvalue()), 8) is None
 
 
 def test_sizes_that_are_no_whole_numbers() -> None:
-    """Pillow takes the tags of a TIFF for what they are not, and seeks a place between two bytes."""
+    """Pillow does not check the types of TIFF tags, and seeks a fractional offset."""
     stream = io.BytesIO()
     Image.new("RGB", (9, 7)).save(stream, "TIFF")
     data = bytearray(stream.getvalue())
     (directory,) = struct.unpack("<I", data[4:8])
     (entries,) = struct.unpack("<H", data[directory : directory + 2])
     for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-        if struct.unpack("<H", data[entry : entry + 2]) == (273,):  # where the pixels are
+        if struct.unpack("<H", data[entry : entry + 2]) == (273,):  # offset of the pixels
             data[entry + 2 : entry + 4] = struct.pack("<H", 11)  # a float
     assert read_small_image(io.BytesIO(data), 8) is None
-    with pytest.raises(DataError, match="cannot be read as one"):
+    with pytest.raises(DataError, match="cannot be decoded"):
         read_image(io.BytesIO(data), "a picture")
 
 
 def test_few_large_images_are_held_at_once() -> None:
     sizes = [2**20] * 100 + [2**26] * 5
-    groups = list(in_turn(sizes, 64, lambda pixels: pixels))
+    groups = list(limited_batches(sizes, 64, lambda pixels: pixels))
     assert [size for group in groups for size in group] == sizes
     assert all(len(group) == 1 or (len(group) <= 64 and sum(group) <= 2**27) for group in groups)
     assert [len(group) for group in groups] == [64, 37, 2, 2]
-    assert list(in_turn([], 3)) == []
+    assert list(limited_batches([], 3)) == []
+    assert list(limited_batches([1, 9, 2, 2, 2], 3, lambda pixels: pixels, 6)) == [[1], [9], [2, 2, 2]]
 
 
 def test_pipes_and_names_with_zero_bytes_in_a_csv(tmp_path: Path) -> None:
@@ -107,27 +119,51 @@ def test_pipes_and_names_with_zero_bytes_in_a_csv(tmp_path: Path) -> None:
             list(part.samples())
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a pipe", "folder"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_data_that_are_not_regular_files(tmp_path: Path, kind: str, scheme: str) -> None:
+    """Nothing is read of them: a pipe would block, and /dev/zero has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    paths = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "link to a pipe": tmp_path / "link", "folder": tmp_path}
+    location = f"{scheme}{paths[kind]}"
+    for dataset_type, name in (("csv", "csv file"), ("webdataset", "tar")):
+        with pytest.raises(DataError, match=f"^The {name} {location} is not a regular file. Check its path.$"):
+            open_pairs(location, dataset_type=dataset_type)
+    with pytest.raises(DataError, match="is not a regular file"):
+        sample_offsets(location)
+
+
+def test_links_to_regular_files(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").symlink_to(write_csv(tmp_path, 2))
+    (tmp_path / "a.tar").symlink_to(write_tar(tmp_path / "b.tar", {"one.png": PICTURE, "one.txt": b"text"}))
+    assert len(open_pairs(tmp_path / "a.csv")) == 2
+    assert read(tmp_path / "a.tar") == {"one": None}
+
+
 def test_a_quote_that_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "letters=20")
+    monkeypatch.setenv(VARIABLE, "characters=20")
     (tmp_path / "a.csv").write_text('filepath\ttitle\na.png\tfine\nb.png\t"open\n' + "c.png\tmore\n" * 9 + '"\n')
-    with pytest.raises(DataError, match=r"at most 20 letters in .*a\.csv, got \d+ in row 1.*a quote that is not closed"):
+    with pytest.raises(
+        DataError, match=r"text of row 1 of .*a\.csv has \d+ characters, more than the limit of 20\. Close its quotation mark"
+    ):
         CsvPairs(tmp_path / "a.csv")
 
 
 def test_long_texts_and_large_members_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(VARIABLE, "letters=20,member_bytes=200")
+    monkeypatch.setenv(VARIABLE, "characters=20,member_bytes=200")
     members = {f"{key}.{ending}": data for key in "abcd" for ending, data in (("png", PICTURE), ("txt", b"text"))}
     members |= {"b.txt": b"x" * 21, "c.png": bytes(201), "d.mp4": bytes(10**6), "d.json": b"{}" + b" " * 300}
     assert read(write_tar(tmp_path / "a.tar", members)) == {
         "a": None,
-        "b": "the text has 21 letters, more than 20",
+        "b": "the text has 21 characters, more than 20",
         "c": "the .png has more than 200 bytes",
         "d": "the .json has more than 200 bytes",
     }
 
 
 def test_sparse_members_are_not_filled_up(tmp_path: Path) -> None:
-    """A header of 512 bytes stands for a terabyte of zeros."""
+    """A header of 512 bytes can claim a terabyte of zeros."""
     info = tarfile.TarInfo("one.png")
     info.pax_headers = {"GNU.sparse.size": str(2**40), "GNU.sparse.map": "0,0", "GNU.sparse.name": "one.png"}
     with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
@@ -139,7 +175,7 @@ def test_sparse_members_are_not_filled_up(tmp_path: Path) -> None:
 
 
 def _tar_with(header: bytes) -> bytes:
-    """Return a tar of a whole sample and a header behind it."""
+    """Return a tar of a complete sample, followed by a header."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         for name, data in (("one.png", PICTURE), ("one.txt", b"a")):
@@ -159,12 +195,12 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 @pytest.mark.parametrize(
     "header",
     [
-        _header("two.mp4", 2**61),  # tarfile would look for its end for ever
+        _header("two.mp4", 2**61),  # tarfile would search for its end for ever
         _header("two.mp4", 2**80),
-        _header("two", 2**40, tarfile.XHDTYPE),  # and would take memory for this at once
+        _header("two", 2**40, tarfile.XHDTYPE),  # tarfile would allocate this at once
         _header("two", 2**31, tarfile.GNUTYPE_LONGNAME),
         _header("two", 11, tarfile.XHDTYPE) + b"11 size=-1\n".ljust(512, b"\0") + _header("two.mp4", 0),
-        (_header("two", 12, tarfile.XHDTYPE) + b"12 mtime=12\n".ljust(512, b"\0")) * 3000,  # headers of headers of headers
+        (_header("two", 12, tarfile.XHDTYPE) + b"12 mtime=12\n".ljust(512, b"\0")) * 3000,  # nested headers
         _header("two", 28, tarfile.XHDTYPE) + b"28 GNU.sparse.map=1,2,BINAR\n".ljust(512, b"\0") + _header("two.mp4", 0),
     ],
 )
@@ -172,9 +208,9 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 def test_headers_that_claim_too_much(tmp_path: Path, header: bytes, packed: bool) -> None:
     data = _tar_with(header)
     (tmp_path / "a.tar").write_bytes(gzip.compress(data) if packed else data)
-    found = read(tmp_path / "a.tar")
-    assert found.pop("one") is None
-    assert set(found) <= {str(tmp_path / "a.tar")}
+    reasons = read(tmp_path / "a.tar")
+    assert reasons.pop("one") is None
+    assert set(reasons) <= {str(tmp_path / "a.tar")}
 
 
 def test_names_and_groups_that_are_no_text(tmp_path: Path) -> None:
@@ -192,7 +228,7 @@ def test_names_and_groups_that_are_no_text(tmp_path: Path) -> None:
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     assert read(tmp_path / "a.tar", group="item") == {
-        "one\\xff": "the name is not UTF-8",
+        "one\\xff": "the key is not UTF-8",
         "two": None,
         "deep": "the .json cannot be read",
         "number": "the .json cannot be read",
@@ -202,7 +238,7 @@ def test_names_and_groups_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_members_stay_in_the_tar(tmp_path: Path) -> None:
-    """Names that lead out of a folder are names; links are passed over, also those to files that are there."""
+    """Names with .. are only names, and links are skipped."""
     (tmp_path / "home").mkdir()
     (tmp_path / "secret.txt").write_text("secret")
     with tarfile.open(tmp_path / "home" / "a.tar", "w") as tar:
@@ -217,7 +253,7 @@ def test_members_stay_in_the_tar(tmp_path: Path) -> None:
         info = tarfile.TarInfo("link.png")
         info.size = len(PICTURE)
         tar.addfile(info, io.BytesIO(PICTURE))
-    found = read(tmp_path / "home" / "a.tar")
-    assert all(reason is None for reason in found.values())
-    assert not any("link" in key for key in found)
+    reasons = read(tmp_path / "home" / "a.tar")
+    assert all(reason is None for reason in reasons.values())
+    assert not any("link" in key for key in reasons)
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["a.tar", "home", "secret.txt"]

@@ -1,4 +1,4 @@
-"""Webdataset tars give the pairs that open_clip keeps, in their order; faults are one sentence."""
+"""Webdataset tars give the pairs that open_clip keeps, in order; errors name the tar."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from clip_negatives.dataset import Broken, CsvPairs, Sample, TarPairs, open_pairs
+from clip_negatives import Columns
+from clip_negatives.dataset import BrokenSample, CsvPairs, Sample, TarPairs, open_pairs
 from clip_negatives.errors import DataError
-
-from ..pairs import listings, png, write_csv, write_tar, write_tars
+from clip_negatives.storage.limits import DEFAULTS, VARIABLE
+from tests.pairs import listings, png, write_csv, write_tar, write_tars
 
 
 def test_pairs_are_those_of_the_csv(tmp_path: Path) -> None:
     tars, table = (
-        open_pairs(write_tars(tmp_path, 30), group_column="item"),
-        CsvPairs(write_csv(tmp_path, 30), group_column="item"),
+        open_pairs(write_tars(tmp_path, 30), Columns(group="item")),
+        CsvPairs(write_csv(tmp_path, 30), Columns(group="item")),
     )
     assert isinstance(tars, TarPairs)
     assert list(tars.keys) == [item[0] for item in listings(30)]
@@ -49,10 +50,10 @@ def test_samples_without_text_or_image_are_left_out_as_in_open_clip(tmp_path: Pa
 def test_repeated_key_is_refused(tmp_path: Path) -> None:
     for name, keys in (("a", ("one", "two")), ("b", ("one", "three")), ("c", ("three",))):
         write_tar(tmp_path / f"{name}.tar", {file: data for key in keys for file, data in _pair(key).items()})
-    with pytest.raises(DataError, match=r"every key once.*got 1 again"):
+    with pytest.raises(DataError, match=r"1 keys repeat"):
         len(TarPairs(f"{tmp_path}/a.tar::{tmp_path}/b.tar"))
     # Also where the same key ends one tar and begins the next.
-    with pytest.raises(DataError, match=r"every key once.*got 1 again"):
+    with pytest.raises(DataError, match=r"1 keys repeat"):
         len(TarPairs(f"{tmp_path}/b.tar::{tmp_path}/c.tar"))
 
 
@@ -60,17 +61,17 @@ def test_repeated_file_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for _ in range(2):
             tar.addfile(tarfile.TarInfo("one.txt"))
-    with pytest.raises(DataError, match=r"one.txt: duplicate file name"):
+    with pytest.raises(DataError, match=r"The tar .* has the file one\.txt twice\. Write the tar again\.$"):
         len(TarPairs(str(tmp_path / "a.tar")))
 
 
 def test_missing_tar(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"pairs-000002.tar, which is not there"):
+    with pytest.raises(DataError, match=r"pairs-000002.tar does not exist"):
         TarPairs(write_tars(tmp_path, 8).replace("000001", "000002"))
 
 
-def _cut(folder: Path, length: int) -> tuple[TarPairs, list[Sample | Broken]]:
-    """Return pairs of a whole tar and one that is cut, and what is read of them."""
+def _cut(folder: Path, length: int) -> tuple[TarPairs, list[Sample | BrokenSample]]:
+    """Return pairs of a complete tar and a truncated one, and their samples."""
     pattern = write_tars(folder, 12)
     file = folder / "pairs-000001.tar"
     file.write_bytes(file.read_bytes()[:length])
@@ -78,8 +79,8 @@ def _cut(folder: Path, length: int) -> tuple[TarPairs, list[Sample | Broken]]:
     return source, [sample for part in source.parts() for sample in part.samples()]
 
 
-def _places(folder: Path) -> list[int]:
-    """Return where the headers of the second tar begin, and where the last file ends."""
+def _header_offsets(folder: Path) -> list[int]:
+    """Return the offsets of the headers of the second tar, and the end of its last file."""
     write_tars(folder, 12)
     with tarfile.open(folder / "pairs-000001.tar") as tar:
         members = tar.getmembers()
@@ -88,12 +89,12 @@ def _places(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize("more", [0, 100, 512, 520])
 def test_tar_that_is_cut_anywhere_is_broken(tmp_path: Path, more: int) -> None:
-    """Cut before a header, in one, and in the file of one, each of image, text and json, and before the end is said."""
-    places = _places(tmp_path)
+    """Truncated before a header, in a header, in a file (image, text, json), and before the end of the tar."""
+    places = _header_offsets(tmp_path)
     for member in (9, 10, 11, *([len(places) - 1] if more < 512 else [])):
         source, read = _cut(tmp_path, places[member] + more)
         whole, lost = member // 3, member % 3 == 2
-        broken = [sample for sample in read if isinstance(sample, Broken)]
+        broken = [sample for sample in read if isinstance(sample, BrokenSample)]
         assert [sample.key for sample in broken] == [*([listings(12)[6 + whole][0]] if lost else []), source.shards[1]]
         assert len(read) - len(broken) == 6 + whole
         keys = [sample.key for sample in read if isinstance(sample, Sample)]
@@ -102,12 +103,12 @@ def test_tar_that_is_cut_anywhere_is_broken(tmp_path: Path, more: int) -> None:
 
 
 def test_header_that_is_damaged(tmp_path: Path) -> None:
-    place = _places(tmp_path)[9]
+    place = _header_offsets(tmp_path)[9]
     whole = (tmp_path / "pairs-000001.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:place] + b"?" * 512 + whole[place + 512 :])
     *read, broken = TarPairs(str(tmp_path / "a.tar")).parts()[0].samples()
     assert len(read) == 3
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, BrokenSample)
 
 
 def test_compressed_tar(tmp_path: Path) -> None:
@@ -117,36 +118,36 @@ def test_compressed_tar(tmp_path: Path) -> None:
     assert list(TarPairs(str(tmp_path / "a.tar")).keys) == expected
     (tmp_path / "a.tar").write_bytes(packed[: len(packed) // 2])
     *_, broken = TarPairs(str(tmp_path / "a.tar")).parts()[0].samples()
-    assert isinstance(broken, Broken)
+    assert isinstance(broken, BrokenSample)
 
 
 def test_file_that_is_no_tar(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"hello" * 1000)
-    with pytest.raises(DataError, match="Expected readable tars"):
+    with pytest.raises(DataError, match="has no sample with an image"):
         len(TarPairs(str(tmp_path / "a.tar")))
 
 
 def test_tar_without_pairs(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="got none"):
+    with pytest.raises(DataError, match="has no sample with"):
         len(TarPairs(str(write_tar(tmp_path / "a.tar", {"one.txt": b"text"}))))
 
 
 @pytest.mark.parametrize("json", [{}, {"one.json": b"{}"}, {"one.json": b"[1]"}])
 def test_group_field_that_is_not_there(tmp_path: Path, json: dict[str, bytes]) -> None:
     file = write_tar(tmp_path / "a.tar", {**_pair("one"), **json})
-    with pytest.raises(DataError, match=r"field 'item' .* got none in one"):
+    with pytest.raises(DataError, match=r"sample one has no field 'item'"):
         len(TarPairs(str(file), group_field="item"))
 
 
 def test_what_prepare_leaves_out_is_left_out(tmp_path: Path) -> None:
-    """So that reports read what prepare read; the first fault is told where nothing is left."""
+    """Reports read the same samples as prepare; if none is left, the error names the first broken one."""
     broken = {**_pair("one"), "one.txt": b"\xff\xfe\xff", **_pair("two"), "two.json": b"{"}
     sound = {**_pair("three"), "three.json": b'{"item": "a"}'}
     for name, members in (("a", broken), ("b", {**broken, **sound})):
         write_tar(tmp_path / f"{name}.tar", members)
     source = TarPairs(str(tmp_path / "b.tar"), group_field="item")
     assert (source.keys, source.groups, len(list(source.small_images([0], 8)))) == (["three"], ["a"], 1)
-    with pytest.raises(DataError, match=r"got none in .*a.tar \(one: the text is not UTF-8\)"):
+    with pytest.raises(DataError, match=r"a.tar has no sample .*\(one: the text is not UTF-8\)"):
         len(TarPairs(str(tmp_path / "a.tar")))
 
 
@@ -154,7 +155,7 @@ def test_bad_image_is_named_by_its_key(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "a.tar", {**_pair("one"), "two.png": b"no image", "two.txt": b"text"})
     images = TarPairs(str(file)).images(0, 2)
     assert next(images).size == (32, 32)
-    with pytest.raises(DataError, match="sample two, which cannot be read"):
+    with pytest.raises(DataError, match="image of sample two cannot be decoded"):
         next(images)
 
 
@@ -163,4 +164,16 @@ def test_fingerprint_changes_with_a_tar(tmp_path: Path) -> None:
     first = TarPairs(pattern).fingerprint()
     assert TarPairs(pattern).fingerprint() == first
     write_tar(tmp_path / "pairs-000001.tar", _pair("other"))
+    assert TarPairs(pattern).fingerprint() != first
+
+
+@pytest.mark.parametrize("name", ["pixels", "characters", "member_bytes", "header_bytes"])
+def test_fingerprint_changes_with_the_limits_that_leave_samples_out(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern = write_tars(tmp_path, 8)
+    first = TarPairs(pattern).fingerprint()
+    monkeypatch.setenv(VARIABLE, f"manifest_bytes=9, {name} = {DEFAULTS[name]}")
+    assert TarPairs(pattern).fingerprint() == first
+    monkeypatch.setenv(VARIABLE, f"{name}={DEFAULTS[name] - 1}")
     assert TarPairs(pattern).fingerprint() != first

@@ -1,18 +1,25 @@
-"""Shards are read from wherever fsspec reaches, as from a disk of this machine; what is wrong is one sentence."""
+"""Shards from any file system of fsspec are read like local files; errors name the shard."""
 
 from __future__ import annotations
 
+import http.server
 import io
+import re
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from clip_negatives.dataset import Broken, CsvPairs, TarPairs, open_pairs, urls
+from clip_negatives import Columns
+from clip_negatives.dataset import BrokenSample, CsvPairs, TarPairs, open_pairs, urls
+from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.errors import DataError
-from clip_negatives.prepare import prepare
-
-from ..pairs import write_csv, write_tars
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.pipelines.recipe import Recipe
+from tests.pairs import write_csv, write_tars
 
 N = 24
 
@@ -36,7 +43,7 @@ def memory(tars: Path) -> str:
 
 def _pairs(location: str) -> list[tuple[str, str, bytes]]:
     samples = [sample for part in open_pairs(location).parts() for sample in part.samples()]
-    assert not any(isinstance(sample, Broken) for sample in samples)
+    assert not any(isinstance(sample, BrokenSample) for sample in samples)
     return [(sample.key, sample.text, sample.image.tobytes()) for sample in samples]
 
 
@@ -51,9 +58,9 @@ def test_shards_of_any_kind_hold_the_same_pairs(tars: Path, memory: str) -> None
 
 
 def test_shards_of_an_object_store_are_prepared(memory: str, tars: Path, tmp_path: Path) -> None:
-    options = {"clusterer": "kmeans:n_clusters=4", "progress": False}
-    there = prepare(TarPairs(memory), tmp_path / "there", **options)
-    here = prepare(TarPairs(f"{tars}/pairs-{{000000..000001}}.tar"), tmp_path / "here", **options)
+    recipe = Recipe(clusterer="kmeans:n_clusters=4")
+    there = prepare(TarPairs(memory), tmp_path / "there", recipe, progress=False)
+    here = prepare(TarPairs(f"{tars}/pairs-{{000000..000001}}.tar"), tmp_path / "here", recipe, progress=False)
     assert there.samples.drop_columns("shard").equals(here.samples.drop_columns("shard"))
     assert there.samples["shard"][0].as_py() == "memory://bucket/pairs-000000.tar"
     assert there.clusters.image.labels.equal(here.clusters.image.labels)
@@ -67,37 +74,58 @@ def test_fingerprint_changes_with_a_shard(memory: str) -> None:
     assert TarPairs(memory).fingerprint() != before
 
 
+def test_fingerprint_changes_with_the_output_of_a_pipe(tars: Path) -> None:
+    pipe = TarPairs(f"pipe:cat {tars}/pairs-000000.tar")
+    before = pipe.fingerprint()
+    assert pipe.fingerprint() == before
+    shutil.copy(tars / "pairs-000001.tar", tars / "pairs-000000.tar")
+    assert pipe.fingerprint() != before
+
+
+def test_fingerprint_changes_with_a_shard_of_a_file_system_that_tells_its_size_only(
+    memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = fsspec.filesystem("memory")
+    info = system.info
+    monkeypatch.setattr(type(system), "info", lambda self, path, **_: {**info(path), "created": None})
+    before = TarPairs(memory).fingerprint()
+    assert TarPairs(memory).fingerprint() == before
+    content = system.cat("/bucket/pairs-000001.tar")
+    system.pipe("/bucket/pairs-000001.tar", content[:-1] + b"1")
+    assert TarPairs(memory).fingerprint() != before
+
+
 def test_csv_of_an_object_store(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 8)
     fsspec.filesystem("memory").pipe("/pairs.csv", file.read_bytes())
-    there, here = open_pairs("memory://pairs.csv", group_column="item"), CsvPairs(file, group_column="item")
+    there, here = open_pairs("memory://pairs.csv", Columns(group="item")), CsvPairs(file, Columns(group="item"))
     assert (there.texts, there.groups) == (here.texts, here.groups)
     assert there.fingerprint() == here.fingerprint()
-    with pytest.raises(DataError, match=r"Expected to read the csv file memory://none\.csv"):
+    with pytest.raises(DataError, match=r"The csv file memory://none\.csv cannot be read"):
         open_pairs("memory://none.csv")
-    with pytest.raises(DataError, match="not by ',': say --csv-separator"):
-        CsvPairs("memory://pairs.csv", separator=",")
+    with pytest.raises(DataError, match=r"not by ','\. Use Columns\(separator="):
+        CsvPairs("memory://pairs.csv", Columns(separator=","))
 
 
 @pytest.mark.parametrize(
     ("location", "words"),
     [
-        ("memory://bucket/pairs-000002.tar", "Expected a tar file, got memory://bucket/pairs-000002.tar, which is not there"),
-        ("shelf://bucket/a.tar", "Expected to read the tar shelf://bucket/a.tar, got: Protocol not known: shelf"),
-        ("oss://bucket/a.tar", "Expected to read the tar oss://bucket/a.tar, got: .*nstall"),
-        ("a{0..1.tar", "Expected shards such as"),
+        ("memory://bucket/pairs-000002.tar", "The tar memory://bucket/pairs-000002.tar does not exist"),
+        ("shelf://bucket/a.tar", "The tar shelf://bucket/a.tar cannot be read: Protocol not known: shelf"),
+        ("oss://bucket/a.tar", "The tar oss://bucket/a.tar cannot be read: .*nstall"),
+        ("a{0..1.tar", "is not a list of shards: "),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_read(memory: str, location: str, words: str) -> None:
+def test_errors_come_before_anything_is_read(memory: str, location: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         open_pairs(location)
 
 
 class NoCredentialsError(Exception):
-    """What a file system has of its own."""
+    """An error of one file system."""
 
 
-@pytest.mark.parametrize("error", [TimeoutError, NoCredentialsError])
+@pytest.mark.parametrize("error", [TimeoutError, NoCredentialsError, ValueError])
 def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(
     memory: str, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
@@ -109,20 +137,74 @@ def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(
 
     whole = fsspec.filesystem("memory").cat("/bucket/pairs-000000.tar")
     monkeypatch.setattr(urls.fsspec, "open", lambda url, mode: type("Opened", (), {"open": lambda self: Gone(whole)})())
-    with pytest.raises(DataError, match=r"read the tar memory://bucket/pairs-000000\.tar, got: no answer"):
+    with pytest.raises(DataError, match=r"The tar memory://bucket/pairs-000000\.tar cannot be read: no answer"):
         _pairs("memory://bucket/pairs-000000.tar")
-    with pytest.raises(DataError, match="read the tar pipe:exit 3, got: "):
+    with pytest.raises(DataError, match="The tar pipe:exit 3 cannot be read: "):
         list(TarPairs("pipe:exit 3").parts()[0].samples())
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """A server whose paths say how it fails: a code, ``stream`` without size and ranges, ``cut`` in the middle."""
+
+    files: Path
+
+    def do_GET(self) -> None:
+        _, fault, name = self.path.split("/")
+        if fault.isdigit():
+            self.send_error(int(fault))
+            return
+        data = (self.files / name).read_bytes()
+        self.send_response(200)
+        if fault == "cut":
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
+
+    do_HEAD = do_GET  # noqa: N815  (the name of the standard library)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def server(tars: Path) -> Iterator[str]:
+    """Return the address of a server with the tars and a csv file."""
+    write_csv(tars, 8)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Server,), {"files": tars})) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("403", "Forbidden"), ("404", "Not Found"), ("500", "Internal Server Error"), ("cut", "")]
+)
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs-000000.tar"])
+def test_web_server_that_fails(server: str, fault: str, words: str, name: str) -> None:
+    url = f"{server}/{fault}/{name}"
+    with pytest.raises(DataError, match=rf"^The (tar|csv file) {re.escape(url)} cannot be read: .*{words}") as raised:
+        _pairs(url)
+    assert "\n" not in str(raised.value)
+
+
+def test_web_server_without_ranges(server: str) -> None:
+    """Its tars can be encoded, which reads forward, but not resharded."""
+    url = f"{server}/stream/pairs-000000.tar"
+    assert len(_pairs(url)) == N // 2
+    with pytest.raises(DataError, match=rf"The tar {re.escape(url)} cannot be read in another order: .*Copy it to a disk"):
+        sample_offsets(url)
 
 
 @pytest.mark.filterwarnings("ignore:Falling back to the 'python' engine")
 def test_csv_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"separated by '\*\*', got .*nothing to repeat"):
-        CsvPairs(write_csv(tmp_path, 4), separator="**")
+    with pytest.raises(DataError, match=r"separated by '\*\*': .*nothing to repeat"):
+        CsvPairs(write_csv(tmp_path, 4), Columns(separator="**"))
 
     def refuse(*given: object, **named: object) -> None:
         raise NoCredentialsError("Unable to locate credentials")
 
     monkeypatch.setattr("pandas.read_csv", refuse)
-    with pytest.raises(DataError, match=r"read the csv file memory://pairs\.csv, got: Unable to locate credentials"):
+    with pytest.raises(DataError, match=r"The csv file memory://pairs\.csv cannot be read: Unable to locate credentials"):
         open_pairs("memory://pairs.csv")

@@ -18,9 +18,9 @@ BATCH = 8
 
 
 def write_folder(path: Path, n: int = N, groups: int = 6) -> tuple[Path, Clusters]:
-    """Return a clusters folder of n samples and what is in it."""
+    """Return a clusters folder of n samples and what is in it; keys are row numbers, as of a csv file."""
     clusters = make_clusters(n, k_image=5, k_text=4)
-    columns = {"key": [str(row) for row in range(n)], "text": [f"text {row}" for row in range(n)]}
+    columns = {"key": [str(row) for row in range(n)], "text": [f"positive{row}" for row in range(n)]}
     columns["group"] = [f"group {row % groups}" for row in range(n)]
     write_clusters(path, clusters, pa.table(columns), {})
     return path, clusters

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from clip_negatives import catalogue
 
@@ -40,15 +38,6 @@ def shards(exported: Path) -> str:
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the cache of clusters out of the user's folder; shared by the session so that it is made once."""
     monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Compute in one thread: tiny models gain nothing from more, and wait long where cores are shared."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

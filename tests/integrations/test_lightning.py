@@ -5,25 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning
+import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.data import extract_batch_size
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
 from clip_negatives import attach, read_clusters
 from clip_negatives.errors import ArtifactError, InputError
-from clip_negatives.integrations.figures import batch_figures, cluster_figures
 from clip_negatives.integrations.lightning import NegativesCallback
+from clip_negatives.step import BatchSamples
+from clip_negatives.training.figures import batch_figures, cluster_figures
 from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_folder
 
 STEPS = N // BATCH
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore"),  # Lightning's advice on workers and cores
+    pytest.mark.filterwarnings("error:Trying to infer the `batch_size` from an ambiguous collection"),
 ]
 
 
@@ -48,13 +52,14 @@ class Towers(lightning.LightningModule):
         return F.normalize(self.image(images.flatten(1) / N), dim=1), F.normalize(self.text(texts), dim=1)
 
     def train_dataloader(self):
-        return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=self.batch, num_workers=self.workers))
+        loader = DataLoader(Pictures(mapping=False), batch_size=self.batch, num_workers=self.workers, shuffle=True)
+        return self.negatives.attach(loader)
 
     def training_step(self, batch, batch_idx):
-        batch, index = batch
-        assert index.tolist() == rows_of(batch[0]).tolist()
-        self.seen.append(index.tolist())
-        return self.negatives.loss(*self.encode(batch), 5.0, index=index)
+        batch, samples = batch
+        assert samples.ids.tolist() == rows_of(batch[0]).tolist()
+        self.seen.append(samples.ids.tolist())
+        return self.negatives.loss(*self.encode(batch), 5.0, samples=samples)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -83,12 +88,13 @@ def kept(tmp_path: Path, step: int) -> Path:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_each_epoch_are_those_of_a_loop_of_ones_own(tmp_path, clusters, workers):
     module, _, _ = fit(tmp_path, workers=workers, accumulate_grad_batches=2)
-    loader, _ = attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), clusters[0], seed=2, index_in_batch=True)
+    loader, _ = attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), clusters[0], seed=2)
     expected = []
     for epoch in (0, 1):
         loader.set_epoch(epoch)
-        expected += [index.tolist() for _, index in loader]
+        expected += [samples.ids.tolist() for _, samples in loader]
     assert module.seen == expected
+    assert extract_batch_size(next(iter(loader))) == BATCH
 
 
 def test_refresh_clusters_with_the_module_and_leaves_it_as_it_was(tmp_path, clusters):
@@ -147,7 +153,7 @@ def test_figures_are_logged_beside_lightnings(tmp_path, clusters):
     how = {"refresh_every": 1, "encode": Towers.encode, "clusterer": "kmeans:n_clusters=3"}
     module, negatives, trainer = fit(tmp_path, callback=how, logger=TensorBoardLogger(tmp_path))
     events = EventAccumulator(trainer.log_dir).Reload()
-    last = batch_figures(torch.tensor(module.seen[-1]), negatives._clusters, negatives.loss.terms)
+    last = batch_figures(BatchSamples(ids=torch.tensor(module.seen[-1])), negatives._clusters, negatives.loss.terms)
     assert set(last) == {f"clip_negatives/{name}" for name in ("removed_share", "mean_weight", "false_negatives_per_anchor")}
     for name, value in last.items():
         assert [event.step for event in events.Scalars(name)] == [1, 3, 5, 7, 9, 11]
@@ -158,9 +164,67 @@ def test_figures_are_logged_beside_lightnings(tmp_path, clusters):
     assert events.Scalars("clip_negatives/image_cluster_size_mean")[1].value == N / 3
 
 
+def test_captions_that_a_sampler_adds(tmp_path, clusters):
+    def tokenize(texts):
+        return torch.tensor([[3 + len(text) % 16, 3 + sum(map(ord, text)) % 16, 5, 2] for text in texts])
+
+    class Captioned(Towers):
+        def train_dataloader(self):
+            return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), tokenize=tokenize)
+
+        def training_step(self, batch, batch_idx):
+            assert batch[1].text_ids.shape == (BATCH, 2)
+            assert batch[0][1].shape == (2 * BATCH, 4)
+            return super().training_step(batch, batch_idx)
+
+    negatives = NegativesCallback(clusters[0], sampler="swapped_words", weighting="uniform")
+    how = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    module = Captioned(negatives)
+    lightning.Trainer(**how, enable_model_summary=False, default_root_dir=tmp_path, callbacks=[negatives]).fit(module)
+    assert len(module.seen) == STEPS
+
+
+@pytest.mark.parametrize("weighting", ["weighted_infonce", "sogclr"])
+def test_validation_is_plain_and_runs_before_and_within_training(tmp_path, clusters, weighting):
+    class Validated(Towers):
+        def val_dataloader(self):
+            return DataLoader(Pictures(7, mapping=False), batch_size=7)
+
+        def validation_step(self, batch, batch_idx):
+            x, y = self.encode(batch)
+            torch.testing.assert_close(self.negatives.loss(x, y, 5.0), open_clip.ClipLoss()(x, y, torch.tensor(5.0)))
+
+    negatives = NegativesCallback(clusters[0], weighting=weighting)
+    how = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(**how, default_root_dir=tmp_path, callbacks=[negatives], val_check_interval=2)
+    trainer.fit(Validated(negatives))
+
+
+@pytest.mark.parametrize("sampler", ["cluster_similarity", "in_batch"])
+@pytest.mark.parametrize("weighting", ["weighted_infonce", "sogclr"])
+def test_every_checkpoint_resumes_to_the_same_weights(tmp_path, clusters, sampler, weighting):
+    """Within an epoch and at its end; the loop's own shuffle has no seed, so only its epoch is the same."""
+    epochs = 1 if sampler == "in_batch" else 2
+    how = {"callback": {"sampler": sampler, "weighting": weighting}, "max_epochs": epochs}
+    whole, _, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_train_steps=1))
+    for step in range(1, epochs * STEPS):
+        torch.manual_seed(100 + step)
+        resumed, _, _ = fit(tmp_path, resume=kept(tmp_path, step), **how)
+        assert resumed.seen == whole.seen[step:]
+        assert torch.equal(resumed.image.weight, whole.image.weight)
+
+
 def test_what_is_missing_is_said(tmp_path, clusters):
-    with pytest.raises(InputError, match="Return it from train_dataloader"):
-        _ = NegativesCallback(clusters[0]).loss
+    loss, sides = NegativesCallback(clusters[0]).loss, [F.normalize(torch.eye(4), dim=1).requires_grad_() for _ in range(2)]
+    with pytest.raises(InputError, match="from train_dataloader"):
+        loss(*sides, 5.0)
     for how in ({"refresh_every": 1}, {"refresh_every": 0, "encode": Towers.encode}):
-        with pytest.raises(InputError, match="and encode beside it"):
+        with pytest.raises(InputError, match="needs encode="):
             NegativesCallback(clusters[0], **how)
+
+
+def test_a_state_of_other_clusters_is_refused(tmp_path, clusters):
+    fit(tmp_path, callback={"weighting": "sogclr"}, **keep(tmp_path, every_n_train_steps=2))
+    write_folder(tmp_path / "clusters", groups=5)
+    with pytest.raises(ArtifactError, match="is of other data or clusters"):
+        fit(tmp_path, resume=kept(tmp_path, 2), callback={"weighting": "sogclr"})

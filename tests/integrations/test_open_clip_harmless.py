@@ -16,8 +16,8 @@ import sys, open_clip
 from clip_negatives.encoders.open_clip import MODELS
 open_clip.add_model_config(MODELS)  # only makes the name of the small model known
 from open_clip_train.main import main
-from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
-with cpu_ddp():  # without it, open_clip cannot train on two CPU processes
+from clip_negatives.integrations.open_clip.guest import CPU_DDP, replaced
+with replaced(CPU_DDP):  # without it, open_clip cannot train on two CPU processes
     main(sys.argv[1:])
 """
 

@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import open_clip_train.main
 import open_clip_train.train
 import pytest
-import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from clip_negatives import ClustersFolder, read_clusters
+from clip_negatives import ClustersFolder, Columns, read_clusters
 from clip_negatives.dataset import open_pairs
-from clip_negatives.integrations.figures import batch_figures, cluster_figures
 from clip_negatives.integrations.open_clip import TrainOptions, train
-from clip_negatives.prepare import prepare
-from clip_negatives_weighted_infonce.weighting import WeightedInfoNCE
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.step import BatchSamples
+from clip_negatives.training.figures import batch_figures, cluster_figures
+from clip_negatives_plugins.weighted_infonce.weighting import WeightedInfoNCE
 
 from .conftest import BATCH, ROWS
 
@@ -39,7 +39,7 @@ class Wandb(SimpleNamespace):
 
 @pytest.fixture
 def folder(train_csv: Path, tmp_path: Path) -> ClustersFolder:
-    return prepare(open_pairs(train_csv, group_column="subgroup"), tmp_path / "clusters", progress=False)
+    return prepare(open_pairs(train_csv, Columns(group="subgroup")), tmp_path / "clusters", progress=False)
 
 
 def _scalars(arguments: list[str], name: str) -> EventAccumulator:
@@ -51,7 +51,7 @@ def test_tensorboard_and_wandb_have_them(arguments: list[str], folder: ClustersF
     for module in (open_clip_train.main, open_clip_train.train):
         monkeypatch.setattr(module, "wandb", wandb, raising=False)
     more = ["--report-to", "tensorboard,wandb", "--epochs", "2", "--log-every-n-steps", "4", "--name", "run"]
-    seen: list[torch.Tensor] = []
+    seen: list[BatchSamples] = []
     train([*arguments, *more], TrainOptions(clusters=folder.path, refresh_every=1, on_batch=seen.append))
     events = _scalars(arguments, "run")
     logged = [0, 4, STEPS - 1, STEPS, STEPS + 4, 2 * STEPS - 1]
@@ -71,13 +71,13 @@ def test_tensorboard_and_wandb_have_them(arguments: list[str], folder: ClustersF
 
 
 def test_accumulated_batches_are_one_step(arguments: list[str], folder: ClustersFolder) -> None:
-    seen: list[torch.Tensor] = []
+    seen: list[BatchSamples] = []
     more = ["--report-to", "tensorboard", "--accum-freq", "2", "--name", "run"]
     train([*arguments, *more], TrainOptions(clusters=folder.path, on_batch=seen.append, sampler="in_batch"))
     events = _scalars(arguments, "run")
     for name in ("train/loss", "clip_negatives/mean_weight"):
         assert [event.step for event in events.Scalars(name)] == list(range(STEPS // 2))
-    expected = batch_figures(torch.cat(seen[-2:]), folder.clusters, WeightedInfoNCE()(folder.clusters))
+    expected = batch_figures(BatchSamples.concatenate(seen[-2:]), folder.clusters, WeightedInfoNCE()(folder.clusters))
     assert events.Scalars("clip_negatives/mean_weight")[-1].value == pytest.approx(expected["clip_negatives/mean_weight"])
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,16 @@ import torch
 from click.testing import CliRunner
 
 from clip_negatives import read_clusters
+from clip_negatives.advice import named
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
-from clip_negatives.integrations.open_clip.command_line import parsed
+from clip_negatives.errors import ArtifactError
+from clip_negatives.integrations.open_clip import TrainOptions, train
+from clip_negatives.integrations.open_clip.arguments import parsed
+from clip_negatives.integrations.open_clip.seam import Negatives
 from clip_negatives.integrations.open_clip.train_set import steps_of_epoch
-from clip_negatives.loss import NegativesClipLoss
-from clip_negatives.prepare import prepare
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.pipelines.prepare import prepare
 
 from .conftest import BATCH, ROWS
 
@@ -38,17 +44,38 @@ def refusal(*arguments: str) -> str:
     ("theirs", "words"),
     [
         (["--model", "ViT-B-23"], "Did you mean 'ViT-B-32'"),
-        (["--pretrained", "laion"], "it has no known tags"),
+        (["--pretrained", "laion"], "this model has no tags"),
         (["--model", "ViT-B-32", "--pretrained", "laion2b"], "laion2b_s34b_b79k"),
-        (["--seed", "-1"], "--seed of at least 0"),
-        (["--batch-size", "0"], "--batch-size of at least 1"),
-        (["--batch-size", "1000"], f"got {ROWS}"),
-        (["--accum-freq", "7"], "--accum-freq 7, got 6"),
-        (["--resume", "absent.pt"], "absent.pt, which is not there"),
-        (["--val-data", "absent.csv"], "absent.csv, which is not there"),
+        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--batch-size", "0"], "--batch-size must be at least 1"),
+        (["--batch-size", "1"], "--batch-size 1 on one process has no incorrect pair"),
+        (["--batch-size", "1000"], f"has {ROWS}"),
+        (["--accum-freq", "7"], "--accum-freq 7 is more than the 6 batches"),
+        (["--resume", "absent.pt"], "file absent.pt does not exist"),
+        (["--val-data", "absent.csv"], "csv file absent.csv does not exist"),
         (["--foo", "1"], "unrecognized arguments: --foo 1"),
         (["--epochs", "x"], "invalid int value: 'x'"),
-        (["--csv-separator", ""], "what stands between columns"),
+        (["--csv-separator", ""], "The csv separator is empty"),
+        *[([option, "nan"], f"{option} must be a finite number, got nan") for option in ("--lr", "--beta1", "--eps", "--wd")],
+        (["--grad-clip-norm", "inf"], "--grad-clip-norm must be a finite number, got inf"),
+        (["--image-mean", "0.5", "inf", "0.5"], "--image-mean must be a finite number"),
+        (["--lr", "-1"], "open_clip cannot start with these arguments: Invalid learning rate: -1.0."),
+        (["--opt", "sgd"], "Unknown optimizer sgd"),
+        (["--warmup", "-1"], "--warmup must be at least 0"),
+        (["--log-every-n-steps", "0"], "--log-every-n-steps must be at least 1"),
+        (["--seed", str(2**32)], "--seed must be below 2^32"),
+        (["--lr-scheduler", "linear"], "--lr-scheduler must be cosine, const or const-cooldown, got 'linear'"),
+        (["--lr-scheduler", "const-cooldown"], "Add --epochs-cooldown"),
+        (["--device", "foo"], "--device must name a device of torch"),
+        (["--lock-text"], "Add --lock-text-freeze-layer-norm after --"),
+        (["--imagenet-val", "absent"], "No such file or directory: 'absent'"),
+        (["--imagenet-v2", "absent"], "open_clip cannot start with these arguments: "),
+        (["--force-image-size", "0"], "open_clip cannot start with these arguments: "),
+        (["--force-context-length", "0"], "Please set a valid context length"),
+        (["--aug-cfg", "scale"], "--aug-cfg needs settings name=value"),
+        (["--trace"], "open_clip cannot start with these arguments: "),
+        (["--resume", "http://127.0.0.1:9/a.pt"], "The checkpoint http://127.0.0.1:9/a.pt cannot be read: "),
+        (["--val-data", "http://127.0.0.1:9/a.csv"], "The csv file http://127.0.0.1:9/a.csv cannot be read: "),
     ],
 )
 def test_arguments_of_open_clip(arguments: list[str], theirs: list[str], words: str, tmp_path: Path) -> None:
@@ -59,11 +86,11 @@ def test_arguments_of_open_clip(arguments: list[str], theirs: list[str], words: 
 @pytest.mark.parametrize(
     ("ours", "words"),
     [
-        (["--backend", "foo"], "Expected a backend among auto"),
+        (["--backend", "foo"], "There is no backend 'foo'"),
         (["--backend", "triton"], "Use backend 'auto'"),
         (["--refresh-every", "1", "--clusterer", "kmens"], "Did you mean 'kmeans'"),
-        (["--refresh-every", "1", "--text-clusterer", "kmeans:n_clusters=1000"], f"samples ({ROWS}), got n_clusters=1000"),
-        (["--refresh-every", "1", "--clusterer", "kmeans:seed=99999999999"], "Expected seed within"),
+        (["--refresh-every", "1", "--text-clusterer", "kmeans:n_clusters=1000"], f"number of samples ({ROWS})"),
+        (["--refresh-every", "1", "--clusterer", "kmeans:seed=99999999999"], "seed of kmeans must be at least 0 and below"),
     ],
 )
 def test_our_options(
@@ -78,9 +105,36 @@ def test_our_options(
     assert [item.name for item in tmp_path.iterdir()] == ["clusters"]
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": ""}, "RANK must be a whole number of at least 0, not ''"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE must be a whole number of at least 1, not 'abc'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE must be a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "but MASTER_ADDR is not set"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"SLURM_NTASKS": "two"}, "A variable of Slurm or MPI has no whole number"),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, "but MASTER_ADDR is not set"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "prepare", "generate"])
+def test_environment_of_a_launcher(
+    arguments: list[str], command: str, names: dict[str, str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command != "train" and "SLURM_NTASKS" in names:
+        pytest.skip("only open_clip reads the variables of Slurm")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    rest = {"train": [*BASELINE, "--", *arguments], "prepare": [arguments[1], str(tmp_path / "out")], "generate": ["absent"]}
+    assert words in refusal(command, *rest[command])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logs_below_a_file(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert "cannot be" in refusal("train", *BASELINE, "--", *arguments, "--logs", str(tmp_path / "file" / "logs"))
+    assert "cannot be written" in refusal("train", *BASELINE, "--", *arguments, "--logs", str(tmp_path / "file" / "logs"))
 
 
 def test_clusters_of_other_pictures(arguments: list[str], train_csv: Path, tmp_path: Path) -> None:
@@ -110,9 +164,14 @@ def stream(shards: str, tmp_path: Path) -> list[str]:
     [
         (["--batch-size", "150"], None),  # one process reads both tars
         (["--batch-size", "200"], "fill a batch of 200"),
-        (["--batch-size", "97", "--workers", "2"], f"fill a batch of 97 for each of 2 loader processes, got {ROWS // 2}"),
+        (
+            ["--batch-size", "97", "--workers", "2"],
+            f"fill a batch of 97 in each of 2 loader processes: one process gets {ROWS // 2}",
+        ),
         (["--batch-size", "97", "--workers", "2", "--dataset-resampled"], None),
-        (["--workers", "3"], "at least 3 shards"),
+        (["--workers", "3"], "at least 3 shards, but"),
+        (["--batch-size", "97", "--workers", "2"], "Use a smaller --batch-size, or fewer --workers, or --dataset-resampled."),
+        (["--batch-size", "200"], "Use a smaller --batch-size, or --dataset-resampled."),
     ],
 )
 def test_streams_that_cannot_fill_a_batch(stream: list[str], theirs: list[str], words: str | None) -> None:
@@ -130,7 +189,7 @@ def test_streams_of_unknown_size(stream: list[str], tmp_path: Path) -> None:
     (tmp_path / "sizes.json").write_text(json.dumps({"test-000000.tar": 96}))
     assert "samples of every shard" in refusal("train", *BASELINE, "--", *stream)
     (tmp_path / "sizes.json").unlink()
-    assert "Expected --train-num-samples" in refusal("train", *BASELINE, "--", *stream)
+    assert "Add --train-num-samples" in refusal("train", *BASELINE, "--", *stream)
     (tmp_path / "__len__").write_text(str(ROWS))  # as open_clip reads it too
     assert steps_of_epoch(parsed(stream)) == ROWS // BATCH
 
@@ -147,16 +206,16 @@ def test_sizes_that_are_none(stream: list[str], tmp_path: Path, sizes: str) -> N
 def test_length_that_is_none(stream: list[str], tmp_path: Path, length: str) -> None:
     (tmp_path / "sizes.json").unlink()
     (tmp_path / "__len__").write_text(length)
-    assert "number of samples in __len__" in refusal("train", *BASELINE, "--", *stream)
+    assert "must hold the number of samples" in refusal("train", *BASELINE, "--", *stream)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "words"),
     [
         (["--methods", "weighted_infonce:beta=-1"], [], "beta"),
-        (["--test-data", "absent.csv"], [], "absent.csv, which is not there"),
+        (["--test-data", "absent.csv"], [], "absent.csv does not exist"),
         (["--image-encoder", "pixls"], [], "Did you mean 'pixels'"),
-        (["--clusterer", "kmeans:n_iter=0"], [], "n_iter of at least 1"),
+        (["--clusterer", "kmeans:n_iter=0"], [], "n_iter of kmeans must be at least 1"),
         ([], ["--foo", "1"], "unrecognized arguments: --foo 1"),
         ([], ["--model", "ViT-B-23"], "Did you mean 'ViT-B-32'"),
         ([], ["--batch-size", "1000"], "Use a smaller --batch-size"),
@@ -184,7 +243,7 @@ def test_seeds_below_zero(command: str, train_csv: Path, tmp_path: Path) -> None
 
 def test_more_clusters_than_samples_leave_nothing_behind(train_csv: Path, tmp_path: Path) -> None:
     shown = refusal("prepare", str(train_csv), str(tmp_path / "out"), "--clusterer", "kmeans:n_clusters=1000")
-    assert "got n_clusters=1000" in shown
+    assert "n_clusters=1000 is more than the number of samples" in shown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,7 +266,7 @@ def test_an_open_clip_of_another_structure(change: str, arguments: list[str], mo
     else:
         monkeypatch.setattr(open_clip_train.main, "create_loss", lambda task: None)
     shown = refusal("train", *BASELINE, "--", *arguments)
-    assert "Expected open_clip_torch 3.x, whose training has create_loss(args)" in shown
+    assert "has no create_loss(args) in its training" in shown
     assert "Install open_clip_torch>=3.0,<4" in shown
 
 
@@ -224,8 +283,11 @@ def test_damaged_checkpoint(arguments: list[str], content: bytes, latest: bool) 
     file.write_bytes(content)
     resumed = ["--resume", "latest" if latest else str(file), "--name", "run"]
     shown = refusal("train", *BASELINE, "--", *arguments, *resumed)
-    assert f"got {file}, which cannot be read" in shown
-    assert ("Remove it: --resume latest goes on after the one before." in shown) == latest
+    assert f"The checkpoint {file} cannot be read" in shown
+    assert ("Remove it: --resume latest then uses the one before." in shown) == latest
+    file.with_name("epoch_1.pt").unlink()
+    shown = refusal("train", *BASELINE, "--", *arguments, *resumed)
+    assert ("Remove it: --resume latest then trains from the start." in shown) == latest
 
 
 def test_full_disk_leaves_no_half_checkpoint(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +304,7 @@ def test_full_disk_leaves_no_half_checkpoint(arguments: list[str], monkeypatch: 
     shown = CliRunner().invoke(main, ["train", *BASELINE, "--", *arguments, "--epochs", "2", "--name", "run"])
     assert torch.save is fill
     assert shown.exit_code == 2
-    assert "Error: Expected to write" in shown.stderr
+    assert "cannot be written: " in shown.stderr
     assert "PytorchStreamWriter failed writing file" in shown.stderr
     folder = checkpoint(arguments, 1).parent
     assert [file.name for file in folder.iterdir()] == ["epoch_1.pt"]
@@ -261,7 +323,8 @@ def test_weights_that_are_no_numbers_are_not_kept(arguments: list[str], monkeypa
     monkeypatch.setattr(NegativesClipLoss, "forward", spiking)
     shown = CliRunner().invoke(main, ["train", *BASELINE, "--", *arguments, "--epochs", "3", "--name", "run"])
     assert shown.exit_code == 2
-    assert "Expected finite weights after epoch 2, got NaN or infinity in " in shown.stderr
+    assert "The training diverged: after epoch 2, " in shown.stderr
+    assert "Use a lower --lr" in shown.stderr
     assert [file.name for file in checkpoint(arguments, 1).parent.iterdir()] == ["epoch_1.pt"]
 
 
@@ -270,4 +333,43 @@ def test_file_that_open_clip_cannot_write_is_named(arguments: list[str]) -> None
     file.mkdir(parents=True)
     shown = CliRunner().invoke(main, ["train", *BASELINE, "--", *arguments, "--name", "run"])
     assert shown.exit_code == 2
-    assert f"Error: Expected open_clip to read and write its files, got: Is a directory ({file})." in shown.stderr
+    assert (
+        f"Error: open_clip could not read or write a file {file}: Is a directory. Correct this. Then train again."
+        in shown.stderr
+    )
+
+
+def test_a_run_is_to_be_continued_only_if_it_has_a_checkpoint(arguments: list[str]) -> None:
+    folder = checkpoint(arguments, 1).parent
+    folder.mkdir(parents=True)
+    (folder.parent / "out.log").touch()
+    shown = refusal("train", *BASELINE, "--", *arguments, "--name", "run")
+    assert f"already has a run run. Remove {folder.parent}, which has no checkpoint, or use another --name." in shown
+    (folder / "epoch_1.pt").touch()
+    shown = refusal("train", *BASELINE, "--", *arguments, "--name", "run")
+    assert "already has a run run. Continue it with --resume latest, or use another --name." in shown
+
+
+@pytest.mark.parametrize(
+    ("epochs", "names", "words"),
+    [
+        (1, {}, "Free disk space. Then train again."),
+        (2, {}, "Free disk space. Then continue with --name run --resume latest."),
+        (2, {"resume": "the same command"}, "Free disk space. Then continue with the same command."),  # as in a comparison
+    ],
+)
+def test_a_full_disk_is_to_be_freed(
+    arguments: list[str], epochs: int, names: dict[str, str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full in the last epoch; the epochs before have a checkpoint."""
+
+    def fill(self: Negatives, *given: Any, **named: Any) -> None:
+        if next(calls) == epochs:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events")
+        train_one_epoch(self, *given, **named)
+
+    calls, train_one_epoch = iter(range(1, 9)), Negatives.train_one_epoch
+    monkeypatch.setattr(Negatives, "train_one_epoch", fill)
+    line = [*arguments, "--epochs", str(epochs), "--name", "run"]
+    with pytest.raises(ArtifactError, match=re.escape(words)), named(names):
+        train(line, TrainOptions("in_batch", "uniform"))

@@ -55,7 +55,7 @@ def test_what_a_loss_remembers_is_stored_and_found_again(arguments: list[str]) -
     assert again["text_sights"].tolist() == [4.0] * ROWS
     (run / "checkpoints" / "epoch_4.pt").unlink()
     (stored / "loss-epoch-3.safetensors").write_bytes(b"x" * 9)
-    with pytest.raises(ArtifactError, match=r"what the loss remembers at .*loss-epoch-3"):
+    with pytest.raises(ArtifactError, match=r"state of the loss at .*loss-epoch-3"):
         train([*arguments, "--name", "run", "--resume", "latest"], options)
 
 
@@ -63,13 +63,14 @@ def test_old_states_go_where_open_clip_keeps_no_checkpoint(arguments: list[str])
     options = TrainOptions(sampler="in_batch", weighting="sogclr")
     train([*arguments, "--epochs", "4", "--save-frequency", "0", "--name", "run"], options)
     found = sorted(file.name for file in (_run(arguments, "run") / "clip_negatives").iterdir())
-    assert found == ["loss-epoch-3.safetensors", "loss-epoch-4.safetensors"]
+    states = [f"{kind}-epoch-{epoch}.safetensors" for kind in ("loss", "random") for epoch in (3, 4)]
+    assert found == sorted(["provenance.json", *states])
 
 
 def test_siglip_wants_its_bias_and_its_loss(arguments: list[str]) -> None:
-    with pytest.raises(InputError, match="Expected --siglip after -- for weighting siglip"):
+    with pytest.raises(InputError, match="Add --siglip after --"):
         train([*arguments, "--name", "run"], TrainOptions(weighting="siglip"))
-    with pytest.raises(UnsupportedError, match="--siglip with weighting weighted_infonce"):
+    with pytest.raises(UnsupportedError, match="--siglip with the weighting weighted_infonce"):
         train([*arguments, "--siglip", "--name", "run"], TrainOptions())
 
 

@@ -1,4 +1,4 @@
-"""Data that changed after the clusters were made of them are told of."""
+"""Training stops if the data are not those that were clustered, and warns of data that may have changed."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from clip_negatives import write_clusters
 from clip_negatives.dataset import open_pairs
-from clip_negatives.integrations.open_clip import same_data, train
+from clip_negatives.errors import ArtifactError
+from clip_negatives.integrations.open_clip import train
 from clip_negatives.integrations.open_clip.command_line import check_arguments
-from clip_negatives.integrations.open_clip.preflight import read_folder
-from clip_negatives.integrations.open_clip.same_data import tell_of_newer, tell_of_newer_data
+from clip_negatives.integrations.open_clip.preflight import first_folder, try_plugins, warn_of_newer_data
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.integrations.open_clip.train_set import kind_of
-from clip_negatives.labels import write_labels
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.storage.labels_folder import write_labels
+from clip_negatives.training import same_data
+from clip_negatives.training.same_data import warn_of_newer
 
 MADE = {"created": "2026-01-02T03:04:05+00:00"}
 SECONDS = 1767323045
@@ -36,9 +38,9 @@ def files_of(folder: Path, *times: float) -> list[str]:
 
 def test_files_that_changed_later_are_counted_and_one_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = files_of(tmp_path, SECONDS - 9, SECONDS + 9, SECONDS + 0.9, SECONDS + 99)
-    tell_of_newer(Path("clusters"), MADE, "pictures", [*files, "absent.png", "\0"])
-    assert "2 of the 6 pictures that were looked at changed after the clusters in clusters were made" in caplog.text
-    assert f"were made, {files[1]} among them" in caplog.text
+    warn_of_newer(Path("clusters"), MADE, "images", [*files, "absent.png", "\0"])
+    assert "2 of 6 checked images changed after the clusters in clusters were made" in caplog.text
+    assert f"were made: {files[1]}, ..." in caplog.text
 
 
 @pytest.mark.parametrize("manifest", [MADE, {}, {"created": "yesterday"}, {"created": None}, {"created": 7}])
@@ -46,23 +48,24 @@ def test_nothing_is_said_of_older_files_and_of_clusters_without_a_date(
     manifest: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     later = 0 if manifest is MADE else 99
-    tell_of_newer(Path("clusters"), manifest, "pictures", files_of(tmp_path, SECONDS + later))
-    tell_of_newer(Path("clusters"), manifest, "pictures", [])
+    warn_of_newer(Path("clusters"), manifest, "images", files_of(tmp_path, SECONDS + later))
+    warn_of_newer(Path("clusters"), manifest, "images", [])
     assert caplog.text == ""
 
 
 def test_of_many_files_some_are_looked_at_and_each_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(same_data, "LOOKED_AT", 4)
-    assert same_data._some(pa.array(list("abcdefghij"))) == list("adgj")
-    assert same_data._some(pa.chunked_array([["a", "a"], ["b", "a"]])) == ["a", "b"]
-    assert same_data._some(pa.array([], pa.string())) == []
+    monkeypatch.setattr(same_data, "CHECKED_FILES", 4)
+    assert same_data.spread(pa.array(list("abcdefghij"))) == list("adgj")
+    assert same_data.spread(pa.chunked_array([["a", "a"], ["b", "a"]])) == ["a", "b"]
+    assert same_data.spread(pa.array([], pa.string())) == []
 
 
 def _told(arguments: list[str], clusters: Path, caplog: pytest.LogCaptureFixture) -> str:
     """Return what is said of a training before it begins."""
-    args = check_arguments(arguments, TrainOptions(clusters=clusters, sampler="in_batch"))
+    options = TrainOptions(clusters=clusters, sampler="in_batch")
+    args = check_arguments(arguments, options)
     caplog.clear()
-    tell_of_newer_data(read_folder(clusters, kind_of(args)), args)
+    warn_of_newer_data(first_folder(args, options), args)
     return caplog.text
 
 
@@ -74,14 +77,47 @@ def test_pictures_of_a_csv(arguments: list[str], train_csv: Path, tmp_path: Path
     prepare(open_pairs(str(data)), tmp_path / "clusters", progress=False)
     arguments[arguments.index("--train-data") + 1] = str(data)
     assert _told(arguments, tmp_path / "clusters", caplog) == ""
-    shutil.copy(rows[1].split("\t")[0], picture)
     later = time.time() + 9
     os.utime(picture, (later, later))
-    assert f"1 of the 192 pictures that were looked at changed after the clusters in {tmp_path / 'clusters'}" in _told(
+    assert f"1 of 192 checked images changed after the clusters in {tmp_path / 'clusters'}" in _told(
         arguments, tmp_path / "clusters", caplog
     )
     train([*arguments, "--name", "run"], TrainOptions(clusters=tmp_path / "clusters"))
-    assert "1 of the 192 pictures" in (tmp_path / "logs" / "run" / "out.log").read_text()
+    assert "1 of 192 checked images" in (tmp_path / "logs" / "run" / "out.log").read_text()
+    shutil.copy(rows[1].split("\t")[0], picture)
+    os.utime(picture, (0, 0))  # as ``cp -a`` of an older file
+    with pytest.raises(ArtifactError, match=r"^The image .*first\.png \(row 0 of .*clusters\) has \d+ bytes, but had \d+ when"):
+        train([*arguments, "--name", "replaced"], TrainOptions(clusters=tmp_path / "clusters"))
+    assert not (tmp_path / "logs" / "replaced").exists()
+
+
+def test_images_that_change_within_the_cache(
+    arguments: list[str], train_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cached clusters are found by size and time; the content is compared too."""
+    monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(tmp_path / "cache"))
+    header, *rows = train_csv.read_text().splitlines()
+    picture = Path(shutil.copy(rows[0].split("\t")[0], tmp_path / "first.png"))
+    data = tmp_path / "data.csv"
+    data.write_text("\n".join([header, f"{picture}\t{rows[0].split(chr(9), 1)[1]}", *rows[1:]]))
+    arguments[arguments.index("--train-data") + 1] = str(data)
+    args = check_arguments(arguments, TrainOptions())
+    try_plugins(first_folder(args, TrainOptions()), args, TrainOptions())
+    times, content = picture.stat(), bytearray(picture.read_bytes())
+    content[-1] ^= 1
+    picture.write_bytes(content)
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ArtifactError, match=r"first\.png \(row 0 of .* has other content"):
+        try_plugins(first_folder(args, TrainOptions()), args, TrainOptions())
+
+
+def test_clusters_of_an_older_version_are_told_of(
+    arguments: list[str], train_csv: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = prepare(open_pairs(str(train_csv)), tmp_path / "clusters", progress=False)
+    write_clusters(tmp_path / "older", folder.clusters, folder.samples.drop_columns(["bytes"]), {})
+    assert "has no sizes of images: they were not compared" in _told(arguments, tmp_path / "older", caplog)
+    assert "not compared" not in _told(arguments, tmp_path / "clusters", caplog)
 
 
 @pytest.mark.parametrize("labels", [False, True])
@@ -102,4 +138,4 @@ def test_tars(arguments: list[str], shards: str, tmp_path: Path, labels: bool, c
         write_labels(tmp_path / "clusters", folder)
         times = json.loads((folder / "labels.json").read_text())
         assert times["clusters_created"] == json.loads((tmp_path / "clusters" / "manifest.json").read_text())["created"]
-    assert "1 of the 2 tars that were looked at changed after the clusters" in _told(arguments, folder, caplog)
+    assert "1 of 2 checked tars changed after the clusters" in _told(arguments, folder, caplog)

@@ -1,23 +1,26 @@
-"""Training on webdataset streams: weights by key, by labels that come with the samples, and as csv would have them."""
+"""Training on webdataset streams: weights by shard and key, by labels in the stream, and as csv would have them."""
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 import torch
-from torch import Tensor
 
 from clip_negatives import read_clusters, write_clusters
 from clip_negatives.dataset import open_pairs
-from clip_negatives.errors import ArtifactError, ClipNegativesError, UnsupportedError
+from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, train
-from clip_negatives.labels import write_labels
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.step import BatchSamples
+from clip_negatives.storage.labels_folder import write_labels
 
 from .conftest import BATCH, ROWS, logged_losses
 
@@ -32,10 +35,11 @@ clusters, seen, *arguments = sys.argv[1:]
 batches = Path(f"{seen}-{os.environ['RANK']}.pt")
 options, taken = TrainOptions(clusters=Path(clusters), sampler="in_batch"), []
 if "csv" in arguments:
-    from clip_negatives_in_batch.sampler import InBatch
+    from clip_negatives_plugins.in_batch.sampler import InBatch
     InBatch.__iter__ = lambda self: iter(torch.load(batches))
 elif not batches.exists():
-    options = TrainOptions(clusters=Path(clusters), sampler="in_batch", on_batch=lambda index: taken.append(index.tolist()))
+    note = lambda samples: taken.append(samples.ids.tolist())
+    options = TrainOptions(clusters=Path(clusters), sampler="in_batch", on_batch=note)
 for size in ("SIZE", "INITIAL"):  # open_clip shuffles samples by the time of day
     setattr(open_clip_train.data, f"_SAMPLE_SHUFFLE_{size}", 1)
 train(arguments, options)
@@ -63,15 +67,108 @@ def _of_stream(arguments: list[str], shards: str) -> list[str]:
 
 def test_webdataset_weights_by_key(arguments: list[str], shards: str) -> None:
     arguments = _of_stream(arguments, shards)
-    seen: list[Tensor] = []
+    seen: list[BatchSamples] = []
     options = TrainOptions(sampler="in_batch", on_batch=seen.append)
     train([*arguments, "--name", "run"], options)
     assert len(_losses(arguments, "run")) == ROWS // BATCH
-    assert int(torch.cat(seen).min()) >= 0
+    assert int(BatchSamples.concatenate(seen).ids.min()) >= 0
     for sampler in ("cluster_similarity", "swapped_words"):
         with pytest.raises(UnsupportedError, match="in_batch"):
             train([*arguments, "--name", "batches"], TrainOptions(sampler=sampler))
     assert not (Path(arguments[arguments.index("--logs") + 1]) / "batches").exists()
+
+
+@pytest.mark.parametrize("kind", ["clusters", "labels"])
+def test_other_tars_are_an_error_before_training(arguments: list[str], shards: str, tmp_path: Path, kind: str) -> None:
+    """Tars with the keys of the clustered ones, under other names and under the same names."""
+    folder = dict(zip(("clusters", "labels"), _labelled(shards, tmp_path), strict=True))[kind]
+    (tmp_path / "copies").mkdir()
+    first, second = (shards.replace("{000000..000001}", place) for place in ("000000", "000001"))
+    names = {"other-0.tar": first, "other-1.tar": second, Path(first).name: second, Path(second).name: first}
+    for name, tar in names.items():
+        shutil.copy(tar, tmp_path / "copies" / name)
+    options = TrainOptions(clusters=folder, sampler="in_batch")
+    swapped = _of_stream(arguments, str(tmp_path / "copies" / Path(shards).name))
+    with pytest.raises(ArtifactError, match=r"^The shard .*copies/test-000000.tar has \d+ bytes, but the clustered shard "):
+        train([*swapped, "--name", "run"], options)
+    if kind == "clusters":  # with a labels folder, samples of other shards have no labels
+        other = _of_stream(arguments, str(tmp_path / "copies" / "other-{0..1}.tar"))
+        with pytest.raises(ArtifactError, match=r"^The shard .*other-0.tar was not clustered: .* prepare again"):
+            train([*other, "--name", "run"], options)
+    assert not (tmp_path / "logs").exists()
+
+
+def test_pipes_are_said_once(arguments: list[str], shards: str, tmp_path: Path) -> None:
+    clusters, _ = _labelled(shards, tmp_path)
+    names = [shards.replace("{000000..000001}", place) for place in ("000000", "000001")]
+    piped = _of_stream(arguments, "::".join(f"pipe:cat {name}" for name in names))
+    train([*piped, "--name", "run"], TrainOptions(clusters=clusters, sampler="in_batch"))
+    log = (tmp_path / "logs" / "run" / "out.log").read_text()
+    assert log.count("2 of 2 shards were not compared with the clustered shards") == 1
+
+
+def _with_texts_exchanged(shards: str, folder: Path) -> str:
+    """Write copies of tars in which the first two samples have exchanged their texts, and return their list."""
+    folder.mkdir()
+    for place in ("000000", "000001"):
+        with tarfile.open(shards.replace("{000000..000001}", place)) as tar:
+            files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        first, second = [name for name in files if name.endswith(".txt")][:2]
+        files[first], files[second] = files[second], files[first]
+        with tarfile.open(folder / Path(shards.replace("{000000..000001}", place)).name, "w") as tar:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return str(folder / Path(shards).name)
+
+
+@pytest.mark.parametrize("kind", ["clusters", "labels"])
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_other_text_under_a_known_key_stops(arguments: list[str], shards: str, tmp_path: Path, kind: str, workers: str) -> None:
+    """The size of a shard that comes from a command is unknown, so nothing was compared before."""
+    folder = dict(zip(("clusters", "labels"), _labelled(shards, tmp_path), strict=True))[kind]
+    exchanged = _with_texts_exchanged(shards, tmp_path / "exchanged")
+    names = [exchanged.replace("{000000..000001}", place) for place in ("000000", "000001")]
+    piped = _of_stream(arguments, "::".join(f"pipe:cat {name}" for name in names))
+    with pytest.raises(ArtifactError, match=r"^The text of the sample '\S+' of pipe:cat .* is not the one that was clustered"):
+        train([*piped, "--name", "run", "--workers", workers], TrainOptions(clusters=folder, sampler="in_batch"))
+
+
+def test_addresses_that_webdataset_reads_otherwise(
+    arguments: list[str], shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clusters, _ = _labelled(shards, tmp_path)
+    options = TrainOptions(clusters=clusters, sampler="in_batch")
+    with pytest.raises(DataError, match=r"webdataset cannot open local://.*: it has no local: .*Use pipe:"):
+        train([*_of_stream(arguments, f"local://{shards}"), "--name", "run"], options)
+    monkeypatch.setenv("GOPEN_REWRITE", "/a=/b")
+    with pytest.raises(UnsupportedError, match="GOPEN_REWRITE is set"):
+        train([*_of_stream(arguments, shards), "--name", "run"], options)
+
+
+def test_clusters_of_csv_identify_no_sample_of_a_tar(
+    arguments: list[str], train_csv: Path, shards: str, tmp_path: Path
+) -> None:
+    prepare(open_pairs(str(train_csv)), tmp_path / "clusters", progress=False)
+    options = TrainOptions(clusters=tmp_path / "clusters", sampler="in_batch")
+    with pytest.raises(ArtifactError, match="were made from a csv file, so they identify no sample of a tar"):
+        train([*_of_stream(arguments, shards), "--name", "run"], options)
+
+
+def test_samples_that_could_not_be_clustered_are_left_out(
+    arguments: list[str], shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("CLIP_NEGATIVES_LIMITS", "characters=60")
+        folder = prepare(open_pairs(shards), tmp_path / "clusters", progress=False)
+    broken = set(folder.broken["key"].to_pylist())
+    assert 0 < len(broken) < ROWS - BATCH
+    seen: list[BatchSamples] = []
+    options = TrainOptions(clusters=tmp_path / "clusters", sampler="in_batch", on_batch=seen.append)
+    train([*_of_stream(arguments, shards), "--name", "run"], options)
+    assert len(_losses(arguments, "run")) == ROWS // BATCH
+    assert int(BatchSamples.concatenate(seen).ids.min()) >= 0
 
 
 def _labelled(shards: str, folder: Path) -> tuple[Path, Path]:
@@ -98,14 +195,14 @@ def test_labels_of_a_stream_serve_as_its_clusters_do(
         monkeypatch.setattr(f"open_clip_train.data._SAMPLE_SHUFFLE_{size}", 1)
     arguments += WHOLE
     stream = _of_stream(arguments, shards)
-    seen: dict[str, list[Tensor]] = {"keys": [], "labels": []}
+    seen: dict[str, list[BatchSamples]] = {"keys": [], "labels": []}
     for name, folder in (("keys", clusters), ("labels", labels)):
         train([*stream, "--name", name], TrainOptions(clusters=folder, sampler="in_batch", on_batch=seen[name].append))
     of = read_clusters(clusters).clusters
-    for index, pair in zip(seen["keys"], seen["labels"], strict=True):
-        assert torch.equal(pair, torch.stack([of.image.labels[index], of.text.labels[index]], dim=1))
-    batches = [index.tolist() for index in seen["keys"]]
-    monkeypatch.setattr("clip_negatives_in_batch.sampler.InBatch.__iter__", lambda self: iter(batches))
+    for known, labelled in zip(seen["keys"], seen["labels"], strict=True):
+        assert torch.equal(labelled.labels, torch.stack([of.image.labels[known.ids], of.text.labels[known.ids]], dim=1))
+    batches = [samples.ids.tolist() for samples in seen["keys"]]
+    monkeypatch.setattr("clip_negatives_plugins.in_batch.sampler.InBatch.__iter__", lambda self: iter(batches))
     train([*arguments, "--name", "csv"], TrainOptions(clusters=_of_csv(clusters, tmp_path / "csv"), sampler="in_batch"))
     losses = {name: _losses(stream, name) for name in ("keys", "labels", "csv")}
     assert losses["labels"] == losses["keys"]
@@ -120,31 +217,31 @@ def test_samples_without_labels_count_as_they_are(
     """Labels of one of two shards: half of the samples have none, and training goes on and says how many."""
     _, labels = _labelled(shards.replace("{000000..000001}", "000001"), tmp_path)
     stream = _of_stream(arguments, shards)
-    seen: list[Tensor] = []
+    seen: list[BatchSamples] = []
     options = TrainOptions(clusters=labels, sampler="in_batch", on_batch=seen.append)
     train([*stream, "--name", "half"], options)
-    assert int((torch.cat(seen) < 0).all(dim=1).sum()) == ROWS // 2
-    assert f"{ROWS // 2} samples so far had no labels" in caplog.text
+    assert int((BatchSamples.concatenate(seen).labels < 0).all(dim=1).sum()) == ROWS // 2
+    assert f"{ROWS // 2} samples so far have no cluster labels" in caplog.text
 
 
 def test_labels_are_refused_where_they_do_not_serve(arguments: list[str], shards: str, tmp_path: Path) -> None:
     _, labels = _labelled(shards, tmp_path)
-    with pytest.raises(ArtifactError, match="got a labels folder, which is for training on webdataset"):
+    with pytest.raises(ArtifactError, match="is a labels folder, not a clusters folder"):
         train([*arguments, "--name", "csv"], TrainOptions(clusters=labels))
     stream = [*_of_stream(arguments, shards), "--name", "run"]
     for weighting, reason in (
         ("weighted_infonce:similarity=sample", "features"),
-        ("id_mask:by=image_cluster", "groups of single samples"),
+        ("id_mask:by=image_cluster", "it has groups for each sample"),
         ("gist", "features|all logits"),
         ("random_reduction", "labels that come with a stream"),
-        ("random_reduction:share=0.2", "which has labels of its own"),
+        ("random_reduction:share=0.2", "has labels of its own"),
         ("margin", "same_text=false"),
     ):
         with pytest.raises(ClipNegativesError, match=reason):
             train(stream, TrainOptions(clusters=labels, sampler="in_batch", weighting=weighting))
     next(labels.glob("shards/*.parquet")).write_bytes(b"damaged")
     for workers in ("0", "1"):
-        with pytest.raises(ArtifactError, match=r"^Expected the labels of a shard in .* got a file that was changed"):
+        with pytest.raises(ArtifactError, match=r"^The labels .* cannot be read: changed after it was written"):
             train([*stream[:-1], f"run-{workers}", "--workers", workers], TrainOptions(clusters=labels, sampler="in_batch"))
 
 

@@ -13,12 +13,16 @@ import lightning
 import pytest
 import torch
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from torch import distributed as dist
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from clip_negatives import attach
 from clip_negatives.integrations.lightning import NegativesCallback
 from clip_negatives.integrations.sentence_transformers import NegativesBatches, with_index
-from tests.integrations.clustered import BATCH, N, Pictures, write_folder
+from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_folder
 from tests.integrations.test_lightning import Towers
 from tests.integrations.test_sentence_transformers import Watched as WatchedLoss
 from tests.integrations.test_sentence_transformers import data, words_model
@@ -28,7 +32,7 @@ WORLD = 2
 STEPS = N // (WORLD * BATCH)
 PLAIN = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "num_train_epochs": 2}
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 3}
-TRAINERS = ("transformers", "resumed", "sentence_transformers", "lightning", "in_batch")
+TRAINERS = ("transformers", "resumed", "sentence_transformers", "lightning", "loop", "in_batch")
 
 
 def _transformers(folder: Path, name: str, batch: int, resume: str | None = None, **ours):
@@ -53,7 +57,7 @@ def _sentence_transformers(folder: Path, name: str, batch: int):
     how = {**PLAIN, **QUIET, "per_device_train_batch_size": batch, "batch_sampler": batches, "save_strategy": "no"}
     loss = WatchedLoss(model, gather_across_devices=True, clusters=folder / "clusters")
     run = SentenceTransformerTrainingArguments(str(folder / f"{name}-st"), **how)
-    SentenceTransformerTrainer(model, run, with_index(data()), loss=loss).train()
+    SentenceTransformerTrainer(model, run, with_index(data(), folder / "clusters"), loss=loss).train()
     return loss.seen, model.state_dict()
 
 
@@ -70,8 +74,28 @@ def _lightning(folder: Path, name: str, batch: int):
     return module.seen, module.state_dict()
 
 
+def _loop(folder: Path, name: str, batch: int):
+    """A loop of one's own with a weighting that remembers each sample."""
+    options = {"weighting": "sogclr", "local_loss": True, "gather_with_grad": True, "seed": 3}
+    loader, loss = attach(DataLoader(Pictures(mapping=False), batch_size=batch), folder / "clusters", **options)
+    torch.manual_seed(0)
+    weights, seen = [torch.randn(shape).requires_grad_() for shape in ((8, 192), (20, 8))], []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        for (images, texts), samples in loader:
+            assert torch.equal(rows_of(images), samples.ids)
+            seen.append(samples.ids.tolist())
+            sides = F.linear(images.flatten(1) / N, weights[0]), F.embedding_bag(texts, weights[1])
+            value = loss(*(F.normalize(side, dim=1) for side in sides), torch.tensor(5.0), samples=samples)
+            for weight, slope in zip(weights, torch.autograd.grad(value, weights), strict=True):
+                if batch == BATCH:
+                    dist.all_reduce(slope)
+                weight.data -= 0.1 * slope / (WORLD if batch == BATCH else 1)
+    return seen, {"image": weights[0], "text": weights[1]} | dict(loss.named_buffers())
+
+
 def _all(folder: Path, name: str, batch: int):
-    made = (_transformers, _resumed, _sentence_transformers, _lightning, _in_batch)
+    made = (_transformers, _resumed, _sentence_transformers, _lightning, _loop, _in_batch)
     return {trainer: make(folder, name, batch) for trainer, make in zip(TRAINERS, made, strict=True)}
 
 
@@ -90,9 +114,7 @@ def found(tmp_path_factory: pytest.TempPathFactory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).resolve().parents[2])  # where the processes find this module
-        mp.spawn(_process, (folder, port), nprocs=WORLD)
+    mp.spawn(_process, (folder, port), nprocs=WORLD)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     one = _all(folder, "one", WORLD * BATCH)

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from clip_negatives import registry
-from clip_negatives.errors import DataError, InputError, UnsupportedError
+from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
+from clip_negatives.host import registry
 from clip_negatives.integrations.sentence_transformers import NegativesBatches, NegativesRankingLoss, with_index
 from clip_negatives.interfaces import SamplingContext
-from clip_negatives.kernels import log_weights
+from clip_negatives.losses.kernels import log_weights
 from tests.integrations.clustered import BATCH, N, write_folder
 
 STEPS = N // BATCH
@@ -111,7 +111,7 @@ def train(tmp_path: Path, model: SentenceTransformer, sampler: str, *, resume: s
     how |= {"use_cpu": True, "disable_tqdm": True, "seed": 5, "batch_sampler": NegativesBatches(tmp_path / "clusters", sampler)}
     run = SentenceTransformerTrainingArguments(str(tmp_path / "run"), **how | more)
     json.loads(run.to_json_string())  # as loggers and checkpoints write it
-    trainer = SentenceTransformerTrainer(model, run, with_index(data()), data(20), loss=loss)
+    trainer = SentenceTransformerTrainer(model, run, with_index(data(), tmp_path / "clusters"), data(20), loss=loss)
     trainer.train(resume)
     if resume is None:
         assert trainer.evaluate()["eval_loss"] > 0
@@ -130,6 +130,23 @@ def test_batches_are_the_samplers_and_it_resumes_within_an_epoch(tmp_path, clust
     assert resumed.seen == expected[8:]
 
 
+def test_a_data_set_may_be_shuffled_after_it_got_its_ids(clusters):
+    ordered = with_index(data(), clusters[0])
+    shuffled = ordered.shuffle(seed=1)
+    expected = list(NegativesBatches(clusters[0])(ordered, BATCH, True))
+    found = [[shuffled[row]["label"] for row in batch] for batch in NegativesBatches(clusters[0])(shuffled, BATCH, True)]
+    assert found == expected
+
+
+def test_ids_of_other_clusters_are_refused(clusters, tmp_path):
+    """A dict of data sets has clusters for each: ids of one must not take the batches of another."""
+    other, _ = write_folder(tmp_path / "other", groups=5)
+    for sampler in ("cluster_similarity", "in_batch"):
+        NegativesBatches(other, sampler)(with_index(data(), other), BATCH, True)
+        with pytest.raises(InputError, match=r"ids for other clusters than .*other"):
+            NegativesBatches(other, sampler)(with_index(data(), clusters[0]), BATCH, True)
+
+
 def test_in_batch_keeps_the_trainers_own_batches(tmp_path, clusters, model):
     ours = train(tmp_path, model, "in_batch").seen
     assert len(ours) == 2 * STEPS
@@ -137,10 +154,10 @@ def test_in_batch_keeps_the_trainers_own_batches(tmp_path, clusters, model):
 
 
 def test_steps_of_several_processes_are_dealt_out(clusters, monkeypatch):
-    whole = NegativesBatches(clusters[0])(with_index(data()), 2 * BATCH, True)
+    whole = NegativesBatches(clusters[0])(with_index(data(), clusters[0]), 2 * BATCH, True)
     monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    dealt = NegativesBatches(clusters[0], gather_across_devices=True)(with_index(data()), BATCH, True)
+    dealt = NegativesBatches(clusters[0], gather_across_devices=True)(with_index(data(), clusters[0]), BATCH, True)
     dealt.set_epoch(3)
     whole.set_epoch(3)
     assert len(dealt) == 2 * len(whole) == len(list(dealt))
@@ -151,10 +168,10 @@ def test_steps_of_several_processes_are_dealt_out(clusters, monkeypatch):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"similarity_fct": torch.matmul}, "Expected the similarity cos_sim"),
-        ({"directions": BOTH["directions"]}, "partition_mode 'per_direction'"),
-        ({"directions": ("query_to_doc", "doc_to_doc")}, "Expected directions"),
-        ({"weighting": "sogclr"}, "remembers nothing"),
+        ({"similarity_fct": torch.matmul}, "must be cos_sim"),
+        ({"directions": BOTH["directions"]}, "partition_mode='per_direction'"),
+        ({"directions": ("query_to_doc", "doc_to_doc")}, "directions must be"),
+        ({"weighting": "sogclr"}, "cannot save the state"),
     ],
 )
 def test_what_the_loss_cannot_do_is_refused(model, clusters, how, message):
@@ -165,23 +182,30 @@ def test_what_the_loss_cannot_do_is_refused(model, clusters, how, message):
 def test_hard_negatives_with_a_loss_of_all_logits_are_refused(model, clusters):
     loss = NegativesRankingLoss(model, clusters=clusters[0], weighting="cwcl")
     assert loss(features(model, INDEX), INDEX) > 0
-    with pytest.raises(UnsupportedError, match="without hard negatives for cwcl"):
+    with pytest.raises(UnsupportedError, match="cwcl needs all logits"):
         loss(features(model, INDEX, 3), INDEX)
 
 
 @pytest.mark.parametrize("labels", [None, torch.zeros(BATCH, dtype=torch.int64), torch.rand(BATCH), INDEX + N])
 def test_labels_that_are_no_index_are_refused(model, clusters, labels):
-    with pytest.raises(InputError, match=r"Train on with_index\(dataset\)"):
+    with pytest.raises(InputError, match=r"Train on with_index\(dataset, clusters\)"):
         NegativesRankingLoss(model, clusters=clusters[0])(features(model, INDEX), labels)
 
 
 def test_data_that_do_not_fit_are_refused(clusters):
-    with pytest.raises(InputError, match="without labels"):
-        with_index(data().add_column("score", [0.0] * N))
+    with pytest.raises(InputError, match="Remove this column"):
+        with_index(data().add_column("score", [0.0] * N), clusters[0])
     batches = NegativesBatches(clusters[0])
-    with pytest.raises(DataError, match="that with_index adds"):
+    with pytest.raises(DataError, match="Use with_index"):
         batches(data(), BATCH, True)
-    with pytest.raises(InputError, match="clusters of 20 samples"):
-        batches(with_index(data(20)), BATCH, True)
-    with pytest.raises(UnsupportedError, match="adds no texts for sentence-transformers"):
-        NegativesBatches(clusters[0], "swapped_words")(with_index(data()), BATCH, True)
+    with pytest.raises(InputError, match="training data has 20"):
+        with_index(data(20), clusters[0])
+    with pytest.raises(InputError, match="training data has 20"):
+        batches(with_index(data(), clusters[0]).select(range(20)), BATCH, True)
+    with pytest.raises(ArtifactError, match="belong to other data or another order: positive differs at sample"):
+        with_index(data().select_columns("positive").shuffle(seed=1), clusters[0])
+    twice = with_index(data(), clusters[0])
+    with pytest.raises(InputError, match="every sample id once"):
+        batches(concatenate_datasets([twice.select(range(N - 1)), twice.select([0])]), BATCH, True)
+    with pytest.raises(UnsupportedError, match="adds captions, which sentence-transformers"):
+        NegativesBatches(clusters[0], "swapped_words")(with_index(data(), clusters[0]), BATCH, True)

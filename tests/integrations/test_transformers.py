@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 from transformers.data import default_data_collator
 
-from clip_negatives import registry
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
-from clip_negatives.integrations.figures import batch_figures
-from clip_negatives.integrations.transformers import INDEX, STATE, NegativesTrainer
+from clip_negatives.host import registry
+from clip_negatives.integrations.transformers import IDS, STATE, NegativesTrainer
 from clip_negatives.interfaces import SamplingContext
+from clip_negatives.step import BatchSamples
+from clip_negatives.training.figures import batch_figures
 from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_folder
 
 STEPS = N // BATCH
@@ -48,9 +49,9 @@ class Watched(NegativesTrainer):
         self.seen: list[list[int]] = []
 
     def compute_loss(self, model, inputs, *rest, **named):
-        if INDEX in inputs:
-            assert inputs[INDEX].tolist() == rows_of(inputs["pixel_values"]).tolist()
-            self.seen.append(inputs[INDEX].tolist())
+        if IDS in inputs:
+            assert inputs[IDS].tolist() == rows_of(inputs["pixel_values"]).tolist()
+            self.seen.append(inputs[IDS].tolist())
         return super().compute_loss(model, inputs, *rest, **named)
 
 
@@ -60,7 +61,9 @@ def clusters(tmp_path: Path):
 
 
 def trainer(tmp_path: Path, model: CLIPModel | None = None, kind=Watched, n: int = N, **more) -> Trainer:
-    ours = {name: more.pop(name) for name in ("sampler", "weighting", "eval_dataset", "compute_loss_func") if name in more}
+    ours = {
+        name: more.pop(name) for name in ("sampler", "weighting", "eval_dataset", "compute_loss_func", "keys") if name in more
+    }
     ours |= {"clusters": tmp_path / "clusters"} if kind is not Trainer else {}
     run = arguments(tmp_path / "run", **more)
     return kind(model or tiny_clip(), run, train_dataset=Pictures(n), data_collator=collate, **ours)
@@ -84,7 +87,7 @@ def test_uniform_loss_of_a_batch_is_the_models_own(tmp_path, clusters):
     found = trainer(tmp_path, sampler="in_batch", weighting="uniform")
     batch = collate([Pictures()[row] for row in range(BATCH)])
     expected = found.model(**batch).loss
-    torch.testing.assert_close(found.compute_loss(found.model, {**batch, INDEX: torch.arange(BATCH)}), expected)
+    torch.testing.assert_close(found.compute_loss(found.model, {**batch, IDS: torch.arange(BATCH)}), expected)
 
 
 def test_batches_are_the_samplers_and_each_epoch_has_its_own(tmp_path, clusters):
@@ -120,7 +123,7 @@ def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
     state = whole.negatives.anchor_loss.state_dict()
     torch.testing.assert_close(resumed.negatives.anchor_loss.state_dict(), state, rtol=1e-4, atol=1e-4)
     (tmp_path / "run" / f"checkpoint-{STEPS}" / STATE).unlink()
-    with pytest.raises(ArtifactError, match="what the loss remembers"):
+    with pytest.raises(ArtifactError, match="state of the loss"):
         trainer(tmp_path, **how).train(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
 
 
@@ -132,7 +135,7 @@ def test_weights_reach_the_loss(tmp_path, clusters):
     assert all(few < 0.6 * full for few, full in zip(losses(found), losses(whole), strict=True))
     logged = [entry for entry in found.state.log_history if "loss" in entry][-1]
     assert logged["clip_negatives/removed_share"] == pytest.approx(0.9, abs=0.1)
-    expected = batch_figures(torch.tensor(found.seen[-1]), found.folder.clusters, found.negatives.terms)
+    expected = batch_figures(BatchSamples(ids=torch.tensor(found.seen[-1])), found.folder.clusters, found.negatives.terms)
     assert {name: logged[name] for name in expected} == expected
 
 
@@ -152,14 +155,47 @@ class Stream(IterableDataset):
 def test_what_cannot_be_served_is_refused(tmp_path, clusters):
     with pytest.raises(InputError, match="compute_loss_func"):
         trainer(tmp_path, compute_loss_func=print)
-    with pytest.raises(InputError, match="of the 40 training samples"):
+    with pytest.raises(InputError, match="training data has 40"):
         trainer(tmp_path, n=40).train()
-    with pytest.raises(UnsupportedError, match="adds no texts for the Trainer"):
+    with pytest.raises(UnsupportedError, match="adds captions, which the Trainer"):
         trainer(tmp_path, sampler="swapped_words").train()
     found = trainer(tmp_path, max_steps=2)
     found.train_dataset = Stream()
-    with pytest.raises(DataError, match="got a stream"):
+    with pytest.raises(DataError, match="reads a stream"):
         found.train()
-    batch = {"input_ids": torch.ones(1, 4, dtype=torch.int64), INDEX: torch.zeros(1)}
-    with pytest.raises(UnsupportedError, match="as CLIPModel, got CLIPTextModel"):
+    batch = {"input_ids": torch.ones(1, 4, dtype=torch.int64), IDS: torch.zeros(1)}
+    with pytest.raises(UnsupportedError, match="cannot train CLIPTextModel"):
         NegativesTrainer.compute_loss(found, found.model.text_model, batch)
+
+
+def test_another_order_of_the_data_is_refused(tmp_path, clusters):
+    texts = [f"positive{row}" for row in range(N)]
+    with pytest.raises(ArtifactError, match="another order: keys differs at sample 0"):
+        trainer(tmp_path, keys=texts[::-1]).train()
+    assert trainer(tmp_path, keys=texts).get_train_dataloader() is not None
+
+
+def test_a_state_of_other_clusters_is_refused(tmp_path, clusters):
+    trainer(tmp_path, weighting="sogclr", save_strategy="steps", save_steps=2).train()
+    write_folder(tmp_path / "clusters", groups=5)
+    with pytest.raises(ArtifactError, match="is of other data or clusters: its values belong to other samples"):
+        trainer(tmp_path, weighting="sogclr").train(str(tmp_path / "run" / "checkpoint-2"))
+
+
+def test_a_sampler_of_the_trainer_is_kept_or_refused(tmp_path, clusters):
+    class Weighted(Watched):
+        def _get_train_sampler(self, train_dataset=None):
+            return WeightedRandomSampler([1.0] * 8 + [0.0] * (N - 8), N)
+
+    with pytest.raises(InputError, match=r"Trainer's WeightedRandomSampler chooses its samples.* sampler='in_batch'"):
+        trainer(tmp_path, kind=Weighted).train()
+    kept = trainer(tmp_path, kind=Weighted, sampler="in_batch", weighting="uniform")
+    kept.train()
+    assert {row for batch in kept.seen for row in batch} <= set(range(8))
+
+    class Own(Watched):
+        def get_train_dataloader(self):
+            return Trainer.get_train_dataloader(self)
+
+    with pytest.raises(InputError, match="has no sample ids"):
+        trainer(tmp_path, kind=Own).train()

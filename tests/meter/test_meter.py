@@ -1,4 +1,4 @@
-"""The meter says what counting by hand says."""
+"""The meter, against naive loops."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from clip_negatives import registry
-from clip_negatives.artifacts import ClustersFolder, codes
+from clip_negatives import Columns
 from clip_negatives.dataset import CsvPairs
 from clip_negatives.errors import InputError, UnknownNameError
+from clip_negatives.host import registry
 from clip_negatives.interfaces import LossTerms, SamplingContext
 from clip_negatives.meter import meter, treatments, truth_of
 from clip_negatives.meter.suspects import SAMPLED_PAIRS
-from clip_negatives.prepare import prepare
-
-from ..pairs import write_csv
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.storage.clusters_folder import ClustersFolder, integer_ids
+from tests.pairs import write_csv
 
 N = 64
 WEIGHTING = "weighted_infonce:text_beta=0,remove=true,image_quantile=0.7"
@@ -28,12 +29,12 @@ WEIGHTING = "weighted_infonce:text_beta=0,remove=true,image_quantile=0.7"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
-    """Return clusters of data with groups, of which some are not known, and some equal texts."""
+    """Return clusters of data with unknown groups and equal texts."""
     base = tmp_path_factory.mktemp("meter")
     made = prepare(
-        CsvPairs(write_csv(base, N), group_column="item"),
+        CsvPairs(write_csv(base, N), Columns(group="item")),
         base / "clusters",
-        clusterer="kmeans:n_clusters=8",
+        Recipe(clusterer="kmeans:n_clusters=8"),
         progress=False,
     )
     groups = ["" if row % 7 == 0 else group for row, group in enumerate(made.samples["group"].to_pylist())]
@@ -81,7 +82,7 @@ def test_batch_of_all_data_meets_the_expectation(folder: ClustersFolder) -> None
 
 
 def test_treatment_is_that_of_a_double_loop(folder: ClustersFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(treatments, "ROWS", 7)
+    monkeypatch.setattr("clip_negatives.metrics.false_negatives.CHUNK", 7)
     monkeypatch.setattr(treatments, "BATCHES", 10)  # of 4 an epoch
     found = {item.truth: item for item in meter(folder, 16, weighting=WEIGHTING, seed=2).treatments[2:]}
     sampler = registry.create(
@@ -148,10 +149,10 @@ def test_data_without_groups_and_features(folder: ClustersFolder) -> None:
 
 
 def test_unknown_groups_equal_no_other(tmp_path: Path) -> None:
-    numbers = codes(["a", "", "b", "", "a"])
+    numbers = integer_ids(["a", "", "b", "", "a"])
     assert numbers[0] == numbers[4]
     assert len(set(numbers.tolist())) == 4
-    assert torch.equal(codes([""]), torch.tensor([1]))
+    assert torch.equal(integer_ids([""]), torch.tensor([1]))
 
 
 def test_values_out_of_range(folder: ClustersFolder) -> None:

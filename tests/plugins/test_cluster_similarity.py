@@ -3,13 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.similarity import centroid_similarity
-from clip_negatives_cluster_similarity.sampler import ClusterSimilarity
-
-from ..conftest import make_clusters
+from clip_negatives_plugins.cluster_similarity.sampler import ClusterSimilarity
+from tests.conftest import make_clusters
 
 pytestmark = pytest.mark.keeps_global_rng
 
@@ -28,7 +27,7 @@ def test_every_image_has_a_reliable_pair_in_its_step(options: dict[str, float]) 
 
 
 def two_clusters(n: int, small: int) -> Clusters:
-    """Return one cluster of n - small samples and one of `small`, in both modalities."""
+    """Return a cluster of n - small samples and one of `small` samples, in both modalities."""
     labels = torch.zeros(n, dtype=torch.int64)
     labels[:small] = 1
     clustering = Clustering(labels, torch.eye(2))
@@ -36,8 +35,8 @@ def two_clusters(n: int, small: int) -> Clusters:
     return Clusters(clustering, clustering, table, table)
 
 
-def test_steps_are_mended_where_dealing_alone_leaves_some_alone() -> None:
-    """Reliable: same-kind never. Samples 0 .. 9 of one kind, 90 of another, steps of 10: one of the ten each."""
+def test_every_step_gets_a_sample_of_the_small_cluster() -> None:
+    """With 10 samples of one cluster, 90 of another and 10 steps, each step needs one of the 10."""
     sampler = ClusterSimilarity(SamplingContext(100, 10, clusters=two_clusters(100, 10)))
     for epoch in range(5):
         sampler.set_epoch(epoch)
@@ -45,22 +44,22 @@ def test_steps_are_mended_where_dealing_alone_leaves_some_alone() -> None:
             assert sum(index < 10 for index in batch) == 1
 
 
-def test_mending_moves_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repair_moves_samples() -> None:
     sampler = ClusterSimilarity(SamplingContext(40, 10, clusters=two_clusters(40, 8)))
-    unmended = torch.arange(40).view(4, 10)  # the eight of the small cluster are all in the first step
-    mended = sampler._mend(unmended.clone(), torch.empty(0, dtype=torch.int64), epoch_generator(0, 0))
-    assert sorted(mended.flatten().tolist()) == list(range(40))
-    for row in mended.tolist():
+    unrepaired = torch.arange(40).view(4, 10)  # the eight of the small cluster are all in the first step
+    repaired = sampler._repair(unrepaired.clone(), torch.empty(0, dtype=torch.int64), epoch_generator(0, 0))
+    assert sorted(repaired.flatten().tolist()) == list(range(40))
+    for row in repaired.tolist():
         assert reliable(sampler, row, row).any(dim=1).all()
 
 
 def test_data_without_any_reliable_pair() -> None:
-    with pytest.raises(InputError, match=r"within the whole data set, got 40 without.*Raise image_quantile"):
+    with pytest.raises(InputError, match=r"40 samples have no .* within the whole data set .*Raise image_quantile"):
         ClusterSimilarity(SamplingContext(40, 10, clusters=two_clusters(40, 0)))
 
 
-def test_steps_that_cannot_be_mended() -> None:
-    """Two of the small kind cannot serve ten steps."""
+def test_steps_that_cannot_be_repaired() -> None:
+    """Two samples of the small cluster cannot serve ten steps."""
     sampler = ClusterSimilarity(SamplingContext(100, 10, clusters=two_clusters(100, 2)))
     with pytest.raises(InputError, match="a step of 10 samples"):
         list(sampler)
@@ -84,9 +83,9 @@ def test_ranks_get_all_kinds() -> None:
 @pytest.mark.parametrize("per_image", [1, 7])
 def test_pairs_are_reliable_and_uniform(per_image: int) -> None:
     sampler = ClusterSimilarity(SamplingContext(240, 8, clusters=make_clusters()))
-    found = sampler.incorrect_pairs(per_image, epoch_generator(0, 0))
-    assert sampler.reliable.between(found.image_index, found.text_index).all()
-    assert torch.equal(found.image_index.bincount(minlength=240), torch.full((240,), per_image))
+    drawn = sampler.incorrect_pairs(per_image, epoch_generator(0, 0))
+    assert sampler.reliable.between(drawn.image_index, drawn.text_index).all()
+    assert torch.equal(drawn.image_index.bincount(minlength=240), torch.full((240,), per_image))
     # Over many draws every reliable text of an image is drawn about equally often.
     allowed = reliable(sampler, [0], list(range(240)))[0]
     draws = torch.zeros(240)
@@ -101,16 +100,16 @@ def test_pairs_are_reliable_and_uniform(per_image: int) -> None:
 
 def test_more_pairs_than_there_are() -> None:
     sampler = ClusterSimilarity(SamplingContext(100, 10, clusters=two_clusters(100, 10)))
-    found = sampler.incorrect_pairs(20, epoch_generator(0, 0))
-    counts = found.image_index.bincount(minlength=100)
+    drawn = sampler.incorrect_pairs(20, epoch_generator(0, 0))
+    counts = drawn.image_index.bincount(minlength=100)
     assert counts[:10].tolist() == [20] * 10
     assert counts[10:].tolist() == [10] * 90
-    with pytest.raises(InputError, match="at least 1 pair"):
+    with pytest.raises(InputError, match="per_image must be at least 1"):
         sampler.incorrect_pairs(0, epoch_generator(0, 0))
 
 
 def test_needs_clusters_of_these_data() -> None:
     with pytest.raises(InputError, match="clip-negatives prepare"):
         ClusterSimilarity(SamplingContext(240, 8))
-    with pytest.raises(InputError, match=r"clusters of 200 samples.*got 240"):
+    with pytest.raises(InputError, match="of the 200 training samples, but these clusters have 240"):
         ClusterSimilarity(SamplingContext(200, 8, clusters=make_clusters(240)))

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives.errors import InputError
-from clip_negatives_kmeans.clusterer import KMeans, _without_empty, default_n_clusters
+from clip_negatives_plugins.kmeans.clusterer import KMeans, _without_empty
+from clip_negatives_plugins.kmeans.lloyd import Assignment
 
 pytestmark = pytest.mark.keeps_global_rng
 
@@ -50,13 +51,19 @@ def test_nothing_is_sorted_where_no_cluster_is_empty() -> None:
             raise AssertionError
 
     labels = torch.arange(10)
-    found = _without_empty(torch.eye(10), labels, torch.eye(10), torch.zeros(10).as_subclass(Refuses), True)
+    found = _without_empty(torch.eye(10), Assignment(labels, torch.zeros(10).as_subclass(Refuses)), torch.eye(10), True)
     assert torch.equal(found.labels, labels)
 
 
 def test_too_few_different_samples() -> None:
-    with pytest.raises(InputError, match=r"at least 4 different samples.*got 3.*n_clusters=3"):
+    with pytest.raises(InputError, match=r"3 different features, too few for 4 clusters.*n_clusters=3"):
         KMeans(n_clusters=4).fit(features(3).repeat(10, 1), generator=generator())
+
+
+def test_equal_samples_are_not_to_be_put_into_one_cluster() -> None:
+    with pytest.raises(InputError, match="All samples have the same features") as raised:
+        KMeans().fit(features(1).repeat(30, 1), generator=generator())
+    assert "n_clusters" not in str(raised.value)
 
 
 def test_samples_are_in_the_nearest_cluster() -> None:
@@ -83,11 +90,6 @@ def test_half_precision_and_the_cap_of_training_samples() -> None:
     assert len(found.labels) == 300
 
 
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (2, 2), (16, 2), (100, 12), (8948, 378), (1_000_000, 4000)])
-def test_default_number_of_clusters(n: int, k: int) -> None:
-    assert default_n_clusters(n) == k
-
-
 @pytest.mark.parametrize("options", [{"n_clusters": 0}, {"n_iter": 0}, {"n_redo": -1}, {"max_samples_per_cluster": 0}])
 def test_options_out_of_range(options: dict[str, int]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
@@ -110,5 +112,5 @@ def test_bad_features(bad: torch.Tensor, words: str) -> None:
 
 
 def test_more_clusters_than_samples() -> None:
-    with pytest.raises(InputError, match=r"\(10\), got n_clusters=11"):
+    with pytest.raises(InputError, match=r"n_clusters=11 is more than the number of samples \(10\)"):
         KMeans(n_clusters=11).fit(features(10), generator=generator())

@@ -5,15 +5,16 @@ import math
 import pytest
 import torch
 
+from clip_negatives.clustering.reliability import ReliabilityGate
+from clip_negatives.clustering.similarity import removed_share
 from clip_negatives.errors import InputError
-from clip_negatives.functional import pair_log_weights, weighted_info_nce
 from clip_negatives.interfaces import Clusters
-from clip_negatives.similarity import reliable_tables, removed_share
-from clip_negatives_in_batch.weighting import Uniform
-from clip_negatives_random_reduction.weighting import RandomReduction
-from clip_negatives_weighted_infonce import factors
-from clip_negatives_weighted_infonce.factors import low_rank_factors
-from clip_negatives_weighted_infonce.weighting import WeightedInfoNCE
+from clip_negatives.losses.functional import pair_log_weights, weighted_info_nce
+from clip_negatives_plugins.in_batch.weighting import Uniform
+from clip_negatives_plugins.random_reduction.weighting import RandomReduction
+from clip_negatives_plugins.weighted_infonce import factors
+from clip_negatives_plugins.weighted_infonce.factors import low_rank_factors
+from clip_negatives_plugins.weighted_infonce.weighting import WeightedInfoNCE
 
 pytestmark = pytest.mark.keeps_global_rng
 
@@ -33,10 +34,10 @@ def test_uniform_is_neutral(clusters: Clusters) -> None:
 def test_cluster_weights_by_a_loop(clusters: Clusters, text_beta: float) -> None:
     options = {"beta": 2.0, "text_beta": text_beta, "remove": True}
     terms = WeightedInfoNCE(**options, image_quantile=0.8, text_threshold=0.6)(clusters)
-    image, text = reliable_tables(clusters, image_quantile=0.8, text_threshold=0.6)
+    image, text = ReliabilityGate(image_quantile=0.8, text_threshold=0.6).tables(clusters)
     rows, columns = every_pair(60)
-    found = pair_log_weights(terms, rows, columns)
-    for i, j, value in zip(rows.tolist(), columns.tolist(), found.tolist(), strict=True):
+    log_weights = pair_log_weights(terms, rows, columns)
+    for i, j, value in zip(rows.tolist(), columns.tolist(), log_weights.tolist(), strict=True):
         a, b = clusters.image.labels[i], clusters.image.labels[j]
         c, d = clusters.text.labels[i], clusters.text.labels[j]
         if not (image[a, b] and text[c, d]):
@@ -54,7 +55,7 @@ def test_sample_weights_equal_the_dense_formula(clusters: Clusters, removed: boo
     t = (clusters.text_features[rows] * clusters.text_features[columns]).sum(1)
     expected = -1.5 * r - 0.5 * t
     if removed:
-        image, text = reliable_tables(clusters, image_quantile=0.95, text_quantile=0.95)
+        image, text = ReliabilityGate(image_quantile=0.95, text_quantile=0.95).tables(clusters)
         a, c = clusters.image.labels, clusters.text.labels
         expected = expected.masked_fill(~(image[a[rows], a[columns]] & text[c[rows], c[columns]]), -math.inf)
         assert expected.isinf().any()
@@ -65,26 +66,26 @@ def test_sample_weights_equal_the_dense_formula(clusters: Clusters, removed: boo
 
 
 def test_low_rank_keeps_the_most_of_the_inner_products(clusters: Clusters) -> None:
-    """Against the best there is: the truncated singular value decomposition; and with enough columns nothing is lost."""
+    """The truncated singular value decomposition is the best approximation; with all columns nothing is lost."""
     full = low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], None)
     u, s, vh = torch.linalg.svd(full.double(), full_matrices=False)
     for rank in (1, 3, full.shape[1] - 1):
-        found = low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], rank).double()
+        approximate = low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], rank).double()
         best = (u[:, :rank] * s[:rank]) @ vh[:rank]
-        assert found.shape == (len(full), rank)
-        torch.testing.assert_close(found @ found.T, best @ best.T, rtol=1e-4, atol=1e-4)
+        assert approximate.shape == (len(full), rank)
+        torch.testing.assert_close(approximate @ approximate.T, best @ best.T, rtol=1e-4, atol=1e-4)
     assert torch.equal(low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], 10_000), full)
 
 
 def test_low_rank_reads_by_blocks(clusters: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that do not fit evenly give the same; directions found from some of the rows nearly the same."""
+    """Uneven blocks give the same factors; directions from a part of the rows give nearly the same."""
     parts = [(1.0, clusters.image_features), (1.0, clusters.text_features)]
     whole = low_rank_factors(parts, 6)
     monkeypatch.setattr(factors, "ROWS", 101)
     by_blocks = low_rank_factors(parts, 6)
     assert torch.equal(low_rank_factors(parts, None), torch.cat([features.float() for _, features in parts], dim=1))
     exact = torch.cat([features for _, features in parts], dim=1)
-    errors = [(found @ found.T - exact @ exact.T).norm() for found in (whole, by_blocks)]
+    errors = [(result @ result.T - exact @ exact.T).norm() for result in (whole, by_blocks)]
     assert errors[0] <= errors[1] < 1.2 * errors[0]
 
 
@@ -92,16 +93,16 @@ def test_low_rank_reads_by_blocks(clusters: Clusters, monkeypatch: pytest.Monkey
     "options", [{}, {"similarity": "sample"}, {"similarity": "sample", "rank": 4}], ids=["default", "sample", "rank"]
 )
 def test_weight_falls_as_samples_grow_alike(clusters: Clusters, options: dict[str, object]) -> None:
-    """The sign: against the live similarity of hard-negative methods."""
+    """The sign is the opposite of hard-negative methods."""
     terms = WeightedInfoNCE(**options)(clusters)
     rows, columns = every_pair(60)
     sides = (clusters.image_features, clusters.text_features)
-    alike = sum((side[rows] * side[columns]).sum(1) for side in sides)
-    assert torch.corrcoef(torch.stack([pair_log_weights(terms, rows, columns), alike]))[0, 1] < -0.5
+    similarity = sum((side[rows] * side[columns]).sum(1) for side in sides)
+    assert torch.corrcoef(torch.stack([pair_log_weights(terms, rows, columns), similarity]))[0, 1] < -0.5
 
 
 def test_hardness_by_a_loop(clusters: Clusters) -> None:
-    """What the model confuses counts more, beside what the clusters say; mean 1 over the negatives of each anchor."""
+    """Pairs that the model confuses count more; the weights of each anchor have mean 1."""
     index = torch.tensor([3, 17, 8, 40, 21])
     terms = WeightedInfoNCE(beta=2.0, text_beta=1.0, hardness=0.3)(clusters).take(index)
     x, y = (torch.nn.functional.normalize(torch.randn(5, 4, generator=torch.Generator().manual_seed(k)), dim=1) for k in (0, 1))
@@ -115,11 +116,11 @@ def test_hardness_by_a_loop(clusters: Clusters) -> None:
     )
     for logits in (z.tolist(), z.T.tolist()):
         for i in range(5):
-            others = [j for j in range(5) if j != i]
-            weight = {j: math.exp(-2 * r[i][j] - t[i][j] + 0.3 * logits[i][j]) for j in others}
-            mean = sum(weight.values()) / len(others)
-            told = sum(weight[j] / mean * math.exp(logits[i][j]) for j in others)
-            total += math.log(math.exp(logits[i][i]) + told) - logits[i][i]
+            incorrect = [j for j in range(5) if j != i]
+            weight = {j: math.exp(-2 * r[i][j] - t[i][j] + 0.3 * logits[i][j]) for j in incorrect}
+            mean = sum(weight.values()) / len(incorrect)
+            negatives = sum(weight[j] / mean * math.exp(logits[i][j]) for j in incorrect)
+            total += math.log(math.exp(logits[i][i]) + negatives) - logits[i][i]
     assert float(weighted_info_nce(x, y, 3.0, terms=terms)) == pytest.approx(total / 10, rel=1e-5)
 
 
@@ -128,11 +129,11 @@ def test_without_betas_samples_weigh_nothing(clusters: Clusters) -> None:
 
 
 def test_mean_weight_is_one_in_the_loss(clusters: Clusters) -> None:
-    """With equal logits the denominator then counts the kept negatives: loss = log(1 + kept) of each row."""
+    """With equal logits the denominator counts the kept negatives: loss = log(1 + kept) for each row."""
     index = torch.arange(40)
     terms = WeightedInfoNCE(image_quantile=0.7, remove=True)(clusters).take(index)
     same = torch.nn.functional.normalize(torch.ones(40, 4), dim=1)
-    image, text = reliable_tables(clusters, image_quantile=0.7, text_quantile=0.95)
+    image, text = ReliabilityGate(image_quantile=0.7, text_quantile=0.95).tables(clusters)
     a, c = clusters.image.labels[index], clusters.text.labels[index]
     kept = (image[a][:, a] & text[c][:, c]).sum(1)
     expected = torch.log1p(kept.float()).mean()
@@ -141,7 +142,7 @@ def test_mean_weight_is_one_in_the_loss(clusters: Clusters) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"beta": -1.0}, {"text_beta": -0.1}, {"beta": math.nan}, {"similarity": "pixel"}, {"rank": 0}],
+    [{"beta": -1.0}, {"text_beta": -0.1}, {"beta": math.nan}, {"similarity": "pixel"}, {"rank": 0}, {"text_quantile": 2.0}],
     ids=lambda o: next(iter(o)),
 )
 def test_options_out_of_range(options: dict[str, object]) -> None:
@@ -157,22 +158,22 @@ def test_sample_similarity_needs_features(clusters: Clusters) -> None:
 
 
 def test_random_reduction_drops_as_many_as_the_gate(clusters: Clusters) -> None:
-    share = removed_share(clusters, *reliable_tables(clusters, image_quantile=0.7, text_quantile=0.8))
-    found = RandomReduction(image_quantile=0.7, text_quantile=0.8)(clusters)
+    share = removed_share(clusters, *ReliabilityGate(image_quantile=0.7, text_quantile=0.8).tables(clusters))
+    terms = RandomReduction(image_quantile=0.7, text_quantile=0.8)(clusters)
     rows, columns = every_pair(240)
-    dropped = float((pair_log_weights(found, rows, columns) == -torch.inf).double().mean())
+    dropped = float((pair_log_weights(terms, rows, columns) == -torch.inf).double().mean())
     assert dropped == pytest.approx(share, abs=0.02)
 
 
 def test_random_reduction_knows_nothing_of_the_clusters(clusters: Clusters) -> None:
-    found = RandomReduction(share=0.5)(clusters)
+    terms = RandomReduction(share=0.5)(clusters)
     rows, columns = every_pair(240)
-    dropped = (pair_log_weights(found, rows, columns) == -torch.inf).double()
+    dropped = (pair_log_weights(terms, rows, columns) == -torch.inf).double()
     same = clusters.image.labels[rows] == clusters.image.labels[columns]
     assert float(dropped[same].mean()) == pytest.approx(0.5, abs=0.05)
     assert float(dropped[~same].mean()) == pytest.approx(0.5, abs=0.02)
     again = RandomReduction(share=0.5, seed=1)(clusters)
-    assert not torch.equal(found.image_labels, again.image_labels)
+    assert not torch.equal(terms.image_labels, again.image_labels)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
@@ -182,6 +183,6 @@ def test_random_reduction_at_its_ends(clusters: Clusters, share: float, expected
 
 
 @pytest.mark.parametrize("options", [{"share": 1.5}, {"share": -0.1}, {"n_groups": 1}])
-def test_random_reduction_refuses(options: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="Expected"):
+def test_random_reduction_options_out_of_range(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(options))} must be at least"):
         RandomReduction(**options)

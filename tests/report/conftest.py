@@ -1,4 +1,4 @@
-"""A small clusters folder of real listings, one of them with a hostile text, and the report on it."""
+"""A small clusters folder of real listings, one with a hostile text, and its report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from clip_negatives import ClustersFolder, read_clusters
+from clip_negatives import ClustersFolder, Columns, read_clusters
 from clip_negatives.dataset import open_pairs
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.report import write_inspection
-
-from ..pairs import write_csv
+from tests.pairs import write_csv
 
 N = 64
-HOSTILE = """<script>alert(1)</script> "double" 'single' & <b>bold</b>"""
+HOSTILE = """<script>alert(1)</script> "double" 'single' & <b>bold</b> \x1b[2J \u202eevil \x07 مرحبا"""
 
 
 @pytest.fixture(scope="session")
@@ -27,12 +27,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
     rows[5][1] = HOSTILE
     with file.open("w", newline="") as stream:
         csv.writer(stream, delimiter="\t", lineterminator="\n").writerows(rows)
-    source = open_pairs(file, group_column="item")
-    prepare(source, home / "clusters", clusterer="kmeans:n_clusters=6", progress=False)
+    source = open_pairs(file, Columns(group="item"))
+    prepare(source, home / "clusters", Recipe(clusterer="kmeans:n_clusters=6"), progress=False)
     return read_clusters(home / "clusters")
 
 
 @pytest.fixture(scope="session")
 def page(folder: ClustersFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a page with more pairs than are shown at first, none removed."""
+    """Return a report with more pairs than the page shows at first; no pair is removed."""
     return write_inspection(folder, tmp_path_factory.mktemp("page") / "report", batch_size=32, pairs=40).page

@@ -1,4 +1,4 @@
-"""Both reports in a real browser without a window: nothing is asked of the network, and what moves works."""
+"""Both reports in headless Chromium: no network access, working controls, readable at two widths."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from clip_negatives.printing import printable
 from clip_negatives.report import write_comparison
+from tests.pairs import write_csv
 
-from ..pairs import write_csv
 from .conftest import HOSTILE
 from .test_comparison import QUERIES, made_up, write_answers
 
@@ -30,10 +31,10 @@ ARGUMENTS = [
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         own = Path(playwright.chromium.executable_path)
-        found = next(filter(None, map(shutil.which, NAMES)), None) or (str(own) if own.exists() else None)
-        if found is None:
-            pytest.skip(f"needs Chromium: none of {', '.join(NAMES)} is on the PATH, and playwright has none of its own")
-        opened = playwright.chromium.launch(executable_path=found, args=ARGUMENTS)
+        path = next(filter(None, map(shutil.which, NAMES)), None) or (str(own) if own.exists() else None)
+        if path is None:
+            pytest.skip(f"needs Chromium: none of {', '.join(NAMES)} is on the PATH, and playwright has no browser installed")
+        opened = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
         yield opened
         opened.close()
 
@@ -47,17 +48,17 @@ def comparison_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched:
-    """Open a page and note what it says and asks for."""
+    """A page in the browser, with its messages (console, errors, dialogs) and the URLs of its requests."""
 
     def __init__(self, browser: Browser, file: Path, **options: object) -> None:
         self.context = browser.new_context(**options)
         self.page: Page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.messages: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self.messages.append(message.text))
+        self.page.on("pageerror", lambda error: self.messages.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.messages.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(file.as_uri())
 
 
@@ -66,8 +67,8 @@ def opened(browser: Browser, page: Path) -> Iterator[Watched]:
     watched = Watched(browser, page, viewport={"width": 1280, "height": 900}, color_scheme="light")
     yield watched
     watched.context.close()
-    assert watched.said == []
-    assert all(url.startswith(("file://", "data:")) for url in watched.asked)
+    assert watched.messages == []
+    assert all(url.startswith(("file://", "data:")) for url in watched.requests)
 
 
 def visible(page: Page) -> int:
@@ -76,11 +77,11 @@ def visible(page: Page) -> int:
 
 def test_filter_and_search(opened: Watched) -> None:
     page, count = opened.page, opened.page.locator("#count")
-    assert count.inner_text() == "80 of 80 pairs match, 24 are shown."
+    assert count.inner_text() == "80 of 80 pairs match, 24 shown."
     assert count.get_attribute("aria-live") == "polite"
     assert visible(page) == 24
-    page.get_by_role("radio", name="drawn as incorrect").check()
-    assert count.inner_text() == "40 of 80 pairs match, 12 are shown."
+    page.get_by_role("radio", name="generated").check()
+    assert count.inner_text() == "40 of 80 pairs match, 12 shown."
     assert page.locator('.pair[data-kind="lowest"]:visible').count() == 0
     page.get_by_role("button", name="Show 28 more").click()
     assert visible(page) == 40
@@ -88,7 +89,7 @@ def test_filter_and_search(opened: Watched) -> None:
     page.get_by_label("Search the texts").fill("ALERT <script>")
     matching = visible(page)
     assert 0 < matching < 40
-    assert page.locator(".pair:visible", has_text=HOSTILE).count() == matching
+    assert page.locator(".pair:visible", has_text=printable(HOSTILE)).count() == matching
     page.get_by_label("Search the texts").fill("no text has these words")
     assert count.inner_text() == "No pair matches."
     assert visible(page) == 0
@@ -122,7 +123,7 @@ def test_keyboard(opened: Watched) -> None:
         order.append(page.evaluate(focus))
     assert order[0] == "Skip to the report"
     assert order[1] == "theme"
-    assert order[2:7] == ["Summary", "Clusters", "Similarity and weights", "The pairs", "Other choices"]
+    assert order[2:7] == ["Summary", "Clusters", "Similarity and weights", "Pairs", "Other choices"]
     page.locator("#search").focus()
     page.keyboard.type("zzzz")
     assert page.locator("#count").inner_text() == "No pair matches."
@@ -143,8 +144,8 @@ def test_both_reports_fit_and_are_readable(
     assert watched.page.evaluate("document.documentElement.scrollWidth") <= width
     faint = watched.page.evaluate(CONTRAST)
     assert faint == []
-    assert watched.said == []
-    assert all(url.startswith(("file://", "data:")) for url in watched.asked)
+    assert watched.messages == []
+    assert all(url.startswith(("file://", "data:")) for url in watched.requests)
     watched.context.close()
 
 
@@ -173,13 +174,13 @@ def test_on_paper_everything_is_open(browser: Browser, page: Path) -> None:
 
 
 CONTRAST = """() => {
-  // WCAG 2 AA: every piece of text against the nearest background that is not transparent.
+  // WCAG 2 AA: contrast of every text with the nearest opaque background.
   const parse = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const light = ([r, g, b]) => {
     const part = (v) => { v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; };
     return 0.2126 * part(r) + 0.7152 * part(g) + 0.0722 * part(b);
   };
-  const found = new Set();
+  const faint = new Set();
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
@@ -191,8 +192,8 @@ CONTRAST = """() => {
     while (behind && (parse(getComputedStyle(behind).backgroundColor)[3] ?? 1) === 0) behind = behind.parentElement;
     const back = parse(getComputedStyle(behind ?? document.body).backgroundColor);
     const [high, low] = [light(text), light(back)].sort((a, b) => b - a);
-    if ((high + 0.05) / (low + 0.05) < 4.5) found.add(`${element.tagName}.${element.className.baseVal ?? element.className}`);
+    if ((high + 0.05) / (low + 0.05) < 4.5) faint.add(`${element.tagName}.${element.className.baseVal ?? element.className}`);
   }
-  return [...found];
+  return [...faint];
 }"""
-"""Returns the kinds of elements whose text is too faint; text of plots against their card."""
+"""Returns the kinds of elements with too little contrast."""

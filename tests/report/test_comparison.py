@@ -1,4 +1,4 @@
-"""The report on a comparison, of figures that are made up."""
+"""The report on a comparison, from synthetic figures."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ import pytest
 import torch
 from bs4 import BeautifulSoup
 
-from clip_negatives.atomic import write_tensors
-from clip_negatives.compare import Comparison, Method
+from clip_negatives.compare import Comparison
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
 from clip_negatives.compare.study import FIGURES, _summarise, run_folder
+from clip_negatives.printing import printable
 from clip_negatives.report import write_comparison
 from clip_negatives.report.comparison.examples import changes
+from clip_negatives.storage.atomic import write_tensors
+from tests.pairs import listings, write_csv
 
-from ..pairs import listings, write_csv
-
-HOSTILE = "in_batch+<script>$alert(1)$"
+HOSTILE = "in_batch+<script>$alert(1)$\u202e\x07"
 NAMES = ("in_batch", HOSTILE, "random_reduction")
 SEEDS, QUERIES = 3, 12
 
 
 def answers(*tops_of_seeds: list[int], truth: list[int]) -> list[Queries]:
-    """Return what seeds answered: rank 1 where it is right, else 2."""
-    found = []
+    """Return the answers of several seeds: rank 1 for a correct top answer, else 2."""
+    runs = []
     for tops in tops_of_seeds:
         rank = [1 if truth[top] == truth[query] else 2 for query, top in enumerate(tops)]
-        found.append(Queries(torch.tensor(rank), torch.tensor(tops)))
-    return found
+        runs.append(Queries(torch.tensor(rank), torch.tensor(tops)))
+    return runs
 
 
 def made_up(n_seeds: int = SEEDS, *, test: Path | None = None, **more: object) -> Comparison:
-    methods = [Method(name, "in_batch", "uniform") for name in NAMES]
     runs = []
     for seed in range(n_seeds):
-        for place, method in enumerate(methods):
+        for place, name in enumerate(NAMES):
             figures = dict.fromkeys(FIGURES, 0.1 + 0.01 * place + 0.001 * seed)
-            spec = {"name": method.name, "sampler": method.sampler, "weighting": method.weighting, "temperature": None}
+            spec = {"name": name, "sampler": "in_batch", "weighting": "uniform", "temperature": None}
             run = {"method": spec, "seed": seed, "steps": 300, "queries": QUERIES, "train_seconds": 3.0, **figures}
             run |= {"losses": [5.0 - 0.01 * step for step in range(300)], "peak_gpu_memory_mib": None}
             run |= {"false_negatives_truth": "group", **{f"chance_rank_{k}": 0.01 * k for k in (1, 5, 10)}, **more}
             runs.append(run)
-    setting = {"arguments": ["--model", "tiny"], "seeds": n_seeds, "n_train": 9, "clusters": {}, "versions": {}, "machine": "m"}
+    setting = {"model": "tiny", "batch_size": 8, "epochs": 1, "seeds": n_seeds, "n_train": 9}
+    setting |= {"arguments": ["--model", "tiny"], "clusters": {}, "versions": {}, "machine": "m \udcff"}
     if test is not None:
         setting["test"] = {"location": str(test / "test" / "pairs.csv"), "group_column": "item"}
-    return _summarise(setting, runs, methods)
+    return _summarise(setting, runs, NAMES)
 
 
 def write_answers(output: Path) -> None:
@@ -76,13 +76,15 @@ def test_the_page_shows_methods_and_examples(output: Path) -> None:
     assert len(html.select("figure.plot")) == 7
     assert len(html.find_all("script")) == 1
     heads = [heading.get_text() for heading in html.select("#examples h3")]
-    assert heads == [HOSTILE, "random_reduction"]
+    assert heads == [printable(HOSTILE), "random_reduction"]
+    assert [part.bdi.get_text() for part in html.select("#examples h3")] == heads
+    assert all(char.isprintable() or char in "\n\N{NO-BREAK SPACE}" for char in page.read_text(encoding="utf-8"))
     assert len(html.select(".example")) == 6
     first = html.select_one(".example")
     assert first.h5.get_text() in {text for _, text, _, _ in listings(QUERIES)}
     assert len(first.select("svg.thumb")) == 3
-    assert "right in 0 of 3" in first.get_text()
-    assert "right in 3 of 3" in first.get_text()
+    assert "correct in 0 of 3" in first.get_text()
+    assert "correct in 3 of 3" in first.get_text()
     counts = [[cell.get_text() for cell in row.find_all("td")] for row in html.select("#examples tbody tr")]
     assert counts == [["12", "0"], ["0", "0"]]
     text = page.read_text(encoding="utf-8")
@@ -91,28 +93,39 @@ def test_the_page_shows_methods_and_examples(output: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_mended_is_by_the_majority_of_seeds() -> None:
+def test_fixed_is_by_the_majority_of_seeds() -> None:
     truth = [0, 1, 2, 3]
     base = answers([1, 1, 0, 3], [1, 1, 2, 3], [0, 1, 0, 3], truth=truth)
     method = answers([0, 2, 2, 3], [0, 2, 2, 3], [1, 1, 0, 3], truth=truth)
     (changed,) = changes({"in_batch": base, "other": method})
-    assert [one.query for one in changed.mended] == [0, 2]
-    assert [one.query for one in changed.broken] == [1]
-    mended = changed.mended[0]
-    assert (mended.baseline, mended.method, mended.baseline_right, mended.method_right) == (1, 0, 1, 2)
+    assert [example.query for example in changed.fixed] == [0, 2]
+    assert [example.query for example in changed.broken] == [1]
+    fixed = changed.fixed[0]
+    assert (fixed.baseline, fixed.method, fixed.baseline_right, fixed.method_right) == (1, 0, 1, 2)
+
+
+def test_runs_with_other_numbers_of_queries_are_left_out(output: Path) -> None:
+    comparison = made_up(test=output)
+    for run in comparison.runs:
+        if run["method"]["name"] == HOSTILE and run["seed"] == 1:
+            run["queries"] = QUERIES - 1
+            answer = Queries(torch.ones(QUERIES - 1, dtype=torch.int64), torch.zeros(QUERIES - 1, dtype=torch.int64))
+            write_queries(answer, run_folder(output, HOSTILE, 1))
+    html = read(write_comparison(comparison, output))
+    assert HOSTILE not in [heading.get_text() for heading in html.select("#examples h3")]
 
 
 def test_half_of_the_seeds_is_no_majority() -> None:
     truth = [0, 1]
     base, method = answers([1, 1], [0, 1], truth=truth), answers([0, 1], [0, 1], truth=truth)
     (changed,) = changes({"in_batch": base, "other": method})
-    assert (changed.n_mended, changed.n_broken) == (0, 0)
+    assert (changed.n_fixed, changed.n_broken) == (0, 0)
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1])), tmp_path)
-    found = read_queries(tmp_path)
-    assert (found.rank.tolist(), found.top.tolist()) == ([1, 7], [0, 1])
+    queries = read_queries(tmp_path)
+    assert (queries.rank.tolist(), queries.top.tolist()) == ([1, 7], [0, 1])
     (tmp_path / NAME).write_bytes(b"damaged")
     assert read_queries(tmp_path) is None
     assert read_queries(tmp_path / "absent") is None
@@ -123,21 +136,21 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
     [([1], [5]), ([1], [-1]), ([0], [0]), ([], []), ([1, 1], [0]), ([[1]], [[0]]), ([1.0], [0.0])],
 )
 def test_answers_that_no_run_gives_are_left_aside(tmp_path: Path, rank: list[object], top: list[object]) -> None:
-    tensors = [torch.tensor(one) for one in (rank, top)]
-    kept = [one if one.is_floating_point() and len(one) else one.to(torch.int32) for one in tensors]
-    write_tensors({"rank": kept[0], "top": kept[1]}, tmp_path / NAME)
+    tensors = [torch.tensor(values) for values in (rank, top)]
+    typed = [part if part.is_floating_point() and len(part) else part.to(torch.int32) for part in tensors]
+    write_tensors({"rank": typed[0], "top": typed[1]}, tmp_path / NAME)
     assert read_queries(tmp_path) is None
 
 
 def test_a_folder_of_answers_names_no_data(output: Path) -> None:
-    """Earlier versions read from there where the test pairs are: ``pipe:`` would have run a command of whoever made it."""
+    """The location of the test pairs never comes from a file in the folder: ``pipe:`` would run a command."""
     file = run_folder(output, "in_batch", 0) / NAME
     tensors = {"rank": torch.ones(QUERIES, dtype=torch.int32), "top": torch.arange(QUERIES, dtype=torch.int32)}
     location = json.dumps({"location": f"pipe:touch {output / 'ran'}", "dataset_type": "webdataset"})
     write_tensors(tensors, file, {"test": location})
     text = read(write_comparison(made_up(), output)).get_text()
-    assert "did not keep their answers" in text
-    assert "Queries that changed sides" in read(write_comparison(made_up(test=output), output)).get_text()
+    assert "no saved answers" in text
+    assert "Changed answers" in read(write_comparison(made_up(test=output), output)).get_text()
     assert not (output / "ran").exists()
 
 
@@ -145,7 +158,7 @@ def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:
     unknown = {"losses": [], "false_negatives_kept_per_anchor": None, "false_weight": None, "removed_share": None}
     html = read(write_comparison(made_up(1, **unknown, seconds_per_step=None), tmp_path))
     text = " ".join(html.get_text(" ").split())
-    assert "did not keep their answers" in text
+    assert "no saved answers" in text
     assert "No losses were logged" in text
     assert "by step" in text
     assert not html.select(".example")
@@ -153,7 +166,7 @@ def test_runs_without_answers_and_one_seed(tmp_path: Path) -> None:
 
 def test_test_data_that_are_gone(output: Path) -> None:
     (output / "test" / "pairs.csv").unlink()
-    assert "not where they were" in read(write_comparison(made_up(test=output), output)).get_text()
+    assert "moved or changed" in read(write_comparison(made_up(test=output), output)).get_text()
 
 
 def test_images_that_are_gone_have_a_placeholder(output: Path) -> None:

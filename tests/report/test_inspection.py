@@ -14,13 +14,15 @@ import torch
 from bs4 import BeautifulSoup, Tag
 
 from clip_negatives import ClustersFolder, write_clusters
-from clip_negatives.artifacts import read_clusters
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnknownNameError
-from clip_negatives.prepare import prepare
+from clip_negatives.pipelines.prepare import prepare
+from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.printing import printable
 from clip_negatives.report import write_inspection
+from clip_negatives.storage.clusters_folder import read_clusters
+from tests.pairs import write_csv, write_tar, write_tars
 
-from ..pairs import write_csv, write_tar, write_tars
 from .conftest import HOSTILE, N
 
 
@@ -38,7 +40,7 @@ def test_the_page_has_its_parts_in_order(page: Path) -> None:
         "Summary",
         "Clusters",
         "Similarity and weights",
-        "The pairs",
+        "Pairs",
         "Other choices",
     ]
     levels = [int(heading.name[1]) for heading in html.find_all(re.compile("^h[1-6]$"))]
@@ -48,7 +50,7 @@ def test_the_page_has_its_parts_in_order(page: Path) -> None:
     assert links == [section["id"] for section in html.main.find_all("section", recursive=False)]
     assert len(html.select("figure.plot")) == 10
     assert len(html.select("article.card")) == 12  # 6 clusters of images, 6 of texts
-    assert len(html.select('.pair[data-kind="drawn"]')) == 40
+    assert len(html.select('.pair[data-kind="generated"]')) == 40
     assert len(html.select('.pair[data-kind="lowest"]')) == 40
 
 
@@ -65,7 +67,7 @@ def test_what_is_shown_has_a_text_alternative(page: Path) -> None:
 def test_texts_are_escaped_and_nothing_is_loaded(page: Path) -> None:
     text, html = page.read_text(encoding="utf-8"), read(page)
     shown = {part.get_text() for part in html.select(".pair .text")}
-    assert HOSTILE in shown
+    assert printable(HOSTILE) in shown
     assert len(html.find_all("script")) == 1
     assert "alert(1)</script>" not in text
     assert not html.find_all("b")
@@ -74,6 +76,15 @@ def test_texts_are_escaped_and_nothing_is_loaded(page: Path) -> None:
             if name in tag.attrs:
                 assert tag[name].startswith(("#", "data:")), tag
     assert not re.search(r"@import|url\((?!#)", text)
+
+
+def test_control_characters_are_shown_and_directions_of_texts_are_isolated(page: Path) -> None:
+    text, html = page.read_text(encoding="utf-8"), read(page)
+    assert all(char.isprintable() or char in "\n\N{NO-BREAK SPACE}\N{ZERO WIDTH JOINER}" for char in text)
+    for part in html.select("span.text"):
+        assert [child.name for child in part.children] == ["bdi"]
+    assert "\\x1b[2J \\u202eevil \\x07 مرحبا" in words(html)
+    assert len(html.select("td bdi + bdi")) > 5  # the texts of two clusters in a cell
 
 
 def test_every_id_is_there_once_and_every_reference_has_one(page: Path) -> None:
@@ -118,14 +129,12 @@ def test_one_cluster_of_all_without_features_and_with_plain_batches(folder: Clus
     one = dataclasses.replace(image, labels=torch.zeros(N, dtype=torch.int64), centroids=image.centroids[:1])
     bare = {"image_similarity": torch.ones(1, 1), "image_features": None, "text_features": None}
     clusters = dataclasses.replace(folder.clusters, image=one, **bare)
-    older = tmp_path / "r"
-    older.mkdir()
-    (older / "report.json").write_text("{}")  # an older report is replaced
     options = {"batch_size": 32, "sampler": "in_batch", "weighting": "uniform"}
-    html = read(write_inspection(dataclasses.replace(folder, clusters=clusters), older, **options).page)
+    for _ in range(2):  # an older report is replaced
+        html = read(write_inspection(dataclasses.replace(folder, clusters=clusters), tmp_path / "r", **options).page)
     assert "1 of 1 cluster:" in words(html)
-    assert "members are shown as they come" in words(html)
-    assert "prepare it with features kept" in words(html)
+    assert "so the first members are shown" in words(html)
+    assert "Run clip-negatives prepare --keep-features" in words(html)
 
 
 def test_removed_pairs_are_shown_where_the_weighting_removes(folder: ClustersFolder, tmp_path: Path) -> None:
@@ -147,8 +156,35 @@ def test_images_that_are_gone_have_a_placeholder(folder: ClustersFolder, tmp_pat
     assert written.missing == 2
     html = read(written.page)
     assert "2 of 64 images could not be read" in words(html)
-    assert all("not there" in part["aria-label"] for part in html.select(".thumb.none"))
+    assert all("unavailable" in part["aria-label"] for part in html.select(".thumb.none"))
     assert html.select(".thumb.none")
+
+
+def test_data_with_other_images_are_refused(tmp_path: Path) -> None:
+    file = write_csv(tmp_path, N)
+    folder = prepare(open_pairs(file), tmp_path / "clusters", Recipe(clusterer="kmeans:n_clusters=6"), progress=False)
+    lines = file.read_text().splitlines(keepends=True)
+    first, second = (line.split("\t") for line in lines[1:3])
+    wrong = ["\t".join([second[0], *first[1:]]), "\t".join([first[0], *second[1:]])]
+    (tmp_path / "wrong.csv").write_text("".join([lines[0], *wrong, *lines[3:]]))
+    with pytest.raises(DataError, match="are not the data of the clusters"):
+        write_inspection(folder, tmp_path / "r", source=open_pairs(tmp_path / "wrong.csv"), batch_size=32)
+
+
+def test_images_and_tars_that_changed_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = Recipe(clusterer="kmeans:n_clusters=6")
+    images = prepare(open_pairs(write_csv(tmp_path, N)), tmp_path / "clusters", recipe, progress=False)
+    tars = write_tars(tmp_path, N)
+    shards = prepare(open_pairs(tars), tmp_path / "shards", recipe, progress=False)
+    for folder, source in ((images, None), (shards, open_pairs(tars))):
+        write_inspection(folder, tmp_path / "r", source=source, batch_size=32, pairs=5)
+    assert not caplog.text
+    for file in (Path(images.samples["image"][0].as_py()), tmp_path / "pairs-000000.tar"):
+        file.write_bytes(file.read_bytes() + b"0")
+    write_inspection(images, tmp_path / "r", batch_size=32, pairs=5)
+    assert "the page shows files as they are now. The image" in caplog.text
+    write_inspection(shards, tmp_path / "r", source=open_pairs(tars), batch_size=32, pairs=5)
+    assert "the page shows files as they are now. The shard" in caplog.text
 
 
 def test_data_in_tars(folder: ClustersFolder, tmp_path: Path) -> None:
@@ -166,7 +202,7 @@ def test_data_in_tars(folder: ClustersFolder, tmp_path: Path) -> None:
     assert with_images.missing == 0
     assert read(with_images.page).find_all("symbol")
     other = write_csv(tmp_path / "other", 10)
-    with pytest.raises(DataError, match=r"the data that the clusters at .* were made of, got other pairs"):
+    with pytest.raises(DataError, match=r"source= \(10 pairs\) are not the data of the clusters in .* \(64 pairs\)"):
         write_inspection(tars, tmp_path / "r", source=open_pairs(other), batch_size=32)
 
 
@@ -174,7 +210,7 @@ def test_data_in_tars_with_broken_samples(tmp_path: Path) -> None:
     tars = write_tars(tmp_path, N)
     broken = write_tar(tmp_path / "broken.tar", {"bad.png": b"no image", "bad.txt": b"text"})
     source = open_pairs(f"{broken}::{tars}")
-    folder = prepare(source, tmp_path / "clusters", clusterer="kmeans:n_clusters=8", progress=False)
+    folder = prepare(source, tmp_path / "clusters", Recipe(clusterer="kmeans:n_clusters=8"), progress=False)
     assert folder.broken.to_pylist() == [{"key": "bad", "reason": "the image cannot be read"}]
     written = write_inspection(folder, tmp_path / "r", source=source, batch_size=32, pairs=5)
     assert written.missing == 0
@@ -185,10 +221,10 @@ def test_data_in_tars_with_broken_samples(tmp_path: Path) -> None:
     ("options", "error", "message"),
     [
         ({"batch_size": 65}, InputError, r"within 2 \.\. 64"),
-        ({"pairs": 0}, InputError, "--pairs of at least 1"),
-        ({"clusters_shown": 0}, InputError, "--clusters-shown of at least 1"),
+        ({"pairs": 0}, InputError, "pairs= must be at least 1"),
+        ({"clusters_shown": 0}, InputError, "clusters_shown= must be at least 1"),
         ({"sampler": "in_bach"}, UnknownNameError, "Did you mean 'in_batch'"),
-        ({"weighting": "glofnd"}, InputError, "decides at each step"),
+        ({"weighting": "glofnd"}, InputError, "weights at each step"),
     ],
 )
 def test_wrong_options(
@@ -201,6 +237,6 @@ def test_wrong_options(
 
 def test_something_else_is_not_replaced(folder: ClustersFolder, tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("<p>a site of somebody</p>")
-    with pytest.raises(ArtifactError, match="something else"):
+    with pytest.raises(ArtifactError, match=r"is not a report folder: it has files, but no report\.json"):
         write_inspection(folder, tmp_path, batch_size=32)
     assert (tmp_path / "index.html").read_text() == "<p>a site of somebody</p>"

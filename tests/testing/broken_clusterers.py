@@ -1,4 +1,4 @@
-"""Clusterers each of which does one thing wrong, by the check that must find it, and no other."""
+"""Broken clusterers, by the one check that must fail."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from clip_negatives.interfaces import Clustering
 
 
 class Sound:
-    """Assign to the nearest of a few samples; nothing is wrong with it."""
+    """A correct clusterer: centroids are a few random samples."""
 
     k = 8
 
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
         self.check(features)
         distinct = features.float().unique(dim=0)
-        some = torch.randperm(len(distinct), generator=generator)[: self.k]
-        centroids = distinct[some]
+        drawn = torch.randperm(len(distinct), generator=generator)[: self.k]
+        centroids = distinct[drawn]
         nearest = (features.float() @ centroids.mT).argmax(1)
         used, labels = nearest.unique(return_inverse=True)
         return Clustering(labels, centroids[used])
 
     def check(self, features: Tensor) -> None:
         if features.ndim != 2 or 0 in features.shape or not bool(features.isfinite().all()):
-            raise InputError("Expected finite features of shape (N, D), got others.")
+            raise InputError("features must be finite and of shape (N, D).")
 
 
 class NumbersFromOne(Sound):
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        found = super().fit(features, generator=generator)
-        return Clustering(found.labels.int().long().where(found.labels != 0, -1), found.centroids)
+        clustering = super().fit(features, generator=generator)
+        return Clustering(clustering.labels.int().long().where(clustering.labels != 0, -1), clustering.centroids)
 
 
 class LeavesOneEmpty(Sound):
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        found = super().fit(features, generator=generator)
-        if len(features) <= 5 or len(found.centroids) == 1:
-            return found
-        return Clustering(found.labels, torch.cat([found.centroids, found.centroids[:1]]))
+        clustering = super().fit(features, generator=generator)
+        if len(features) <= 5 or len(clustering.centroids) == 1:
+            return clustering
+        return Clustering(clustering.labels, torch.cat([clustering.centroids, clustering.centroids[:1]]))
 
 
 class InDoublePrecision(Sound):
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        found = super().fit(features, generator=generator)
-        return Clustering(found.labels, found.centroids.double())
+        clustering = super().fit(features, generator=generator)
+        return Clustering(clustering.labels, clustering.centroids.double())
 
 
 class AtRandom(Sound):
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        found = super().fit(features, generator=generator)
-        return Clustering(found.labels[torch.randperm(len(features), generator=generator)], found.centroids)
+        clustering = super().fit(features, generator=generator)
+        return Clustering(clustering.labels[torch.randperm(len(features), generator=generator)], clustering.centroids)
 
 
 class SeedsItselfAnew(Sound):
@@ -60,8 +60,8 @@ class SeedsItselfAnew(Sound):
 
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
         SeedsItselfAnew.fitted += 1
-        found = super().fit(features, generator=generator)
-        return Clustering(found.labels, found.centroids + 1e-3 * self.fitted)
+        clustering = super().fit(features, generator=generator)
+        return Clustering(clustering.labels, clustering.centroids + 1e-3 * self.fitted)
 
 
 class DrawsGlobally(Sound):
@@ -72,9 +72,9 @@ class DrawsGlobally(Sound):
 
 class WritesToTheFeatures(Sound):
     def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        found = super().fit(features, generator=generator)
+        clustering = super().fit(features, generator=generator)
         features.mul_(2)
-        return found
+        return clustering
 
 
 class FloatOnly(Sound):
@@ -93,13 +93,13 @@ class ReadsTheStorage(Sound):
 class TakesNan(Sound):
     def check(self, features: Tensor) -> None:
         if features.ndim != 2 or 0 in features.shape:
-            raise InputError("Expected features of shape (N, D), got others.")
+            raise InputError("features must be of shape (N, D).")
 
 
 class TakesAnyShape(Sound):
     def check(self, features: Tensor) -> None:
         if not bool(features.isfinite().all()):
-            raise InputError("Expected finite features, got others.")
+            raise InputError("features must be finite.")
 
 
 class NeedsMany(Sound):
@@ -122,19 +122,19 @@ class HoldsALambda(Sound):
 
 
 BROKEN = {
-    "there_is_a_label_for_each_sample": NumbersFromOne,
-    "no_cluster_is_empty": LeavesOneEmpty,
-    "centroids_lie_among_the_features": InDoublePrecision,
-    "similar_samples_share_a_cluster": AtRandom,
-    "the_same_generator_gives_the_same_clusters": SeedsItselfAnew,
     "global_generators_are_untouched": DrawsGlobally,
-    "features_are_left_as_they_are": WritesToTheFeatures,
-    "half_precision_is_taken": FloatOnly,
-    "strides_do_not_matter": ReadsTheStorage,
-    "what_is_not_finite_is_refused": TakesNan,
-    "another_shape_is_refused": TakesAnyShape,
-    "few_samples_are_clustered_or_refused": NeedsMany,
-    "equal_samples_are_clustered_or_refused": NeedsDifferentOnes,
     "pickles": HoldsALambda,
+    "every_sample_has_a_label": NumbersFromOne,
+    "no_cluster_is_empty": LeavesOneEmpty,
+    "centroids_fit_the_features": InDoublePrecision,
+    "similar_samples_share_a_cluster": AtRandom,
+    "same_generator_gives_the_same_clusters": SeedsItselfAnew,
+    "features_are_not_modified": WritesToTheFeatures,
+    "float16_is_accepted": FloatOnly,
+    "strides_do_not_matter": ReadsTheStorage,
+    "non_finite_features_are_rejected": TakesNan,
+    "wrong_shapes_are_rejected": TakesAnyShape,
+    "few_samples_are_clustered_or_rejected": NeedsMany,
+    "equal_samples_are_clustered_or_rejected": NeedsDifferentOnes,
 }
 SOUND = (Sound,)

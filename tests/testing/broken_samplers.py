@@ -1,4 +1,4 @@
-"""Samplers each of which does one thing wrong, by the check that must find it, and no other."""
+"""Broken samplers, by the one check that must fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clip_negatives.sampling import PlannedSampler
 
 
 class Sound(PlannedSampler):
-    """Shuffle; nothing is wrong with it."""
+    """A correct sampler: a shuffle."""
 
     def __init__(self, context: SamplingContext) -> None:
         super().__init__(context, self.steps)
@@ -66,12 +66,12 @@ class ShortensTheLastRank(Sound):
 
 
 class SeedsItselfAnew(Sound):
-    made = 0
+    n_created = 0
 
     def __init__(self, context: SamplingContext) -> None:
         super().__init__(context)
-        SeedsItselfAnew.made += 1
-        self.shift = SeedsItselfAnew.made
+        SeedsItselfAnew.n_created += 1
+        self.shift = SeedsItselfAnew.n_created
 
     def planned(self, epoch: int) -> torch.Tensor:
         return super().planned(epoch).roll(self.shift, dims=0)
@@ -127,8 +127,8 @@ class HoldsALambda(Sound):
 class ReusesItsList(Sound):
     def __iter__(self) -> Iterator[list[int]]:
         batch: list[int] = []
-        for found in super().__iter__():
-            batch[:] = found
+        for planned in super().__iter__():
+            batch[:] = planned
             yield batch
 
 
@@ -209,28 +209,28 @@ class AddsOtherTextsEachTime(Texts):
 
 
 BROKEN = {
+    "global_generators_are_untouched": DrawsGlobally,
+    "pickles": HoldsALambda,
     "batches_are_lists_of_b_indices": YieldsTuples,
     "no_index_twice_in_an_epoch": RepeatsAnIndex,
     "length_is_exact": CountsOneTooMany,
     "ranks_are_disjoint": IgnoresItsRank,
-    "ranks_are_equally_long": ShortensTheLastRank,
+    "ranks_have_equal_length": ShortensTheLastRank,
     "same_seed_gives_the_same_batches": SeedsItselfAnew,
-    "another_seed_gives_other_batches": IgnoresTheSeed,
+    "different_seeds_give_different_batches": IgnoresTheSeed,
     "next_epoch_differs": IgnoresTheEpoch,
-    "an_epoch_repeats": ShufflesEachPassAnew,
-    "set_epoch_starts_at_the_start": GoesOnAfterAnotherEpoch,
-    "global_generators_are_untouched": DrawsGlobally,
-    "clusters_are_left_as_they_are": WritesToTheClusters,
-    "pickles": HoldsALambda,
-    "serves_loader_workers": ReusesItsList,
+    "epoch_is_repeatable": ShufflesEachPassAnew,
+    "set_epoch_starts_at_the_first_batch": GoesOnAfterAnotherEpoch,
+    "clusters_are_not_modified": WritesToTheClusters,
+    "works_with_loader_workers": ReusesItsList,
     "resumes_within_an_epoch": ResumesAtTheStart,
-    "state_is_numbers_and_strings": KeepsATensorInItsState,
-    "state_of_something_else_is_refused": TakesAnyState,
-    "a_step_larger_than_the_data_is_refused": TakesAnyBatchSize,
+    "state_is_json": KeepsATensorInItsState,
+    "foreign_state_is_rejected": TakesAnyState,
+    "too_large_batches_are_rejected": TakesAnyBatchSize,
     "incorrect_pairs_are_of_two_samples": PairsAnImageWithItsText,
-    "incorrect_pairs_come_once": RepeatsAPair,
+    "incorrect_pairs_are_distinct": RepeatsAPair,
     "incorrect_pairs_follow_the_generator": DrawsPairsByItself,
-    "pairs_of_some_images_are_theirs": DrawsPairsOfOtherImages,
+    "incorrect_pairs_of_given_images": DrawsPairsOfOtherImages,
     "extra_texts_fit_the_batch": AddsTooFewTexts,
     "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
 }

@@ -1,4 +1,4 @@
-"""Weightings each of which does one thing wrong, by the check that must find it, and no other."""
+"""Broken weightings, by the one check that must fail."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss, Anchors, info_nce
+from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters, LossTerms
 
 
 class Sound:
-    """Weigh by the similarity of image clusters; nothing is wrong with it."""
+    """A correct weighting: by the similarity of image clusters."""
 
     def __call__(self, clusters: Clusters) -> Any:
         return LossTerms(image_labels=clusters.image.labels, image_table=-clusters.image_similarity)
 
 
 class Momentum(AnchorLoss):
-    """Weigh each anchor by what it lost when it was last seen; nothing is wrong with it."""
+    """A correct loss with state: each anchor is weighed by its previous loss."""
 
     last: Tensor
 
@@ -33,7 +33,7 @@ class Momentum(AnchorLoss):
     def forward(self, anchors: Anchors) -> Tensor:
         loss = info_nce(anchors)
         state = self.last[0 if anchors.modality == "image" else 1]
-        before = state[anchors.where.index]
+        before = state[anchors.samples.index]
         anchors.remember(state, loss)
         return loss * (1 + 0.1 * before.tanh())
 
@@ -46,7 +46,7 @@ class SoundByStep:
 
 
 class ReturnsATable(Sound):
-    """Return what looks like terms and is none."""
+    """Returns an object with the attributes of `LossTerms`."""
 
     def __call__(self, clusters: Clusters) -> Any:
         terms = super().__call__(clusters)
@@ -67,8 +67,8 @@ class _LikeTerms:
     margin: Any
     attract: Any
     positive_weight: Any
-    image_listed: Any
-    text_listed: Any
+    image_neighbours: Any
+    text_neighbours: Any
 
 
 class LacksATable(Sound):
@@ -87,7 +87,7 @@ class WeighsByNan(Sound):
 class DebiasesByOne(Sound):
     def __call__(self, clusters: Clusters) -> Any:
         rate = torch.zeros(clusters.n_samples)
-        rate[-1] = 1.0  # a sample that the batches of the other checks do not hold
+        rate[-1] = 1.0  # this sample is in no batch of the checks
         return dataclasses.replace(super().__call__(clusters), positive_rate=rate)
 
 
@@ -101,11 +101,11 @@ class ReturnsAColumn(SoundByStep):
 
 
 class SeedsItselfAnew(Sound):
-    made = 0
+    n_created = 0
 
     def __init__(self) -> None:
-        SeedsItselfAnew.made += 1
-        self.strength = 1 + 0.1 * self.made
+        SeedsItselfAnew.n_created += 1
+        self.strength = 1 + 0.1 * self.n_created
 
     def __call__(self, clusters: Clusters) -> Any:
         terms = super().__call__(clusters)
@@ -140,11 +140,11 @@ class RemovesEveryPair(Sound):
 
 
 class _ByPlace(Momentum):
-    """Weigh an anchor by where it stands among all candidates."""
+    """Weighs an anchor by its position among all candidates."""
 
     def forward(self, anchors: Anchors) -> Tensor:
         loss = super().forward(anchors)
-        place = torch.arange(len(loss)) + anchors.where.offset
+        place = torch.arange(len(loss)) + anchors.samples.offset
         return loss * (1 + place.remainder(5))
 
 
@@ -193,32 +193,32 @@ class NeedsTwoClusters(Sound):
 
 
 class Refuses(Sound):
-    """Refuse with a sentence what it cannot use; nothing is wrong with that."""
+    """A correct weighting that rejects clusters it cannot use."""
 
     def __call__(self, clusters: Clusters) -> Any:
         clusters.features_of("image", "this weighting")
         if clusters.image.n_clusters < 2:
-            raise InputError("Expected at least 2 clusters, got 1.")
+            raise InputError("There must be at least 2 clusters, got 1.")
         return super().__call__(clusters)
 
 
 BROKEN = {
-    "terms_or_an_anchor_loss_is_returned": ReturnsATable,
-    "labels_name_rows_of_their_tables": LacksATable,
-    "log_weights_are_numbers": WeighsByNan,
-    "numbers_are_in_their_ranges": DebiasesByOne,
-    "the_same_clusters_give_the_same_loss": SeedsItselfAnew,
     "global_generators_are_untouched": DrawsGlobally,
-    "clusters_are_left_as_they_are": WritesToTheClusters,
-    "loss_and_gradients_are_finite": Overflows,
-    "something_is_learned": RemovesEveryPair,
-    "order_in_the_batch_does_not_matter": WeighsByPlace,
     "pickles": HoldsALambda,
-    "clusters_are_required_or_done_without": SaysItNeedsNone,
-    "clusters_without_features_are_used_or_refused": ReadsWhatMayBeMissing,
-    "one_cluster_is_used_or_refused": NeedsTwoClusters,
-    "an_anchor_loss_has_an_entry_for_each_anchor": ReturnsAColumn,
-    "rows_of_one_process_are_those_of_all": IgnoresTheOffset,
-    "state_travels_with_state_dict": KeepsItsStateToItself,
+    "terms_or_an_anchor_loss_is_returned": ReturnsATable,
+    "tables_fit_their_labels": LacksATable,
+    "log_weights_are_valid": WeighsByNan,
+    "scalars_are_in_range": DebiasesByOne,
+    "same_clusters_give_the_same_loss": SeedsItselfAnew,
+    "clusters_are_not_modified": WritesToTheClusters,
+    "loss_and_gradients_are_finite": Overflows,
+    "a_batch_has_a_gradient": RemovesEveryPair,
+    "order_in_the_batch_does_not_matter": WeighsByPlace,
+    "works_without_clusters_if_declared": SaysItNeedsNone,
+    "missing_features_are_accepted_or_rejected": ReadsWhatMayBeMissing,
+    "one_cluster_is_accepted_or_rejected": NeedsTwoClusters,
+    "anchor_loss_has_one_value_per_anchor": ReturnsAColumn,
+    "anchors_of_one_process_match_all": IgnoresTheOffset,
+    "state_is_in_state_dict": KeepsItsStateToItself,
 }
 SOUND = (Sound, SoundByStep, Refuses)

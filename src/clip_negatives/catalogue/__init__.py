@@ -1,7 +1,7 @@
 """The emoji catalogue: a small real image-text data set that ships with the package.
 
-One item (a Unicode emoji) is listed by several sellers (art styles) with its own title each, as a product catalogue lists
-near-duplicates. Sources and licences are in ``data/ATTRIBUTION.md``.
+Each item (a Unicode emoji) is listed by several sellers (art styles) under different titles, like near-duplicates in a product
+catalogue. Sources and licences are in ``data/ATTRIBUTION.md``.
 """
 
 from clip_negatives.catalogue.export import export

@@ -14,20 +14,18 @@ from PIL import Image
 
 from clip_negatives.errors import InputError
 
+# "train" leaves one seller out. "test" has this seller's listings of items in "train"; "unseen" has the seller's other items.
 SPLITS = ("train", "test", "unseen", "all")
-"""``test`` is a seller that is not in ``train``, with items that are; ``unseen`` that seller's other items."""
-
-COLUMNS = ("key", "text", "item", "style", "group", "subgroup", "tone")
-"""Columns of a listing besides its picture and split."""
+COLUMNS = ("key", "text", "item", "style", "group", "subgroup", "tone")  # of a listing, without its picture and split
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Catalogue:
-    """Hold listings.
+    """Listings of the catalogue.
 
     Attributes:
-        table: one row a listing: key (unique), item (what Rank@k counts as the same), style (the seller), group, subgroup,
-            tone (0 plain, 1 .. 5 skin tone; not in the text), split, text, image (WebP, 32 x 32).
+        table: one row per listing: key (unique), item (listings of one item are correct pairs), style (the seller), group,
+            subgroup, tone (0 plain, 1 .. 5 skin tone; not in the text), split, text, image (WebP, 32 x 32).
     """
 
     table: pa.Table
@@ -48,13 +46,7 @@ class Catalogue:
 
 
 def load(split: str = "train") -> Catalogue:
-    """Return the listings of a split.
-
-    Args:
-        split: "train", "test" (a seller who is not in train, items that are), "unseen" (his other items) or "all".
-
-    Raises:
-        InputError: there is no such split.
+    """Return the listings of a split, one of `SPLITS`, or raise InputError.
 
     Examples:
         >>> len(load("test"))

@@ -1,54 +1,105 @@
-"""The command line: one file per command. Any error of ours is one sentence on stderr and exit code 2; Ctrl-C gives 130."""
+"""The command line. An error of this package is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from clip_negatives import __version__
+from clip_negatives.cli.output import echo
 from clip_negatives.errors import ClipNegativesError
+from clip_negatives.printing import printable
 
-COMMANDS = ("catalogue", "compare", "generate", "inspect", "labels", "meter", "plugins", "prepare", "reshard", "train")
-"""Each is the object of that name in the module of that name; imported when it is used, so that --help is quick."""
+# Module of each command. It is imported only for this command, to keep --help fast.
+COMMANDS = {
+    **dict.fromkeys(("generate", "labels", "prepare", "reshard"), "pipelines"),
+    **dict.fromkeys(("compare", "train"), "training"),
+    **dict.fromkeys(("inspect", "meter"), "reports"),
+    "catalogue": "catalogue",
+    "plugins": "plugins",
+}
+
+WRITERS = ("click.utils", "rich.console", __name__)  # modules that write to stdout
+
+
+@contextmanager
+def printable_errors() -> Iterator[None]:
+    """Escape control characters in click's errors, which quote arguments."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = printable(error.message)  # type: ignore[misc]  # final
+        raise
 
 
 class Commands(click.Group):
-    """Import a command when it is asked for, and report our errors as a sentence."""
+    """A group that imports its commands on use and prints errors of this package as one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the commands."""
-        return list(COMMANDS)
+        return sorted(COMMANDS)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        """Return the command `name`, or None where there is none."""
+        """Return the command `name`, or None if there is none."""
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(f"clip_negatives.cli.{name}"), name)
+        command: click.Command = getattr(importlib.import_module(f"clip_negatives.cli.{COMMANDS[name]}"), name)
         return command
 
-    def invoke(self, context: click.Context) -> Any:
-        """Run the command; one of our errors ends it with a sentence and exit code 2, Ctrl-C with that of a shell."""
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; exit with code 2 if stdout cannot be written. Characters that it lacks are escaped."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            with suppress(OSError):  # of a stdout that was replaced by a pipe: it keeps its own way with such characters
+                sys.stdout.reconfigure(errors="backslashreplace")
         try:
-            return super().invoke(context)
+            try:
+                return super().main(*args, **extra)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except OSError as error:
+            *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+            if innermost.f_globals["__name__"] not in WRITERS:
+                raise
+            if sys.stdout is not None:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
+            with suppress(OSError):
+                echo(f"Error: The output cannot be written: {error.strerror}. Write it to another file.", err=True)
+            sys.exit(2)
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Read the arguments before the name of the command."""
+        with printable_errors():
+            return super().parse_args(context, arguments)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; exit with code 2 after an error of this package, 130 after Ctrl-C."""
+        try:
+            with printable_errors():
+                return super().invoke(context)
         except ClipNegativesError as error:
-            click.echo(f"Error: {printable(str(error))}", err=True)
+            echo(f"Error: {error}", err=True)
             context.exit(2)
         except KeyboardInterrupt:
-            click.echo("Stopped. What is finished is kept.", err=True)
+            echo("Stopped. Finished work is kept.", err=True)
             context.exit(128 + signal.SIGINT)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="clip-negatives")
 def main() -> None:
-    """Decide which incorrect pairs a CLIP model is trained on, and how much each one counts."""
+    """Choose the incorrect pairs that a CLIP model trains on, and their weights.
 
-
-def printable(text: str) -> str:
-    """Return a text with what a terminal would obey, or could not show, as escapes: names and keys come from data."""
-    return "".join(
-        letter if letter.isprintable() or letter == "\n" else letter.encode("unicode_escape").decode() for letter in text
-    )
+    Start with `prepare`, which clusters your data. `meter` and `inspect` estimate
+    the number of false negatives. `train` trains with open_clip, and `compare`
+    compares several methods. Help for one command: COMMAND --help.
+    """

@@ -1,6 +1,6 @@
-"""Compare choices of negatives: the same model, data, steps and initial weights under several methods and seeds."""
+"""Compare methods: train the same model on the same data with each method and several seeds."""
 
-from clip_negatives.compare.methods import Method, parse_methods
-from clip_negatives.compare.study import Comparison, compare
+import lazy_loader
 
-__all__ = ["Comparison", "Method", "compare", "parse_methods"]
+# The command line checks its arguments with `arguments` before torch is imported.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,86 +1,89 @@
-"""The command line of open_clip_train that the runs of a comparison share, and the data they read."""
+"""Arguments of open_clip_train shared by all runs of a comparison, and its training and test data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_negatives import catalogue
+from clip_negatives.advice import argument, named
+from clip_negatives.dataset.columns import Columns
+from clip_negatives.dataset.opening import check_location, open_pairs
 from clip_negatives.errors import DataError, InputError
+from clip_negatives.integrations.open_clip.arguments import OPTIONS, parsed
+from clip_negatives.storage.ownership import claim_work
+from clip_negatives.storage.paths import check_writable
 
-MODEL = "clip-negatives-tiny"
-"""Model of a comparison that names none: small enough for two cores."""
+if TYPE_CHECKING:
+    from clip_negatives.dataset import CsvPairs, TarPairs
 
-DEFAULTS = {
-    "--model": MODEL,
-    "--batch-size": "256",
-    "--lr": "4e-3",
-    "--beta1": "0.9",
-    "--beta2": "0.98",
-    "--eps": "1e-6",
-    "--wd": "0.1",
-    "--warmup": "10",
-    "--workers": "0",
-    "--precision": "fp32",
-    "--log-every-n-steps": "1",
-    "--save-frequency": "0",
+# Default arguments of open_clip_train; the model is small enough for two cores.
+DEFAULTS = (
+    "--model clip-negatives-tiny --batch-size 256 --lr 4e-3 --beta1 0.9 --beta2 0.98 --eps 1e-6 --wd 0.1 --warmup 10 "
+    "--workers 0 --precision fp32 --log-every-n-steps 1 --save-frequency 0"
+)
+RESERVED = ("name", "logs", "seed", "resume", "val_data")  # arguments that the comparison itself sets
+
+# Column settings in the results, each with its field of `Columns` and its argument of open_clip_train (None: no argument).
+COLUMNS = {
+    "separator": ("separator", "csv_separator"),
+    "image_column": ("image", "csv_img_key"),
+    "text_column": ("text", "csv_caption_key"),
+    "group_column": ("group", None),
 }
-"""Arguments of open_clip_train that a comparison sets where its user does not."""
-
-EPOCHS, QUICK_EPOCHS = 20, 2
-"""Epochs of a comparison, and of a quick one."""
 
 
-def with_defaults(given: Sequence[str], *, quick: bool) -> list[str]:
-    """Return the user's arguments with our defaults before them; argparse lets the last one win.
+def with_defaults(arguments: Sequence[str], *, quick: bool) -> list[str]:
+    """Return our defaults, then the user's arguments: argparse uses the last value of an option."""
+    given, defaults = parsed(arguments), parsed(())
+    for name in RESERVED:
+        if getattr(given, name) != getattr(defaults, name):
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"compare sets {option} itself. Remove {option} from the arguments after --.")
+    return [*DEFAULTS.split(), "--epochs", "2" if quick else "20", *arguments]
+
+
+def check_paths(line: Sequence[str], output: Path, test_data: str | None) -> None:
+    """Check the command line, see `with_defaults`: arguments are known, data exist, `output` can be written. Nothing is read.
 
     Raises:
-        InputError: an argument is given that a comparison sets itself.
+        InputError: an argument of open_clip is unknown.
+        DataError: training or test data are missing.
+        ArtifactError: the output cannot be written.
     """
-    for taken in ("--name", "--logs", "--seed", "--resume", "--val-data"):
-        if any(argument == taken or argument.startswith(f"{taken}=") for argument in given):
-            raise InputError(f"Expected arguments of open_clip_train without {taken}, which compare sets itself, got it.")
-    defaults = [part for pair in DEFAULTS.items() for part in pair]
-    return [*defaults, "--epochs", str(QUICK_EPOCHS if quick else EPOCHS), *given]
-
-
-def value_of(line: Sequence[str], name: str, default: str = "") -> str:
-    """Return the value of an option, the last one if it is given twice."""
-    found = default
-    for here, after in zip(line, [*line[1:], ""], strict=True):
-        if here == name:
-            found = after
-        elif here.startswith(f"{name}="):
-            found = here.partition("=")[2]
-    return found
+    args, option = parsed(line), argument("test_data")
+    if args.train_data and test_data is None:
+        raise DataError(f"--train-data needs test pairs. Add {option} with the file of pairs that are not used for training.")
+    if not args.train_data and test_data is not None:
+        raise DataError(f"{option} needs training data. Add --train-data FILE to the arguments of open_clip.")
+    for data in filter(None, (args.train_data, test_data)):
+        with named(OPTIONS):
+            check_location(data, dataset_type=args.dataset_type)
+    check_writable(output / "results.json")
 
 
 def resolve_data(
-    line: list[str], output: Path, test_data: str | None, group_column: str | None
+    line: list[str], output: Path, test_data: str | None, group: str | None
 ) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-    """Return the arguments with the training data, and how training and test pairs are read.
-
-    Raises:
-        DataError: one of training and test data is given without the other.
-    """
-    train_data = value_of(line, "--train-data")
+    """Return the command line with training data, and descriptions of training and test pairs for `open_described`."""
+    train_data = parsed(line).train_data
     if not train_data:
-        if test_data is not None:
-            raise DataError("Expected --train-data beside --test-data, got none. Give it after --.")
-        train = catalogue.export(output / "data" / "train", split="train", format="csv") / "train.csv"
-        test = catalogue.export(output / "data" / "test", split="test", format="csv") / "test.csv"
-        line = [*line, "--train-data", str(train), "--dataset-type", "csv"]
-        group_column = "item"
-        train_data, test_data = str(train), str(test)
-    if test_data is None:
-        raise DataError("Expected --test-data beside --train-data, to measure on pairs that are not trained on, got none.")
-    kind = value_of(line, "--dataset-type", "auto")
-    reading: dict[str, Any] = {
-        "dataset_type": kind,
-        "separator": value_of(line, "--csv-separator", "\t"),
-        "image_column": value_of(line, "--csv-img-key", "filepath"),
-        "text_column": value_of(line, "--csv-caption-key", "title"),
-        "group_column": group_column,
-    }
-    return line, {"location": train_data, **reading}, {"location": test_data, **reading}
+        claim_work(output)
+        train_data, test_data = (
+            str(catalogue.export(output / "data" / split, split=split, format="csv") / f"{split}.csv")
+            for split in ("train", "test")
+        )
+        line, group = [*line, "--train-data", train_data, "--dataset-type", "csv"], "item"
+    args = parsed(line)
+    reading: dict[str, Any] = {"dataset_type": args.dataset_type}
+    for key, (_, name) in COLUMNS.items():
+        reading[key] = getattr(args, name) if name else group
+    return line, {"location": args.train_data, **reading}, {"location": test_data, **reading}
+
+
+def open_described(data: Mapping[str, Any]) -> CsvPairs | TarPairs:
+    """Open pairs by their description in the results of a comparison."""
+    columns = Columns(**{field: data[key] for key, (field, _) in COLUMNS.items() if key in data})
+    with named(OPTIONS):
+        return open_pairs(data["location"], columns, dataset_type=data.get("dataset_type", "auto"))

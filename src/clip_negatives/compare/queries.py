@@ -1,4 +1,4 @@
-"""What a run answered to each test query: kept beside its result, for examples."""
+"""Answers of a run to the test queries, stored for the examples of the report."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_negatives.atomic import replaced_file, write_tensors
-from clip_negatives.reading import Kind, read_tensors
+from clip_negatives.storage.atomic import write_tensors
+from clip_negatives.storage.ownership import replaced_file
+from clip_negatives.storage.safe_reading import read_tensors
 
-NAME = "queries.safetensors"
-"""File in the folder of a run."""
+NAME = "queries.safetensors"  # in the folder of a run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """Hold what a model answered to the texts of the test pairs.
+    """A model's answers to the texts of the test pairs.
 
     Attributes:
-        rank: rank of the first correct image of each text, from 1 on, int32, shape (Q,).
-        top: test pair whose image stands first for each text, int32, shape (Q,).
+        rank: rank of the first correct image of each text, from 1, int32, shape (Q,).
+        top: test pair whose image ranks first for each text, int32, shape (Q,).
     """
 
     rank: Tensor
@@ -29,23 +29,17 @@ class Queries:
 
 
 def write_queries(queries: Queries, folder: Path) -> None:
-    """Write them to the folder of a run, atomically.
-
-    Raises:
-        ArtifactError: they cannot be written.
-    """
-    tensors = {"rank": queries.rank.to(torch.int32), "top": queries.top.to(torch.int32)}
+    """Write the answers to the folder of a run, atomically."""
     with replaced_file(folder / NAME) as file:
-        write_tensors(tensors, file)
+        write_tensors({"rank": queries.rank.to(torch.int32), "top": queries.top.to(torch.int32)}, file)
 
 
 def read_queries(folder: Path) -> Queries | None:
-    """Return what the run of this folder answered, or None where that is not there, as of earlier versions, or damaged."""
-    kinds: dict[str, Kind] = {"rank": (("int32",), 1), "top": (("int32",), 1)}
+    """Return the answers in the folder of a run, or None if they are missing or damaged."""
     try:
-        tensors = read_tensors(folder / NAME, kinds)
+        tensors = read_tensors(folder / NAME, {"rank": (("int32",), 1), "top": (("int32",), 1)})
     except (OSError, ValueError):
         return None
     rank, top = tensors["rank"].clone(), tensors["top"].clone()
-    sound = 0 < len(rank) == len(top) and int(rank.min()) > 0 and 0 <= int(top.min()) <= int(top.max()) < len(top)
-    return Queries(rank, top) if sound else None
+    valid = 0 < len(rank) == len(top) and int(rank.min()) > 0 and 0 <= int(top.min()) <= int(top.max()) < len(top)
+    return Queries(rank, top) if valid else None

@@ -1,4 +1,4 @@
-"""One run of a comparison: train one method with one seed in a process of its own, then measure it."""
+"""One run of a comparison: train a method with a seed in its own process, then measure the model."""
 
 from __future__ import annotations
 
@@ -7,92 +7,98 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import statistics
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_negatives import registry
-from clip_negatives.artifacts import read_clusters
-from clip_negatives.atomic import changing
-from clip_negatives.compare.methods import Method
-from clip_negatives.errors import ClipNegativesError
+from clip_negatives.advice import named
+from clip_negatives.compare.arguments import open_described
+from clip_negatives.compare.queries import NAME as QUERIES
+from clip_negatives.errors import ClipNegativesError, DataError
+from clip_negatives.host.method import Method
+from clip_negatives.printing import printable
+from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
+from clip_negatives.storage.ownership import claim_work, move_from_work, remove_inside, replaced_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clip_negatives.step import BatchSamples
+
+# The fork server imports these modules once for all runs; their import starts no threads.
 PRELOADED = ("clip_negatives.integrations.open_clip.seam", "clip_negatives.metrics", "clip_negatives.compare.evaluate")
-"""Imported once by the server that runs are forked from, instead of in each run; imports start no threads."""
+
+
+RESULT = "result.json"  # outcome and provenance of a finished run
+OWN_FILES = (QUERIES, "outcome.json", "output.log", "run", RESULT)  # in the folder of a run; the last one completes it
+NEW = "new"  # folder of a new run, in the folder of the run that it replaces
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Say what one run does.
+    """One run of a comparison.
 
     Attributes:
-        method: which negatives.
-        seed: seed of open_clip: initial weights, augmentation, order.
-        arguments: command line of open_clip_train, without name, logs and seed.
-        model: open_clip's name of the model.
-        clusters: clusters folder of the training data.
-        test: how the test pairs are read: arguments of `clip_negatives.dataset.open_pairs`.
-        folder: where this run keeps its files.
+        name: the method as the user wrote it.
+        arguments: arguments of open_clip_train, without name, logs and seed.
+        test: description of the test pairs for `clip_negatives.compare.arguments.open_described`.
+        test_fingerprint: digest of the test pairs; every run must have the same.
+        folder: folder of this run; the files of a new run are in `new` until it is complete.
     """
 
+    name: str
     method: Method
     seed: int
     arguments: tuple[str, ...]
-    model: str
     clusters: Path
     test: dict[str, Any]
+    test_fingerprint: str
     folder: Path
 
     @property
+    def new(self) -> Path:
+        """Return the folder of a new run."""
+        return self.folder / NEW
+
+    @property
+    def method_fields(self) -> dict[str, Any]:
+        """Return the method as results store it."""
+        return {"name": self.name, **asdict(self.method)}
+
+    @property
     def train_arguments(self) -> list[str]:
-        """Return the whole command line of open_clip_train."""
-        own = ["--seed", str(self.seed), "--logs", str(self.folder), "--name", "run"]
-        return [*self.arguments, *bias_of(self.method, self.arguments), *own]
+        """Return the arguments of open_clip_train, without name and logs."""
+        return [*_with_bias(self.arguments, self.method), "--seed", str(self.seed)]
 
 
-def bias_of(method: Method, arguments: Sequence[str]) -> list[str]:
-    """Return what to add to open_clip's command line for a method whose loss has a logit bias."""
-    item, _ = registry.default_registry().resolve("loss_weighting", method.weighting)
-    return ["--siglip"] if item.requires_logit_bias and "--siglip" not in arguments else []
-
-
-def check_methods(methods: Sequence[Method], arguments: Sequence[str], clusters: Path | None) -> None:
-    """Refuse before the first run what a run would refuse; without clusters, as far as it can be told.
-
-    Raises:
-        ClipNegativesError: as `clip_negatives.integrations.open_clip.train`.
-    """
+def check_methods(methods: Iterable[Method], arguments: Sequence[str], clusters: Path | None) -> None:
+    """Check all methods before the first run; without clusters, skip the checks that need them."""
     from clip_negatives.integrations import open_clip
 
     for method in methods:
-        options = open_clip.TrainOptions(
-            clusters=clusters, sampler=method.sampler, weighting=method.weighting, temperature=method.temperature
-        )
-        open_clip.check([*arguments, *bias_of(method, arguments)], options)
+        options = open_clip.TrainOptions(**asdict(method), clusters=clusters)
+        open_clip.check(_with_bias(arguments, method), options)
+
+
+def provenance_of(job: Job, folder: ClustersFolder, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of everything that the outcome of a job depends on; `data` has digests of training and test pairs."""
+    from clip_negatives.integrations import open_clip
+
+    return open_clip.provenance(job.train_arguments, open_clip.TrainOptions(**asdict(job.method)), folder, data)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Run `job` in a fresh process and return what it measured.
+    """Run `job` in a new process, so that every run has its own peak memory, and return the measurements.
 
-    A process of its own gives each run the same start and a peak memory of its own.
-
-    Raises:
-        ClipNegativesError: the run failed, and the message names its log; or its folder cannot be written.
+    The files are written into `job.new`. A failed run is a ClipNegativesError with the path of its log.
     """
-    with changing(job.folder):
-        if job.folder.exists():
-            shutil.rmtree(job.folder)
-        job.folder.mkdir(parents=True)
+    job.new.mkdir()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     process = context.Process(target=_in_process, args=(job,))
@@ -103,116 +109,118 @@ def run(job: Job) -> dict[str, Any]:
         process.kill()
         process.join()
         raise
-    outcome = job.folder / "outcome.json"
-    log = job.folder / "output.log"
-    if not outcome.exists():
-        raise ClipNegativesError(
-            f"Expected the run of {job.method.name} with seed {job.seed} to finish, but its process ended with exit code "
-            f"{process.exitcode}. See {log}."
-        )
-    result: dict[str, Any] = json.loads(outcome.read_text())
+    outcome, log = job.new / "outcome.json", job.new / "output.log"
+    if outcome.exists():
+        result: dict[str, Any] = json.loads(outcome.read_text())
+    else:
+        result = {"error": f"the process ended with exit code {process.exitcode}."}
     if "error" in result:
-        raise ClipNegativesError(f"The run of {job.method.name} with seed {job.seed} failed: {result['error']} See {log}.")
+        raise ClipNegativesError(f"The run of {job.name} with seed {job.seed} failed: {result['error']} See {log}.")
     return result
 
 
+def settle(folder: Path) -> None:
+    """Replace the files of a run by those of a complete new run; remove an incomplete one. A killed process can do it again."""
+    claim_work(folder)
+    new = folder / NEW
+    if (new / RESULT).exists():
+        for name in OWN_FILES:
+            if (new / name).exists():
+                remove_inside(folder, [folder / name])
+                move_from_work([new / name], folder)
+    remove_inside(folder, [new])
+
+
 def _in_process(job: Job) -> None:
-    """Be the process of a run: everything printed goes to its log, the outcome to a file."""
+    """Run the job in this process: write all output to the log, and the outcome to a file."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with (job.folder / "output.log").open("ab", buffering=0) as log:
-        os.dup2(log.fileno(), sys.stdout.fileno())
-        os.dup2(log.fileno(), sys.stderr.fileno())
+    with (job.new / "output.log").open("ab", buffering=0) as log:
+        for descriptor in (1, 2):  # stdout and stderr; `sys.stdout` is None if the user closed stdout
+            os.dup2(log.fileno(), descriptor)
     try:
         outcome = measure(job)
     except ClipNegativesError as error:
         outcome = {"error": str(error)}
-    except Exception as error:  # The traceback is in the log; the parent reports the rest.
-        traceback.print_exc()
+    except Exception as error:  # the log has the traceback
+        lines = (f"{printable(line)}\n" for line in traceback.format_exc().split("\n"))
+        os.write(2, "".join(lines).encode())
         outcome = {"error": f"{type(error).__name__}: {error}."}
-    partial = job.folder / "outcome.json.partial"
-    partial.write_text(json.dumps(outcome, indent=2))
-    partial.replace(job.folder / "outcome.json")
+    with replaced_file(job.new / "outcome.json") as file:
+        file.write_text(json.dumps(outcome, indent=2))
 
 
 def _end_with_parent() -> None:
-    """End this process when the comparison is gone: the next one runs the job again, in the same folder."""
+    """End this process when the parent ends, so that it does not disturb the next run in the same folder."""
     if (parent := multiprocessing.parent_process()) is not None:
         parent.join()
         os._exit(1)
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Train and measure in this process.
+    """Train and measure in this process; return the fields of a run for the results of the comparison."""
+    import torch
 
-    Returns:
-        The fields of a run in the JSON of a comparison, see `clip_negatives.compare.study`.
-    """
-    from clip_negatives.compare.evaluate import false_negatives, peak_gpu_memory, ranks
+    from clip_negatives.compare.evaluate import false_negatives, ranks
     from clip_negatives.compare.queries import write_queries
     from clip_negatives.integrations import open_clip
 
     batches: list[Tensor] = []
     times: list[float] = []
 
-    def on_batch(index: Tensor) -> None:
+    def on_batch(samples: BatchSamples) -> None:
         times.append(time.perf_counter())
-        batches.append(index.clone())
+        if samples.ids is not None:
+            batches.append(samples.ids.clone())
 
-    options = open_clip.TrainOptions(
-        clusters=job.clusters,
-        sampler=job.method.sampler,
-        weighting=job.method.weighting,
-        temperature=job.method.temperature,
-        on_batch=on_batch,
-    )
+    options = open_clip.TrainOptions(**asdict(job.method), clusters=job.clusters, on_batch=on_batch)
     started = time.perf_counter()
-    open_clip.train(job.train_arguments, options)
-    finished = time.perf_counter()
-    # Taken before the evaluation, which is the same for every method.
-    memory = {"peak_memory_mib": peak_memory(), "peak_gpu_memory_mib": peak_gpu_memory()}
-    checkpoints = job.folder / "run" / "checkpoints"
-    last = max(checkpoints.glob("epoch_*.pt"), key=epoch_of)
-    figures, queries = ranks(job.model, last, job.test)
-    write_queries(queries, job.folder)
+    with named({"resume": "the same command"}):
+        open_clip.train([*job.train_arguments, "--logs", str(job.new), "--name", "run"], options)
+    seconds = time.perf_counter() - started
+    # Measured here, because the evaluation is the same for every method.
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    gpu_memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    checkpoints = job.new / "run" / "checkpoints"
+    _check_test_data(job)
+    figures, queries = ranks(job.train_arguments, max(checkpoints.glob("epoch_*.pt"), key=epoch_of), job.test)
+    _check_test_data(job)
+    write_queries(queries, job.new)
     outcome = {
-        "method": asdict(job.method),
+        "method": job.method_fields,
         "seed": job.seed,
         "clusters": str(job.clusters),
         "steps": len(times),
-        "seconds_per_step": step_seconds(times),
-        "train_seconds": finished - started,
-        **memory,
-        "losses": losses(job.folder / "run" / "out.log"),
+        # The median ignores the pauses between epochs.
+        "seconds_per_step": statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else None,
+        "train_seconds": seconds,
+        "peak_memory_mib": memory,
+        "peak_gpu_memory_mib": gpu_memory,
+        "losses": _losses(job.new / "run" / "out.log"),
         **false_negatives(batches, read_clusters(job.clusters), job.method.weighting),
         **figures,
     }
-    shutil.rmtree(checkpoints)  # the largest files by far, and no longer needed
+    remove_inside(job.folder, [checkpoints])  # by far the largest files
     return outcome
 
 
-def epoch_of(checkpoint: Path) -> int:
-    """Return after how many epochs open_clip wrote a checkpoint; times of change follow the clock, which may be set back.
+def _check_test_data(job: Job) -> None:
+    if open_described(job.test).fingerprint() != job.test_fingerprint:
+        raise DataError(
+            f"The test pairs in {job.test['location']} changed while the comparison ran, so its runs cannot be compared. Start "
+            "the comparison again."
+        )
 
-    Examples:
-        >>> epoch_of(Path("epoch_12.pt"))
-        12
-    """
+
+def epoch_of(checkpoint: Path) -> int:
+    """Return the epoch in the name of a checkpoint, ``epoch_12.pt``; modification times are not reliable."""
     return int(checkpoint.stem.removeprefix("epoch_"))
 
 
-def step_seconds(times: Sequence[float]) -> float | None:
-    """Return the median time between two batches; the median, as epochs begin and end between some of them."""
-    return statistics.median(after - before for before, after in itertools.pairwise(times)) if len(times) > 1 else None
+def _with_bias(arguments: Sequence[str], method: Method) -> list[str]:
+    """Return the arguments, with a logit bias if the loss of the method has one."""
+    return [*arguments, *(["--siglip"] if method.plugins[1].requires_logit_bias else [])]
 
 
-def peak_memory() -> float:
-    """Return the peak resident memory of this process so far, in MiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def losses(log: Path) -> list[float]:
-    """Return the losses that open_clip logged, in order."""
+def _losses(log: Path) -> list[float]:
     marker = "Contrastive_loss: "
-    lines = log.read_text().splitlines()
-    return [float(line.split(marker)[1].split()[0]) for line in lines if marker in line]
+    return [float(line.split(marker)[1].split()[0]) for line in log.read_text().splitlines() if marker in line]

@@ -7,18 +7,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CONFIDENCE = 0.95
-"""Confidence of every interval."""
+CONFIDENCE = 0.95  # of every interval
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Summarise one figure of one method over seeds.
-
-    Attributes:
-        mean: mean over seeds.
-        spread: standard deviation over seeds (n - 1); None for one seed.
-    """
+    """Mean and standard deviation (divisor n - 1) of a figure over seeds; the deviation is None for a single seed."""
 
     mean: float
     spread: float | None
@@ -26,13 +20,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Summarise the paired difference of a method to the baseline over seeds.
-
-    Attributes:
-        mean: mean of method minus baseline of the same seed.
-        low: lower end of the confidence interval of the mean; None for one seed.
-        high: upper end; None for one seed.
-    """
+    """Mean difference between a method and the baseline, paired by seed, and its interval (None for a single seed)."""
 
     mean: float
     low: float | None
@@ -40,25 +28,14 @@ class Difference:
 
 
 def summarise(values: Sequence[float]) -> Summary:
-    """Return mean and standard deviation.
-
-    Examples:
-        >>> summarise([1.0, 3.0])
-        Summary(mean=2.0, spread=1.4142135623730951)
-    """
+    """Return mean and standard deviation."""
     return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Return the mean difference of two runs of each seed and its Student t interval, which assumes normal differences.
-
-    Examples:
-        >>> paired_difference([2.0, 4.0, 6.0], [1.0, 3.0, 5.0])
-        Difference(mean=1.0, low=1.0, high=1.0)
-    """
+    """Return the mean paired difference and its Student t interval, which assumes normal differences."""
     differences = [a - b for a, b in zip(method, baseline, strict=True)]
-    mean = statistics.fmean(differences)
-    n = len(differences)
+    mean, n = statistics.fmean(differences), len(differences)
     if n < 2:
         return Difference(mean, None, None)
     from scipy.stats import t

@@ -1,4 +1,4 @@
-"""A whole comparison: data, clusters, all runs, statistics; what is finished is kept and not run again."""
+"""A whole comparison: data, clusters, runs and statistics. Finished runs are kept and not repeated."""
 
 from __future__ import annotations
 
@@ -12,44 +12,41 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from clip_negatives import registry
-from clip_negatives.artifacts import ClustersFolder
-from clip_negatives.atomic import replaced_file
-from clip_negatives.compare.arguments import resolve_data, value_of, with_defaults
-from clip_negatives.compare.methods import BASELINE, Method, parse_methods
-from clip_negatives.compare.run import Job, check_methods, run
+from clip_negatives.compare.arguments import check_paths, open_described, resolve_data, with_defaults
+from clip_negatives.compare.methods import BASELINE, parse_methods
+from clip_negatives.compare.run import RESULT, Job, check_methods, provenance_of, run, settle
 from clip_negatives.compare.statistics import Difference, Summary, paired_difference, summarise
-from clip_negatives.dataset import open_pairs
-from clip_negatives.encoders import encoder_name
 from clip_negatives.errors import InputError
-from clip_negatives.prepare import prepare_cached
-from clip_negatives.reading import read_json
+from clip_negatives.host.method import Method
+from clip_negatives.integrations.open_clip.arguments import parsed
+from clip_negatives.pipelines.prepare import prepare_cached
+from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.storage.locks import sole_user
+from clip_negatives.storage.ownership import claim_work, replaced_file
+from clip_negatives.storage.paths import check_work, output_path
+from clip_negatives.storage.provenance import Record, differences, in_words
+from clip_negatives.storage.safe_reading import read_json
 
+# Fields of a run that are summarised over seeds.
 FIGURES = (
     *(f"{direction}_rank_{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
-    "seconds_per_step",
-    "peak_memory_mib",
-    "false_negatives_per_anchor",
-    "false_negatives_kept_per_anchor",
-    "false_weight",
-    "removed_share",
+    *("seconds_per_step", "peak_memory_mib"),
+    *("false_negatives_per_anchor", "false_negatives_kept_per_anchor", "false_weight", "removed_share"),
 )
-"""Fields of a run that are summarised over seeds."""
+OPTIONAL = {"seconds_per_step", "false_negatives_kept_per_anchor", "false_weight", "removed_share"}  # figures that may be None
+SHOWN = ("seed", "steps", "queries", *(f"chance_rank_{k}" for k in (1, 5, 10)))  # further numbers of a run
 
-UNKNOWN = {"seconds_per_step", "false_negatives_kept_per_anchor", "false_weight", "removed_share"}
-"""Those of them that may be None."""
 
-SHOWN = ("seed", "steps", "queries", *(f"chance_rank_{k}" for k in (1, 5, 10)))
-"""Other fields of a run that are numbers."""
+OnRun = Callable[[Job, int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Hold the outcome.
+    """The outcome of a comparison.
 
     Attributes:
-        setting: what was run, on what, with which versions.
-        runs: what each run measured, by method and seed.
+        setting: arguments, data, clusters, versions and machine.
+        runs: fields of each run, by method and seed.
         summaries: mean and spread of each figure, by method.
         differences: paired difference of each figure to the baseline, by method.
     """
@@ -60,7 +57,7 @@ class Comparison:
     differences: dict[str, dict[str, Difference]]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
+        """Return the outcome as a JSON object."""
         return asdict(self)
 
 
@@ -71,68 +68,95 @@ def compare(
     seeds: int | None = None,
     quick: bool = False,
     test_data: str | None = None,
-    group_column: str | None = None,
-    image_encoder: str = "pixels",
-    text_encoder: str = "tfidf",
-    clusterer: str = "kmeans",
-    text_clusterer: str | None = None,
+    recipe: Recipe | None = None,
     arguments: Sequence[str] = (),
-    on_run: Callable[[Job, int, int], None] | None = None,
+    on_run: OnRun | None = None,
 ) -> Comparison:
     """Train every method with every seed and compare.
 
-    All runs of a seed share model, initial weights, data, augmentation and number of steps, and go through open_clip's own
-    training. Finished runs are kept in `output`; the same call goes on after them.
+    All runs of a seed have the same model, initial weights, data, augmentation and number of steps, and train with open_clip.
+    Finished runs are kept in `output`; the same call continues after them.
 
     Args:
         output: folder for runs and results.
-        methods: see `clip_negatives.compare.parse_methods`; baseline and control are always among them.
-        seeds: runs of each method, with seeds 0, 1, ...; None is 3, or 2 if quick.
-        quick: train for two epochs instead of twenty.
-        test_data: csv or tars of the test pairs, needed with own ``--train-data``; the shipped catalogue has its own.
-        group_column: column that says which pairs show the same item; without it, equal texts do.
-        image_encoder: encoder of the images that are clustered.
-        text_encoder: encoder of the texts that are clustered.
-        clusterer: clusterer of both.
-        text_clusterer: another one for the texts.
-        arguments: more of open_clip_train's command line.
-        on_run: called before each run with its job, its number and the number of runs.
+        methods: see `clip_negatives.compare.parse_methods`; baseline and control are always included.
+        seeds: runs of each method, with seeds 0, 1, ...; None is 3, or 2 if `quick`.
+        quick: train for 2 epochs instead of 20.
+        test_data: csv or tars of the test pairs, required with ``--train-data``; the catalogue has its own test pairs.
+        recipe: encoders, clusterers and group column; without a group column, equal texts are correct pairs.
+        arguments: further arguments of open_clip_train.
+        on_run: called before each run with its job, its number, the number of runs, and "new", "kept" or "again, because ...".
 
     Raises:
-        ClipNegativesError: something is not as expected, or a run failed; finished runs are kept.
+        ClipNegativesError: an argument is wrong, or a run failed; finished runs are kept.
     """
     seeds = (2 if quick else 3) if seeds is None else seeds
     if seeds < 1:
         raise InputError(f"Expected at least 1 seed, got {seeds}.")
-    output = Path(output).absolute()
-    chosen = parse_methods(methods)
+    output, recipe = output_path(output), recipe or Recipe()
+    check_work(output)
     line = with_defaults(arguments, quick=quick)
-    _check_recipe(image_encoder, text_encoder, clusterer, text_clusterer or clusterer)
-    line, train, test = resolve_data(line, output, test_data, group_column)
-    len(open_pairs(**test))  # which refuses what is not there or cannot be read
-    check_methods(chosen, line, None)
+    check_paths(line, output, test_data)
+    by_name = parse_methods(methods)
+    recipe.check()
+    with sole_user(output, wait=False):
+        return _compare(output, by_name, seeds, line, test_data, recipe, on_run)
+
+
+def _compare(
+    output: Path,
+    by_name: dict[str, Method],
+    seeds: int,
+    line: list[str],
+    test_data: str | None,
+    recipe: Recipe,
+    on_run: OnRun | None,
+) -> Comparison:
+    """Run the comparison in a folder that no other process uses."""
+    line, train, test = resolve_data(line, output, test_data, recipe.columns.group)
+    test_pairs = open_described(test)
+    len(test_pairs)  # fails now if the test pairs cannot be read
+    test_fingerprint = test_pairs.fingerprint()
+    check_methods(by_name.values(), line, None)
     started = time.perf_counter()
-    folder = prepare_cached(
-        open_pairs(**train),
-        image_encoder=image_encoder,
-        text_encoder=text_encoder,
-        clusterer=clusterer,
-        text_clusterer=text_clusterer,
-    )
+    folder = prepare_cached(open_described(train), recipe)
     prepared = time.perf_counter() - started
-    check_methods(chosen, line, folder.path)
+    check_methods(by_name.values(), line, folder.path)
+    claim_work(output)
     jobs = [
-        Job(method, seed, tuple(line), value_of(line, "--model"), folder.path, test, run_folder(output, method.name, seed))
+        Job(name, method, seed, tuple(line), folder.path, test, test_fingerprint, run_folder(output, name, seed))
         for seed in range(seeds)
-        for method in chosen
+        for name, method in by_name.items()
     ]
+
+    def identities() -> list[Record]:
+        data = {"training": open_described(train).fingerprint(), "test": open_described(test).fingerprint()}
+        return [_identity(job, provenance_of(job, folder, data)) for job in jobs]
+
+    expected = identities()
+    kept = [_kept(job, identity) for job, identity in zip(jobs, expected, strict=True)]
+    if any(outcome is None for outcome, _ in kept):
+        for _ in test_pairs.images(0, len(test_pairs)):  # fails now if an image cannot be read
+            pass
     runs = []
-    for number, job in enumerate(jobs):
+    for number, (job, (outcome, state)) in enumerate(zip(jobs, kept, strict=True)):
         if on_run is not None:
-            on_run(job, number, len(jobs))
-        runs.append(_kept(job, folder) or _keep(job, folder, run(job)))
+            on_run(job, number, len(jobs), state)
+        if outcome is None:
+            outcome = run(job)
+            if changed := next(filter(None, map(differences, expected, identities())), None):
+                fault = f"While the comparison ran, something changed: {in_words(changed)}."
+                raise InputError(f"{fault} Start it again; runs that are still valid are kept.")
+            with replaced_file(job.new / RESULT) as partial:
+                partial.write_text(json.dumps({"identity": expected[number], "run": outcome}, indent=2) + "\n")
+            settle(job.folder)
+        runs.append(outcome)
+    args = parsed(line)
     setting = {
         "arguments": line,
+        "model": args.model,
+        "batch_size": args.batch_size,
+        "epochs": args.epochs,
         "seeds": seeds,
         "n_train": folder.clusters.n_samples,
         "prepare_seconds": prepared,
@@ -141,94 +165,79 @@ def compare(
         "versions": _versions(),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
     }
-    comparison = _summarise(setting, runs, chosen)
+    comparison = _summarise(setting, runs, list(by_name))
     with replaced_file(output / "results.json") as file:
         file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
     return comparison
 
 
-def _check_recipe(image_encoder: str, text_encoder: str, *clusterers: str) -> None:
-    """Refuse names and options of encoders and clusterers before anything is written."""
-    encoder_name("image", image_encoder)
-    encoder_name("text", text_encoder)
-    for clusterer in clusterers:
-        registry.create("clusterer", clusterer)
-
-
-def _known(figures: dict[str, list[Any]]) -> dict[str, list[float]]:
-    """Return the figures that every run measured: what a weighting removes is not known where it decides at each step."""
-    return {figure: given for figure, given in figures.items() if None not in given}
-
-
-def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], methods: Sequence[Method]) -> Comparison:
-    values = {
-        method.name: {figure: [one[figure] for one in runs if one["method"]["name"] == method.name] for figure in FIGURES}
-        for method in methods
-    }
-    summaries = {
-        name: {figure: summarise(given) for figure, given in _known(figures).items()} for name, figures in values.items()
-    }
-    differences = {
-        name: {figure: paired_difference(given, values[BASELINE][figure]) for figure, given in _known(figures).items()}
-        for name, figures in values.items()
-        if name != BASELINE
-    }
-    return Comparison(setting, runs, summaries, differences)
-
-
 def run_folder(output: Path, method: str, seed: int) -> Path:
-    """Return where a comparison in `output` keeps the run of a method, by its name, with a seed."""
-    safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in method)
-    return output / "runs" / f"{safe}-{hashlib.sha256(method.encode()).hexdigest()[:6]}-seed-{seed}"
+    """Return the folder of a run, by method name and seed."""
+    slug = "".join(char if char.isalnum() or char in "-_." else "-" for char in method)
+    return output / "runs" / f"{slug}-{hashlib.sha256(method.encode()).hexdigest()[:6]}-seed-{seed}"
+
+
+def read_run(file: Path) -> tuple[Record, dict[str, Any]] | None:
+    """Return the provenance and the outcome of a run, or None if the file is missing or damaged."""
+    try:
+        stored = read_json(file, "json_bytes")
+    except (OSError, ValueError):
+        return None
+    identity, outcome = stored.get("identity"), stored.get("run")
+    if isinstance(identity, dict) and isinstance(outcome, dict) and _is_outcome(outcome):
+        return identity, outcome
+    return None
+
+
+def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], names: Sequence[str]) -> Comparison:
+    comparison = Comparison(setting, runs, {}, {})
+    runs_of = {name: [run for run in runs if run["method"]["name"] == name] for name in names}
+    for name in names:
+        values = {figure: [run[figure] for run in runs_of[name]] for figure in FIGURES}
+        # A figure can be None: for example, a weighting that is computed at each step has no removed share.
+        known = {figure: numbers for figure, numbers in values.items() if None not in numbers}
+        comparison.summaries[name] = {figure: summarise(numbers) for figure, numbers in known.items()}
+        if name != BASELINE:
+            comparison.differences[name] = {
+                figure: paired_difference(numbers, [run[figure] for run in runs_of[BASELINE]])
+                for figure, numbers in known.items()
+            }
+    return comparison
 
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("clip-negatives", "open_clip_torch", "torch", "faiss-cpu")}
 
 
-def _identity(job: Job, folder: ClustersFolder) -> str:
-    """Return a digest of all that a run's outcome depends on, and of what is measured."""
-    parts = [asdict(job.method), job.seed, job.arguments, job.test, folder.manifest["data"], _versions(), FIGURES]
-    made_by = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed")
-    parts.append({name: folder.manifest[name] for name in made_by})
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _identity(job: Job, provenance: Record) -> Record:
+    return {**provenance, "outcome": {"method": job.name, "figures": list(FIGURES)}}
 
 
-def _kept(job: Job, folder: ClustersFolder) -> dict[str, Any] | None:
-    """Return the outcome of an earlier, equal run, or None."""
-    return read_run(job.folder / "result.json", _identity(job, folder))
-
-
-def read_run(file: Path, identity: str) -> dict[str, Any] | None:
-    """Return the outcome of the run with this identity, or None where the file is not there, of another run, or damaged."""
-    try:
-        stored = read_json(file, "json_bytes")
-    except (OSError, ValueError):
-        return None
-    run = stored.get("run")
-    return run if stored.get("identity") == identity and isinstance(run, dict) and _is_outcome(run) else None
+def _kept(job: Job, identity: Record) -> tuple[dict[str, Any] | None, str]:
+    """Return the outcome of an earlier run with the same provenance, else None, and in words why."""
+    settle(job.folder)
+    stored = read_run(job.folder / RESULT)
+    if stored is None:
+        return None, "again, because its result is damaged" if (job.folder / RESULT).exists() else "new"
+    if listed := differences(stored[0], identity):
+        return None, f"again, because {in_words(listed)}"
+    return stored[1], "kept"
 
 
 def _is_outcome(run: dict[str, Any]) -> bool:
-    """Tell whether a run has every field that is summarised or shown, each of its kind."""
+    """Return whether a run has every field that is summarised or shown, each of the right type."""
     method, losses = run.get("method"), run.get("losses")
     return (
         isinstance(method, dict)
         and all(isinstance(method.get(name), str) for name in ("name", "sampler", "weighting"))
         and (method.get("temperature", "") is None or _is_number(method.get("temperature")))
         and isinstance(losses, list)
-        and all(isinstance(loss, int | float) for loss in losses)  # which may be no number any more
+        and all(isinstance(loss, int | float) for loss in losses)  # NaN too
         and all(name in run and (run[name] is None or _is_number(run[name])) for name in FIGURES)
-        and all(_is_number(run.get(name)) for name in (*set(FIGURES) - UNKNOWN, *SHOWN))
+        and all(_is_number(run.get(name)) for name in (*set(FIGURES) - OPTIONAL, *SHOWN))
         and isinstance(run.get("false_negatives_truth"), str)
     )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
-
-
-def _keep(job: Job, folder: ClustersFolder, outcome: dict[str, Any]) -> dict[str, Any]:
-    with replaced_file(job.folder / "result.json") as file:
-        file.write_text(json.dumps({"identity": _identity(job, folder), "run": outcome}, indent=2) + "\n")
-    return outcome

@@ -1,88 +1,112 @@
-"""The files of a tar that is read as a stream, as webdataset reads it, but so that no tear goes unnoticed."""
+"""Read files or byte ranges of a tar stream as webdataset does, but with size limits and detection of damage.
+
+`tarfile` mistakes a damaged header for the end of the tar, and allocates any size that a header claims.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
 import tarfile
+import zlib
 from collections.abc import Collection, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any
 
 from webdataset.tariterators import base_plus_ext
 
-from clip_negatives.limits import limit
+from clip_negatives.dataset.urls import ShardStream, open_url
+from clip_negatives.errors import DataError
+from clip_negatives.storage.limits import limit
 
-SKIPPED = re.compile(r"__[^/]*__($|/)")
-"""Names of files that webdataset keeps for itself."""
+SKIPPED = re.compile(r"__[^/]*__($|/)")  # file names that webdataset reserves
 
-
+# Members that describe the next member; `tarfile` reads each as a whole.
 HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-"""Kinds of members that say something of the next ones; `tarfile` reads them as a whole."""
 
-UNREADABLE = (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError)
-"""What `tarfile` raises for a damaged tar: also where a number is none, or past any file, or headers follow without end."""
+DAMAGED = (tarfile.TarError, EOFError, zlib.error)  # an OSError means that the tar is unreachable, which may be temporary
 
 
 class Member(tarfile.TarInfo):
-    """Refuse what is no header: `tarfile` takes a header that is cut or damaged for the end of the tar.
-
-    And refuse one that announces more than it may: `tarfile` would take memory for it at once.
-    """
+    """A tar header; a damaged header, or one that claims too many bytes, is an error."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
-        """Return what a header says.
-
-        Raises:
-            tarfile.ReadError: it is damaged.
-        """
+        """Return the member that a header describes, or raise ReadError if the header is damaged."""
         try:
             member = super().frombuf(buf, encoding, errors)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the block of zeros at the end
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no end of the tar, but: {error}") from error
+            raise tarfile.ReadError(f"damaged header: {error}") from error
         if not 0 <= member.size < 2**62 or (member.type in HEADERS and member.size > limit("header_bytes")):
-            raise tarfile.ReadError(f"a header of {member.size} bytes")
+            raise tarfile.ReadError(f"a header claims {member.size} bytes")
         return member
 
 
-def files(stream: Any, wanted: Collection[str] | None) -> Iterator[tuple[str, bytes | None]]:
-    """Yield name and content of each regular file of a tar, compressed or not, in their order.
+def files(stream: Any, endings: Collection[str] | None) -> Iterator[tuple[str, bytes | None]]:
+    """Yield name and content of each regular file of a tar, plain or compressed, in order; damage raises a `DAMAGED` error.
 
-    What has another ending than those `wanted` is passed over, and its content is empty here; so is that of files over the
-    limit, None in its place. Nothing is written anywhere: names and links of the tar are names to us.
-
-    Args:
-        stream: of which nothing but ``read`` is called.
-        wanted: endings of the files that are read, without the dot; None reads all that have one.
-
-    Raises:
-        tarfile.TarError: it is no tar, damaged, or ends before its end is said; so do EOFError and zlib.error.
+    The content is b"" if the ending of the name is not in `endings` (None: all endings), and None if the file is too large.
     """
-    at_most = limit("member_bytes")
-    with _opened(stream) as tar:
-        while (member := _next(tar)) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # else it remembers all
+    max_bytes = limit("member_bytes")
+    with tar_errors(), tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
             if not member.isreg() or SKIPPED.match(member.name):
                 continue
             _, ending = base_plus_ext(member.name)
-            if ending is None or (wanted is not None and ending.lower() not in wanted):
+            if ending is None or (endings is not None and ending.lower() not in endings):
                 yield member.name, b""
-            elif member.size > at_most:
+            elif member.size > max_bytes:
                 yield member.name, None
             elif (content := tar.extractfile(member)) is not None:
                 yield member.name, content.read()
 
 
-def _opened(stream: Any) -> tarfile.TarFile:
+@contextmanager
+def tar_errors() -> Iterator[None]:
+    """Turn the errors that `tarfile` raises for an invalid header into a ReadError."""
     try:
-        return tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member)
-    except TypeError as error:  # of the header of a gzip that is cut
-        raise tarfile.ReadError("a header that is cut") from error
+        yield
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise tarfile.ReadError(f"invalid header: {type(error).__name__}") from error
 
 
-def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+def sample_offsets(address: str) -> dict[str, tuple[int, int]]:
+    """Return the offset and size of each sample of a tar, by key; stop at damage."""
+    offsets: dict[str, tuple[int, int]] = {}
     try:
-        return tar.next()
-    except (ValueError, OverflowError, RecursionError) as error:
-        raise tarfile.ReadError(f"a header that says nothing: {type(error).__name__}") from error
+        with tar_errors(), open_url(address) as opened:
+            stream: Any = ShardStream(opened, address)
+            tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=Member)  # noqa: SIM115  (the stream is closed)
+            for key, group in itertools.groupby(_sample_files(tar), key=lambda file: file[0]):
+                members = [member for _, member in group]
+                blocks = -(-members[-1].size // tarfile.BLOCKSIZE)
+                end = members[-1].offset_data + blocks * tarfile.BLOCKSIZE
+                if key in offsets:
+                    raise DataError(f"{address} has the files of sample {key} in several places. Write the tar again.")
+                offsets[key] = members[0].offset, end - members[0].offset
+    except DAMAGED:
+        pass  # prepare reported the damage, and clustered only the samples before it
+    return offsets
+
+
+def _sample_files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    for member in tar:
+        key, _ = base_plus_ext(member.name)
+        if member.isreg() and key is not None and not SKIPPED.match(member.name):
+            yield key, member
+
+
+def read_range(stream: IO[bytes], start: int, size: int, name: str) -> bytes:
+    """Return a byte range of an open tar, or raise DataError if the tar is too short or cannot be read."""
+    reader = ShardStream(stream, name)
+    try:
+        reader.seek(start)
+        content = reader.read(size)
+    except EOFError:
+        content = b""
+    if len(content) != size:
+        raise DataError(f"The tar {name} changed while it was read: it is too short. Run the command again.")
+    return content

@@ -1,135 +1,201 @@
-"""Shards by path or URL: plain paths of this machine, ``pipe:`` commands as webdataset has them, and what fsspec knows."""
+"""Shards (tars) by address: a local path, a ``pipe:`` command as in webdataset, or a URL of fsspec."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import stat
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import braceexpand
 import fsspec
-from webdataset import gopen
+from fsspec.implementations.local import LocalFileSystem
 
-from clip_negatives.dataset.source import stamp
+from clip_negatives.dataset.pairs import file_stamp
 from clip_negatives.errors import DataError
+from clip_negatives.storage.source_files import SourceFile
 
+# Metadata keys, by file system, whose value changes when a file is rewritten.
 CHANGES = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call that which differs once a file is written anew; each has some of them."""
 
-BEYOND = 100
-"""Times that a stream is read after its end."""
+END_BYTES = 65_536  # of each end of a shard that its digest covers
+READ_BYTES = 2**20  # of a shard that are read at a time for its digest
+MAX_READS_AFTER_END = 100  # empty reads at the end of a stream before the shard counts as damaged
 
 
 def expand_urls(urls: str) -> list[str]:
-    """Return the shards that `urls` names, with braces expanded and lists split at ``::``, as open_clip does.
-
-    Raises:
-        DataError: a brace is not closed.
-    """
+    """Return the shards in `urls`, by open_clip's rules for ``::`` and braces; an unclosed brace is a DataError."""
     try:
         return [shard for part in urls.split("::") for shard in braceexpand.braceexpand(part)]
-    except ValueError as error:  # braceexpand's own is one
-        raise DataError(f"Expected shards such as shards/{{000..099}}.tar, got {urls}: {error}.") from error
+    except ValueError as error:  # also the class of braceexpand's own error
+        raise DataError(f"{urls} is not a list of shards: {error}. Write for example shards/{{000..099}}.tar.") from error
 
 
 def is_plain(url: str) -> bool:
-    """Tell whether it is a path of this machine."""
+    """Return whether a URL is a local path."""
     return "://" not in url and not url.startswith("pipe:")
 
 
-def check_shards(shards: Sequence[str]) -> None:
-    """Refuse shards of this machine that are not there, and the first of those that are elsewhere.
+def check_local_file(kind: str, url: str) -> None:
+    """Raise DataError if a local file, by its path or its ``file:`` URL, is missing or not a regular file.
 
-    To ask for all of those takes a while; each is asked for when it is read.
-
-    Raises:
-        DataError: one is not there or cannot be asked for.
+    Opening a pipe can block for ever, and a device can have no end. `kind` names the file in the error ("tar", "csv file").
     """
-    for shard in shards:
-        if is_plain(shard) and not Path(shard).is_file():
-            raise _missing(shard)
-    for shard in [shard for shard in shards if not is_plain(shard)][:1]:
-        stamp_of(shard)
+    scheme = url.partition("://")[0]
+    if is_plain(url) or scheme in ("file", "local"):
+        try:
+            mode = Path(url if is_plain(url) else LocalFileSystem._strip_protocol(url)).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
+            raise DataError(f"The {kind} {url} does not exist. Check its path.") from error
+        except OSError as error:
+            raise unreadable(kind, url, error) from error
+        if not stat.S_ISREG(mode):
+            raise DataError(f"The {kind} {url} is not a regular file. Check its path.")
 
 
-def stamp_of(url: str) -> bytes:
-    """Return size and time of change of a shard, or what its file system has instead; nothing of a ``pipe:``.
-
-    Raises:
-        DataError: it is not there or cannot be asked for.
-    """
-    if is_plain(url):
-        if not Path(url).is_file():
-            raise _missing(url)
-        return stamp(url)
-    if url.startswith("pipe:"):
-        return b""
-    try:
+def check_reachable(kind: str, url: str) -> None:
+    """Raise DataError if a file, at any URL of fsspec, is missing, unreachable or not a regular file."""
+    check_local_file(kind, url)
+    with _errors(url, kind):
         system, path = fsspec.core.url_to_fs(url)
-        system.invalidate_cache(path)
-        info = system.info(path)
-    except FileNotFoundError as error:
-        raise _missing(url) from error
-    except Exception as error:  # Each file system of fsspec has errors of its own.
-        raise unreadable("tar", url, error) from error
-    return repr([info.get("size"), *(str(info[name]) for name in CHANGES if name in info)]).encode()
+        system.info(path)
+
+
+def check_shards(shards: Sequence[str]) -> None:
+    """Raise DataError if a local shard or the first remote shard is missing; other remote shards are checked on reading."""
+    remote = [shard for shard in shards if not is_plain(shard)]
+    for shard in [*filter(is_plain, shards), *remote[:1]]:
+        shard_size(shard)
+
+
+def shard_stamp(url: str) -> bytes:
+    """Return size and modification time of a shard, or similar metadata of its file system.
+
+    The whole shard is read, and its SHA-256 returned, for ``pipe:`` and if the file system does not tell when a file changed.
+    """
+    check_local_file("tar", url)
+    if is_plain(url):
+        with _errors(url):
+            return file_stamp(url)
+    if not url.startswith("pipe:"):
+        info = _info(url)
+        if changes := [str(info[name]) for name in CHANGES if info.get(name)]:
+            return repr([info.get("size"), *changes]).encode()
+    sha256 = hashlib.sha256()
+    with _errors(url), open_url(url) as stream:
+        while block := stream.read(READ_BYTES):
+            sha256.update(block)
+    return sha256.digest()
+
+
+def shard_size(url: str) -> int | None:
+    """Return the size of a shard in bytes; None for ``pipe:`` and for file systems that do not tell it."""
+    if url.startswith("pipe:"):
+        return None
+    check_local_file("tar", url)
+    if is_plain(url):
+        with _errors(url):
+            return Path(url).stat().st_size
+    size = _info(url).get("size")
+    return size if isinstance(size, int) else None
+
+
+def shard_digest(url: str, size: int) -> str:
+    """Return the SHA-256 of the first and the last `END_BYTES` of a shard of this size; "" if it has no random access."""
+    first, last = min(size, END_BYTES), max(0, min(size - END_BYTES, END_BYTES))
+    with _errors(url):
+        if is_plain(url):
+            with Path(url).open("rb") as stream:
+                content = stream.read(first)
+                stream.seek(size - last)
+                content += stream.read(last)
+        else:
+            system, path = fsspec.core.url_to_fs(url)
+            ends = [(0, first), (size - last, size)] if last else [(0, first)]
+            content = b"".join(system.cat_file(path, start=start, end=stop) for start, stop in ends)
+    # A web server without ranges sends the whole file.
+    return hashlib.sha256(content).hexdigest() if len(content) == first + last else ""
+
+
+def shard_source(url: str) -> SourceFile:
+    """Return size and digest of a shard."""
+    size = shard_size(url)
+    return SourceFile(url, size, "" if size is None else shard_digest(url, size))
 
 
 def open_url(url: str) -> IO[bytes]:
-    """Open a shard for reading from its beginning to its end.
-
-    Raises:
-        DataError: it is not there or cannot be opened.
-    """
-    try:
+    """Open a shard for sequential reading, or raise DataError if it is missing, unreachable or not a regular file."""
+    check_local_file("tar", url)
+    with _errors(url):
         if is_plain(url):
             return Path(url).open("rb")
-        opened: Any = gopen(url) if url.startswith("pipe:") else fsspec.open(url, "rb").open()
-    except FileNotFoundError as error:
-        raise _missing(url) from error
-    except Exception as error:  # Each file system of fsspec has errors of its own.
-        raise unreadable("tar", url, error) from error
-    stream: IO[bytes] = opened
-    return stream
+        if url.startswith("pipe:"):
+            from webdataset import gopen  # imports torch
+
+            return cast("IO[bytes]", gopen(url))
+        return cast("IO[bytes]", fsspec.open(url, "rb").open())
 
 
-class Reads:
-    """Read a shard that is open from its beginning to its end, and nothing else.
-
-    Args:
-        stream: what `open_url` opened.
-        url: of the shard.
-    """
+class ShardStream:
+    """A shard, opened by `open_url`, whose errors are DataErrors."""
 
     def __init__(self, stream: IO[bytes], url: str) -> None:
-        self._stream, self._url = stream, url
-        self._beyond = 0
+        self._stream, self._url, self._reads_after_end = stream, url, 0
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes.
-
-        Raises:
-            DataError: they cannot be read.
-            EOFError: they were asked for time and again after the end: `tarfile` looks for the end of a file that a header says
-                to be of 2^60 bytes, block after block.
-        """
-        try:
-            found = self._stream.read(size)
-        except Exception as error:  # Each file system of fsspec has errors of its own.
-            raise unreadable("tar", self._url, error) from error
-        self._beyond = 0 if found else self._beyond + 1
-        if self._beyond > BEYOND:
+        """Return the next bytes; DataError if they cannot be read, EOFError after too many reads at the end."""
+        with _errors(self._url):
+            block = self._stream.read(size)
+        self._reads_after_end = 0 if block else self._reads_after_end + 1
+        # If a header claims 2^60 bytes, `tarfile` keeps reading after the end, block by block.
+        if self._reads_after_end > MAX_READS_AFTER_END:
             raise EOFError
-        return found
+        return block
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a byte; DataError if the shard has no random access, EOFError if no file is that large."""
+        try:
+            return self._stream.seek(offset, whence)
+        except Exception as error:
+            if isinstance(error, OverflowError) or getattr(error, "errno", None) == errno.EINVAL:
+                raise EOFError from error
+            if isinstance(error, ValueError):  # of a web server without ranges
+                fault = f"The tar {self._url} cannot be read in another order: {error}"
+                raise DataError(f"{fault}. Copy it to a disk, or to a server with random access.") from error
+            raise unreadable("tar", self._url, error) from error
+
+    def tell(self) -> int:
+        """Return the number of the next byte."""
+        return self._stream.tell()
 
 
-def unreadable(what: str, url: str, error: Exception) -> DataError:
-    """Return the error of a file that is perhaps there but cannot be read, now or in this way."""
-    reason = " ".join(" ".join(str(part) for part in error.args).split()) or type(error).__name__
-    short = textwrap.shorten(reason, 200)
-    return DataError(f"Expected to read the {what} {url}, got: {short}. See that it can be reached, and run the command again.")
+def unreadable(kind: str, url: str, error: Exception) -> DataError:
+    """Return the error for a file ("tar" or "csv file") that cannot be read."""
+    reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
+    return DataError(f"The {kind} {url} cannot be read: {reason}. Check that it is reachable, and run the command again.")
 
 
-def _missing(url: str) -> DataError:
-    return DataError(f"Expected a tar file, got {url}, which is not there. Name tars that are there.")
+def _info(url: str) -> dict[str, Any]:
+    """Return what the file system of a remote shard tells about it now."""
+    with _errors(url):
+        system, path = fsspec.core.url_to_fs(url)
+        system.invalidate_cache(path)
+        return dict(system.info(path))
+
+
+@contextmanager
+def _errors(url: str, kind: str = "tar") -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        if isinstance(error.__cause__, Exception):  # fsspec raises FileNotFoundError for every answer of a web server
+            raise unreadable(kind, url, error.__cause__) from error
+        raise DataError(f"The {kind} {url} does not exist. Check its path.") from error
+    except DataError:
+        raise
+    except Exception as error:  # each file system of fsspec has its own errors
+        raise unreadable(kind, url, error) from error

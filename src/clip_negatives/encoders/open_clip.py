@@ -1,130 +1,111 @@
-"""Images and texts through the towers of an open_clip model; imports open_clip because that is what it encodes with."""
+"""Image and text encoders: the towers of an open_clip model. No other encoder imports open_clip."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
+from clip_negatives.encoders.encoder import Encoder, check_model, device, image_model, loading, restored, run
+from clip_negatives.errors import DataError
+from clip_negatives.storage.digests import weights_digest
 
-from clip_negatives.encoders.encoder import Encoder, batched, device, one_line
-from clip_negatives.encoders.words import ShortWords
-from clip_negatives.errors import DataError, UnknownNameError
+MAX_CHARACTERS = 10_000  # the rest of a longer text is not tokenized; models read far less
+MODELS = Path(__file__).parent.parent / "integrations" / "open_clip" / "models"  # our own model configurations
+SCHEMES = ("local-dir:", "hf-hub:")  # prefixes of models with their own configuration and weights
 
-BATCH = 64
-"""Samples that go through the model together."""
-
-LETTERS = 10_000
-"""Of a text that is tokenized: models look at far fewer, and the time of a word without an end grows with its square."""
-
-MODELS = Path(__file__).parent.parent / "integrations" / "open_clip" / "models"
-"""Our own model configurations, known to open_clip by file name."""
+# Characters of a word that are kept. The time of open_clip's tokenizer grows with the square of the length of a word: 20,000
+# characters without a space take 20 seconds, so one caption can stop training. Models read only a few hundred characters.
+MAX_WORD = 2048
+_LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD + 1},}}")
 
 
-SCHEMES = ("local-dir:", "hf-hub:")
-"""How open_clip names a model that brings its own configuration and weights."""
+def image_tower(model: str) -> Encoder:
+    """Return the image tower of ``MODEL/WEIGHTS``, ``local-dir:FOLDER`` or ``hf-hub:NAME``."""
+    return _loaded(model)[0]
 
 
-def images(argument: str) -> Encoder:
-    """Return the image tower of ``MODEL/PRETRAINED``, ``MODEL/CHECKPOINT-FILE``, ``local-dir:FOLDER`` or ``hf-hub:NAME``."""
-    return image_tower(*_parts(argument))
-
-
-def texts(argument: str) -> Encoder:
-    """Return the text tower; takes what `images` takes."""
-    return text_tower(*_parts(argument))
-
-
-def image_tower(model: str, weights: str) -> Encoder:
-    """Return the image tower of a model as open_clip names it.
-
-    Args:
-        model: what open_clip's ``--model`` takes.
-        weights: checkpoint file or open_clip's tag of weights; "" takes the model's own, where it brings some.
-
-    Raises:
-        UnknownNameError: open_clip has no such model.
-        DataError: the weights are missing or cannot be loaded.
-    """
-    net, transform, _ = _load(*_checked(model, weights))
-
-    def encode(pictures: Sequence[Image.Image]) -> Tensor:
-        return _run(net.encode_image, pictures, lambda some: torch.stack([transform(picture) for picture in some]))
-
-    return Encoder(encode)
-
-
-def text_tower(model: str, weights: str) -> Encoder:
+def text_tower(model: str) -> Encoder:
     """Return the text tower of a model; see `image_tower`."""
-    net, _, tokenizer = _load(*_checked(model, weights))
-
-    def encode(lines: Sequence[str]) -> Tensor:
-        return _run(net.encode_text, lines, lambda some: tokenizer([line[:LETTERS] for line in some]))
-
-    return Encoder(encode)
+    return _loaded(model)[1]
 
 
-def _parts(argument: str) -> tuple[str, str]:
-    if argument.startswith(SCHEMES):
-        return argument, ""
-    model, _, weights = argument.partition("/")
-    return model, weights
+def towers(model: Any, transform: Callable[[Any], Any], tokenizer: Callable[..., Any]) -> tuple[Encoder, Encoder]:
+    """Return the encoders of images and texts of a model of open_clip in eval mode, with its transform and its tokenizer."""
+    tower = functools.partial(model.encode_text, normalize=True)
+    return (
+        image_model(functools.partial(model.encode_image, normalize=True), transform),
+        Encoder(lambda texts: run(tower, texts, lambda batch: tokenizer([text[:MAX_CHARACTERS] for text in batch]))),
+    )
 
 
-def _checked(model: str, weights: str) -> tuple[str, str, int]:
-    """Return the model, its weights, and when those were changed, where they are a file: a new one is loaded anew."""
+def _loaded(model: str) -> tuple[Encoder, Encoder]:
+    from open_clip import factory
+
+    model, weights = (model, "") if model.startswith(SCHEMES) else model.partition("/")[::2]
+    with restored(factory, "_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
+        factory.add_model_config(MODELS)
+        return _load(*_checked(model, weights))
+
+
+def _checked(model: str, weights: str) -> tuple[str, str, str]:
+    """Return model, weights, and the digest of the files of weights, so that a changed file is loaded again."""
     import open_clip
 
-    open_clip.add_model_config(MODELS)
-    if model.startswith(SCHEMES[0]) and not (Path(model.removeprefix(SCHEMES[0])) / "open_clip_config.json").is_file():
-        raise DataError(f"Expected local-dir:FOLDER with an open_clip_config.json in the folder, got {model!r}.")
-    if not model.startswith(SCHEMES) and model not in open_clip.list_models():
-        near = get_close_matches(model, open_clip.list_models(), n=3)
-        hint = f"such as {', '.join(near)}" if near else "see open_clip.list_models()"
-        raise UnknownNameError(f"Expected the name of an open_clip model ({hint}), got {model!r}.")
-    if Path(weights).is_file():
-        return model, weights, Path(weights).stat().st_mtime_ns
-    if not weights and model.startswith(SCHEMES):
-        files = Path(model.removeprefix(SCHEMES[0])).iterdir() if model.startswith(SCHEMES[0]) else ()
-        return model, weights, max((file.stat().st_mtime_ns for file in files), default=0)
-    known = open_clip.list_pretrained_tags_by_model(model)
-    if weights not in known:
-        tags = f"one of {', '.join(known)}" if known else "there are no known tags"
-        raise DataError(f"Expected open_clip:{model}/WEIGHTS with a checkpoint file or a tag ({tags}), got {weights!r}.")
-    return model, weights, 0
+    if model.startswith("local-dir:"):
+        folder = Path(model.removeprefix("local-dir:"))
+        if not (folder / "open_clip_config.json").is_file():
+            raise DataError(f"The folder {folder} has no open_clip_config.json. Name another folder after local-dir:.")
+        return model, weights, weights_digest(folder)
+    if model.startswith("hf-hub:"):
+        return model, weights, ""
+    check_model("open_clip", model, open_clip.list_models())
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if not Path(weights).is_file() and weights not in tags:
+        known = f" or a tag ({', '.join(tags)})" if tags else ""
+        raise DataError(
+            f"open_clip:{model} has no weights {weights!r}. Use open_clip:{model}/WEIGHTS, a checkpoint file{known}."
+        )
+    return model, weights, weights_digest(weights)
 
 
-@functools.lru_cache(maxsize=1)
-def _load(name: str, weights: str, changed: int) -> tuple[Any, Any, Any]:
-    """Return model, image transform and tokenizer; the two towers of one model are loaded once."""
+@functools.lru_cache(maxsize=1)  # the two towers of a model are loaded once
+def _load(name: str, weights: str, digest: str) -> tuple[Encoder, Encoder]:
     import open_clip
 
-    stored = Path(weights).is_file()
-    # A checkpoint of --siglip has a logit bias, for which a model needs room; others get 0. No encoding uses it.
-    bias = {"init_logit_bias": 0.0} if stored else {}
-    own = name.startswith(SCHEMES)
-    try:
+    is_file = Path(weights).is_file()
+    with loading(f"{name} ({weights})" if weights else name):
         model, _, transform = open_clip.create_model_and_transforms(
             name,
-            pretrained=None if own else weights,
+            pretrained=weights or None,
             device=device(),
-            require_pretrained=not stored,  # else a folder without weights is a model of random ones
-            **bias,
+            require_pretrained=not is_file,  # otherwise a folder without weights gives a random model
+            # A checkpoint trained with --siglip has a logit bias, which no encoder uses.
+            **({"init_logit_bias": 0.0} if is_file else {}),
         )
-        tokenizer = ShortWords(open_clip.get_tokenizer(name))
-        if own and stored:  # open_clip overlooks weights that are named beside those that a model brings.
-            open_clip.load_checkpoint(model, weights, device=device())
-    except Exception as error:  # Reading a checkpoint or reaching the hub fails in many ways, none of them documented.
-        raise DataError(f"Expected weights of {name}, got {weights or 'its own'}: {one_line(error)}") from error
-    return model.eval(), transform, tokenizer
+        return towers(model.eval(), transform, ShortWords(open_clip.get_tokenizer(name)))
 
 
-@torch.no_grad()
-def _run(tower: Any, samples: Sequence[Any], prepared: Callable[[Sequence[Any]], Tensor]) -> Tensor:
-    parts = [tower(prepared(some).to(device()), normalize=True).float().cpu() for some in batched(samples, BATCH)]
-    return torch.cat(parts)
+def cut_long_words(text: str) -> str:
+    """Return a text with every word cut to `MAX_WORD` characters."""
+    return text if len(text) <= MAX_WORD else _LONG_WORD.sub(lambda word: word[0][:MAX_WORD], text)
+
+
+class ShortWords:
+    """A tokenizer that cuts long words first, and otherwise behaves like the wrapped `tokenizer`."""
+
+    def __init__(self, tokenizer: Callable[..., Any]) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, texts: str | Sequence[str], *rest: Any, **named: Any) -> Any:
+        """Return the tokens of the texts."""
+        short = cut_long_words(texts) if isinstance(texts, str) else [cut_long_words(text) for text in texts]
+        return self.tokenizer(short, *rest, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the tokenizer."""
+        if name == "tokenizer":  # not set yet during unpickling
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)

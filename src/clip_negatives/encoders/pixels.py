@@ -1,4 +1,4 @@
-"""Images as small pictures, projected on their principal components; needs no weights."""
+"""Image encoder: principal components of thumbnails; needs no weights."""
 
 from __future__ import annotations
 
@@ -14,16 +14,9 @@ from clip_negatives.errors import OptionError
 
 
 def pixels(size: int = 16, dim: int = 64) -> Encoder:
-    """Return an encoder of thumbnails, as differences from the mean thumbnail.
-
-    An image that is the mean thumbnail itself has the zero vector, which is similar to nothing.
-
-    Args:
-        size: side of the thumbnail in pixels.
-        dim: principal components that are kept; fewer where there are fewer samples or pixels.
-    """
+    """Return an encoder: at most `dim` principal components of thumbnails of `size` x `size` pixels."""
     if size < 1 or dim < 1:
-        raise OptionError(f"Expected size and dim of at least 1 for 'pixels', got {size} and {dim}.")
+        raise OptionError(f"Expected size >= 1 and dim >= 1 for 'pixels', got {size} and {dim}.")
 
     def encode(images: Sequence[Image.Image]) -> Tensor:
         small = [np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) for image in images]
@@ -32,9 +25,9 @@ def pixels(size: int = 16, dim: int = 64) -> Encoder:
     def fit(raw: Tensor) -> Callable[[Tensor], Tensor]:
         from sklearn.decomposition import PCA
 
-        if bool((raw == raw[0]).all()):  # no direction to speak of
-            return lambda some: torch.zeros(len(some), 1)
+        if bool((raw == raw[0]).all()):  # there is no principal component
+            return lambda features: torch.zeros(len(features), 1)
         model = PCA(min(dim, *raw.shape), random_state=0).fit(raw.numpy())
-        return lambda some: torch.from_numpy(model.transform(some.numpy()).astype(np.float32))
+        return lambda features: torch.from_numpy(model.transform(features.numpy()).astype(np.float32))
 
     return Encoder(encode, fit=fit)

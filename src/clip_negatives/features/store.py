@@ -1,11 +1,12 @@
-"""What was made of each part of a data set: a folder that is there whole or not at all."""
+"""Folders of encoded parts, each complete or missing, and of the features of the whole data set."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +14,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_negatives.atomic import replaced_folder
+from clip_negatives.storage.clusters_folder import BROKEN, FEATURES
+from clip_negatives.storage.manifest import SAMPLES
+from clip_negatives.storage.ownership import new_folder, remove_inside
+from clip_negatives.storage.safe_reading import read_tensors
+from clip_negatives.storage.source_files import SOURCES
 
-RECORD, VECTORS, SAMPLES, KEYS = "record.json", "vectors.bin", "samples.parquet", "keys.bin"
-"""Of a part: what it holds and the size of its files; features row after row; key, text and more; digests of the keys."""
+# Files of a part besides `SAMPLES`: its record with the size of each file, features row by row, and digests of the keys.
+RECORD, VECTORS, KEYS = "record.json", "vectors.bin", "keys.bin"
 
 Record = dict[str, Any]
 
 
-class Store:
-    """Keep a folder for each part, named by the digest of the part, so that a part that changed is another one.
+@dataclass(frozen=True, slots=True)
+class PartStore:
+    """Encoded parts, one folder each, named by the digest of the part; several processes may add different parts at once.
 
-    Any number of processes may add parts at once, each its own.
-
-    Args:
-        folder: where; made when the first part is added.
+    Attributes:
+        folder: the folder of the parts, in the work folder `work`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
+    work: Path
 
     def record(self, digest: str) -> Record | None:
-        """Return what is known of a part, or None where it is not there or a file of it is missing or cut."""
+        """Return the record of a part, or None if a file of the part is missing or truncated."""
         part = self.folder / digest
         try:
             record: Record = json.loads((part / RECORD).read_text())
-            whole = all((part / name).stat().st_size == size for name, size in record["bytes"].items())
+            is_complete = all((part / name).stat().st_size == size for name, size in record["bytes"].items())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return record if whole else None
+        return record if is_complete else None
 
     @contextmanager
     def adding(self, digest: str) -> Iterator[tuple[Path, Record]]:
-        """Give a folder to fill and a record to complete; they are the part once the block ends well.
-
-        Raises:
-            ArtifactError: it cannot be written.
-        """
+        """Yield a folder and a record to fill, which become the part if the block succeeds; failed writes: ArtifactError."""
         if self.record(digest) is None:
-            shutil.rmtree(self.folder / digest, ignore_errors=True)
-        with replaced_folder(self.folder / digest, known_by=RECORD) as partial:
+            remove_inside(self.work, [self.folder / digest])
+        with new_folder(self.folder / digest) as partial:
             record: Record = {}
             yield partial, record
             record["bytes"] = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
@@ -67,8 +67,48 @@ class Store:
         mapped = np.memmap(self.folder / digest / VECTORS, dtype, "r", shape=shape)
         return torch.from_numpy(np.array(mapped[start:stop:step]))
 
-    def tidy(self, wanted: Container[str]) -> None:
-        """Remove every part but those that are wanted, and what processes that were killed left."""
-        for item in list(self.folder.iterdir()) if self.folder.exists() else ():
-            if item.name not in wanted:
-                shutil.rmtree(item)
+
+@dataclass(frozen=True)
+class EncodedFeatures:
+    """Features of a data set, the same on every process.
+
+    Attributes:
+        folder: folder of ``samples.parquet``, ``sources.parquet``, ``features.safetensors`` and, if samples are broken,
+            ``broken.parquet``.
+        clustering_folder: folder of unfinished clusterings of these features, for the next call; it may not exist yet.
+        fingerprint: fingerprint of the data.
+    """
+
+    folder: Path
+    clustering_folder: Path
+    fingerprint: str
+    n_samples: int
+    n_broken: int
+
+    @property
+    def files(self) -> list[Path]:
+        """Return the files except for the features."""
+        return [self.folder / name for name in (SAMPLES, BROKEN, SOURCES) if (self.folder / name).exists()]
+
+    @property
+    def features_file(self) -> Path:
+        """Return the file of the features."""
+        return self.folder / FEATURES
+
+    @property
+    def image(self) -> Tensor:
+        """Return the image features, unit norm or zero, shape (N, D_image), memory-mapped."""
+        return self._features["image"]
+
+    @property
+    def text(self) -> Tensor:
+        """Return the text features, unit norm or zero, shape (N, D_text), memory-mapped."""
+        return self._features["text"]
+
+    def unmap(self) -> None:
+        """Close the features; some file systems cannot remove a folder with an open file."""
+        self.__dict__.pop("_features", None)
+
+    @cached_property
+    def _features(self) -> dict[str, Tensor]:
+        return read_tensors(self.features_file)

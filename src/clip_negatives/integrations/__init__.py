@@ -1,1 +1,1 @@
-"""Bridges to training loops. Each module is the only place that imports its trainer."""
+"""Adapters for training loops. Each trainer is imported by its own module only."""

@@ -1,4 +1,4 @@
-"""What the false-negative meter shows."""
+"""The figures of the false-negative meter."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Suspects:
-    """Say how common one kind of suspect pair is among the incorrect pairs of uniformly drawn batches.
+    """Frequency of one kind of suspect pair among the incorrect pairs of uniform random batches.
 
     Attributes:
-        kind: what the two samples of such a pair share.
+        kind: what the two samples have in common.
         share: share of all pairs of two different samples, 0 .. 1.
-        per_anchor: expected number in a batch for each sample, ``share * (batch_size - 1)``.
-        exact: whether all pairs were counted, or `SAMPLED_PAIRS` of them.
+        per_anchor: expected number for each sample in a batch, ``share * (batch_size - 1)``.
+        exact: True if all pairs were counted, False if `SAMPLED_PAIRS` random pairs.
     """
 
     kind: str
@@ -26,19 +26,19 @@ class Suspects:
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
-    """Say what a sampler and a weighting make of the pairs, measured on batches that the sampler composes.
+    """False negatives with a sampler and a weighting, measured on batches of the sampler.
 
     Attributes:
-        sampler: as given.
-        weighting: as given.
-        truth: what counts as a false negative here: the same "group" or the same "text".
+        sampler: spec of the sampler.
+        weighting: spec of the weighting.
+        truth: definition of a false negative: the same "group", or the same "text".
         per_anchor: false negatives of a sample in a batch.
-        per_anchor_kept: those of them that the weighting does not remove.
+        per_anchor_kept: false negatives that the weighting does not remove.
         removed_share: share of all incorrect pairs that the weighting removes, 0 .. 1.
-        mean_weight: mean of ``exp(b)`` over the incorrect pairs that are kept, before any normalisation; 0 if none is.
-        false_weight: mean of ``exp(b)`` over the false negatives, removed ones counting 0, as a multiple of
-            `mean_weight`: 1 where they count as any other pair, 0 where none is left; None where there were none.
-        batches: batches that this is measured on.
+        mean_weight: mean of ``exp(b)`` over the kept pairs, before any normalisation; 0 if none is kept.
+        false_weight: mean weight of a false negative (removed = 0) relative to `mean_weight`: 1 = no change, 0 = all
+            removed; None without false negatives.
+        batches: number of batches measured.
     """
 
     sampler: str
@@ -54,14 +54,7 @@ class Treatment:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Hold what the meter shows.
-
-    Attributes:
-        n_samples: N.
-        batch_size: B, of all processes together.
-        suspects: by kind.
-        treatments: in-batch negatives first, then the chosen method; each by what counts as a false negative.
-    """
+    """All figures of the meter; `treatments` lists in-batch negatives, then the method, once for each definition of truth."""
 
     n_samples: int
     batch_size: int
@@ -69,5 +62,5 @@ class Reading:
     treatments: tuple[Treatment, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON takes it."""
+        """Return the reading as JSON data."""
         return dataclasses.asdict(self)

@@ -1,6 +1,6 @@
-"""torchmetrics for retrieval and for false negatives."""
+"""Metrics of retrieval and of false negatives: functions, and torchmetrics classes that use them."""
 
-from clip_negatives.metrics.false_negatives import FalseNegatives
-from clip_negatives.metrics.rank import RankAtK, chance_rank_at_k, first_correct, rank_at_k
+import lazy_loader
 
-__all__ = ["FalseNegatives", "RankAtK", "chance_rank_at_k", "first_correct", "rank_at_k"]
+# torchmetrics takes seconds to import; the functions do not need it.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,4 +1,4 @@
-"""Reports to look at: one HTML page each, with all that it shows inside it."""
+"""HTML reports: each is one file without external resources."""
 
 from clip_negatives.report.comparison import write_comparison
 from clip_negatives.report.inspection import write_inspection

@@ -1,47 +1,35 @@
-"""Put a report together: templates, style and script in one page that needs nothing else."""
+"""Tables, plots, formats of numbers and texts, and the HTML of a report."""
 
 from __future__ import annotations
 
 import base64
 import functools
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from clip_negatives import __version__
-from clip_negatives.report import formats
+from clip_negatives.printing import printable
 
 TEMPLATES = files("clip_negatives.report") / "templates"
 
+CAPTION = 280  # characters of a text that are shown
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Hold a table as it is shown.
 
-    Attributes:
-        caption: what it shows.
-        columns: heads of the columns; the first column has the heads of the rows.
-        rows: cells, as text.
-    """
+class Table(NamedTuple):
+    """A table of texts; the first cell of each row is the row head."""
 
     caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """Hold a plot and what it shows in other ways.
-
-    Attributes:
-        title: what it shows.
-        drawing: the SVG, with a text alternative in it, drawn by `clip_negatives.report.charts.drawing`.
-        note: how to read it.
-        table: the figures behind it; None where a table beside it has them.
-    """
+class Plot(NamedTuple):
+    """A plot as SVG with its explanation and a table of its values (None if the page has the table elsewhere)."""
 
     title: str
     drawing: str
@@ -50,41 +38,59 @@ class Plot:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page of a template.
-
-    Every value is escaped but style, script and drawings. The page forbids itself the network, and any script but its own,
-    which is known by its digest.
-
-    Args:
-        template: name of a file among the templates.
-        values: what the template shows.
-    """
-    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
-    return (
-        environment()
-        .get_template(template)
-        .render(
-            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-            script=script,
-            script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            version=__version__,
-            caption_letters=formats.CAPTION,
-            **values,
-        )
-    )
+    """Return the HTML of a template; all values are escaped, except style, script and drawings."""
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment().get_template(template).render(style=style, script=script, script_digest=digest, **values)
 
 
 @functools.cache
 def environment() -> Environment:
-    """Return what makes pages of the templates: it escapes every value, and knows no value that is not given."""
-    found = Environment(
-        loader=PackageLoader("clip_negatives.report", "templates"),
+    """Return the template environment: HTML and control characters in values are escaped, unknown names are errors."""
+    loader = PackageLoader("clip_negatives.report", "templates")
+    templates = Environment(
+        loader=loader,
         autoescape=True,
+        finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for written in (formats.percent, formats.decimal, formats.count, formats.caption):
-        found.filters[written.__name__] = written
-    found.globals["plural"] = formats.plural
-    return found
+    templates.filters.update(percent=percent, decimal=decimal, count=count, isolated=isolated)
+    templates.globals.update(plural=plural, version=__version__, caption_characters=CAPTION)
+    return templates
+
+
+def _finalize(value: Any) -> Any:
+    """Escape control characters in a value of a template, unless the value is HTML."""
+    return value if hasattr(value, "__html__") else printable(str(value))
+
+
+def isolated(text: str) -> Markup:
+    """Return the HTML of a text from the data; its direction does not change the order of the text around it."""
+    return Markup("<bdi>{}</bdi>").format(printable(text))
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """Format a share, 0 .. 1, as a percentage; None as a dash."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """Format a number; None as a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def count(value: float) -> str:
+    """Format a whole number with commas."""
+    return f"{value:,.0f}"
+
+
+def plural(number: int, noun: str, nouns: str | None = None) -> str:
+    """Format a number with its noun."""
+    return f"{number:,} {noun if number == 1 else nouns or f'{noun}s'}"
+
+
+def caption(text: str) -> str:
+    """Shorten a text to `CAPTION` characters."""
+    return text if len(text) <= CAPTION else f"{text[: CAPTION - 1].rstrip()}…"

@@ -1,205 +1,224 @@
-"""What every negative sampler must do with the batches of an epoch."""
+"""Checks of negative samplers."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import pickle
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from clip_negatives.batches.extra_texts import texts_per_image
+from clip_negatives.interfaces import Clusters, IncorrectPairs, NegativeSampler, PairsForImages, SamplingContext
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.testing import sampler_texts
-from clip_negatives.testing.blobs import changed_parts, make_blobs
-from clip_negatives.testing.epochs import B, N, as_list, by_content, epoch_of, make_sampler
-from clip_negatives.testing.subject import Check, Subject, expect, global_generators_kept, refused
+from clip_negatives.testing.blobs import make_blobs
+from clip_negatives.testing.subject import Checks, NotApplicableError, expect, expect_tensor, must_reject, unmodified_clusters
 
-EPOCH = 3
-
-
-def batches_are_lists_of_b_indices(plugin: Subject) -> None:
-    """Each batch is a list of exactly B whole numbers within 0 .. N-1."""
-    for batch in make_sampler(plugin):
-        expect(isinstance(batch, list), f"Expected batches as lists, got {type(batch).__name__}.")
-        expect(len(batch) == B, f"Expected {B} samples in each batch, got {len(batch)}.")
-        for index in batch:
-            fits = isinstance(index, int) and 0 <= index < N
-            expect(fits, f"Expected whole numbers within 0 .. {N - 1}, got {index!r}.")
+N, B = 100, 8  # samples and batch size of most checks; the last four samples fill no batch
+SEEDED = "Draw from clip_negatives.sampling.epoch_generator(context.seed, epoch) only."
 
 
-def no_index_twice_in_an_epoch(plugin: Subject) -> None:
-    """No sample comes twice in an epoch of a process."""
-    twice = [index for index, count in Counter(itertools.chain(*epoch_of(make_sampler(plugin)))).items() if count > 1]
-    expect(not twice, f"Expected each sample at most once an epoch, got {len(twice)} more often, the first is {twice[:1]}.")
+class SamplerChecks(Checks):
+    """Checks of a negative sampler: batches, incorrect pairs, added captions."""
+
+    def batches_are_lists_of_b_indices(self) -> None:
+        """Every batch is a list of exactly B ints within 0 .. N-1."""
+        for batch in self._instance():
+            expect(isinstance(batch, list), f"A batch is a {type(batch).__name__}. Yield a list of ints: tensor.tolist().")
+            expect(len(batch) == B, f"A batch has {len(batch)} samples instead of {B}. Drop the samples that fill no batch.")
+            wrong = [index for index in batch if not isinstance(index, int) or not 0 <= index < N]
+            expect(not wrong, f"A batch holds {wrong[:1]}. Yield ints within 0 .. {N - 1}, the samples of the data.")
+
+    def no_index_twice_in_an_epoch(self) -> None:
+        """No sample occurs twice in an epoch of a process."""
+        ((index, count),) = Counter(itertools.chain(*self._epoch())).most_common(1)
+        expect(count == 1, f"Sample {index} occurs {count} times in an epoch. Use each sample at most once.")
+
+    def length_is_exact(self) -> None:
+        """``len(sampler)`` is the number of batches of an epoch, for every size of data, and at least 1."""
+        for n, batch_size, world_size in ((N, B, 1), (96, B, 1), (B, B, 1), (N, B, 2), (97, 5, 3)):
+            sampler = self._instance(n, batch_size, world_size=world_size)
+            length, batches = len(sampler), len(as_lists(sampler))
+            case = f"{n} samples, batch size {batch_size} and {world_size} processes"
+            expect(length == batches, f"len() is {length}, but an epoch has {batches} batches ({case}). Return their number.")
+            expect(batches > 0, f"An epoch has no batch ({case}). Yield n // (batch_size * world_size) batches.")
+
+    def ranks_are_disjoint(self) -> None:
+        """No sample is in the batches of two processes in one epoch."""
+        owners = Counter(index for rank in range(3) for index in set(itertools.chain(*self._epoch(rank=rank, world_size=3))))
+        ((index, count),) = owners.most_common(1)
+        expect(count == 1, f"Sample {index} is on {count} ranks. Give each rank its own samples.")
+
+    def ranks_have_equal_length(self) -> None:
+        """All processes get the same number of batches; otherwise training waits forever for a process that has ended."""
+        lengths = [len(self._epoch(rank=rank, world_size=3)) for rank in range(3)]
+        expect(len(set(lengths)) == 1, f"Ranks 0, 1 and 2 get {lengths} batches. Give every rank the same number.")
+
+    def same_seed_gives_the_same_batches(self) -> None:
+        """Two samplers with one seed yield the same epoch; several processes and resumed runs rely on this."""
+        expect(self._epoch() == self._epoch(), f"Two samplers with the same seed yield different batches. {SEEDED}")
+
+    def different_seeds_give_different_batches(self) -> None:
+        """Samplers with two seeds yield different epochs."""
+        expect(self._epoch() != self._epoch(seed=1), f"Seeds 0 and 1 give the same batches. {SEEDED}")
+
+    def next_epoch_differs(self) -> None:
+        """The next epoch has different batches."""
+        sampler = self._instance()
+        first = as_lists(sampler)
+        sampler.set_epoch(1)
+        expect(as_lists(sampler) != first, f"Epochs 0 and 1 have the same batches. {SEEDED}")
+
+    def epoch_is_repeatable(self) -> None:
+        """Iterating twice without ``set_epoch`` yields the same batches."""
+        sampler = self._instance()
+        expect(as_lists(sampler) == as_lists(sampler), f"A second pass over one epoch yields different batches. {SEEDED}")
+
+    def set_epoch_starts_at_the_first_batch(self) -> None:
+        """``set_epoch`` starts a whole epoch, also after an unfinished epoch."""
+        sampler = self._begun(3)
+        sampler.set_epoch(1)
+        batches, whole = len(as_lists(sampler)), len(self._epoch())
+        expect(batches == whole, f"After set_epoch, only {batches} of {whole} batches follow. Reset the position in set_epoch.")
+
+    def clusters_are_not_modified(self) -> None:
+        """The sampler does not write to the clusters."""
+        with unmodified_clusters(N) as clusters:
+            self._use(self._instance(clusters=clusters))
+
+    def works_with_loader_workers(self) -> None:
+        """A ``DataLoader`` with two workers, which prefetches batches, reads the samples of each batch."""
+        expected = sorted(self._epoch())
+        prefetched = as_lists(list(self._instance()))  # all batches, before the first is used
+        expect(sorted(prefetched) == expected, "A batch changes after it was yielded. Yield a new list for each batch.")
+        data: Any = range(N)
+        loader = DataLoader[Any](data, batch_sampler=self._instance(), num_workers=2, generator=torch.Generator())
+        read = sorted(as_lists(loader))
+        expect(
+            read == expected,
+            "DataLoader workers read other samples than the sampler yields. Do not depend on the process that iterates.",
+        )
+
+    def resumes_within_an_epoch(self) -> None:
+        """``load_state_dict`` continues at the next batch, even if the sampler was used in between."""
+        sampler = self._instance()
+        sampler.set_epoch(3)
+        iterator = iter(sampler)
+        list(itertools.islice(iterator, 5))
+        state, rest = dict(sampler.state_dict()), as_lists(iterator)
+        sampler.set_epoch(4)
+        as_lists(sampler)
+        sampler.load_state_dict(state)
+        sampler.set_epoch(3)  # open_clip sets the epoch before it iterates
+        message = "A resumed epoch does not continue at the next batch. Keep the position if set_epoch gets the loaded epoch."
+        expect(as_lists(sampler) == rest, message)
+
+    def state_is_json(self) -> None:
+        """``state_dict`` holds only JSON values: checkpoints store it without pickle."""
+        state = self._begun(2).state_dict()
+        same = json.loads(json.dumps(state, default=repr)) == state
+        expect(same, f"The state is not JSON: {state!r}. Use numbers, strings, lists and dicts with string keys.")
+
+    def foreign_state_is_rejected(self) -> None:
+        """``load_state_dict`` rejects a state of another sampler with an error of clip_negatives.errors."""
+        with must_reject("an empty state"):
+            self._instance().load_state_dict({})
+
+    def too_large_batches_are_rejected(self) -> None:
+        """A step (batch size x processes) with more samples than the data is an error of clip_negatives.errors."""
+        for batch_size, world_size in ((N + 1, 1), (N // 2 + 1, 2)):
+            with must_reject(f"batches of {batch_size} on {world_size} processes from {N} samples"):
+                self._instance(batch_size=batch_size, world_size=world_size)
+
+    def incorrect_pairs_are_of_two_samples(self) -> None:
+        """``incorrect_pairs`` returns int64 indices within 0 .. N-1; image and text are of different samples."""
+        pairs = self._pairs()
+        expect(len(pairs) > 0, "incorrect_pairs returns no pair. Return M > 0 pairs.")
+        for name, index in (("image_index", pairs.image_index), ("text_index", pairs.text_index)):
+            expect_tensor(name, index, torch.int64, (len(pairs),), below=N)
+        _expect_other_texts(pairs)
+
+    def incorrect_pairs_are_distinct(self) -> None:
+        """``incorrect_pairs(per_image)`` gives an image at most `per_image` texts, all different."""
+        for per_image in (1, 3):
+            pairs = self._pairs(per_image)
+            most = int(pairs.image_index.bincount().max())
+            expect(most <= per_image, f"An image has {most} pairs. Draw at most per_image={per_image} for each image.")
+            repeated = len(pairs) - torch.stack([pairs.image_index, pairs.text_index]).unique(dim=1).shape[1]
+            expect(repeated == 0, f"{repeated} pairs occur twice. Draw the texts of an image without replacement.")
+
+    def incorrect_pairs_follow_the_generator(self) -> None:
+        """The same generator draws the same incorrect pairs."""
+        _expect_equal(self._pairs(), self._pairs())
+
+    def incorrect_pairs_of_given_images(self) -> None:
+        """``incorrect_pairs_of`` draws pairs of the given images only; the same generator draws the same pairs."""
+        sampler = self._instance()
+        if not isinstance(sampler, PairsForImages):
+            raise NotApplicableError("the sampler has no incorrect_pairs_of")
+        images = torch.arange(3, N, 5)
+        first, second = (sampler.incorrect_pairs_of(images, 2, epoch_generator(0, 0)) for _ in range(2))
+        foreign = int((~torch.isin(first.image_index, images)).sum())
+        expect(foreign == 0, f"{foreign} pairs are of other images. Draw pairs of the given images only.")
+        _expect_other_texts(first)
+        _expect_equal(first, second)
+
+    def extra_texts_fit_the_batch(self) -> None:
+        """``extra_texts`` returns `texts_per_image` strings for each sample of the batch."""
+        sampler = self._adding_sampler()
+        for batch in as_lists(sampler)[:3]:
+            texts, n = sampler.extra_texts(batch), sampler.texts_per_image * len(batch)
+            fits = isinstance(texts, list) and len(texts) == n and all(isinstance(text, str) for text in texts)
+            expect(fits, f"extra_texts returns {len(texts)} items for {len(batch)} samples. Return a list of {n} strings.")
+
+    def extra_texts_follow_the_seed(self) -> None:
+        """``extra_texts`` returns the same captions throughout an epoch, also after a resume."""
+        first, second = (self._adding_sampler().extra_texts(list(range(B))) for _ in range(2))
+        expect(first == second, "Two samplers with one seed add different captions. Draw from seed, epoch and sample only.")
+
+    def _instance(self, n: int = N, batch_size: int = B, *, clusters: Clusters | None = None, **run: Any) -> NegativeSampler:
+        """Return a sampler of `n` samples in blobs, each with a caption; `run` is rank, world_size, seed."""
+        clusters = make_blobs(n, n_clusters=min(12, n)) if clusters is None else clusters
+        captions = [f"text {row} of {n}, in some words" for row in range(n)]
+        sampler: NegativeSampler = self.plugin.create(SamplingContext.of(clusters, batch_size, captions=captions, **run))
+        return sampler
+
+    def _use(self, instance: NegativeSampler) -> list[list[int]]:
+        instance.incorrect_pairs(1, epoch_generator(0, 0))
+        return as_lists(instance)
+
+    def _epoch(self, **run: Any) -> list[list[int]]:
+        return as_lists(self._instance(**run))
+
+    def _begun(self, n_batches: int) -> NegativeSampler:
+        """Return a sampler whose first epoch was stopped after `n_batches` batches."""
+        sampler = self._instance()
+        list(itertools.islice(iter(sampler), n_batches))
+        return sampler
+
+    def _pairs(self, per_image: int = 2) -> IncorrectPairs:
+        return self._instance().incorrect_pairs(per_image, epoch_generator(0, 0))
+
+    def _adding_sampler(self) -> Any:
+        sampler = self._instance()
+        if not texts_per_image(sampler):
+            raise NotApplicableError("the sampler adds no captions")
+        return sampler
 
 
-def length_is_exact(plugin: Subject) -> None:
-    """``len(sampler)`` is the number of batches that an epoch yields, with every shape of data."""
-    for n, batch_size, world_size in ((N, B, 1), (96, B, 1), (B, B, 1), (N, B, 2), (97, 5, 3)):
-        sampler = make_sampler(plugin, n=n, batch_size=batch_size, world_size=world_size)
-        found = len(epoch_of(sampler))
-        given = f"N = {n}, batch size {batch_size}, {world_size} processes"
-        expect(len(sampler) == found, f"Expected len() to be what is yielded, got {len(sampler)} and {found} with {given}.")
-        expect(found > 0, f"Expected at least one batch with {given}, got none.")
+def as_lists(batches: Iterable[Any]) -> list[list[int]]:
+    """Return the batches of a sampler or of a loader as lists, each copied when it is yielded."""
+    return [[int(index) for index in batch] for batch in batches]
 
 
-def ranks_are_disjoint(plugin: Subject) -> None:
-    """No sample comes in the batches of two processes within an epoch."""
-    seen: dict[int, int] = {}
-    for rank in range(3):
-        for index in {index for batch in epoch_of(make_sampler(plugin, rank=rank, world_size=3)) for index in batch}:
-            expect(index not in seen, f"Expected disjoint shards, got sample {index} on ranks {seen.get(index)} and {rank}.")
-            seen[index] = rank
+def _expect_other_texts(pairs: IncorrectPairs) -> None:
+    own = int((pairs.image_index == pairs.text_index).sum())
+    expect(own == 0, f"{own} images are paired with their own text. Draw the text of another sample.")
 
 
-def ranks_are_equally_long(plugin: Subject) -> None:
-    """All processes get the same number of batches: one that had fewer would keep the others waiting."""
-    lengths = [len(epoch_of(make_sampler(plugin, rank=rank, world_size=3))) for rank in range(3)]
-    expect(len(set(lengths)) == 1, f"Expected as many batches on every rank, got {lengths}.")
-
-
-def same_seed_gives_the_same_batches(plugin: Subject) -> None:
-    """Two samplers of one seed yield the same epoch: processes and resumed runs rely on it."""
-    expect(
-        epoch_of(make_sampler(plugin)) == epoch_of(make_sampler(plugin)),
-        "Expected the same batches from the same seed, got others.",
-    )
-
-
-def another_seed_gives_other_batches(plugin: Subject) -> None:
-    """Samplers of two seeds yield different epochs."""
-    expect(
-        epoch_of(make_sampler(plugin)) != epoch_of(make_sampler(plugin, seed=1)),
-        "Expected other batches from another seed, got the same.",
-    )
-
-
-def next_epoch_differs(plugin: Subject) -> None:
-    """The batches of the next epoch are others."""
-    sampler = make_sampler(plugin)
-    first = epoch_of(sampler)
-    sampler.set_epoch(1)
-    expect(epoch_of(sampler) != first, "Expected other batches in the next epoch, got the same.")
-
-
-def an_epoch_repeats(plugin: Subject) -> None:
-    """Iterating again without another epoch yields the same batches."""
-    sampler = make_sampler(plugin)
-    expect(epoch_of(sampler) == epoch_of(sampler), "Expected the same batches of the same epoch, got others.")
-
-
-def set_epoch_starts_at_the_start(plugin: Subject) -> None:
-    """An epoch that was left in the middle does not shorten the next one."""
-    sampler = make_sampler(plugin)
-    list(itertools.islice(iter(sampler), 3))
-    sampler.set_epoch(1)
-    found, whole = len(epoch_of(sampler)), len(epoch_of(make_sampler(plugin)))
-    expect(found == whole, f"Expected all {whole} batches after set_epoch, got {found}.")
-
-
-def global_generators_are_untouched(plugin: Subject) -> None:
-    """Randomness comes from the seed, never from the global generators of torch, NumPy or Python."""
-    with global_generators_kept():
-        sampler = make_sampler(plugin)
-        epoch_of(sampler)
-        sampler.incorrect_pairs(1, epoch_generator(0, 0))
-
-
-def clusters_are_left_as_they_are(plugin: Subject) -> None:
-    """The clusters that it is handed are not written to."""
-    clusters, before = make_blobs(N), make_blobs(N)
-    sampler = make_sampler(plugin, clusters=clusters)
-    epoch_of(sampler)
-    sampler.incorrect_pairs(1, epoch_generator(0, 0))
-    changed = changed_parts(clusters, before)
-    expect(not changed, f"Expected clusters that are only read, got changed {', '.join(changed)}.")
-
-
-def pickles(plugin: Subject) -> None:
-    """It can be pickled, as processes are started with it, and the copy yields the same."""
-    sampler = make_sampler(plugin)
-    expect(epoch_of(pickle.loads(pickle.dumps(sampler))) == epoch_of(sampler), "Expected the same batches from a copy.")  # noqa: S301  (our own)
-
-
-def serves_loader_workers(plugin: Subject) -> None:
-    """A ``DataLoader`` with two workers, which draws batches ahead, reads the very samples of each batch."""
-    held = list(make_sampler(plugin))  # as a loader holds those that it draws ahead
-    expect(
-        by_content(held) == by_content(epoch_of(make_sampler(plugin))),
-        "Expected batches that stay as they were, got some that change.",
-    )
-    batches: Any = make_sampler(plugin)
-    numbers: Any = range(N)
-    loader = DataLoader[Any](numbers, batch_sampler=batches, num_workers=2, generator=torch.Generator())
-    found = [batch.tolist() for batch in loader]
-    expect(
-        by_content(found) == by_content(epoch_of(make_sampler(plugin))),
-        "Expected workers to read the sampler's batches, got others.",
-    )
-
-
-def resumes_within_an_epoch(plugin: Subject) -> None:
-    """``load_state_dict`` goes on at the next batch that was not yielded, whatever happened in between."""
-    sampler = make_sampler(plugin)
-    sampler.set_epoch(EPOCH)
-    iterator = iter(sampler)
-    list(itertools.islice(iterator, 5))
-    state = dict(sampler.state_dict())
-    rest = [as_list(batch) for batch in iterator]
-    sampler.set_epoch(EPOCH + 1)
-    epoch_of(sampler)
-    sampler.load_state_dict(state)
-    sampler.set_epoch(EPOCH)  # open_clip sets the epoch before it iterates
-    expect(epoch_of(sampler) == rest, "Expected to go on after the batches that were yielded, got other batches.")
-
-
-def state_is_numbers_and_strings(plugin: Subject) -> None:
-    """``state_dict`` holds what JSON can: checkpoints keep it without pickle."""
-    sampler = make_sampler(plugin)
-    list(itertools.islice(iter(sampler), 2))
-    state = sampler.state_dict()
-    try:
-        same = json.loads(json.dumps(state)) == state
-    except (TypeError, ValueError):
-        same = False
-    expect(same, f"Expected a state of numbers, strings, lists and mappings, got {state!r}.")
-
-
-def state_of_something_else_is_refused(plugin: Subject) -> None:
-    """``load_state_dict`` refuses what is no state of it with an error of clip_negatives.errors."""
-    with refused("a state that is empty"):
-        make_sampler(plugin).load_state_dict({})
-
-
-def a_step_larger_than_the_data_is_refused(plugin: Subject) -> None:
-    """A batch size, or one times the processes, that the data cannot fill is an error of clip_negatives.errors."""
-    with refused(f"a batch of {N + 1} from {N} samples"):
-        make_sampler(plugin, batch_size=N + 1)
-    with refused(f"2 processes with batches of {N // 2 + 1} from {N} samples"):
-        make_sampler(plugin, batch_size=N // 2 + 1, world_size=2)
-
-
-CHECKS: tuple[Check, ...] = (
-    batches_are_lists_of_b_indices,
-    no_index_twice_in_an_epoch,
-    length_is_exact,
-    ranks_are_disjoint,
-    ranks_are_equally_long,
-    same_seed_gives_the_same_batches,
-    another_seed_gives_other_batches,
-    next_epoch_differs,
-    an_epoch_repeats,
-    set_epoch_starts_at_the_start,
-    global_generators_are_untouched,
-    clusters_are_left_as_they_are,
-    pickles,
-    serves_loader_workers,
-    resumes_within_an_epoch,
-    state_is_numbers_and_strings,
-    state_of_something_else_is_refused,
-    a_step_larger_than_the_data_is_refused,
-    *sampler_texts.CHECKS,
-)
+def _expect_equal(first: IncorrectPairs, second: IncorrectPairs) -> None:
+    same = torch.equal(first.image_index, second.image_index) and torch.equal(first.text_index, second.text_index)
+    expect(same, "The same generator draws different pairs. Draw only from the generator that is passed in.")

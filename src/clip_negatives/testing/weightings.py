@@ -1,209 +1,207 @@
-"""What every loss weighting must do."""
+"""Checks of loss weightings."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import math
-import pickle
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.anchors import AnchorLoss
-from clip_negatives.errors import ClipNegativesError
-from clip_negatives.interfaces import Clustering, Clusters, LossTerms
+from clip_negatives.anchor_loss import AnchorLoss, Anchors, StepSamples, anchors
+from clip_negatives.interfaces import Clustering, Clusters, LossTerms, LossWeighting
+from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.terms import TENSORS_OF_TERMS
-from clip_negatives.testing import anchor_losses
-from clip_negatives.testing.blobs import changed_parts, make_blobs
-from clip_negatives.testing.steps import DIM, SCALE, B, N, Terms, batch, batch_index, make_terms, value
-from clip_negatives.testing.subject import (
-    Check,
-    ConformanceError,
-    NotApplicableError,
-    Subject,
-    expect,
-    global_generators_kept,
-)
+from clip_negatives.step import BatchSamples
+from clip_negatives.terms import MODALITIES
+from clip_negatives.testing.blobs import make_blobs
+from clip_negatives.testing.subject import Checks, NotApplicableError, expect, expect_tensor, may_reject, unmodified_clusters
+
+N, B, DIM = 240, 32, 16  # samples, batch size and size of the embeddings
+SCALE = 14.3  # initial logit scale of open_clip
+BIAS = -10.0  # initial logit bias of SigLIP; it does not change a softmax
 
 
-def terms_or_an_anchor_loss_is_returned(plugin: Subject) -> None:
-    """It returns `LossTerms` or an `AnchorLoss`."""
-    found = make_terms(plugin)
-    expect(isinstance(found, Terms), f"Expected LossTerms or an AnchorLoss, got {type(found).__name__}.")
+class WeightingChecks(Checks):
+    """Checks of a loss weighting."""
+
+    def terms_or_an_anchor_loss_is_returned(self) -> None:
+        """The weighting returns `LossTerms` or an `AnchorLoss`."""
+        terms = self._terms()
+        fits = isinstance(terms, LossTerms | AnchorLoss)
+        expect(fits, f"The weighting returns a {type(terms).__name__}. Return LossTerms or an AnchorLoss.")
+
+    def tables_fit_their_labels(self) -> None:
+        """Tensors with a value per sample have N entries; tables are float32, square or sparse, with a row for every label."""
+        terms = self._loss_terms()
+        for name in MODALITIES:
+            labels, table, neighbours = (getattr(terms, f"{name}_{part}") for part in ("labels", "table", "neighbours"))
+            expect((labels is None) == (table is None), f"Only one of {name}_labels and {name}_table is set. Set both or none.")
+            if labels is not None:
+                k, width = (len(table), len(table)) if neighbours is None else (len(neighbours), neighbours.shape[1] + 1)
+                expect_tensor(f"{name}_table", table, torch.float32, (k, width))
+                expect_tensor(f"{name}_labels", labels, torch.int64, (N,), below=k)
+        for name, part in terms.per_sample().items():
+            expect(len(part) == N, f"{name} does not fit {N} samples. Return one entry for each sample.")
+
+    def log_weights_are_valid(self) -> None:
+        """Tables are within [-inf, inf) and factors finite: no NaN, no infinite weight."""
+        terms = self._loss_terms()
+        for name, table in (("image_table", terms.image_table), ("text_table", terms.text_table)):
+            valid = table is None or not bool((table.isnan() | (table == math.inf)).any())
+            expect(valid, f"{name} holds NaN or +inf. Return log-weights: finite, or -inf to remove a pair.")
+        valid = terms.factors is None or bool(terms.factors.isfinite().all())
+        expect(valid, "factors holds NaN or infinity. Return finite factors.")
+
+    def scalars_are_in_range(self) -> None:
+        """0 <= positive_rate < 1; hardness and positive_weight are finite and at least 0; -2 <= margin <= 2."""
+        terms = self._loss_terms()
+        if terms.positive_rate is not None:
+            low, high = float(terms.positive_rate.min()), float(terms.positive_rate.max())
+            expect(0 <= low <= high < 1, f"positive_rate is within {low:g} .. {high:g}. Return rates in [0, 1).")
+        for name, number in (("hardness", terms.hardness), ("positive_weight", terms.positive_weight)):
+            expect(0 <= number < math.inf, f"{name} is {number}. Return a finite number of at least 0.")
+        margin = terms.margin
+        expect(margin is None or -2 <= margin <= 2, f"margin is {margin}. Return a cosine difference, -2 .. 2.")
+
+    def same_clusters_give_the_same_loss(self) -> None:
+        """Two calls with the same clusters give the same loss; several processes rely on this."""
+        first, second = value(self._terms()), value(self._terms())
+        expect(torch.equal(first, second), f"The same clusters give losses {first:.6f}, {second:.6f}. Draw from a fixed seed.")
+
+    def clusters_are_not_modified(self) -> None:
+        """The weighting does not write to the clusters."""
+        with unmodified_clusters(N) as clusters:
+            value(self.plugin.create()(clusters))
+
+    def loss_and_gradients_are_finite(self) -> None:
+        """Loss and gradients are finite, also at open_clip's largest scale, for equal features and for a batch of two."""
+        equal = torch.ones(B, DIM) / DIM**0.5
+        for case, (x, y), scale in (
+            ("an ordinary batch", batch(), SCALE),
+            ("logit scale 100", batch(), 100.0),
+            ("logit scale 100 and equal pairs", (batch()[0], batch()[0]), 100.0),
+            ("equal features", (equal, equal.clone()), SCALE),
+            ("a batch of two", tuple(side[:2] for side in batch()), SCALE),
+        ):
+            sides = [side.detach().requires_grad_() for side in (x, y)]
+            loss = value(self._terms(), *sides, scale=scale)
+            finite = all(bool(part.isfinite().all()) for part in (loss, *torch.autograd.grad(loss, sides)))
+            expect(finite, f"With {case}, the loss or its gradient is NaN or infinite. Use logsumexp and avoid divisions by 0.")
+
+    def a_batch_has_a_gradient(self) -> None:
+        """An ordinary batch has a gradient: not every pair is removed."""
+        sides = [side.requires_grad_() for side in batch()]
+        largest = max(float(part.abs().max()) for part in torch.autograd.grad(value(self._terms(), *sides), sides))
+        expect(largest > 1e-6, f"The largest gradient is {largest:.1e}. Keep some incorrect pairs of an ordinary batch.")
+
+    def order_in_the_batch_does_not_matter(self) -> None:
+        """The same samples in another order have the same loss."""
+        (x, y), order = batch(), torch.randperm(B, generator=epoch_generator(1, 0))
+        terms = self._terms()
+        fresh = copy.deepcopy(terms)  # the first call may change the state
+        first, second = value(terms, x, y), value(fresh, x[order], y[order], index=batch_index()[order])
+        close = torch.allclose(first, second, rtol=1e-4, atol=1e-6)
+        expect(close, f"Two orders of a batch give losses {first:.6f} and {second:.6f}. Use samples.index, not the position.")
+
+    def works_without_clusters_if_declared(self) -> None:
+        """A weighting whose factory has ``requires_clusters = False`` works without clusters."""
+        if getattr(self.plugin.factory, "requires_clusters", True):
+            raise NotApplicableError("the factory requires clusters")
+        try:
+            loss = float(value(self.plugin.create()(None)))
+        except Exception as error:
+            expect(False, f"Without clusters, the plugin stops with {error!r}. Accept None, or set requires_clusters = True.")
+        expect(math.isfinite(loss), "Without clusters, the loss is not finite. If it needs them, set requires_clusters = True.")
+
+    def missing_features_are_accepted_or_rejected(self) -> None:
+        """Clusters without features, texts and groups are accepted, or are an error of clip_negatives.errors."""
+        bare = dataclasses.replace(make_blobs(N), image_features=None, text_features=None, texts=None, groups=None)
+        self._accept_or_reject(bare, "clusters without features, texts and groups")
+
+    def one_cluster_is_accepted_or_rejected(self) -> None:
+        """A single cluster is accepted, or is an error of clip_negatives.errors."""
+        single = Clustering(torch.zeros(N, dtype=torch.int64), F.normalize(torch.ones(1, DIM), dim=1))
+        similarity = torch.ones(1, 1)
+        parts: dict[str, Any] = {"image": single, "text": single, "image_similarity": similarity, "text_similarity": similarity}
+        self._accept_or_reject(dataclasses.replace(make_blobs(N), **parts), "one cluster")
+
+    def anchor_loss_has_one_value_per_anchor(self) -> None:
+        """An `AnchorLoss` returns shape (B,): one loss for each anchor."""
+        loss = self._anchor_loss()
+        for side in _sides(*batch(), *batch(), StepSamples(batch_index(), batch_index())):
+            shape = tuple(loss(side).shape)
+            expect(shape == (B,), f"The loss has shape {shape}. Return one loss for each anchor, shape ({B},), without a mean.")
+
+    def anchors_of_one_process_match_all(self) -> None:
+        """The loss of an anchor is the same if a process holds only some anchors, which start at ``samples.offset``."""
+        (x, y), rows = batch(), slice(B // 2, B)
+        whole = StepSamples(batch_index(), batch_index())
+        part = StepSamples(batch_index()[rows], batch_index(), B // 2)
+        message = "Anchors of the second process get other losses. The positive of anchor i is candidate samples.offset + i."
+        for all_anchors, own_anchors in zip(_sides(x, y, x, y, whole), _sides(x[rows], y[rows], x, y, part), strict=True):
+            expected, losses = self._anchor_loss()(all_anchors).flatten()[rows], self._anchor_loss()(own_anchors).flatten()
+            expect(torch.allclose(expected, losses, rtol=1e-4, atol=1e-5), message)
+
+    def state_is_in_state_dict(self) -> None:
+        """All state is in ``state_dict``: a copy that loads it computes the same losses."""
+        first, second = self._anchor_loss(), self._anchor_loss()
+        for seed in (0, 1):
+            value(first, *batch(seed))
+        second.load_state_dict({name: part.clone() for name, part in first.state_dict().items()})
+        same = torch.equal(value(first, *batch(2)), value(second, *batch(2)))
+        expect(same, "A copy with the same state_dict computes another loss. Keep all state in buffers (register_buffer).")
+
+    def _use(self, instance: LossWeighting) -> float:
+        return float(value(instance(make_blobs(N))))
+
+    def _terms(self) -> Any:
+        return self.plugin.create()(make_blobs(N))
+
+    def _loss_terms(self) -> LossTerms:
+        terms = self._terms()
+        if not isinstance(terms, LossTerms):
+            raise NotApplicableError("the weighting returns no LossTerms")
+        tensors = {name: getattr(terms, name) for name in LossTerms.tensor_fields()}
+        wrong = ", ".join(sorted(name for name, part in tensors.items() if not isinstance(part, Tensor | None)))
+        expect(not wrong, f"LossTerms has fields that are neither a tensor nor None: {wrong}. Set each to a tensor or None.")
+        return terms
+
+    def _accept_or_reject(self, clusters: Clusters, case: str) -> None:
+        with may_reject(case):
+            loss = float(value(self.plugin.create()(clusters)))
+            expect(math.isfinite(loss), f"With {case}, the loss is {loss}. Handle the case, or raise an InputError.")
+
+    def _anchor_loss(self) -> AnchorLoss:
+        loss = self._terms()
+        if not isinstance(loss, AnchorLoss):
+            raise NotApplicableError("the weighting returns no AnchorLoss")
+        return loss
 
 
-def labels_name_rows_of_their_tables(plugin: Subject) -> None:
-    """Per-sample tensors have N entries; tables are float32, square or as wide as their lists, and hold every label."""
-    terms = _terms(plugin)
-    for name, labels, table, listed in (
-        ("image", terms.image_labels, terms.image_table, terms.image_listed),
-        ("text", terms.text_labels, terms.text_table, terms.text_listed),
-    ):
-        expect((labels is None) == (table is None), f"Expected {name}_labels and {name}_table together, got one of them.")
-        if labels is not None and table is not None:
-            width = len(table) if listed is None else listed.shape[1] + 1
-            fits = table.ndim == 2 and table.shape[1] == width and table.dtype == torch.float32
-            fits = fits and (listed is None or len(listed) == len(table))
-            expect(fits, f"Expected a float32 {name}_table, {width} wide, got {table.dtype} of shape {tuple(table.shape)}.")
-            within = labels.dtype == torch.int64 and 0 <= int(labels.min()) <= int(labels.max()) < len(table)
-            expect(within, f"Expected int64 {name}_labels within 0 .. {len(table) - 1}.")
-    for name in ("image_labels", "text_labels", "groups", "factors"):
-        part = getattr(terms, name)
-        expect(part is None or len(part) == N, f"Expected {name} of {N} samples, got {part if part is None else len(part)}.")
+def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Return unit-norm image and text features of a batch; as in training, positives are more similar than other pairs."""
+    generator = epoch_generator(seed, 1)
+    x = torch.randn(B, DIM, generator=generator)
+    return F.normalize(x, dim=1), F.normalize(x + torch.randn(B, DIM, generator=generator), dim=1)
 
 
-def log_weights_are_numbers(plugin: Subject) -> None:
-    """Tables are within [-inf, inf) and factors finite: no NaN, no infinite weight."""
-    terms = _terms(plugin)
-    for name in ("image_table", "text_table"):
-        table = getattr(terms, name)
-        sound = table is None or not bool((table.isnan() | (table == math.inf)).any())
-        expect(sound, f"Expected {name} within [-inf, inf), got NaN or infinity.")
-    expect(terms.factors is None or bool(terms.factors.isfinite().all()), "Expected finite factors, got NaN or infinity.")
+def batch_index() -> Tensor:
+    """Return the samples of a batch: every seventh sample, so that a batch has several clusters and groups."""
+    return torch.arange(B) * 7 % N
 
 
-def numbers_are_in_their_ranges(plugin: Subject) -> None:
-    """Rates are within 0 .. 1 without 1, hardness and the positive's weight finite and not negative, the margin a cosine."""
-    terms = _terms(plugin)
-    if terms.positive_rate is not None:
-        low, high = float(terms.positive_rate.min()), float(terms.positive_rate.max())
-        expect(0 <= low <= high < 1, f"Expected positive_rate within 0 .. 1, without 1, got {low:g} .. {high:g}.")
-    for name in ("hardness", "positive_weight"):
-        value = getattr(terms, name)
-        expect(0 <= value < math.inf, f"Expected {name} of at least 0, got {value}.")
-    expect(terms.margin is None or -2 <= terms.margin <= 2, f"Expected a margin within -2 .. 2, got {terms.margin}.")
+def value(terms: Any, *sides: Tensor, scale: float = SCALE, index: Tensor | None = None) -> Tensor:
+    """Return the loss of a batch: `sides` are its image and text features; without them, the loss of `batch`."""
+    x, y = sides or batch()
+    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index)
+    bias = torch.tensor(BIAS) if isinstance(terms, AnchorLoss) else None
+    loss: Tensor = NegativesClipLoss(terms=terms)(x, y, torch.tensor(scale), bias, samples=samples)
+    return loss
 
 
-def the_same_clusters_give_the_same_loss(plugin: Subject) -> None:
-    """Called again with the same clusters it weighs the same: processes rely on it."""
-    one, other = value(make_terms(plugin)), value(make_terms(plugin))
-    expect(torch.equal(one, other), f"Expected the same loss from the same clusters, got {one:.6f} and {other:.6f}.")
-
-
-def global_generators_are_untouched(plugin: Subject) -> None:
-    """Nothing is drawn from the global generators of torch, NumPy or Python, when it is called or in a step."""
-    with global_generators_kept():
-        value(make_terms(plugin))
-
-
-def clusters_are_left_as_they_are(plugin: Subject) -> None:
-    """The clusters that it is handed are not written to."""
-    clusters, before = make_blobs(N), make_blobs(N)
-    value(plugin.create()(clusters))
-    changed = changed_parts(clusters, before)
-    expect(not changed, f"Expected clusters that are only read, got changed {', '.join(changed)}.")
-
-
-def loss_and_gradients_are_finite(plugin: Subject) -> None:
-    """Loss and gradients are finite, also at open_clip's largest scale, for equal features and for a batch of one."""
-    same = torch.ones(B, DIM) / DIM**0.5
-    for what, (x, y), scale in (
-        ("an ordinary batch", batch(), SCALE),
-        ("scale 100", batch(), 100.0),
-        ("scale 100 and pairs that agree", (batch()[0], batch()[0]), 100.0),
-        ("equal features", (same, same.clone()), SCALE),
-        ("a batch of one", tuple(side[:1] for side in batch()), SCALE),
-    ):
-        sides = [side.detach().requires_grad_() for side in (x, y)]
-        loss = value(make_terms(plugin), *sides, scale=scale)
-        found = [loss, *torch.autograd.grad(loss, sides)]
-        expect(
-            all(bool(part.isfinite().all()) for part in found), f"Expected a finite loss and gradients for {what}, got others."
-        )
-
-
-def something_is_learned(plugin: Subject) -> None:
-    """An ordinary batch has a gradient: not every pair is removed."""
-    sides = [side.requires_grad_() for side in batch()]
-    gradients = torch.autograd.grad(value(make_terms(plugin), *sides), sides)
-    largest = max(float(part.abs().max()) for part in gradients)
-    expect(largest > 1e-6, f"Expected gradients to the features, got at most {largest:.1e}.")
-
-
-def order_in_the_batch_does_not_matter(plugin: Subject) -> None:
-    """The loss of a batch is that of the same samples in another order."""
-    x, y = batch()
-    order = torch.randperm(B, generator=epoch_generator(1, 0))
-    terms = make_terms(plugin)
-    again = copy.deepcopy(terms)  # it may remember the first
-    one, other = value(terms, x, y), value(again, x[order], y[order], index=batch_index()[order])
-    close = torch.allclose(one, other, rtol=1e-4, atol=1e-6)
-    expect(close, f"Expected the same loss in another order, got {one:.6f} and {other:.6f}.")
-
-
-def pickles(plugin: Subject) -> None:
-    """It can be pickled, as processes are started with it, and the copy weighs the same."""
-    weighting = plugin.create()
-    again = pickle.loads(pickle.dumps(weighting))  # noqa: S301  (our own)
-    same = torch.equal(value(again(make_blobs(N))), value(weighting(make_blobs(N))))
-    expect(same, "Expected the same loss from a copy, got another.")
-
-
-def clusters_are_required_or_done_without(plugin: Subject) -> None:
-    """One whose factory says ``requires_clusters = False`` works without."""
-    if plugin.says("requires_clusters", True):
-        raise NotApplicableError("it says that it needs clusters")
-    try:
-        found = plugin.create()(None)
-    except Exception as error:
-        raise ConformanceError(
-            f"Expected it to work without clusters, as it says, got {type(error).__name__}: {error}"
-        ) from error
-    expect(bool(value(found).isfinite()), "Expected a finite loss without clusters, got another.")
-
-
-def clusters_without_features_are_used_or_refused(plugin: Subject) -> None:
-    """Clusters whose features, texts and groups were not kept are used, or are an error of clip_negatives.errors."""
-    bare = dataclasses.replace(make_blobs(N), image_features=None, text_features=None, texts=None, groups=None)
-    _used_or_refused(plugin, bare, "clusters without features, texts and groups")
-
-
-def one_cluster_is_used_or_refused(plugin: Subject) -> None:
-    """Data that are all of one cluster give a finite loss, or are an error of clip_negatives.errors."""
-    one = Clustering(torch.zeros(N, dtype=torch.int64), F.normalize(torch.ones(1, DIM), dim=1))
-    alike = torch.ones(1, 1)
-    blobs = make_blobs(N)
-    features = blobs.image_features, blobs.text_features
-    _used_or_refused(plugin, Clusters(one, one, alike, alike, *features, blobs.texts, blobs.groups), "one cluster")
-
-
-def _terms(plugin: Subject) -> LossTerms:
-    found = make_terms(plugin)
-    if isinstance(found, AnchorLoss):
-        raise NotApplicableError("it decides at each step")
-    unfit = {name for name in TENSORS_OF_TERMS if not isinstance(getattr(found, name), Tensor | None)}
-    expect(not unfit, f"Expected tensors or None, got others in {', '.join(sorted(unfit))}.")
-    terms: LossTerms = found
-    return terms
-
-
-def _used_or_refused(plugin: Subject, clusters: Clusters, what: str) -> None:
-    try:
-        loss = value(plugin.create()(clusters))
-    except ClipNegativesError:
-        return
-    except Exception as error:
-        raise ConformanceError(f"Expected {what} to be used, or a sentence, got {type(error).__name__}: {error}") from error
-    expect(bool(loss.isfinite()), f"Expected a finite loss for {what}, got {float(loss)}.")
-
-
-CHECKS: tuple[Check, ...] = (
-    terms_or_an_anchor_loss_is_returned,
-    labels_name_rows_of_their_tables,
-    log_weights_are_numbers,
-    numbers_are_in_their_ranges,
-    the_same_clusters_give_the_same_loss,
-    global_generators_are_untouched,
-    clusters_are_left_as_they_are,
-    loss_and_gradients_are_finite,
-    something_is_learned,
-    order_in_the_batch_does_not_matter,
-    pickles,
-    clusters_are_required_or_done_without,
-    clusters_without_features_are_used_or_refused,
-    one_cluster_is_used_or_refused,
-    *anchor_losses.CHECKS,
-)
+def _sides(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, samples: StepSamples) -> list[Anchors]:
+    return list(anchors(x, y, all_x, all_y, torch.tensor(SCALE), torch.tensor(BIAS), samples))

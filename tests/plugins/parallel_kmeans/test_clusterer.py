@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 
+from clip_negatives.distributed.processes import ALONE
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clustering
 from clip_negatives.testing import parametrize_with_checks
-from clip_negatives_kmeans.clusterer import KMeans
-from clip_negatives_kmeans.clusterer import default_n_clusters as default_of_kmeans
-from clip_negatives_parallel_kmeans import assignment, iterations, levels, start
-from clip_negatives_parallel_kmeans.balance import balance
-from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
-from clip_negatives_parallel_kmeans.options import STARTS, default_n_clusters
-from clip_negatives_parallel_kmeans.sums import Tally
+from clip_negatives_plugins.kmeans.clusterer import KMeans
+from clip_negatives_plugins.parallel_kmeans import assignment, iterations, levels, start
+from clip_negatives_plugins.parallel_kmeans.balance import balance
+from clip_negatives_plugins.parallel_kmeans.clusterer import ParallelKMeans
+from clip_negatives_plugins.parallel_kmeans.options import STARTS
+from clip_negatives_plugins.parallel_kmeans.sums import Tally
 from tests.plugins.parallel_kmeans.data import blobs, generator, titles
 
 pytestmark = pytest.mark.keeps_global_rng
@@ -36,8 +36,8 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def work_of(points: torch.Tensor, block_size: int = 64) -> assignment.Work:
-    return assignment.Work.of(levels.Rows(points, block_size), levels.Ranks(), torch.device("cpu"), True)
+def job_of(points: torch.Tensor, block_size: int = 64) -> assignment.Job:
+    return assignment.Job.of(levels.Rows(points, block_size), ALONE, torch.device("cpu"), True)
 
 
 def made(way: str) -> Any:
@@ -105,8 +105,10 @@ def test_no_cluster_is_empty_among_duplicates() -> None:
 def test_too_few_different_samples(levels: int) -> None:
     points = blobs(3).repeat(10, 1)
     assert fit(points, n_clusters=3, levels=levels).sizes().tolist() == [10, 10, 10]
-    with pytest.raises(InputError, match=r"at least 4 different samples.*got 3.*n_clusters=3"):
+    with pytest.raises(InputError, match=r"3 different features, too few for 4 clusters.*n_clusters=3"):
         fit(points, n_clusters=4, levels=levels)
+    with pytest.raises(InputError, match="All samples have the same features"):
+        fit(points[:1].repeat(30, 1), levels=levels)
 
 
 @pytest.mark.parametrize("levels", [1, 2])
@@ -126,11 +128,11 @@ def test_no_cluster_holds_more_than_its_share(levels: int, share: float) -> None
 def test_who_moves_for_balance_is_farthest_and_goes_to_the_nearest_with_room() -> None:
     points = F.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.3], [1.0, 0.4], [0.0, 1.0], [-1.0, 0.0]]), dim=1)
     centroids = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
-    work = work_of(points, 4)
-    found, tally = work.assign(centroids), Tally(3, 2, torch.device("cpu"))
+    job = job_of(points, 4)
+    found, tally = job.assign(centroids), Tally.empty(3, 2, torch.device("cpu"))
     assert found.labels.tolist() == [0, 0, 0, 0, 1, 2]
-    tally.add(work.grid.round(points), found.labels.long())
-    balance(work, found, centroids, 2, tally)
+    tally.add(job.grid.round(points), found.labels.long())
+    balance(job, found, centroids, 2, tally)
     # Both that leave are nearer to the second, which has room for one: it takes the nearer of the two.
     assert found.labels.tolist() == [0, 0, 2, 1, 1, 2]
     torch.testing.assert_close(found.far, 1 - (points * centroids[found.labels.long()]).sum(1))
@@ -166,8 +168,8 @@ def test_batches_are_of_other_rows_until_all_were_seen() -> None:
 
     run = iterations.KMeansRun.__new__(iterations.KMeansRun)
     clusterer = ParallelKMeans(batch_size=100)
-    run.options, run.seed, run._order = clusterer.options, 3, None
-    run.work = work_of(blobs(650))
+    run.options, run.seed, run._order = clusterer, 3, None
+    run.job = job_of(blobs(650))
     for iteration in range(7):
         pieces, last = run._batch(iteration)
         seen += [piece for piece in pieces if isinstance(piece, torch.Tensor)]
@@ -187,8 +189,8 @@ def test_seeds() -> None:
 
 def test_ends_when_nothing_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
-    real = assignment.Work.assign
-    monkeypatch.setattr(assignment.Work, "assign", lambda *given, **how: passes.append(1) or real(*given, **how))
+    real = assignment.Job.assign
+    monkeypatch.setattr(assignment.Job, "assign", lambda *given, **how: passes.append(1) or real(*given, **how))
     fit(blobs(noise=0.05), n_clusters=12, n_iter=1000)
     assert len(passes) < 20
     passes.clear()
@@ -212,14 +214,9 @@ def test_starts_are_samples(init: str) -> None:
     points = blobs()
     found = fit(points, n_clusters=15, init=init, n_iter=1, tolerance=0.5)
     assert found.n_clusters == 15
-    first = start.first_centroids(work_of(points), init, 15, 0)
+    first = start.first_centroids(job_of(points), init, 15, 0)
     assert all((points == row).all(1).any() for row in first)
     assert len(first.unique(dim=0)) == 15
-
-
-@pytest.mark.parametrize("n", [1, 2, 16, 100, 8948, 1_000_000])
-def test_default_number_of_clusters_is_that_of_kmeans(n: int) -> None:
-    assert default_n_clusters(n) == default_of_kmeans(n)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +238,7 @@ def test_default_number_of_clusters_is_that_of_kmeans(n: int) -> None:
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))
-    with pytest.raises(InputError, match=rf"{name}.*got '?{value}|got '?{value}'? and no such"):
+    with pytest.raises(InputError, match=rf"{name} of parallel_kmeans must be .*got '?{value}'?\.|cannot use device={value}\."):
         ParallelKMeans(**options)
 
 
@@ -262,10 +259,12 @@ def test_bad_features(bad: torch.Tensor, words: str) -> None:
 
 
 def test_numbers_of_samples_that_do_not_fit() -> None:
-    with pytest.raises(InputError, match=r"\(10\), got n_clusters=11"):
+    with pytest.raises(InputError, match=r"n_clusters=11 is more than the number of samples \(10\)"):
         fit(blobs(10), n_clusters=11)
-    with pytest.raises(InputError, match=r"3 clusters of max_share=0.3 to hold 100 samples, got room for 90.*max_share=0.34"):
+    with pytest.raises(InputError, match=r"3 clusters with max_share=0.3 hold only 90 of 100 samples.*max_share=0.34"):
         ParallelKMeans(n_clusters=3, max_share=0.3).check_samples(100)
+    with pytest.raises(InputError, match=r"Use max_share=0\.3333 or more\.$"):  # no number of clusters of 0 samples is enough
+        ParallelKMeans(n_clusters=3, max_share=0.3).check_samples(3)
     ParallelKMeans(n_clusters=3, max_share=0.34).check_samples(100)
     ParallelKMeans(n_clusters=100, max_share=0.01).check_samples(100)
 

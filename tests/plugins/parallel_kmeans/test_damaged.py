@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from clip_negatives.atomic import write_tensors
+from clip_negatives.distributed.processes import ALONE
 from clip_negatives.errors import ArtifactError
-from clip_negatives_parallel_kmeans.checkpoint import Checkpoint, State
-from clip_negatives_parallel_kmeans.ranks import Ranks
+from clip_negatives.storage.atomic import write_tensors
+from clip_negatives_plugins.parallel_kmeans.checkpoint import Checkpoint, State
 
 
 def kept(folder: Path, tensors: dict[str, Any], rest: Any, identity: Any = None) -> Checkpoint:
     """Return a checkpoint of a state in which some fields are others."""
-    checkpoint = Checkpoint(folder, {"n": 4}, Ranks())
+    checkpoint = Checkpoint(folder, {"n": 4}, ALONE)
     state = dataclasses.asdict(State.at(torch.ones(2, 3)))
     given = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)} | tensors
     others = {name: value for name, value in state.items() if name not in given}
@@ -54,7 +54,5 @@ def test_a_state_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_a_state_that_is_none(tmp_path: Path, tensors: dict[str, Any], rest: Any, identity: Any) -> None:
-    with pytest.raises(
-        ArtifactError, match=r"Expected a checkpoint of parallel_kmeans in .*iteration\.safetensors, got: .*Delete it"
-    ):
+    with pytest.raises(ArtifactError, match=r"iteration\.safetensors is not a checkpoint of parallel_kmeans: .*Delete it"):
         kept(tmp_path, tensors, rest, identity).load()

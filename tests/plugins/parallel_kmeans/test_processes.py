@@ -14,10 +14,11 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
+from clip_negatives.distributed.processes import ALONE
 from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError
 from clip_negatives.interfaces import Clustering
-from clip_negatives_parallel_kmeans import checkpoint, empties, iterations, rows
-from clip_negatives_parallel_kmeans.clusterer import ParallelKMeans
+from clip_negatives_plugins.parallel_kmeans import checkpoint, empties, iterations, rows
+from clip_negatives_plugins.parallel_kmeans.clusterer import ParallelKMeans
 from tests.plugins.parallel_kmeans.data import generator, titles
 from tests.ranks import PRELOADED
 
@@ -122,7 +123,7 @@ def _error(case: str, rank: int, folder: str) -> str:
         try:
             clusterer("plain").fit_parallel(points, generator=generator(), checkpoint=kept)
         except (ClipNegativesError, OSError) as error:
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error} rank={getattr(error, 'rank', None)}"
     return "no error"
 
 
@@ -140,7 +141,7 @@ def _killed(rank: int, folder: str) -> None:
 
 def _start(process: Any, n: int, *given: object) -> None:
     """Run n processes; they are forked from one that has what they need, so that not each imports it for itself."""
-    multiprocessing.set_forkserver_preload([*PRELOADED, "sklearn.cluster", "clip_negatives_parallel_kmeans.clusterer"])
+    multiprocessing.set_forkserver_preload([*PRELOADED, "sklearn.cluster", "clip_negatives_plugins.parallel_kmeans.clusterer"])
     mp.start_processes(process, args=given, nprocs=n, start_method="forkserver")
 
 
@@ -171,9 +172,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 @pytest.fixture(scope="module", params=[2, 4])
 def ranks(request: pytest.FixtureRequest, expected: dict[Any, Any]) -> list[dict[Any, Any]]:
     """Return what each process of a group found."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(Path(__file__).parents[3])
-        _start(_process, request.param, request.param, expected["folder"])
+    _start(_process, request.param, request.param, expected["folder"])
     return [torch.load(f"{expected['folder']}/{request.param}-{rank}.pt") for rank in range(request.param)]
 
 
@@ -231,29 +230,26 @@ def test_one_of_a_group_can_cluster_alone(ranks: Any, expected: Any) -> None:
 
 def test_what_is_refused_is_refused_by_all_and_nobody_waits(ranks: Any) -> None:
     told = [dict(zip(CASES, found["errors"], strict=True)) for found in ranks]
-    for case, words in (
-        ("nan", "InputError: Expected finite features, got NaN or infinity, first in row 1500."),
-        ("few", "InputError: Expected at most as many clusters as samples (20), got n_clusters=40."),
-        ("foreign", "ArtifactError: Expected the checkpoint in "),
-        ("alike", "InputError: Expected at least 40 different samples for as many clusters, got 1."),
+    for case, rank, words in (
+        ("nan", len(told) - 1, "InputError: Features contain NaN or infinity, first in row 1500."),
+        ("few", 0, "InputError: n_clusters=40 is more than the number of samples (20)."),
+        ("foreign", 0, "ArtifactError: The checkpoint in "),
+        ("alike", 0, "InputError: All samples have the same features, so they cannot be clustered."),
+        ("shapes", 1, "InputError: Process 1 has other features or options"),
     ):
         assert {each[case].startswith(words) for each in told} == {True}, told
-    for case, words in (
-        ("shapes", "InputError: Expected the features and options of process 0"),
-        ("unread", "OSError: a bad disk"),
-    ):
-        assert told[1][case].startswith(words)
-        others = {each[case].partition(".")[0] for rank, each in enumerate(told) if rank != 1}
-        assert others == {"ProcessError: Expected every process to do its share of the clustering, got an error in process 1"}
+        assert {each[case].endswith(f"rank={rank}") for each in told} == {True}, told
+    assert told[1]["unread"] == "OSError: a bad disk rank=None"
+    others = {each["unread"] for rank, each in enumerate(told) if rank != 1}
+    assert others == {"ProcessError: Process 1 failed with OSError('a bad disk'). See its traceback. rank=1"}
 
 
-def test_a_process_that_is_killed_costs_no_iteration_that_was_kept(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_killed_costs_no_iteration_that_was_kept(expected: Any) -> None:
     folder = Path(expected["folder"])
     (folder / "killed").mkdir()
-    monkeypatch.syspath_prepend(Path(__file__).parents[3])
     with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
         _start(_killed, 2, str(folder))
-    state = checkpoint.Checkpoint(None, {}, checkpoint.Ranks())
+    state = checkpoint.Checkpoint(None, {}, ALONE)
     with pytest.raises(ArtifactError, match=r"format|features"):
         state._read(folder / "killed" / "iteration.safetensors", checkpoint.STATE)
     again = clusterer("plain").fit_parallel(
@@ -265,15 +261,15 @@ def test_a_process_that_is_killed_costs_no_iteration_that_was_kept(expected: Any
 def test_damaged_checkpoints(expected: Any, tmp_path: Path) -> None:
     points = features(expected["folder"], "titles")
     (tmp_path / "iteration.safetensors").write_bytes(b"?")
-    with pytest.raises(ArtifactError, match=r"iteration.safetensors, got: .* Delete it"):
+    with pytest.raises(ArtifactError, match=r"iteration.safetensors is not a checkpoint .* Delete it"):
         clusterer("plain").fit_parallel(points, generator=generator(), checkpoint=tmp_path)
     (tmp_path / "iteration.safetensors").unlink()
     clusterer("plain").fit_parallel(points, generator=generator(), checkpoint=tmp_path)
-    for changed, words in (({"n_clusters": 41}, "n_clusters, options"), ({"max_share": 0.5}, "another options")):
+    for changed, words in (({"n_clusters": 41}, "n_clusters, options"), ({"max_share": 0.5}, "differs in options")):
         other = ParallelKMeans(**{**COMMON, **WAYS["plain"], **changed})
         with pytest.raises(ArtifactError, match=words):
             other.fit_parallel(points, generator=generator(), checkpoint=tmp_path)
-    with pytest.raises(ArtifactError, match="another seed"):
+    with pytest.raises(ArtifactError, match="differs in seed"):
         clusterer("plain").fit_parallel(points, generator=generator(1), checkpoint=tmp_path)
     with pytest.raises(InputError, match="row 2"):
         clusterer("plain").fit_parallel(points.clone().index_fill_(0, torch.tensor([2]), torch.nan), generator=generator())

@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from clip_negatives_parallel_kmeans.sums import Grid, Tally
+from clip_negatives_plugins.parallel_kmeans.sums import Grid, Tally
 from tests.plugins.parallel_kmeans.data import generator
 
 
@@ -40,12 +40,12 @@ def test_the_largest_sum_is_exact() -> None:
 
 def test_tally_by_hand() -> None:
     rows, labels = torch.arange(8, dtype=torch.float64).view(4, 2), torch.tensor([2, 0, 2, 2])
-    tally = Tally(3, 2, torch.device("cpu"))
+    tally = Tally.empty(3, 2, torch.device("cpu"))
     tally.add(rows, labels)
     assert tally.sums.tolist() == [[2, 3], [0, 0], [10, 13]]
     assert tally.counts.tolist() == [1, 0, 3]
     tally.add(rows[3:], labels[3:], -1)
     assert tally.sums.tolist() == [[2, 3], [0, 0], [4, 6]]
     assert tally.counts.tolist() == [1, 0, 2]
-    doubled = tally.replaced(tally.everything * 2)
+    doubled = Tally(3, 2, tally.buffer * 2)
     assert doubled.counts.tolist() == [2, 0, 4]

@@ -1,4 +1,4 @@
-"""What is added to a batch, and that it reaches the loss where it belongs."""
+"""Captions that samplers add to a batch, and how the loss uses them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from clip_negatives import attach, registry
-from clip_negatives.artifacts import write_clusters
+from clip_negatives import attach
+from clip_negatives.batches.extra_texts import Captions, texts_per_image
 from clip_negatives.errors import DataError, InputError, UnsupportedError
-from clip_negatives.extra_texts import Captions, texts_per_image
+from clip_negatives.host import registry
 from clip_negatives.interfaces import Clusters, SamplingContext
-from clip_negatives_extra_texts.hard import hardest
-from clip_negatives_extra_texts.swapped import swapped
+from clip_negatives.storage.clusters_folder import write_clusters
+from clip_negatives_plugins.extra_texts.hard import hardest
+from clip_negatives_plugins.extra_texts.swapped import swapped
 from tests.conftest import make_clusters
 
 N, B = 60, 8
@@ -56,7 +57,7 @@ def test_texts_are_others_and_stay_the_same_within_an_epoch(name: str, clusters:
 def test_hardest_are_those_of_two_loops(top: int, clusters: Clusters) -> None:
     images, texts = clusters.image_features, clusters.text_features
     searched = torch.arange(0, N, 2)
-    found = hardest(images, texts, searched, top, 0.5)
+    partners = hardest(images, texts, searched, top, 0.5)
     for i in range(N):
         products = {}
         for j in searched.tolist():
@@ -64,12 +65,12 @@ def test_hardest_are_those_of_two_loops(top: int, clusters: Clusters) -> None:
             if i != j and s <= 0.5 and t <= 0.5:
                 products[j] = max(s, 0.0) * max(t, 0.0)
         expected = sorted(products.values(), reverse=True)[:top]
-        kept = [j for j in found[i].tolist() if j >= 0]
+        kept = [j for j in partners[i].tolist() if j >= 0]
         assert [products[j] for j in kept] == pytest.approx(expected, abs=1e-5)
 
 
 def test_no_pair_that_is_no_near_duplicate(clusters: Clusters) -> None:
-    with pytest.raises(InputError, match="no near-duplicate"):
+    with pytest.raises(InputError, match="has only near-duplicates"):
         make("hard_texts:near_duplicate=-1.0", clusters).extra_texts([0])
 
 
@@ -83,21 +84,21 @@ def test_reliable_texts_are_of_reliable_pairs(clusters: Clusters) -> None:
 def test_swapped_words_are_the_same_words() -> None:
     text = "large green gloss mug"
     for seed in range(20):
-        found = swapped(text, random.Random(seed))
-        assert found is not None
-        assert sorted(found.split()) == sorted(text.split())
-        assert sum(one != other for one, other in zip(found.split(), text.split(), strict=True)) == 2
+        changed = swapped(text, random.Random(seed))
+        assert changed is not None
+        assert sorted(changed.split()) == sorted(text.split())
+        assert sum(left != right for left, right in zip(changed.split(), text.split(), strict=True)) == 2
     assert swapped("mug Mug", random.Random(0)) is None
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("hard_texts:per_image=0", "per_image of at least 1"),
-        ("hard_texts:top=0", "top of at least 1"),
-        ("hard_texts:of=swapped_words", "adds no texts itself"),
-        ("hard_texts:near_duplicate=2.0", "near_duplicate of -1 .. 1"),
-        ("reliable_texts:pairs=in_batch", "pairs of every sample from in_batch"),
+        ("hard_texts:per_image=0", "per_image must be at least 1"),
+        ("hard_texts:top=0", "top must be at least 1"),
+        ("hard_texts:of=swapped_words", "adds captions itself"),
+        ("hard_texts:near_duplicate=2.0", "near_duplicate must be at least -1 and at most 1"),
+        ("reliable_texts:pairs=in_batch", "in_batch draws no pair"),
     ],
 )
 def test_bad_options(spec: str, words: str, clusters: Clusters) -> None:
@@ -112,7 +113,7 @@ def test_needs_captions(name: str, clusters: Clusters) -> None:
 
 
 class Listings(Dataset):
-    """Pairs of a picture of noise and a text, as open_clip's csv data give them."""
+    """Pairs of a noise image and a text, as in open_clip's csv data."""
 
     def __len__(self) -> int:
         return N
@@ -144,14 +145,14 @@ def test_loader_hands_out_each_text_with_those_that_come_with_it(name: str, work
     )
     assert loss.extra_texts == 2
     batches = 0
-    for images, texts in loader:
-        index = loader.batch_index().tolist()
+    for (images, texts), samples in loader:
+        index = samples.ids.tolist()
         assert images.shape == (B, 3)
         expected = [
             line for row in index for line in (CAPTIONS[row], *loader.sampler.extra_texts([row]))
-        ]  # what the sampler says here, it said in the same epoch there
+        ]  # the same epoch, so the same captions as in the workers
         assert torch.equal(texts, tokenize(expected))
-        ids = loader.batch_index.text_ids()
+        ids = samples.text_ids
         assert ids.shape == (B, 3)
         lines = dict(zip(expected, ids.flatten().tolist(), strict=True))
         assert len(set(lines.values())) == len(lines)
@@ -164,20 +165,21 @@ def test_loss_is_that_of_images_against_all_texts_and_of_texts_against_images(fo
     loader, loss = attach(
         DataLoader(Listings(), batch_size=B), folder, sampler="swapped_words", weighting="uniform", tokenize=tokenize
     )
-    images, texts = next(iter(loader))
+    (images, texts), samples = next(iter(loader))
     x, y = F.normalize(images @ torch.randn(3, 4), dim=1), F.normalize(texts @ torch.randn(30, 4), dim=1)
     own, extra = y[::2], y[1::2]
     target = torch.arange(B)
     by_image = F.cross_entropy(torch.cat([10 * x @ own.T, 10 * x @ extra.T], dim=1), target)
     expected = (by_image + F.cross_entropy(10 * own @ x.T, target)) / 2
-    torch.testing.assert_close(loss(x, y, torch.tensor(10.0)), expected)
-    assert loss.text_ids is not None
-    with pytest.raises(InputError, match="Expected 16 text features"):
-        loss(x, own, torch.tensor(10.0))
+    torch.testing.assert_close(loss(x, y, torch.tensor(10.0), samples=samples), expected)
+    assert samples.text_ids.shape == (B, 2)
+    with pytest.raises(InputError, match="need 16 text features"):
+        loss(x, own, torch.tensor(10.0), samples=samples)
+    torch.testing.assert_close(loss.eval()(x, own, torch.tensor(10.0)), open_clip.ClipLoss()(x, own, torch.tensor(10.0)))
 
 
 class Wrong(Listings):
-    """What other data sets give."""
+    """Samples in the form of other data sets."""
 
     def __init__(self, sample: object) -> None:
         self.sample = sample
@@ -200,7 +202,7 @@ class Wrong(Listings):
 def test_samples_of_another_form_are_one_sentence(sample: object, tokens: object, folder: Path) -> None:
     data = DataLoader(Wrong(sample), batch_size=B)
     loader, _ = attach(data, folder, sampler="swapped_words", tokenize=tokens)
-    with pytest.raises(DataError, match=r"Expected samples \(image, tokens\)"):
+    with pytest.raises(DataError, match=r"needs samples \(image, tokens\)|must return tokens"):
         next(iter(loader))
 
 
@@ -208,7 +210,7 @@ def test_what_cannot_do_with_extra_texts_says_so(folder: Path) -> None:
     loader = DataLoader(Listings(), batch_size=B)
     with pytest.raises(InputError, match="tokenize="):
         attach(loader, folder, sampler="swapped_words")
-    with pytest.raises(UnsupportedError, match="handed all logits"):
+    with pytest.raises(UnsupportedError, match="needs all logits"):
         attach(loader, folder, sampler="swapped_words", weighting="cwcl", tokenize=tokenize)
 
 

@@ -1,33 +1,36 @@
-"""Every rival loss against its formula, written as loops over Python floats."""
+"""Every rival loss equals its formula, written as loops over Python floats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import SigLipLoss
 
-from clip_negatives import registry
-from clip_negatives.anchors import AnchorLoss
+from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.errors import InputError, UnsupportedError
-from clip_negatives.functional import weighted_info_nce
+from clip_negatives.host import registry
 from clip_negatives.interfaces import Clusters, LossTerms
-from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.losses.functional import weighted_info_nce
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.step import BatchSamples
 from tests.conftest import make_clusters
 from tests.info_nce import features, gradients
 
 N, B, SCALE, BIAS = 60, 12, 5.0, -0.5
 INDEX = torch.tensor([3, 41, 7, 19, 58, 0, 22, 23, 24, 50, 9, 31])
+SAMPLES = BatchSamples(ids=INDEX)
 Row = Callable[["Side", int], float]
 
 
 @pytest.fixture
 def data() -> Clusters:
-    """Return clusters that know texts and groups; samples 3 and 7, and 22 and 23, are duplicates in every respect."""
+    """Return clusters with texts and groups; samples 3 and 7, and 22 and 23, are duplicates in every respect."""
     clusters = make_clusters(N, 6, 5)
     for one, other in ((3, 7), (22, 23)):
         for side in (clusters.image, clusters.text):
@@ -41,7 +44,7 @@ def data() -> Clusters:
 
 @dataclass
 class Side:
-    """What an oracle sees of one direction: z, s, frozen r and labels, as nested lists."""
+    """Input of an oracle for one direction: z, s, frozen similarities and clusters, as nested lists."""
 
     modality: str
     z: list[list[float]]
@@ -104,7 +107,7 @@ def gist(row: Side, i: int, guides: list[list[list[float]]], margin: float, rela
 
 
 def reliable(clusters: Clusters, name: str, quantile: float) -> list[list[bool]]:
-    """Say of two samples whether their clusters differ and are less similar than the share `quantile` of all pairs."""
+    """Return for every two samples whether their clusters differ and are below the quantile of all pairs."""
     labels, table = getattr(clusters, name).labels.tolist(), getattr(clusters, f"{name}_similarity").tolist()
     alike = [[table[labels[k]][labels[m]] for m in range(N)] for k in range(N)]
     limit = sorted(alike[k][m] for k in range(N) for m in range(N) if k != m)[math.ceil(quantile * N * (N - 1)) - 1]
@@ -122,14 +125,14 @@ def gate(row: Side, i: int, *, text: bool) -> float:
 
 
 def swap(row: Side, i: int, per_image: float) -> float:
-    """Draw each reliable exchange by the hash of its two samples."""
+    """Return the loss with each reliable exchange drawn by the hash of its two samples."""
     kept, samples = exchanges(row.clusters), INDEX.tolist()
     share = per_image / (sum(map(sum, kept)) / (N * (N - 1)) * (B - 1))
     return plain(row, i, lambda j: float(kept[samples[i]][samples[j]] and hashed(*sorted((samples[i], samples[j])), 0) < share))
 
 
 def hashed(low: int, high: int, seed: int) -> float:
-    """Return SplitMix64's mixing of two samples and a seed, its upper bits cut to 24, as a number within 0 .. 1."""
+    """Return 24 bits of SplitMix64's mixing of two samples and a seed, as a number within 0 .. 1."""
     wrap = 2**64
     mixed = (low * 0x1F123BB5 + high * 0x9E3779B1 + (seed + 1) * 0x632BE59BD9B4E019) % wrap
     mixed = ((mixed ^ (mixed >> 30)) * (-0x40A7B892E31B1A47 % wrap)) % wrap
@@ -184,16 +187,16 @@ ORACLES: dict[str, Row] = {
     "swap:per_image=2,image_quantile=0.7,text_quantile=0.8": lambda row, i: swap(row, i, 2.0),
     "weight:gamma=2.0,form=half,normalize=false": lambda row, i: plain(row, i, lambda j: ((1 - row.image[i][j]) / 2) ** 2),
     "weight:by=either": lambda row, i: plain(row, i, mean_one(lambda j: 1 - min(max(row.either(i, j), 0), 1), row.others(i))),
-    # At the first sight of every sample u is g, so that the loss is 1 / scale; the test of the state has the rest.
+    # When a sample is seen first, u is g and the loss is 1 / scale; test_state.py tests later steps.
     "sogclr": lambda row, i: 1 / SCALE,
-    # Thresholds start at 1 and drop nothing before the fourth sight.
+    # Thresholds start at 1; nothing is removed before a sample is seen for the fourth time.
     "glofnd": lambda row, i: plain(row, i, lambda j: 1.0),
     "siglip": lambda row, i: sigmoid(row, i),
     "siglip:of=weighted_infonce": lambda row, i: sigmoid(row, i, cluster_weight(row, i)),
     "siglip:of=multi_positive": lambda row, i: sigmoid(row, i, positive=lambda j: row.same(i, j, "text")),
     "siglip:of=id_mask": lambda row, i: sigmoid(row, i, lambda j: float(not row.same(i, j, "text"))),
 }
-ALL = {item.name for item in registry.default_registry().items("loss_weighting")}
+OURS = {item.name for item in registry.default_registry().items("loss_weighting") if item.distribution == "clip-negatives"}
 SPECS = list(ORACLES)
 
 
@@ -216,15 +219,16 @@ def rows(x: torch.Tensor, y: torch.Tensor, clusters: Clusters) -> list[Side]:
     ]
 
 
-def test_every_weighting_has_an_oracle() -> None:
-    elsewhere = {"uniform", "weighted_infonce", "random_reduction"}
-    assert ALL - elsewhere == {spec.partition(":")[0] for spec in ORACLES}
+def test_every_weighting_has_an_oracle_or_its_own_tests() -> None:
+    own = {"uniform", "weighted_infonce", "random_reduction"}  # tests/plugins/test_weightings.py
+    own |= {file.stem.removeprefix("test_") for file in Path(__file__).parents[1].rglob("test_*.py")}
+    assert OURS - own == {spec.partition(":")[0] for spec in ORACLES}
 
 
 @pytest.mark.parametrize("spec", ORACLES)
 def test_equals_its_formula(spec: str, data: Clusters) -> None:
     x, y, scale, bias = inputs()
-    found = loss_of(spec, data)(x, y, scale, bias, index=INDEX)
+    found = loss_of(spec, data)(x, y, scale, bias, samples=SAMPLES)
     expected = sum(ORACLES[spec](row, i) for row in rows(x, y, data) for i in range(B)) / (2 * B)
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
@@ -232,9 +236,9 @@ def test_equals_its_formula(spec: str, data: Clusters) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_treats_both_modalities_and_every_order_alike(spec: str, data: Clusters) -> None:
     x, y, scale, bias = inputs()
-    found = loss_of(spec, data)(x, y, scale, bias, index=INDEX)
+    found = loss_of(spec, data)(x, y, scale, bias, samples=SAMPLES)
     order = torch.randperm(B, generator=torch.Generator().manual_seed(0))
-    permuted = loss_of(spec, data)(x[order], y[order], scale, bias, index=INDEX[order])
+    permuted = loss_of(spec, data)(x[order], y[order], scale, bias, samples=BatchSamples(ids=INDEX[order]))
     torch.testing.assert_close(permuted, found)
     for one, other in zip(gradients(permuted, x, y), gradients(found, x, y), strict=True):
         torch.testing.assert_close(one, other)
@@ -244,27 +248,29 @@ def test_treats_both_modalities_and_every_order_alike(spec: str, data: Clusters)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision_is_near(spec: str, dtype: torch.dtype, data: Clusters) -> None:
     x, y, scale, bias = inputs()
-    exact = loss_of(spec, data)(x, y, scale, bias, index=INDEX)
+    exact = loss_of(spec, data)(x, y, scale, bias, samples=SAMPLES)
     rounded = [part.detach().to(dtype).requires_grad_() for part in (x, y)]
-    found = loss_of(spec, data)(*rounded, scale.detach().float(), bias.detach().float(), index=INDEX)
+    found = loss_of(spec, data)(*rounded, scale.detach().float(), bias.detach().float(), samples=SAMPLES)
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(exact.item(), rel=1e-4 if dtype == torch.float32 else 0.05)
     assert all(gradient.isfinite().all() for gradient in gradients(found, *rounded))
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_extreme_scale_and_one_sample_are_finite(spec: str, data: Clusters) -> None:
-    for n, scale in ((B, 100.0), (1, 100.0), (2, 1e-3)):
+def test_extreme_scale_and_two_samples_are_finite(spec: str, data: Clusters) -> None:
+    for n, scale in ((B, 100.0), (2, 1e-3)):
         x, y = (part.detach()[:n].float().requires_grad_() for part in features(B, 4))
-        # 3 and 7 are duplicates: with two samples nothing may be left to contrast with.
-        loss = loss_of(spec, data)(x, y, torch.tensor(scale), torch.tensor(0.0), index=torch.tensor([3, 7, *range(30, 40)])[:n])
+        # 3 and 7 are duplicates: a batch of these two may have no negative left.
+        loss = loss_of(spec, data)(
+            x, y, torch.tensor(scale), torch.tensor(0.0), samples=BatchSamples(ids=torch.tensor([3, 7, *range(30, 40)])[:n])
+        )
         assert loss.isfinite()
         assert all(gradient.isfinite().all() for gradient in gradients(loss, x, y))
 
 
 def test_gradient_of_llave_stops_at_the_weight(data: Clusters) -> None:
     x, y, scale, bias = inputs()
-    found = gradients(loss_of("llave:alpha=3.0", data)(x, y, scale, bias, index=INDEX), x)[0]
+    found = gradients(loss_of("llave:alpha=3.0", data)(x, y, scale, bias, samples=SAMPLES), x)[0]
     b = (3 * x @ y.T).detach().fill_diagonal_(0)
     z, target = scale * x @ y.T + bias, torch.arange(B)
     expected = gradients((F.cross_entropy(z + b, target) + F.cross_entropy((z + b).T, target)) / 2, x)[0]
@@ -273,7 +279,7 @@ def test_gradient_of_llave_stops_at_the_weight(data: Clusters) -> None:
 
 def test_siglip_is_open_clips(data: Clusters) -> None:
     x, y, scale, bias = inputs()
-    found, expected = loss_of("siglip", data)(x, y, scale, bias, index=INDEX), SigLipLoss()(x, y, scale, bias)
+    found, expected = loss_of("siglip", data)(x, y, scale, bias, samples=SAMPLES), SigLipLoss()(x, y, scale, bias)
     torch.testing.assert_close(found, expected)
     for one, other in zip(gradients(found, x, y, scale, bias), gradients(expected, x, y, scale, bias), strict=True):
         torch.testing.assert_close(one, other)
@@ -281,7 +287,7 @@ def test_siglip_is_open_clips(data: Clusters) -> None:
 
 def test_cross_guide_looks_at_image_against_text(data: Clusters) -> None:
     x, y, scale, bias = inputs()
-    found = loss_of("gist:guide=cross,margin=0.0", data)(x, y, scale, bias, index=INDEX)
+    found = loss_of("gist:guide=cross,margin=0.0", data)(x, y, scale, bias, samples=SAMPLES)
     g = data.image_features[INDEX].double() @ data.text_features[INDEX].double().T
     z, own = (scale * x @ y.T + bias).detach(), torch.eye(B, dtype=torch.bool)
     losses = [
@@ -289,7 +295,7 @@ def test_cross_guide_looks_at_image_against_text(data: Clusters) -> None:
         for z, g in ((z, g), (z.T, g.T))
     ]
     torch.testing.assert_close(found, sum(losses) / 2)
-    with pytest.raises(InputError, match="of one size for guide=cross"):
+    with pytest.raises(InputError, match="their sizes differ: 8 and 3"):
         loss_of("gist:guide=cross", replace(data, text_features=data.text_features[:, :3]))
 
 
@@ -299,7 +305,7 @@ def test_swap_draws_reliable_pairs_alike_in_both_directions_and_anew(data: Clust
     for found in (kept, again):
         x, y = torch.zeros(2, N, 4)
         hook = loss.anchor_loss.register_forward_hook(lambda module, step, result, found=found: found.append(result))
-        loss(x, y, torch.tensor(1.0), index=torch.arange(N))
+        loss(x, y, torch.tensor(1.0), samples=BatchSamples(ids=torch.arange(N)))
         hook.remove()
     counts = [result.exp().round() - 1 for result in kept]  # equal logits: log(1 + negatives)
     torch.testing.assert_close(counts[0], counts[1])
@@ -308,25 +314,27 @@ def test_swap_draws_reliable_pairs_alike_in_both_directions_and_anew(data: Clust
     gated = loss_of("gate2:image_quantile=0.7,text_quantile=0.8", data)
     few = loss_of("swap:per_image=1000,image_quantile=0.7,text_quantile=0.8", data)
     x, y, scale, bias = inputs()
-    torch.testing.assert_close(few(x, y, scale, bias, index=INDEX), gated(x, y, scale, bias, index=INDEX))
+    torch.testing.assert_close(few(x, y, scale, bias, samples=SAMPLES), gated(x, y, scale, bias, samples=SAMPLES))
 
 
 @pytest.mark.parametrize("spec", ["weight", "weight:form=half", "known_different"])
 def test_equal_features_count_as_equal_whatever_their_cosine_rounds_to(spec: str, data: Clusters) -> None:
-    """With cosines of 1 and of nearly 1, a duplicate is removed, and does not count in the mean of the weights."""
+    """A duplicate is removed and does not count in the mean of the weights, if its cosine is 1 or nearly 1."""
     dim, x, y = 384, *(side.detach().float() for side in features(B, 4))
     one = F.normalize(torch.randn(1, dim, generator=torch.Generator().manual_seed(0)), dim=1)
     part = F.normalize(torch.randn(N, dim, generator=torch.Generator().manual_seed(1)), dim=1)
     found = []
     for rounding in (0.0, 1e-7, -1e-7, 3e-7):
         alike = part.clone()
-        alike[[3, 7, 22, 23]] = one * (1 + rounding)  # cosines of 1 + 2 * rounding, as sums of float32 may give them
+        alike[[3, 7, 22, 23]] = one * (1 + rounding)  # cosines of 1 + 2 * rounding, as in float32 sums
         clusters = replace(data, image_features=alike, text_features=alike)
-        found.append(float(loss_of(spec, clusters)(x, y, torch.tensor(SCALE), index=INDEX)))
+        found.append(float(loss_of(spec, clusters)(x, y, torch.tensor(SCALE), samples=SAMPLES)))
     assert found == pytest.approx([found[0]] * 4, rel=1e-6)
 
 
-@pytest.mark.parametrize(("spec", "what"), [("id_mask:by=group", "--group-column"), ("id_mask", "their texts")])
+@pytest.mark.parametrize(
+    ("spec", "what"), [("id_mask:by=group", "--group-column"), ("id_mask", "a labels folder has no texts")]
+)
 def test_groups_that_are_not_known(spec: str, what: str, data: Clusters) -> None:
     with pytest.raises(InputError, match=what):
         loss_of(spec, replace(data, texts=None, groups=None))
@@ -334,7 +342,7 @@ def test_groups_that_are_not_known(spec: str, what: str, data: Clusters) -> None
 
 @pytest.mark.parametrize("spec", ["gist", "known_different", "weight", "cwcl", "x_clr"])
 def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
-    with pytest.raises(InputError, match="Prepare them with features kept"):
+    with pytest.raises(InputError, match="Run clip-negatives prepare --keep-features"):
         loss_of(spec, replace(data, image_features=None, text_features=None))
 
 
@@ -348,15 +356,16 @@ def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
     ],
 )  # fmt: skip
 def test_options_out_of_range(spec: str, data: Clusters) -> None:
-    with pytest.raises(InputError, match="Expected"):
+    option, value = spec.partition(":")[2].split("=")
+    with pytest.raises(InputError, match=rf"^{option} must be .*, got|\b{value}\b"):
         loss_of(spec, data)
 
 
 def test_a_loss_of_its_own_needs_all_logits(data: Clusters) -> None:
     for how in ({"backend": "chunked"}, {"ring": True}):
-        with pytest.raises(UnsupportedError, match="handed all logits"):
+        with pytest.raises(UnsupportedError, match="needs all logits"):
             loss_of("llave", data, **how)
-    with pytest.raises(InputError, match="Expected the sample indices"):
+    with pytest.raises(InputError, match="needs the sample ids"):
         loss_of("llave", data)(*inputs())
 
 

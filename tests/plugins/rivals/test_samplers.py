@@ -1,4 +1,4 @@
-"""Each rival sampler composes what its docstring says; tests/test_sampling.py holds all samplers to the contract."""
+"""Each rival sampler composes the batches that its docstring describes; the conformance kit has the common checks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-from clip_negatives import registry
+from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.errors import InputError
+from clip_negatives.host import registry
 from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.similarity import centroid_similarity
-from clip_negatives_graph_batches.gcbs import edges_over
-from clip_negatives_graph_batches.neighbours import frozen_vectors, ranked_neighbours
+from clip_negatives_plugins.graph_batches.gcbs import edges_above
+from clip_negatives_plugins.graph_batches.neighbours import frozen_vectors, ranked_neighbours
 from tests.conftest import make_clusters
 
 pytestmark = pytest.mark.keeps_global_rng
@@ -30,12 +30,12 @@ def make(spec: str, clusters: Clusters, batch_size: int = B, **more: int):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_unknown_modality(name: str, clusters: Clusters) -> None:
-    with pytest.raises(InputError, match="Expected by to be"):
+    with pytest.raises(InputError, match="by must be image"):
         make(f"{name}:by=colour", clusters)
 
 
 def one_cluster_share(sampler, clusters: Clusters) -> float:
-    """Return how probably two samples of a step are of one image cluster, over all pairs of data being 1."""
+    """Return how often two samples of a step share an image cluster, relative to two samples of the data."""
     labels = clusters.image.labels
     same = [float((labels[batch][:, None] == labels[batch]).float().sum() - len(batch)) for batch in map(torch.tensor, sampler)]
     of_all = float((labels[:, None] == labels).sum() - N) / (N * (N - 1))
@@ -43,7 +43,7 @@ def one_cluster_share(sampler, clusters: Clusters) -> float:
 
 
 def nearness(sampler, clusters: Clusters, by: str = "both") -> float:
-    """Return the mean frozen similarity of two samples of a step, less that of any two."""
+    """Return the mean frozen similarity of two samples of a step, minus that of two samples of the data."""
     vectors = frozen_vectors(clusters, by)
     s = vectors @ vectors.T
     inside = [
@@ -54,15 +54,15 @@ def nearness(sampler, clusters: Clusters, by: str = "both") -> float:
 
 def test_one_cluster_fills_steps_with_one(clusters: Clusters) -> None:
     assert one_cluster_share(make("one_cluster", clusters), clusters) > 5
-    # Every step but those in which a cluster ends holds one cluster: at most one step for each of the 12.
+    # Only steps in which a cluster ends are mixed: at most one for each of the 12 clusters.
     mixed = [batch for batch in make("one_cluster", clusters) if len(clusters.image.labels[batch].unique()) > 1]
     assert len(mixed) <= 12
 
 
 def test_one_cluster_joins_small_clusters_with_the_nearest() -> None:
-    """With many more clusters than steps, a step still is of one kind: a drawn cluster and those nearest to it."""
+    """With many more clusters than steps, a step holds a random cluster and the clusters nearest to it."""
     n, step, kinds = 600, 60, 10
-    labels = torch.arange(n) % 100  # 100 clusters of 6 samples, 10 to a kind: none fills a step
+    labels = torch.arange(n) % 100  # 100 clusters of 6 samples, 10 for each kind: no cluster fills a step
     angles = torch.linspace(0, 1.2, 10) / 10 + torch.arange(kinds)[:, None]
     centroids = torch.stack([angles.flatten().cos(), angles.flatten().sin()], dim=1)
     side = Clustering(labels, centroids)
@@ -73,7 +73,7 @@ def test_one_cluster_joins_small_clusters_with_the_nearest() -> None:
     assert all(len(batch) == step for batch in batches)
     clusters_of_a_step = [len(labels[batch].unique()) for batch in batches]
     assert clusters_of_a_step[0] <= 20
-    # Two of a step are of one of the ten kinds far more often than one time in ten.
+    # Two samples of a step are of one kind far more often than one time in ten.
     kind = labels // 10
     same = np.mean([float((kind[batch][:, None] == kind[batch]).double().mean()) for batch in batches])
     assert same > 0.5
@@ -98,10 +98,10 @@ def test_diverse_steps_are_less_alike_than_stratified_and_random_ones(clusters: 
     def mean(spec: str) -> float:
         return float(np.mean([nearness(make(spec, clusters, seed=seed), clusters, "image") for seed in range(8)]))
 
-    diverse, stratified, random, one = (
+    diverse, stratified, random, one_cluster = (
         mean(name) for name in ("cluster_diverse", "cluster_stratified", "in_batch", "one_cluster")
     )
-    assert diverse < stratified < random + 0.01 < one
+    assert diverse < stratified < random + 0.01 < one_cluster
 
 
 @pytest.mark.parametrize("name", ["b3", "gcbs:quantile=0.95", "hard_pairs"])
@@ -115,12 +115,12 @@ def test_neighbours_by_sorting(clusters: Clusters) -> None:
     vectors = frozen_vectors(
         Clusters(**{**{f: getattr(clusters, f) for f in clusters.__slots__}, "image_features": features}), "image"
     )
-    found = ranked_neighbours(vectors, 3, 6)
+    ranked = ranked_neighbours(vectors, 3, 6)
     for i in range(N):
-        others = [j for j in range(N) if j != i]
-        expected = sorted((float(vectors[i] @ vectors[j]) for j in others), reverse=True)[2:6]
-        assert i not in found[i].tolist()
-        assert [float(vectors[i] @ vectors[j]) for j in found[i]] == pytest.approx(expected, abs=1e-5)
+        candidates = [j for j in range(N) if j != i]
+        expected = sorted((float(vectors[i] @ vectors[j]) for j in candidates), reverse=True)[2:6]
+        assert i not in ranked[i].tolist()
+        assert [float(vectors[i] @ vectors[j]) for j in ranked[i]] == pytest.approx(expected, abs=1e-5)
     few = ranked_neighbours(vectors[:3], 1, 5)
     assert few.shape == (3, 5)
     assert (few[:, 2:] == -1).all()
@@ -150,7 +150,7 @@ def test_hard_pairs_pair(clusters: Clusters) -> None:
 def test_edges_are_the_share_of_pairs_over_the_quantile() -> None:
     clusters = make_clusters(500, 10, 8)
     vectors = frozen_vectors(clusters, "both")
-    rows, columns = edges_over(vectors, 0.97)
+    rows, columns = edges_above(vectors, 0.97)
     assert len(rows) / (500 * 499) == pytest.approx(0.03, abs=0.005)
     graph = coo_array((np.ones(len(rows)), (rows, columns)), shape=(500, 500)).toarray()
     assert (graph == graph.T).all()
@@ -161,9 +161,9 @@ def test_edges_are_the_share_of_pairs_over_the_quantile() -> None:
 
 
 def test_gcbs_cuts_scipys_order_into_steps(clusters: Clusters) -> None:
-    """The steps, put in the order of the graph, have the bandwidth of reverse Cuthill-McKee, far below a random order's."""
+    """The order has the small bandwidth of reverse Cuthill-McKee, and the steps are its stretches."""
     sampler = make("gcbs:quantile=0.97", clusters)
-    rows, columns = edges_over(frozen_vectors(clusters, "both"), 0.97)
+    rows, columns = edges_above(frozen_vectors(clusters, "both"), 0.97)
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(N, N)).tocsr()
 
     def bandwidth(order: np.ndarray) -> int:

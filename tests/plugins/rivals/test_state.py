@@ -1,19 +1,19 @@
-"""What SogCLR and GloFND remember: by loops, across checkpoints, new clusters and processes."""
+"""The state of SogCLR and GloFND: by loops, across checkpoints, new clusters and processes."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clip_negatives import registry
-from clip_negatives.anchors import AnchorLoss, info_nce
-from clip_negatives.loader import BatchIndex
-from clip_negatives.loss import NegativesClipLoss
+from clip_negatives.anchor_loss import AnchorLoss, info_nce
+from clip_negatives.host import registry
+from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.step import BatchSamples
 from tests.conftest import make_clusters
 from tests.info_nce import features, gradients
 
@@ -30,7 +30,7 @@ def loss_of(spec, **options):
 def step(loss, number, part=slice(None)):
     x, y = (side[part] for side in features(B, 4, seed=number))
     x, y = (side.detach().requires_grad_() for side in (x, y))
-    value = loss(x, y, torch.tensor(SCALE, dtype=torch.float64), index=BATCHES[number][part])
+    value = loss(x, y, torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=BATCHES[number][part]))
     return value, gradients(value, x, y)
 
 
@@ -57,9 +57,11 @@ def test_sogclr_by_loops():
 
 
 def test_sogclr_slope_is_that_of_the_whole_contrast():
-    """Where u is exact and the batch is all there is, the slope is that of log g, InfoNCE without the positive below."""
+    """With an exact u and all samples in one batch, the gradient is that of log g: InfoNCE without the positive in the sum."""
     x, y = features(B, 4)
-    found = gradients(loss_of("sogclr:gamma=1.0")(x, y, torch.tensor(SCALE, dtype=torch.float64), index=BATCHES[0]), x, y)
+    found = gradients(
+        loss_of("sogclr:gamma=1.0")(x, y, torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=BATCHES[0])), x, y
+    )
     logits, own = SCALE * x @ y.T, torch.eye(B, dtype=torch.bool)
     log_g = [z.masked_fill(own, -torch.inf).logsumexp(1) - z.diagonal() for z in (logits, logits.T)]
     expected = gradients(torch.cat(log_g).mean() / SCALE, x, y)
@@ -68,23 +70,23 @@ def test_sogclr_slope_is_that_of_the_whole_contrast():
 
 
 def test_glofnd_finds_the_share():
-    """Of samples that are seen again and again, the share alpha of the negatives comes to lie above the threshold."""
+    """After many steps, the share alpha of the negatives is above the threshold."""
     n = 200
     loss = NegativesClipLoss(terms=registry.create("loss_weighting", "glofnd:alpha=0.1,lr=0.01")(make_clusters(n, 6, 5)))
     x, y = (side.detach() for side in features(n, 6))
     for _ in range(400):
-        loss(x, y, torch.tensor(SCALE, dtype=torch.float64), index=torch.arange(n))
+        loss(x, y, torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=torch.arange(n)))
     above = (x @ y.T > loss.anchor_loss.image_threshold[:, None].double()).fill_diagonal_(False).double().mean(1)
     assert float(above.mean()) == pytest.approx(0.1, abs=0.02)
-    # And the loss is that of what is left.
+    # The loss is InfoNCE over the other negatives.
     threshold = {"image": loss.anchor_loss.image_threshold.clone(), "text": loss.anchor_loss.text_threshold.clone()}
-    found = loss(x, y, torch.tensor(SCALE, dtype=torch.float64), index=torch.arange(n))
+    found = loss(x, y, torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=torch.arange(n)))
     kept = [
         z.masked_fill((z > threshold[name][:, None]) & ~torch.eye(n, dtype=torch.bool), -torch.inf)
         for name, z in (("image", x @ y.T), ("text", (x @ y.T).T))
     ]
     expected = sum(torch.nn.functional.cross_entropy(SCALE * z, torch.arange(n)) for z in kept) / 2
-    assert found.item() == pytest.approx(expected.item(), rel=0.02)  # thresholds moved one step meanwhile
+    assert found.item() == pytest.approx(expected.item(), rel=0.02)  # thresholds have moved by one step
 
 
 @pytest.mark.parametrize(("alpha", "lr", "after"), [(0.2, 0.05, 1), (0.01, 0.05, 3)])
@@ -96,7 +98,7 @@ def test_glofnd_by_loops(alpha, lr, after):
     for number in range(3 * len(BATCHES)):
         batch = BATCHES[number % len(BATCHES)]
         x, y = (side.detach() for side in features(B, 4, seed=number))
-        found, total = float(loss(x, y, torch.tensor(SCALE, dtype=torch.float64), index=batch)), 0.0
+        found, total = float(loss(x, y, torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=batch))), 0.0
         for name, s in (("image", (x @ y.T).tolist()), ("text", (y @ x.T).tolist())):
             for i in range(B):
                 one, others = state[name][int(batch[i])], [j for j in range(B) if j != i]
@@ -116,7 +118,7 @@ def test_glofnd_by_loops(alpha, lr, after):
 
 
 class Counting(AnchorLoss):
-    """A loss of a third party that counts its calls and those of each sample, and adds what it counted to the loss."""
+    """A third-party loss that counts its calls, in all and for each sample, and adds both counts to the loss."""
 
     def __init__(self):
         super().__init__()
@@ -126,17 +128,17 @@ class Counting(AnchorLoss):
 
     def forward(self, anchors):
         self.calls += 1
-        seen = self.seen[anchors.where.index] + 0.5  # half for images, half for texts
+        seen = self.seen[anchors.samples.index] + 0.5  # half for images, half for texts
         anchors.remember(self.seen, seen)
         return info_nce(anchors) + seen + self.calls
 
 
 def parts_of_windows(loss, window):
-    """Call a loss as open_clip does that accumulates: for each window as often as it has batches, one of them fresh."""
+    """Call a loss as open_clip does with --accum-freq: once for each batch of a window, always with all features."""
     found = []
     for start in range(0, len(BATCHES), window):
         for number in range(start, start + window):
-            loss.batch_index.push(BATCHES[number])
+            loss.batch_samples.push(BatchSamples(ids=BATCHES[number]))
         x, y = (torch.cat(sides) for sides in zip(*(features(B, 4, seed=n) for n in range(start, start + window)), strict=True))
         found.append([loss(x, y, torch.tensor(SCALE, dtype=torch.float64)).detach() for _ in range(window)])
     return found
@@ -144,25 +146,27 @@ def parts_of_windows(loss, window):
 
 @pytest.mark.parametrize("spec", [*STATEFUL, "swap", None])
 def test_state_moves_on_once_a_window(spec):
-    """However often the loss is called for one window, it reads the state from before, and leaves that of one call."""
+    """All calls for one window read the state from before it; the window updates the state once."""
     terms = (lambda: Counting()) if spec is None else (lambda: registry.create("loss_weighting", spec)(make_clusters(N, 6, 5)))
-    often = NegativesClipLoss(terms=terms(), batch_index=BatchIndex(2))
+    often = NegativesClipLoss(terms=terms(), batch_samples=CurrentSamples(2))
     once = NegativesClipLoss(terms=terms())
     for number, values in enumerate(parts_of_windows(often, 2)):
         sides = zip(*(features(B, 4, seed=n) for n in (2 * number, 2 * number + 1)), strict=True)
         index = torch.cat(BATCHES[2 * number : 2 * number + 2])
-        expected = once(*(torch.cat(side) for side in sides), torch.tensor(SCALE, dtype=torch.float64), index=index)
+        expected = once(
+            *(torch.cat(side) for side in sides), torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=index)
+        )
         assert [float(value) for value in values] == [expected.item()] * 2
     state = once.anchor_loss.state_dict()
     for name, buffer in often.anchor_loss.state_dict().items():
         torch.testing.assert_close(buffer, state[name], rtol=0, atol=0)
 
 
-def test_a_loop_that_gives_the_index_says_so_itself():
+def test_a_loop_that_gives_the_samples_says_so_itself():
     x, y = features(B, 4)
     loss = NegativesClipLoss(terms=Counting())
     for again in (False, True, None, True):
-        loss(x, y, torch.tensor(SCALE), index=BATCHES[0], again=again)
+        loss(x, y, torch.tensor(SCALE), samples=BatchSamples(ids=BATCHES[0]), again=again)
     assert loss.anchor_loss.seen[BATCHES[0]].tolist() == [2.0] * B
     assert int(loss.anchor_loss.calls) == 4
 
@@ -198,8 +202,7 @@ def _process(rank, folder):
     dist.destroy_process_group()
 
 
-def test_two_processes_are_as_one(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[3])
+def test_two_processes_are_as_one(tmp_path):
     mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for (spec, local_loss), (values, slopes, state) in parts[0].items():
@@ -209,7 +212,7 @@ def test_two_processes_are_as_one(tmp_path, monkeypatch):
         for number, (value, _) in enumerate(results):
             mean = (values[number] + other_values[number]) / 2
             torch.testing.assert_close(mean, value.detach(), msg=f"{spec}, local_loss={local_loss}, step {number}")
-        # DDP averages over processes: the slopes of each are of the sum with a global loss counted twice.
+        # DDP averages the gradients over processes.
         together = [torch.cat(pair) / 2 for pair in zip(slopes, other_slopes, strict=True)]
         for found, expected in zip(together, results[-1][1], strict=True):
             torch.testing.assert_close(found, expected)

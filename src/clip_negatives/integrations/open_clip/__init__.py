@@ -1,9 +1,10 @@
-"""open_clip: train through its own loop, with our batches and our loss.
+"""open_clip: its own training loop with the batches of a negative sampler and our loss.
 
-This package, with `clip_negatives.encoders.open_clip`, is the only place that imports open_clip or open_clip_train.
+Only this package and `clip_negatives.encoders.open_clip` import open_clip or open_clip_train. The module `guest` lists all
+changes that a run makes outside this package, and undoes them.
 """
 
-from clip_negatives.integrations.open_clip.launch import check, train
+from clip_negatives.integrations.open_clip.launch import check, provenance, train
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 
-__all__ = ["TrainOptions", "check", "train"]
+__all__ = ["TrainOptions", "check", "provenance", "train"]

@@ -1,17 +1,13 @@
-"""Checkpoints of open_clip: written whole or not at all, readable before a run is resumed from one, and of finite weights.
-
-open_clip writes each under its own name from the first byte on: a process that is killed meanwhile, or a full disk, leaves
-half of one there, which ``--resume latest`` would take.
-"""
+"""Checkpoints of open_clip: atomic writes, checks of weights and of the resumed checkpoint, and the state of the loss."""
 
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import pickle
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,87 +15,160 @@ from typing import Any
 import torch
 from open_clip_train.train import unwrap_model
 
-from clip_negatives.atomic import replaced_file
+from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.errors import ArtifactError, DivergedError
-from clip_negatives.integrations.open_clip.command_line import SOURCE_OF_RESUMED
+from clip_negatives.integrations.open_clip.arguments import LATEST
+from clip_negatives.printing import log
+from clip_negatives.storage.atomic import write_tensors
+from clip_negatives.storage.ownership import remove_file, replaced_file
+from clip_negatives.storage.safe_reading import check_file, read_tensors
+from clip_negatives.training.loss_state import read_state, state_of, write_state
 
-UNREADABLE = (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
-"""What torch raises for files that are cut, damaged or no checkpoint."""
 
+def atomic_save(save: Callable[..., None]) -> Callable[..., None]:
+    """Return a ``torch.save`` that writes atomically: ``--resume latest`` never finds a partial checkpoint."""
 
-@contextmanager
-def whole_checkpoints() -> Iterator[None]:
-    """Let ``torch.save``, which open_clip calls with the name of a file, give the file that name once it is on the disk.
-
-    Raises:
-        ArtifactError: it cannot be written; no file of that name is touched.
-    """
-    original = torch.save
-
-    def save(obj: object, f: Any, *rest: Any, **named: Any) -> None:
+    def save_atomically(obj: object, f: Any, *rest: Any, **named: Any) -> None:
         if not isinstance(f, str | os.PathLike):
-            original(obj, f, *rest, **named)
+            save(obj, f, *rest, **named)
             return
         with replaced_file(Path(f)) as partial:
             try:
-                original(obj, partial, *rest, **named)
-            except RuntimeError as error:  # of torch's own writer, which does not keep the system's error
+                save(obj, partial, *rest, **named)
+            except RuntimeError as error:  # torch hides the OSError
                 raise OSError(errno.EIO, str(error).splitlines()[0], str(f)) from error
 
-    torch.save = save
-    try:
-        yield
-    finally:
-        torch.save = original
+    return save_atomically
 
 
-def check_resumed(main: ModuleType, args: Namespace) -> None:
-    """Make sure that the checkpoint that open_clip will resume from can be read; of the tensors only what says where they are.
+def latest_checkpoint(main: ModuleType) -> Callable[..., str | None]:
+    """Return open_clip's search for the latest checkpoint; it also finds folders with ``*``, ``?`` or ``[`` in their names."""
+    search = main.get_latest_checkpoint
 
-    Raises:
-        ArtifactError: it cannot.
+    def search_escaped(path: str, remote: bool) -> str | None:
+        found: str | None = search(path if remote else glob.escape(path), remote=remote)
+        return found
+
+    return search_escaped
+
+
+def check_resumed(main: ModuleType, args: Namespace) -> Path | None:
+    """Check that the checkpoint that open_clip will resume from can be read, without loading its tensors.
+
+    Returns:
+        The checkpoint; None if there is none on this machine, or if it has only weights, with which a new training starts.
     """
-    file = _resumed(main, args)
+    file = resumed_file(main, args)
     if file is None:
-        return
+        return None
+    stored = read_checkpoint(file, args)
+    return file if "epoch" in stored else None
+
+
+def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
+    """Return a local checkpoint, with memory-mapped tensors; ArtifactError if it is damaged or has another structure."""
+    repair = "Use another checkpoint for --resume."
+    if args.resume == LATEST:
+        is_only = all(other == file for other in file.parent.glob("*.pt"))
+        repair = f"Remove it: --resume latest then {'trains from the start' if is_only else 'uses the one before'}."
     try:
+        check_file(file)
         with file.open("rb") as stream:
             zipped = stream.read(2) == b"PK"
-        torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except UNREADABLE as error:
-        hint = " Remove it: --resume latest goes on after the one before." if args.resume == SOURCE_OF_RESUMED else ""
+        stored = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:  # errors of torch.load
         raise ArtifactError(
-            f"Expected a checkpoint to resume from, got {file}, which cannot be read: it is cut, damaged or "
-            f"not of tensors, numbers and texts alone.{hint}"
+            f"The checkpoint {file} cannot be read: it is damaged, or holds more than tensors, numbers and texts. {repair}"
         ) from error
+    if not isinstance(stored, dict) or not stored:
+        raise ArtifactError(f"The checkpoint {file} holds no weights. {repair}")
+    if "epoch" in stored:
+        epoch, parts = stored["epoch"], [name for name in ("state_dict", "optimizer") if not isinstance(stored.get(name), dict)]
+        if type(epoch) is not int or epoch < 0 or parts:
+            fault = f"no {parts[0]}" if parts else f"the epoch {epoch!r}"
+            raise ArtifactError(f"The checkpoint {file} has {fault}. {repair}")
+    elif "state_dict" in stored:
+        raise ArtifactError(f"The checkpoint {file} has no epoch to resume at. Pass it to --pretrained, or use another one.")
+    return stored
 
 
 def check_finite(model: torch.nn.Module, epoch: int) -> None:
-    """Refuse to go on with weights that are no numbers, before they are written as a checkpoint.
-
-    Raises:
-        DivergedError: a weight is NaN or infinite.
-    """
+    """Raise DivergedError if a weight is not finite; called before a checkpoint is written."""
     bad = [name for name, weight in unwrap_model(model).named_parameters() if not bool(weight.isfinite().all())]
     if bad:
         raise DivergedError(
-            f"Expected finite weights after epoch {epoch}, got NaN or infinity in {bad[0]} and {len(bad) - 1} more: the "
-            "training diverged, and no checkpoint of this epoch was written. Resume from the last one with a lower --lr, a "
-            "longer --warmup or --grad-clip-norm."
+            f"The training diverged: after epoch {epoch}, {bad[0]} and {len(bad) - 1} more weights are NaN or infinite. This "
+            "epoch has no checkpoint. Use a lower --lr, a longer --warmup or --grad-clip-norm."
         )
 
 
-def _resumed(main: ModuleType, args: Namespace) -> Path | None:
-    """Return the file that open_clip will resume from, by its own rule, or None where there is none on a disk."""
+def resumed_run(checkpoint: str | Path) -> Path:
+    """Return the folder of the run that wrote a checkpoint, also if the checkpoint is given by a link or a relative path."""
+    return Path(checkpoint).resolve().parent.parent
+
+
+def store_state(loss: AnchorLoss | None, args: Any, completed: int, clusters: str) -> None:
+    """Write the state of the loss after `completed` epochs with the digest of its clusters, on rank 0; all ranks have the same.
+
+    An older file is deleted unless open_clip kept the checkpoint of its epoch. The previous file stays, because the run can
+    stop after this call and before open_clip writes its checkpoint.
+    """
+    if args.rank != 0 or not state_of(loss):
+        return
+    run = Path(args.checkpoint_path).parent
+    write_state(loss, _state_file(run, completed), clusters)
+    if not (run / "checkpoints" / f"epoch_{completed - 2}.pt").exists():
+        remove_file(_state_file(run, completed - 2))
+
+
+def restore_state(loss: AnchorLoss | None, args: Any, epoch: int, clusters: str) -> None:
+    """Restore the state after `epoch` epochs, if a run is resumed; ArtifactError if it is of other clusters."""
+    if epoch > 0:
+        read_state(loss, _state_file(resumed_run(args.resume), epoch), clusters)
+
+
+def store_random(args: Any, epoch: int) -> None:
+    """Write the state of torch's random generator before `epoch`, which determines the batches of a single process.
+
+    Several processes draw their batches by (seed, epoch), and need no state.
+    """
+    if args.world_size > 1:
+        return
+    run = Path(args.checkpoint_path).parent
+    with replaced_file(_random_file(run, epoch)) as partial:
+        write_tensors({"torch": torch.get_rng_state()}, partial)
+    if not (run / "checkpoints" / f"epoch_{epoch - 2}.pt").exists():
+        remove_file(_random_file(run, epoch - 2))
+
+
+def restore_random(args: Any, epoch: int) -> None:
+    """Restore what `store_random` wrote, so that a resumed run sees the batches that the stopped one would have seen."""
+    if args.world_size > 1:
+        return
+    file = _random_file(resumed_run(args.resume), epoch)
+    try:
+        torch.set_rng_state(read_tensors(file, {"torch": (("uint8",), 1)})["torch"].clone())
+    except (OSError, ValueError, RuntimeError) as error:
+        log(f"epoch {epoch} is shuffled anew, because {file} cannot be read: {error}")
+
+
+def _random_file(run: Path, epoch: int) -> Path:
+    return run / "clip_negatives" / f"random-epoch-{epoch}.safetensors"
+
+
+def _state_file(run: Path, epoch: int) -> Path:
+    return run / "clip_negatives" / f"loss-epoch-{epoch}.safetensors"
+
+
+def resumed_file(main: ModuleType, args: Namespace) -> Path | None:
+    """Return the local file that open_clip will resume from, by its own rule, or None."""
     if not args.resume or args.remote_sync is not None or "://" in args.resume:
         return None
-    if args.resume != SOURCE_OF_RESUMED:
+    if args.resume != LATEST:
         return Path(args.resume)
     if args.name is None:
         return None
     folder = Path(args.logs) / args.name / "checkpoints"
-    if args.save_most_recent:
-        latest = folder / str(main.LATEST_CHECKPOINT_NAME)
-        return latest if latest.exists() else None
-    found = main.get_latest_checkpoint(str(folder), remote=False)
-    return None if found is None else Path(found)
+    most_recent = folder / str(main.LATEST_CHECKPOINT_NAME)
+    file = most_recent if args.save_most_recent else latest_checkpoint(main)(str(folder), remote=False)
+    return Path(file) if file is not None and Path(file).exists() else None

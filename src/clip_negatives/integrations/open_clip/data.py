@@ -1,137 +1,103 @@
-"""open_clip's training data, with batches from a negative sampler and their index for the loss."""
+"""open_clip's training data with the batches of a negative sampler; the loss gets the samples of each batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import webdataset
-from open_clip_train.data import expand_urls
 from torch.utils.data import IterableDataset
 
-from clip_negatives import registry
+from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.loader import IndexedLoader
+from clip_negatives.batches.streams import LabelStage, StreamLoader, TextStage
+from clip_negatives.dataset.urls import expand_urls
 from clip_negatives.errors import UnsupportedError
-from clip_negatives.extra_texts import Captions, texts_per_image
+from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
+from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, SamplingContext
-from clip_negatives.keyed_loader import KeyedLoader, LabelledLoader, LabelStage
-from clip_negatives.labels import LabelsFolder, TrainedOn
-from clip_negatives.loader import BatchIndex, IndexedLoader
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
+from clip_negatives.storage.shards import KnownShards, ShardRows
+from clip_negatives.training.same_files import warn_of_uncompared_shards
 
 
-class CountedLoader:
-    """Carry the two counts that open_clip reads off a loader.
-
-    Attributes:
-        loader: yields ``(images, texts)``.
-        num_batches: batches of an epoch on this rank.
-        num_samples: samples of the data set.
-    """
-
-    def __init__(self, loader: IndexedLoader | KeyedLoader | LabelledLoader, num_batches: int, num_samples: int) -> None:
-        self.loader = loader
-        self.num_batches = num_batches
-        self.num_samples = num_samples
-
-    def __len__(self) -> int:
-        """Return the number of batches of an epoch on this rank."""
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[Any]:
-        """Yield ``(images, texts)``."""
-        return iter(self.loader)
-
-
+@dataclass
 class TrainData:
-    """Stand for open_clip's ``DataInfo`` of the training data: it has ``dataloader`` and ``set_epoch``.
+    """Training data in place of open_clip's ``DataInfo``: it has ``dataloader`` and ``set_epoch``."""
 
-    `extra_texts` is how many texts the sampler adds for each sample.
+    info: Any  # open_clip's DataInfo
+    args: Any
+    options: TrainOptions
+    current: CurrentSamples  # tells the loss the samples of a batch
+    folder: ClustersOrLabels | None
+    dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
+    extra_texts: int = 0  # captions that the sampler adds to each sample
 
-    Args:
-        info: open_clip's own.
-        args: open_clip's arguments.
-        sampler: ``name`` or ``name:key=value,...``.
-        batch_index: where the loss reads the index of a batch.
-        folder: the clusters folder, whose keys name the samples of a stream, or a labels folder of one.
-    """
-
-    def __init__(self, info: Any, args: Any, sampler: str, batch_index: BatchIndex, folder: TrainedOn | None) -> None:
-        self._info, self._args, self._sampler = info, args, sampler
-        self._batch_index, self._folder = batch_index, folder
-        self.dataset = info.dataloader.dataset if is_indexable(info) else None
-        self.dataloader: CountedLoader
-        self.extra_texts = 0
+    @property
+    def dataset(self) -> Any:
+        """Return open_clip's data set; None for a stream."""
+        dataset = getattr(self.info.dataloader, "dataset", None)
+        return None if isinstance(dataset, IterableDataset) else dataset
 
     def use(self, clusters: Clusters | None) -> None:
-        """Build the loader for these clusters."""
-        native = self._info.dataloader
+        """Create the loader for these clusters."""
+        native, args = self.info.dataloader, self.args
         if self.dataset is None:
-            self.dataloader = CountedLoader(self._stream(native), native.num_batches, native.num_samples)
-            return
-        if isinstance(self._folder, LabelsFolder):
-            raise UnsupportedError(
-                f"Expected a webdataset stream for the labels folder {self._folder.path}, got data that are read by index. "
-                "Name the clusters folder."
-            )
-        context = SamplingContext(
-            n_samples=len(self.dataset),
-            batch_size=self._args.batch_size,
-            rank=self._args.rank,
-            world_size=self._args.world_size,
-            seed=self._args.seed,
-            clusters=clusters,
-            native_batches=native.batch_sampler,
-            captions=getattr(self.dataset, "captions", None) if self._folder is None else Captions(self._folder.samples),
-        )
-        sampler = registry.create("negative_sampler", self._sampler, context)
-        self.extra_texts = texts_per_image(sampler)
-        loader = IndexedLoader(native, sampler, self._batch_index, getattr(self.dataset, "tokenize", None))
-        self.dataloader = CountedLoader(loader, len(loader), native.num_samples)
+            self.dataloader = HandOver(self._stream(native), self.current)
+            self.dataloader.num_batches = native.num_batches
+        else:
+            captions: Any = getattr(self.dataset, "captions", None)
+            if isinstance(self.folder, ClustersFolder):
+                captions = Captions(self.folder.samples)
+            sizes = len(self.dataset), args.batch_size, args.rank, args.world_size
+            context = SamplingContext(*sizes, args.seed, clusters, native.batch_sampler, captions)
+            sampler = self.options.create_sampler(context)
+            self.extra_texts = texts_per_image(sampler)
+            loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
+            self.dataloader = HandOver(loader, self.current)
+            self.dataloader.num_batches = len(loader)
+        self.dataloader.num_samples = native.num_samples
 
-    def _stream(self, native: Any) -> KeyedLoader | LabelledLoader:
-        """Return the stream with what the loss is to know of its samples."""
-        if isinstance(self._folder, LabelsFolder):
-            self._folder.shards.check(expand_urls(self._args.train_data)[0])
-            _carry(native, "__labels__", LabelStage(self._folder.shards))
-            return LabelledLoader(native, self._batch_index)
-        table = None if self._folder is None else self._folder.samples
-        rows = None if table is None else {key: row for row, key in enumerate(table["key"].to_pylist())}
-        _carry(native, "__key__")
-        return KeyedLoader(native, rows, self._batch_index)
+    def _stream(self, native: Any) -> StreamLoader:
+        if isinstance(self.folder, LabelsFolder):
+            shards: KnownShards = self.folder.shards
+            _append_to_batches(native, ("__labels__",), LabelStage(self.folder.shards))
+            loader = StreamLoader(native, is_alone=self.args.world_size == 1)
+        elif self.folder is None:
+            _append_to_batches(native, ("__key__",))
+            return StreamLoader(native)
+        else:
+            left_out = TextStage(frozenset(self.folder.broken["key"].to_pylist()))
+            _append_to_batches(native, ("__url__", "__key__", "__text__"), left_out)
+            rows = ShardRows.of(self.folder)
+            shards, loader = rows.shards, StreamLoader(native, rows)
+        if self.args.rank == 0:
+            warn_of_uncompared_shards(shards, expand_urls(self.args.train_data))
+        return loader
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, of open_clip's own sampler or stream and of ours."""
-        self._info.set_epoch(epoch)
+        """Set the epoch of open_clip's own sampler or stream, and of our sampler."""
+        self.info.set_epoch(epoch)
         if isinstance(self.dataloader.loader, IndexedLoader):
             self.dataloader.loader.set_epoch(epoch)
 
 
-def is_indexable(info: Any) -> bool:
-    """Return whether the data can be asked for a sample by index, as csv can and a webdataset stream cannot."""
-    dataset = getattr(info.dataloader, "dataset", None)
-    return dataset is not None and not isinstance(dataset, IterableDataset)
+def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
+    """Append entries of the samples to each batch of a stream; order and randomness do not change.
 
-
-def _carry(loader: Any, field: str, stage: LabelStage | None = None) -> None:
-    """Let the stream carry a field through its last stages; the order and the randomness of the stream stay the same.
-
-    Args:
-        loader: open_clip's.
-        field: what the batches are to have as their last entry.
-        stage: makes the field, right after the tars are read; None where the samples have it.
-
-    Raises:
-        UnsupportedError: the stages of the stream are not those of open_clip 3.x.
+    `stage` adds the entries right after the tars are read; None if the samples have them already.
     """
     stages = loader.pipeline[0].dataset.pipeline
-    names = [getattr(getattr(one, "f", one), "__name__", "") for one in stages]
+    names = [getattr(getattr(part, "f", part), "__name__", "") for part in stages]
     tars = [place for place, name in enumerate(names) if name.startswith("tarfile_to_samples")]
     last = [place for place, name in enumerate(names) if name == "_to_tuple"]
     if len(last) != 1 or (stage is not None and len(tars) != 1):
         raise UnsupportedError(
-            "Expected open_clip's webdataset stream to read tars and to end in to_tuple('image', 'text'), got another. "
+            "The webdataset stream of this open_clip differs from version 3: no tar stage, or no to_tuple('image', 'text'). "
             "Install open_clip_torch>=3.0,<4."
         )
     if stages[last[0]].args == ("image", "text"):
-        stages[last[0]] = webdataset.to_tuple("image", "text", field)
+        stages[last[0]] = webdataset.to_tuple("image", "text", *entries)
         if stage is not None:
             stages.insert(tars[0] + 1, stage)

@@ -1,119 +1,93 @@
-"""Run open_clip's own training with our negatives."""
+"""Training with open_clip's own loop, a negative sampler and a loss weighting."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError
+from clip_negatives.advice import argument, remedies
+from clip_negatives.errors import ArtifactError, ClipNegativesError
+from clip_negatives.host.plugin_code import no_exit
+from clip_negatives.integrations.open_clip.arguments import check_paths, has_checkpoint, parsed
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.processes import is_loss, reporting_loss
-from clip_negatives.temperature import check_temperature
+from clip_negatives.storage.locks import sole_user
 
-
-def _loggers() -> list[logging.Logger]:
-    """Return every logger there is."""
-    named = logging.root.manager.loggerDict.values()
-    return [logging.root, *(logger for logger in named if isinstance(logger, logging.Logger))]
-
-
-@contextmanager
-def _own_logging() -> Iterator[None]:
-    """Undo at the end what open_clip does to logging.
-
-    It adds handlers to the root logger: a second run would write into the first one's log. And it sets the level of every
-    logger there is: torch's would print their statistics when the process ends. While it trains, a log that finds no room on
-    the disk is no reason for a traceback with every line: the checkpoint that finds none says it.
-    """
-    raising, logging.raiseExceptions = logging.raiseExceptions, False
-    levels = {logger: logger.level for logger in _loggers()}
-    handlers = list(logging.root.handlers)
-    try:
-        yield
-    finally:
-        logging.raiseExceptions = raising
-        for logger in _loggers():
-            logger.setLevel(levels.get(logger, logging.NOTSET))
-        for handler in [added for added in logging.root.handlers if added not in handlers]:
-            logging.root.removeHandler(handler)
-            handler.close()
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Say in a sentence what ends open_clip from outside: a file that it cannot read or write, a process that is gone.
-
-    Raises:
-        ArtifactError: of a file, of which the system told.
-        ProcessError: of a process.
-    """
-    try:
-        with reporting_loss(is_loss):
-            yield
-    except OSError as error:
-        raise ArtifactError(
-            f"Expected open_clip to read and write its files, got: {error.strerror or error}"
-            f"{f' ({error.filename})' if error.filename else ''}. Mend that and go on with --resume latest."
-        ) from error
+if TYPE_CHECKING:
+    from clip_negatives.storage.clusters_folder import ClustersFolder
 
 
 def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None:
-    """Train as ``python -m open_clip_train.main`` does with `arguments`, with the negatives of `options`.
+    """Train as ``python -m open_clip_train.main`` does with `arguments`, but with the method in `options`.
 
-    Everything that can be checked is checked before open_clip starts and writes its first file.
-
-    Args:
-        arguments: command line of open_clip_train, untouched.
-        options: which negatives; None is the default.
-
-    Raises:
-        ClipNegativesError: something is not as expected; see the classes of `clip_negatives.errors`.
+    All possible checks run before open_clip starts, so before the first file is written.
     """
     options = options or TrainOptions()
-    needs_clusters = _check_options(options)  # resolves the names before anything slow is imported
-    from clip_negatives.integrations.open_clip.checkpoints import check_resumed, whole_checkpoints
-    from clip_negatives.integrations.open_clip.command_line import check_arguments
-    from clip_negatives.integrations.open_clip.preflight import first_folder, try_plugins
-    from clip_negatives.integrations.open_clip.seam import Negatives, installed, load_main
-    from clip_negatives.integrations.open_clip.train_set import rank
+    check_paths(arguments, options)  # before the slow imports
+    options.check()
+    from clip_negatives.distributed.failures import lost_process_errors
+    from clip_negatives.integrations.open_clip import (
+        checkpoints,
+        command_line,
+        guest,
+        preflight,
+        rehearsal,
+        run_record,
+        seam,
+        train_set,
+    )
 
-    main = load_main()
-    parsed = check_arguments(arguments, options)
-    # The other ranks wait for rank 0 in open_clip's own rendezvous and read the folder after it.
-    folder = first_folder(parsed, options) if needs_clusters and rank() == 0 else None
-    if rank() == 0:
-        try_plugins(folder, parsed, options)
-        check_resumed(main, parsed)
-    negatives = Negatives(main, options, folder, needs_clusters=needs_clusters)
-    with _own_logging(), _reported(), installed(main, negatives), whole_checkpoints():
-        outcome = main.main(list(arguments))
+    main = seam.load_main()
+    args = command_line.check_arguments(arguments, options)
+    record = run_record.record_of(args, options, run_record.data_section(args))
+    folder, warning = None, ""
+    if train_set.rank() == 0:  # the other ranks wait in open_clip's own rendezvous, and read the folder after it
+        checkpoint = checkpoints.check_resumed(main, args)
+        run_record.check_resume(args, checkpoint, record, anyway=options.resume_anyway)  # names a changed --model
+        rehearsal.rehearse(main, args)
+        folder = preflight.first_folder(args, options)
+        preflight.try_plugins(folder, args, options)
+        full_record = run_record.with_clusters(record, folder)
+        warning = run_record.check_resume(args, checkpoint, full_record, anyway=options.resume_anyway)
+    one_at_a_time = sole_user(Path(args.logs) / args.name, wait=False) if args.name and train_set.rank() == 0 else nullcontext()
+    try:
+        negatives = seam.Negatives(main, options, folder, record, warning)
+        with one_at_a_time, lost_process_errors(), guest.installed(main, negatives), no_exit():
+            outcome = main.main(list(arguments))
+    except OSError as error:
+        file = f" {error.filename}" if error.filename else f" in {args.logs}"
+        reason = error.strerror or str(error).strip().rpartition("\n")[2]  # of a loader's worker: the end of its traceback
+        fault = f"open_clip could not read or write a file{file}: {reason}."
+        raise ArtifactError(f"{fault} {remedies(error) or 'Correct this.'} Then {_next_step(negatives.run_folder)}.") from error
     if outcome not in (None, 0):
-        raise ClipNegativesError("Expected open_clip to train, but it stopped; the line above says why.")
+        raise ClipNegativesError("open_clip stopped before training. See its message above.")
+
+
+def _next_step(run: Path | None) -> str:
+    """Return how to go on with a run that stopped, given its folder if it is known."""
+    if run is None or not has_checkpoint(run):
+        return "train again"
+    return f"continue with {argument('resume', f'--name {run.name} --resume latest')}"
 
 
 def check(arguments: Sequence[str], options: TrainOptions) -> None:
-    """Refuse what `train` would refuse, as far as it can be told: without clusters, nothing of what is made from them.
+    """Run the checks of `train` without training; without clusters, skip the checks that need them."""
+    check_paths(arguments, options)
+    options.check()
+    from clip_negatives.integrations.open_clip import command_line, preflight, rehearsal, seam
 
-    Raises:
-        ClipNegativesError: as `train`.
-    """
-    _check_options(options)
-    from clip_negatives.integrations.open_clip.command_line import check_arguments
-    from clip_negatives.integrations.open_clip.preflight import read_folder, try_plugins
-    from clip_negatives.integrations.open_clip.seam import load_main
-    from clip_negatives.integrations.open_clip.train_set import kind_of
-
-    load_main()
-    parsed = check_arguments(arguments, options)
+    main = seam.load_main()
+    args = command_line.check_arguments(arguments, options)
+    rehearsal.rehearse(main, args)
     if options.clusters is not None:
-        try_plugins(read_folder(options.clusters, kind_of(parsed)), parsed, options)
+        preflight.try_plugins(preflight.first_folder(args, options), args, options)
 
 
-def _check_options(options: TrainOptions) -> bool:
-    """Refuse values out of their range and unknown names; return whether clusters are needed."""
-    if options.refresh_every is not None and options.refresh_every < 1:
-        raise InputError(f"Expected refresh_every of at least 1 epoch, got {options.refresh_every}.")
-    if options.temperature is not None:
-        check_temperature(options.temperature)
-    return options.requires_clusters or options.clusters is not None
+def provenance(
+    arguments: Sequence[str], options: TrainOptions, folder: ClustersFolder, data: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the record of a run on these clusters, see `clip_negatives.storage.provenance`; `data` identifies its data."""
+    from clip_negatives.integrations.open_clip import run_record
+
+    return run_record.with_clusters(run_record.record_of(parsed(arguments), options, dict(data)), folder)

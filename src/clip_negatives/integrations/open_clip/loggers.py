@@ -1,62 +1,45 @@
-"""Our figures in the loggers of open_clip, TensorBoard and wandb, beside its own and when it logs them."""
+"""Log our figures to open_clip's loggers, TensorBoard and wandb, at the same steps as open_clip."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import open_clip_train.train
 
-from clip_negatives.anchors import AnchorLoss
-from clip_negatives.integrations.figures import batch_figures, cluster_figures
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
 from clip_negatives.interfaces import Clusters, LossTerms
-from clip_negatives.loader import BatchIndex
+from clip_negatives.training.figures import batch_figures, cluster_figures
 
 
-def is_logged(args: Any) -> bool:
-    """Return whether ``--report-to`` names a logger and this process is the one that logs."""
-    return bool(args.rank == 0 and (args.wandb or args.tensorboard))
-
-
+@dataclass
 class EpochFigures:
-    """Log the figures of one epoch, by the indices of its batches alone: nothing waits for a GPU.
+    """Logged figures of one epoch, from the batches of rank 0; they use no features, so nothing waits for a GPU."""
 
-    Several processes: the figures are of what the first one contrasts among its own samples.
-
-    Args:
-        args: open_clip's arguments.
-        tb_writer: its writer for TensorBoard; None where there is none.
-        epoch: which epoch.
-        num_batches: batches of an epoch, before they are accumulated.
-        clusters: clusters of the data.
-        terms: what the loss makes of them, on the CPU.
-    """
-
-    def __init__(
-        self, args: Any, tb_writer: Any, epoch: int, num_batches: int, clusters: Clusters, terms: LossTerms | AnchorLoss
-    ) -> None:
-        self._args, self._tb_writer = args, tb_writer
-        self._clusters, self._terms = clusters, terms
-        self._steps = num_batches // args.accum_freq
-        self._first = self._steps * epoch
-        self._batches = 0
+    args: Any
+    tb_writer: Any  # open_clip's TensorBoard writer, or None
+    epoch: int
+    steps: int  # steps in an epoch; accumulated batches are one step
+    clusters: Clusters
+    terms: LossTerms | AnchorLoss  # of the data, on the CPU
+    batches: int = 0  # counted so far
 
     def log_clusters(self) -> None:
-        """Log the sizes of the clusters that the epoch begins with."""
-        self._log(cluster_figures(self._clusters), self._first)
+        """Log the sizes of the clusters at the first step of the epoch."""
+        self._log(cluster_figures(self.clusters), 0)
 
-    def take(self, batch_index: BatchIndex) -> None:
-        """Note that a batch is handed out, and log the figures of its step if open_clip will log that one."""
-        self._batches += 1
-        step, rest = divmod(self._batches, self._args.accum_freq)
-        if not rest and ((step - 1) % self._args.log_every_n_steps == 0 or step == self._steps):
-            index: Tensor = batch_index()
-            self._log(batch_figures(index, self._clusters, self._terms), self._first + step - 1)
+    def count(self, current: CurrentSamples) -> None:
+        """Count a batch; if open_clip logs this step, log the figures of the batch."""
+        self.batches += 1
+        step, rest = divmod(self.batches, self.args.accum_freq)
+        if not rest and ((step - 1) % self.args.log_every_n_steps == 0 or step == self.steps):
+            self._log(batch_figures(current.samples, self.clusters, self.terms), step - 1)
 
     def _log(self, figures: dict[str, float], step: int) -> None:
-        if self._tb_writer is not None:
+        step += self.epoch * self.steps
+        if self.tb_writer is not None:
             for name, value in figures.items():
-                self._tb_writer.add_scalar(name, value, step)
-        if self._args.wandb:
-            from open_clip_train import train  # where open_clip itself finds it
-
-            train.wandb.log(figures, step=step)
+                self.tb_writer.add_scalar(name, value, step)
+        if self.args.wandb:
+            open_clip_train.train.wandb.log(figures, step=step)  # the module that open_clip logs to

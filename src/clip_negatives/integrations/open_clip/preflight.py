@@ -1,164 +1,189 @@
-"""Make and try what a training run needs before open_clip starts: its clusters and its plugins."""
+"""Steps before open_clip starts: read or make the clusters, and try the plugins."""
 
 from __future__ import annotations
 
-import logging
+import os
+import socket
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlparse
 
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+from webdataset.gopen import gopen_schemes
 
-from clip_negatives import registry
-from clip_negatives.anchors import AnchorLoss
-from clip_negatives.artifacts import ClustersFolder, read_clusters
-from clip_negatives.backends import check_backend
+from clip_negatives.advice import argument
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.clustering.fit import cluster_features
 from clip_negatives.dataset import CsvPairs
-from clip_negatives.errors import ArtifactError, UnsupportedError
-from clip_negatives.extra_texts import Captions, texts_per_image
-from clip_negatives.integrations.open_clip.same_data import check_same_data
+from clip_negatives.dataset.urls import expand_urls, is_plain
+from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
+from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.integrations.open_clip.train_set import kind_of, pairs, world_size
-from clip_negatives.integrations.weighting import loss_terms
+from clip_negatives.integrations.open_clip.train_set import pairs, rank, world_size
 from clip_negatives.interfaces import Clusters, LossTerms, SamplingContext
-from clip_negatives.labels import LabelsFolder, TrainedOn, is_labels_folder, read_labels
-from clip_negatives.loss import NegativesClipLoss
-from clip_negatives.prepare import cache_folder, prepare_cached
-from clip_negatives.refresh import check_clusterers, cluster_features
+from clip_negatives.losses.backends import check_backend
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.pipelines.prepare import cache_folder, prepare_cached
+from clip_negatives.printing import log
 from clip_negatives.sampling import epoch_generator
+from clip_negatives.storage.clusters_folder import BYTES, ClustersFolder, read_clusters
+from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder, read_labels
+from clip_negatives.storage.manifest import LABELS_FOLDER
+from clip_negatives.storage.shards import ClusteredShards
+from clip_negatives.training.same_data import check_columns, spread, warn_of_newer
+from clip_negatives.training.same_files import check_images, check_shards
+from clip_negatives.training.weighting import loss_terms
 
-SYNTHETIC_DIM = 32
-"""Size of the random features that stand for synthetic data."""
 
+def first_folder(args: Namespace, options: TrainOptions, *, check_files: bool = False) -> ClustersOrLabels | None:
+    """Return the first clusters, or None if the run uses none: read, random for synthetic data, or prepared and cached.
 
-def read_folder(path: Path, kind: str) -> TrainedOn:
-    """Read the clusters folder, or for a stream the labels folder, that is named.
-
-    Raises:
-        ArtifactError: it is missing or damaged, or holds labels for data that are read by index.
+    Rank 0 prepares. The other ranks call this after open_clip has joined the processes, and read what rank 0 prepared. With
+    `check_files` they compare the files that they read: other machines may have other disks.
     """
-    return read_labels(path) if kind == "webdataset" and is_labels_folder(path) else read_clusters(path)
-
-
-def terms_of(folder: TrainedOn | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
-    """Return what a weighting makes of clusters; without labels where those come with the samples of a stream.
-
-    Raises:
-        InputError: the weighting removes all incorrect pairs.
-        UnsupportedError: the weighting looks at single samples, or has labels of its own, and only those of the clusters come
-            with the stream.
-    """
-    terms = loss_terms(weighting, clusters)
-    if not isinstance(folder, LabelsFolder):
-        return terms
-    if isinstance(terms, AnchorLoss):
-        raise UnsupportedError(
-            f"Expected a weighting of tables between clusters for the labels folder {folder.path}, got {weighting}, which is "
-            "handed all logits of a batch. Name the clusters folder."
-        )
-    of_clusters = folder.clusters.image.labels, folder.clusters.text.labels
-    own = [label for label in (terms.image_labels, terms.text_labels) if label is not None]
-    if any(all(label is not one for one in of_clusters) for label in own):
-        raise UnsupportedError(
-            f"Expected a weighting of the clusters for the labels folder {folder.path}, got {weighting}, which has labels of "
-            "its own. Name the clusters folder."
-        )
-    return terms.for_stream()
-
-
-def first_folder(args: Namespace, options: TrainOptions) -> TrainedOn:
-    """Return the clusters to start from: those that are named, or prepared here and cached, or random ones for synthetic data.
-
-    Rank 0 prepares; the others read what it made once open_clip has joined them (`late_folder`).
-
-    Raises:
-        ClipNegativesError: they are missing or damaged, or the data cannot be encoded or clustered.
-    """
-    folder: TrainedOn
-    if options.clusters is not None:
-        folder = read_folder(options.clusters, kind_of(args))
-    elif kind_of(args) == "synthetic":
-        folder = _synthetic(args, options)
-    else:
-        folder = prepare_cached(pairs(args), **encoding(options))
+    if not options.uses_clusters:
+        return None
+    folder = _first_folder(args, options)
+    if check_files:
+        try:
+            check_same_files(folder, args)
+        except ClipNegativesError as error:
+            raise type(error)(f"Rank {rank()} on {socket.gethostname()}: {error}") from error
     return folder
 
 
-def late_folder(args: Namespace, options: TrainOptions) -> TrainedOn:
-    """Return on a rank other than 0 what rank 0 prepared.
-
-    Raises:
-        ArtifactError: this machine does not see the folder.
-    """
-    if options.clusters is not None or kind_of(args) == "synthetic":
-        return first_folder(args, options)
-    path = cache_folder(pairs(args), **encoding(options))
+def _first_folder(args: Namespace, options: TrainOptions) -> ClustersOrLabels:
+    kind = kind_of(args)
+    if options.clusters is not None:
+        is_labels = kind == "webdataset" and LABELS_FOLDER.is_at(options.clusters)
+        return read_labels(options.clusters) if is_labels else read_clusters(options.clusters)
+    if kind == "synthetic":
+        return _synthetic(args, options)
+    data = pairs(args, options.recipe.columns.group)
+    if rank() == 0:
+        return prepare_cached(data, options.recipe)
     try:
-        return read_clusters(path)
+        return read_clusters(cache_folder(data, options.recipe))
     except ArtifactError as error:
         raise ArtifactError(
-            f"Expected the clusters that rank 0 prepared at {path}, on a disk that every machine sees, got: {error}"
+            f"The clusters that rank 0 prepared cannot be read on this machine: {error} Set CLIP_NEGATIVES_CACHE to a folder "
+            "that every machine shares."
         ) from error
 
 
-def encoding(options: TrainOptions) -> dict[str, Any]:
-    """Return the options of `clip_negatives.prepare.prepare` for clusters that training prepares by itself."""
-    return {
-        "image_encoder": options.image_encoder,
-        "text_encoder": options.text_encoder,
-        "clusterer": options.clusterer,
-        "text_clusterer": options.text_clusterer,
-    }
+def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
+    """Return the terms of a weighting. With a labels folder they have no labels: these come with each batch of the stream."""
+    terms = loss_terms(weighting, clusters)
+    if not isinstance(folder, LabelsFolder):
+        return terms
+    reason = "needs all logits of a batch"
+    if isinstance(terms, LossTerms):
+        known = (None, folder.clusters.image.labels, folder.clusters.text.labels)
+        if all(any(own is labels for labels in known) for own in (terms.image_labels, terms.text_labels)):
+            return terms.for_stream()
+        reason = "has labels of its own"
+    raise UnsupportedError(
+        f"The weighting {weighting} {reason}, but the labels folder {folder.path} has only the labels of the clusters. "
+        f"Pass the clusters folder to {argument('clusters')}."
+    )
 
 
-def try_plugins(folder: TrainedOn | None, args: Namespace, options: TrainOptions) -> None:
-    """Build sampler and weighting once, so that what they refuse is refused before open_clip writes its first file.
-
-    Raises:
-        ClipNegativesError: they refuse, or do not go with each other or with the data.
-    """
-    wanted = torch.device(args.device)
-    # open_clip trains on the CPU where the device that is asked for is not there.
-    check_backend(options.backend, torch.device("cpu") if wanted.type == "cuda" and not torch.cuda.is_available() else wanted)
-    item, _ = registry.default_registry().resolve("negative_sampler", options.sampler)
-    kind, clusters, extra = kind_of(args), folder.clusters if folder is not None else None, 0
-    if kind == "webdataset" and not item.keeps_native_order:
-        raise UnsupportedError(
-            f"Expected csv data for the sampler {item.name}, which chooses batches by index, got a webdataset stream. "
-            "Use --sampler in_batch with it (the weighting works on streams, by sample key), or export the data to csv."
-        )
+def try_plugins(folder: ClustersOrLabels | None, args: Namespace, options: TrainOptions) -> None:
+    """Create sampler and weighting once, to raise their errors before open_clip writes its first file."""
+    device = torch.device(args.device)
+    # Without a GPU, open_clip trains on the CPU.
+    check_backend(options.backend, torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device)
+    sampler, _ = options.plugins
+    kind, extra = kind_of(args), 0
     if kind != "webdataset":
-        source = pairs(args) if kind == "csv" else None
-        if isinstance(folder, ClustersFolder) and isinstance(source, CsvPairs):
-            check_same_data(folder, source)
-        context = SamplingContext(
-            args.train_num_samples if source is None else len(source.keys),
-            args.batch_size,
-            world_size=world_size(),
-            seed=args.seed,
-            clusters=clusters,
-            captions=_captions(folder) if source is None else source.texts,
+        extra = _try_sampler(folder, kind, args, options)
+    elif not sampler.keeps_native_order:
+        raise UnsupportedError(
+            f"The sampler {sampler.name} chooses samples by index, but a webdataset stream has no index. Use the "
+            "sampler in_batch (weightings work on streams), or export the data to csv."
         )
-        extra = texts_per_image(registry.create("negative_sampler", options.sampler, context))
-        if extra and source is None:
-            raise UnsupportedError(f"Expected csv data for the sampler {item.name}, which adds texts, got {kind} data.")
-        if options.refresh_every is not None:
-            check_clusterers(context.n_samples, options.clusterer, options.text_clusterer)
-    terms = terms_of(folder, clusters, options.weighting)
+    if folder is not None:
+        check_same_files(folder, args)
+    terms = terms_of(folder, None if folder is None else folder.clusters, options.weighting)
     NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
 
 
-def _captions(folder: TrainedOn | None) -> Captions | None:
-    return Captions(folder.samples) if isinstance(folder, ClustersFolder) else None
+def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
+    """Raise ArtifactError if the tars or images of the training data are not the files that were clustered."""
+    if kind_of(args) == "webdataset":
+        if isinstance(folder, ClustersFolder) and "image" in folder.samples.column_names:
+            fault = f"The clusters in {folder.path} were made from a csv file, so they identify no sample of a tar."
+            raise ArtifactError(f"{fault} Run clip-negatives prepare on the tars.")
+        shards = folder.shards if isinstance(folder, LabelsFolder) else ClusteredShards.of(folder)
+        addresses = expand_urls(args.train_data)
+        _check_readable_by_webdataset(addresses)
+        shards.check(addresses)
+        check_shards(shards, addresses)
+    elif kind_of(args) == "csv" and isinstance(folder, ClustersFolder):
+        check_images(folder)
+
+
+def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
+    """Check that webdataset opens these addresses, and that it does not replace them by others."""
+    if os.environ.get("GOPEN_REWRITE"):
+        raise UnsupportedError(
+            "GOPEN_REWRITE is set, so webdataset would read other shards than those that were compared. Unset it, and name the "
+            "shards themselves."
+        )
+    for address in addresses:
+        scheme = urlparse(address).scheme
+        if scheme not in {"", "file", *gopen_schemes}:
+            known = ", ".join(sorted(name for name in gopen_schemes if name.isalnum()))
+            raise DataError(
+                f"webdataset cannot open {address}: it has no {scheme}: ({known}). Use pipe: with a command that prints the "
+                "shard, such as 'pipe:aws s3 cp s3://bucket/0.tar -'."
+            )
+
+
+def warn_of_newer_data(folder: ClustersOrLabels, args: Namespace) -> None:
+    """Warn if the training data changed after the clusters were made, see `warn_of_newer`, or could not be compared."""
+    if isinstance(folder, ClustersFolder) and "image" in folder.samples.column_names:
+        if BYTES not in folder.samples.column_names:
+            log(
+                f"{folder.path} has no sizes of images: they were not compared. To compare them, run "
+                "clip-negatives prepare again."
+            )
+        warn_of_newer(folder.path, folder.manifest, "images", spread(folder.samples["image"]))
+    elif kind_of(args) == "webdataset":
+        shards = [shard for shard in expand_urls(args.train_data) if is_plain(shard)]
+        warn_of_newer(folder.path, folder.manifest, "tars", spread(pa.array(shards, pa.string())))
+
+
+def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, options: TrainOptions) -> int:
+    """Create the sampler for data with an index; return how many captions it adds to each sample."""
+    n: int = args.train_num_samples
+    captions: Sequence[str] | None = Captions(folder.samples) if isinstance(folder, ClustersFolder) else None
+    if kind == "csv":
+        source = pairs(args)
+        n, captions = len(source.keys), source.texts
+        if isinstance(folder, ClustersFolder) and isinstance(source, CsvPairs):
+            check_columns(folder.path, {"text": source.texts, "image": source.image_paths}, folder.samples)
+            if "image" not in folder.samples.column_names:
+                log(f"only the texts were compared with {folder.path}, because it has no paths of images")
+    clusters = None if folder is None else folder.clusters
+    context = SamplingContext(n, args.batch_size, 0, world_size(), args.seed, clusters, captions=captions)
+    extra = texts_per_image(options.create_sampler(context))
+    if extra and kind == "synthetic":
+        raise UnsupportedError(f"The sampler {options.sampler} adds captions and needs csv data, not synthetic data.")
+    if options.refresh_every is not None:
+        options.recipe.check(n)
+    return extra
 
 
 def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:
-    """Return clusters of random features: synthetic data are one picture and one text, which serve to time training only."""
-    logging.warning("Synthetic data are one picture and one text: their clusters are random, for timing only.")
+    """Return clusters of random features (size 32), for timing: all synthetic samples are the same pair."""
+    log("All synthetic samples are the same pair: the clusters are random, for timing only.")
     n, generator = args.train_num_samples, epoch_generator(args.seed, 0)
-    image, text = (F.normalize(torch.randn(n, SYNTHETIC_DIM, generator=generator), dim=1) for _ in range(2))
-    clusters = cluster_features(image, text, clusterer=options.clusterer, text_clusterer=options.text_clusterer, seed=args.seed)
+    image, text = (F.normalize(torch.randn(n, 32, generator=generator), dim=1) for _ in range(2))
+    clusters = cluster_features(image, text, **options.recipe.clusterers, seed=args.seed, epoch=0)
     samples = pa.table({"key": [str(row) for row in range(n)], "text": ["Dummy caption"] * n})
     return ClustersFolder(Path("synthetic"), clusters, samples, {})

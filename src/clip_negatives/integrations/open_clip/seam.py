@@ -1,223 +1,217 @@
-"""The seam: four functions that open_clip's training looks up by name, replaced while it runs.
+"""The seam: the functions of open_clip's training that this package replaces, in the order of their calls.
 
-``open_clip_train.main`` calls ``get_data``, ``create_loss``, ``train_one_epoch`` and ``pt_load``, each found in its own
-namespace. What else is touched is named in `installed`: on CPUs distributed training is mended (`cpu_ddp`), and images and
-tars are read with care (`untrusted`). All is put back when training ends. What this relies on is looked for first, so that a
-version in which it moved gives an error and not another training.
+* ``get_data``: read the clusters, compare the records of all ranks, and wrap the training loader.
+* ``create_loss``: create our loss, with the terms of the clusters.
+* ``train_one_epoch``, for each epoch: re-cluster if it is due; train as open_clip does; before open_clip writes its checkpoint,
+  check the weights and store the state of the loss.
+
+The loader calls `Negatives.observe` for each batch that it yields, to log figures.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import open_clip
-from torch import Tensor
+from open_clip_train.train import unwrap_model
 
-from clip_negatives.anchors import AnchorLoss
-from clip_negatives.dataset.source import allow_pixels
-from clip_negatives.encoders.open_clip import MODELS
-from clip_negatives.encoders.words import ShortWords
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.batches.streams import StreamLoader
+from clip_negatives.clustering.fit import refresh_due
+from clip_negatives.distributed.processes import ALONE, Processes
+from clip_negatives.encoders.open_clip import ShortWords
 from clip_negatives.errors import UnsupportedError
-from clip_negatives.integrations.open_clip.checkpoints import check_finite
-from clip_negatives.integrations.open_clip.cpu_ddp import cpu_ddp
-from clip_negatives.integrations.open_clip.data import CountedLoader, TrainData
-from clip_negatives.integrations.open_clip.loggers import EpochFigures, is_logged
-from clip_negatives.integrations.open_clip.loss_state import restore_state, store_state
-from clip_negatives.integrations.open_clip.preflight import late_folder, terms_of
-from clip_negatives.integrations.open_clip.recluster import recluster, stored_clusters
-from clip_negatives.integrations.open_clip.same_data import tell_of_newer_data
+from clip_negatives.integrations.open_clip import run_record
+from clip_negatives.integrations.open_clip.arguments import kind_of
+from clip_negatives.integrations.open_clip.checkpoints import (
+    check_finite,
+    restore_random,
+    restore_state,
+    store_random,
+    store_state,
+)
+from clip_negatives.integrations.open_clip.data import TrainData
+from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
+from clip_negatives.integrations.open_clip.loggers import EpochFigures
+from clip_negatives.integrations.open_clip.preflight import first_folder, terms_of, warn_of_newer_data
+from clip_negatives.integrations.open_clip.recluster import recluster, stored_folder
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.integrations.open_clip.untrusted import limited_tars, load_checkpoint, no_ghostscript
-from clip_negatives.integrations.weighting import batch_keeps_pairs
+from clip_negatives.integrations.open_clip.train_set import place_of_files
 from clip_negatives.interfaces import Clusters, LossTerms
-from clip_negatives.labels import TrainedOn
-from clip_negatives.loader import BatchIndex
-from clip_negatives.loss import NegativesClipLoss
-from clip_negatives.pulse import watched
-from clip_negatives.refresh import refresh_due
-from clip_negatives.temperature import hold_temperature
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.printing import log
+from clip_negatives.step import BatchSamples
+from clip_negatives.storage.labels_folder import ClustersOrLabels
+from clip_negatives.storage.provenance import Record
+from clip_negatives.training.reclustering import with_truth_of
+from clip_negatives.training.temperature import hold_temperature
+from clip_negatives.training.weighting import batch_keeps_pairs
 
+# Functions of `open_clip_train.main` that we replace, in the training or in the rehearsal, with the parameters that we use.
 EXPECTED = {
     "get_data": ("args", "preprocess_fns", "epoch", "tokenizer"),
     "create_loss": ("args",),
     "train_one_epoch": ("model", "data", "loss", "epoch", "optimizer"),
     "pt_load": ("file_path", "map_location"),
+    "get_latest_checkpoint": ("path", "remote"),
+    "parse_args": ("args",),
+    "init_distributed_device": ("args",),
+    "setup_logging": (),
+    "random_seed": (),
 }
-"""The functions that are replaced, and the parameters that each must have."""
 
 
 def load_main() -> ModuleType:
-    """Import open_clip's training and look for what the seam relies on; make our model configurations known to it.
+    """Import open_clip's training, and check that it has the functions that we replace."""
+    import open_clip_train.data
+    import open_clip_train.main
 
-    Raises:
-        UnsupportedError: this version of open_clip has another structure.
-    """
-    import open_clip_train.main as main
-
-    checked: ModuleType = main
-
-    release = version("open_clip_torch")
+    main: ModuleType = open_clip_train.main
+    missing = None if hasattr(open_clip_train.data, "tar_file_expander") else "tar_file_expander"
     for name, parameters in EXPECTED.items():
         function = getattr(main, name, None)
-        found = inspect.signature(function).parameters if callable(function) else {}
-        if not set(parameters) <= set(found):
-            raise UnsupportedError(
-                f"Expected open_clip_torch 3.x, whose training has {name}({', '.join(parameters)}), got {release} without it. "
-                "Install open_clip_torch>=3.0,<4."
-            )
-    open_clip.add_model_config(MODELS)
-    return checked
-
-
-@contextmanager
-def installed(main: ModuleType, negatives: Negatives) -> Iterator[None]:
-    """Let `negatives` stand in for open_clip's functions, and put them back at the end."""
-    allow_pixels()
-    originals = {name: getattr(main, name) for name in EXPECTED}
-    try:
-        for name in EXPECTED:
-            setattr(main, name, getattr(negatives, name))
-        with cpu_ddp(), no_ghostscript(), limited_tars(), negatives.run:
-            yield
-    finally:
-        for name, function in originals.items():
-            setattr(main, name, function)
+        if not callable(function) or not set(parameters) <= set(inspect.signature(function).parameters):
+            missing = f"{name}({', '.join(parameters)})"
+    if missing is not None:
+        release = version("open_clip_torch")
+        raise UnsupportedError(f"open_clip_torch {release} has no {missing} in its training. Install open_clip_torch>=3.0,<4.")
+    return main
 
 
 class Negatives:
-    """Stand in for the functions of one training run.
+    """The replacements of one training run, created before ``open_clip_train.main`` is changed.
 
-    Args:
-        main: the module ``open_clip_train.main``, not yet changed.
-        options: which negatives.
-        folder: the clusters to start from; None where nothing needs clusters, and on ranks that read them later.
-        needs_clusters: whether clusters are needed.
+    `folder` has the first clusters; None if the run needs no clusters, or if this rank reads them later. `record` is the
+    provenance of the run without its clusters, `warning` the warning of the check before a resume. `run` holds context managers
+    that end with the run.
     """
 
-    pt_load = staticmethod(load_checkpoint)
-    """Stands in for open_clip's own, which before torch 2.6 runs what a checkpoint holds."""
-
-    def __init__(self, main: ModuleType, options: TrainOptions, folder: TrainedOn | None, *, needs_clusters: bool) -> None:
-        self.options = options
-        self.folder = folder
-        self._needs_clusters = needs_clusters
-        self._get_data = main.get_data
-        self._train_one_epoch = main.train_one_epoch
-        self._batch_index = BatchIndex()
+    def __init__(
+        self, main: ModuleType, options: TrainOptions, folder: ClustersOrLabels | None, record: Record, warning: str = ""
+    ) -> None:
+        self.options, self.folder, self.run = options, folder, ExitStack()
+        self._record, self._warning = record, warning
+        self.run_folder: Path | None = None  # known from `get_data` on
+        self._get_data, self._train_one_epoch = main.get_data, main.train_one_epoch
         self._clusters: Clusters | None = None
-        self._args: Any = None
-        self._start_epoch = 0
-        self._preprocess: Any = None
-        self._held = False
-        self._extra_texts = 0
         self._figures: EpochFigures | None = None
-        self._logged: LossTerms | AnchorLoss | None = None  # what the loss makes of the clusters, on the CPU
-        self._untried: LossTerms | None = None  # the same, until a batch is handed out
-        self.run = ExitStack()  # what lasts until the run ends
+        self._logged: LossTerms | AnchorLoss | None = None  # on the CPU, if figures are logged
+        self._unchecked: LossTerms | None = None  # on the CPU, until the first batch
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
         """Return open_clip's data with its training loader wrapped."""
-        self.run.enter_context(watched(args.rank, args.world_size))
         tokenizer = None if tokenizer is None else ShortWords(tokenizer)
         data: dict[str, Any] = self._get_data(args, preprocess_fns, epoch=epoch, tokenizer=tokenizer)
-        if "train" not in data:
-            return data
         self._args, self._preprocess, self._start_epoch = args, preprocess_fns[1], epoch
-        self._batch_index = BatchIndex(args.accum_freq, self._on_batch)
-        if self._needs_clusters:
-            self.folder = self.folder or late_folder(args, self.options)
-            self._clusters = self.folder.clusters
-            if self.options.clusters is not None and args.rank == 0:
-                tell_of_newer_data(self.folder, args)
-        if self.options.refresh_every is not None and epoch > 0:
-            self._clusters = self._with_ids(stored_clusters(args, epoch, self.options.refresh_every))
-        data["train"] = TrainData(data["train"], args, self.options.sampler, self._batch_index, self.folder)
-        data["train"].use(self._clusters)
-        self._extra_texts = data["train"].extra_texts
+        self.run_folder = Path(args.checkpoint_path).parent
+        self._agree(args, getattr(data["train"].dataloader, "dataset", None), epoch)
+        if self.folder is not None and self.options.clusters is not None and args.rank == 0:
+            warn_of_newer_data(self.folder, args)
+        self._current = CurrentSamples(args.accum_freq, self.observe)
+        self._data = data["train"] = TrainData(data["train"], args, self.options, self._current, self.folder)
+        self._data.use(self._clusters)
         return data
 
+    def _agree(self, args: Any, dataset: Any, epoch: int) -> None:
+        """Read the clusters on all ranks, and check that all ranks have the same data, clusters and settings."""
+        processes = self._processes = Processes.current() if args.world_size > 1 else ALONE
+        if kind_of(args) == "csv":
+            processes.together(lambda: run_record.check_dataset(self._record, dataset))
+        start = processes.together(lambda: run_record.start_section(args, epoch))
+        # Before the clusters: a rank with other data would find none.
+        run_record.check_processes({**self._record, "start": start}, processes)
+        places = processes.gather(place_of_files(args))
+        check_files = args.rank > 0 and places.index(places[args.rank]) == args.rank  # the first process that reads these files
+        self.folder = processes.together(lambda: self.folder or first_folder(args, self.options, check_files=check_files))
+        self._record = processes.together(lambda: run_record.with_clusters(self._record, self.folder))
+        run_record.check_processes(self._record, processes)
+        self._clusters = None if self.folder is None else self.folder.clusters
+        if (every := self.options.refresh_every) is not None:
+            stored = processes.together(lambda: stored_folder(args, epoch, every, dataset))
+            content = None if stored is None else stored.digest
+            run_record.check_processes({"start": {"clusters_of_the_last_re-clustering": content}}, processes)
+            self._clusters = self._clusters if stored is None else with_truth_of(self._clusters, stored.clusters)
+        if not args.resume:
+            self._store_record(args)
+        if self._warning:
+            log(self._warning)
+
+    def _store_record(self, args: Any) -> None:
+        """Write the record; a resumed run does so with its first checkpoint, because until then the older record is right."""
+        self._processes.together(lambda: run_record.store(self._record, args))
+
     def create_loss(self, args: Any) -> NegativesClipLoss:
-        """Return our loss in the place of `open_clip.ClipLoss`."""
+        """Return our loss in place of `open_clip.ClipLoss`."""
         loss = NegativesClipLoss(
-            local_loss=args.local_loss,
-            gather_with_grad=args.gather_with_grad,
+            args.local_loss,
+            args.gather_with_grad,
             cache_labels=True,
             rank=args.rank,
             world_size=args.world_size,
-            use_horovod=args.horovod,
-            terms=self._terms(self._clusters),
-            batch_index=self._batch_index,
-            extra_texts=self._extra_texts,
-            text_ids=self._batch_index.text_ids,
+            terms=self._terms(),
+            batch_samples=self._current,
+            extra_texts=self._data.extra_texts,
             backend=self.options.backend,
         ).to(args.device)
-        restore_state(loss.anchor_loss, args, self._start_epoch)
-        logging.info(f"clip-negatives: sampler {self.options.sampler}, weighting {self.options.weighting}")
+        data = run_record.data_digest(self._record)
+        self._processes.together(lambda: restore_state(loss.anchor_loss, args, self._start_epoch, data))
+        log(f"sampler {self.options.sampler}, weighting {self.options.weighting}", logging.INFO)
         return loss
 
     def train_one_epoch(
         self, model: Any, data: dict[str, Any], loss: Any, epoch: int, optimizer: Any, *rest: Any, **named: Any
     ) -> None:
-        """Re-cluster if it is time to, then train the epoch as open_clip does."""
-        self._hold_temperature(model, optimizer)
-        if refresh_due(epoch, self.options.refresh_every):
-            found = recluster(model, data["train"].dataset, self._preprocess, self._args, self.options, epoch)
-            self._clusters = self._with_ids(found)
-            data["train"].use(self._clusters)
-            loss.set_terms(self._terms(self._clusters).to(self._args.device))
-            self._figures = None
-        self._begin_figures(data["train"].dataloader, epoch, named.get("tb_writer"))
+        """Re-cluster if it is due, train the epoch as open_clip does, and store the state of the loss."""
+        args, options, tb_writer = self._args, self.options, named.get("tb_writer")
+        first, refresh = epoch == self._start_epoch, refresh_due(epoch, options.refresh_every)
+        if first and options.temperature is not None:
+            hold_temperature(unwrap_model(model).logit_scale, options.temperature, optimizer)
+        if first and tb_writer is not None:
+            self.run.callback(tb_writer.close)
+        if refresh:
+            self._clusters = recluster(model, self._data.dataset, self._preprocess, args, options, epoch, self._clusters)
+            self._data.use(self._clusters)
+            loss.set_terms(self._terms().to(args.device))
+        if self._logged is not None and self._clusters is not None:
+            steps = self._data.dataloader.num_batches // args.accum_freq
+            self._figures = EpochFigures(args, tb_writer, epoch, steps, self._clusters, self._logged)
+            if first or refresh:
+                self._figures.log_clusters()
+        if first and epoch > 0:
+            restore_random(args, epoch)
+        store_random(args, epoch)
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
-        if unlabelled := getattr(data["train"].dataloader.loader, "unlabelled", 0):
-            logging.warning(f"clip-negatives: {unlabelled} samples so far had no labels; their pairs counted as they are")
+        if isinstance(loader := self._data.dataloader.loader, StreamLoader):
+            loader.check_labelled(any(self._processes.gather(loader.any_labelled)))
+            if loader.unlabelled:
+                log(f"{loader.unlabelled} samples so far have no cluster labels; their pairs have weight 1")
         check_finite(model, epoch + 1)
-        store_state(loss.anchor_loss, self._args, epoch + 1)
+        if first and args.resume:
+            self._store_record(args)
+        store_state(loss.anchor_loss, args, epoch + 1, run_record.data_digest(self._record))
+        store_random(args, epoch + 1)
 
-    def _hold_temperature(self, model: Any, optimizer: Any) -> None:
-        """Hold the temperature, if asked, from the first epoch that is trained here."""
-        from open_clip_train.train import unwrap_model
-
-        if self.options.temperature is not None and not self._held:
-            hold_temperature(unwrap_model(model).logit_scale, self.options.temperature, optimizer)
-            self._held = True
-
-    def _begin_figures(self, loader: CountedLoader, epoch: int, tb_writer: Any) -> None:
-        """Log what there is to say of the clusters, when they are new, and of the batches that follow."""
-        if self._logged is None or self._clusters is None:
-            return
-        new = self._figures is None
-        self._figures = EpochFigures(self._args, tb_writer, epoch, loader.num_batches, self._clusters, self._logged)
-        if new:
-            self._figures.log_clusters()
-
-    def _on_batch(self, index: Tensor) -> None:
-        """Take note of a batch that is handed out."""
-        if self._untried is not None and not batch_keeps_pairs(self._untried, index):
-            logging.warning(
-                f"clip-negatives: {self.options.weighting} removes all incorrect pairs of the first batch that "
-                f"{self.options.sampler} composed, on this process; where that goes on, nothing is learned"
+    def observe(self, samples: BatchSamples) -> None:
+        """Log the figures of a batch; after the first batch, warn if the weighting removes all its incorrect pairs."""
+        if self._unchecked is not None and not batch_keeps_pairs(self._unchecked, samples):
+            log(
+                f"the weighting {self.options.weighting} removes all incorrect pairs of the first batch of the "
+                f"sampler {self.options.sampler} on this process; the model learns nothing from such batches"
             )
-        self._untried = None
+        self._unchecked = None
         if self.options.on_batch is not None:
-            self.options.on_batch(index)
+            self.options.on_batch(samples)
         if self._figures is not None:
-            self._figures.take(self._batch_index)
+            self._figures.count(self._current)
 
-    def _with_ids(self, clusters: Clusters | None) -> Clusters | None:
-        """Return clusters made during training with what the first ones knew of texts and groups; None gives the first."""
-        if clusters is None or self._clusters is None:
-            return clusters or self._clusters
-        return dataclasses.replace(clusters, texts=self._clusters.texts, groups=self._clusters.groups)
-
-    def _terms(self, clusters: Clusters | None) -> LossTerms | AnchorLoss:
-        terms = terms_of(self.folder, clusters, self.options.weighting)
-        self._logged = terms if is_logged(self._args) else None
-        self._untried = terms if isinstance(terms, LossTerms) else None
+    def _terms(self) -> LossTerms | AnchorLoss:
+        """Return the terms of the current clusters, and store them for `observe`."""
+        terms = terms_of(self.folder, self._clusters, self.options.weighting)
+        self._logged = terms if self._args.rank == 0 and (self._args.wandb or self._args.tensorboard) else None
+        self._unchecked = terms if isinstance(terms, LossTerms) else None
         return terms

@@ -1,23 +1,20 @@
-"""The small model that ships with the package, freshly made."""
+"""The small model that ships with the package; it trains on two cores."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import open_clip
 import torch
 
 from clip_negatives.encoders.open_clip import MODELS
 
-NAME = "clip-negatives-tiny"
-"""open_clip's name of a model small enough for two cores."""
-
 
 def tiny_model(*, seed: int) -> tuple[Any, Any, Any]:
-    """Return model, image transform and tokenizer, with the random weights of a seed; the global generator is kept."""
-    import open_clip
-
+    """Return model, image transform and tokenizer, with random weights of a seed; the global generator does not change."""
+    name = "clip-negatives-tiny"
     open_clip.add_model_config(MODELS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, _, transform = open_clip.create_model_and_transforms(NAME, output_dict=True)
-    return model, transform, open_clip.get_tokenizer(NAME)
+        model, _, transform = open_clip.create_model_and_transforms(name, output_dict=True)
+    return model, transform, open_clip.get_tokenizer(name)

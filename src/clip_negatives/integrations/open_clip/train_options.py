@@ -1,56 +1,50 @@
-"""What a training run is told of its negatives."""
+"""Options of a training run: its method, its clusters and how to make them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_negatives import registry
+from clip_negatives.advice import argument
+from clip_negatives.errors import InputError
+from clip_negatives.host.method import Method, check_temperature
+from clip_negatives.pipelines.recipe import Recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from clip_negatives.step import BatchSamples
 
 
-@dataclass(frozen=True, slots=True)
-class TrainOptions:
-    """Say which negatives a training run has.
+@dataclass(frozen=True)
+class TrainOptions(Method):
+    """A method, and how a training run uses it.
 
     Attributes:
-        clusters: clusters folder of the training data; None prepares one, cached by the data and the encoders.
-        sampler: ``name`` or ``name:key=value,...`` of the negative sampler.
-        weighting: the same of the loss weighting.
-        backend: backend of the loss: "auto" or a name that `clip_negatives.functional.weighted_info_nce` knows.
-        temperature: hold the temperature at this, 0.01 .. 1, instead of learning it; None learns it, as open_clip does.
-        refresh_every: re-cluster with the model being trained before every so many epochs; None never does.
-        image_encoder: encoder of the images, for clusters that are prepared here.
-        text_encoder: encoder of the texts, likewise.
-        clusterer: clusterer of the images and texts, for clusters that are prepared here.
-        text_clusterer: another clusterer for the texts.
-        on_batch: called with the sample indices (int64, shape (B,)) of every batch as it is handed out.
+        clusters: clusters folder of the training data; None prepares one and caches it.
+        recipe: encoders and clusterers for clusters that the run makes, also when re-clustering.
+        backend: backend of the loss: "auto" or a name that `clip_negatives.losses.functional.weighted_info_nce` knows.
+        refresh_every: epochs between two clusterings with the model being trained; None never re-clusters.
+        resume_anyway: resume a run that had other data, clusters or settings, with a warning instead of an error.
+        on_batch: called with the samples of every batch just before the loader yields the batch.
     """
 
     clusters: Path | None = None
-    sampler: str = "cluster_similarity"
-    weighting: str = "weighted_infonce"
+    recipe: Recipe = field(default_factory=Recipe)
     backend: str = "auto"
-    temperature: float | None = None
     refresh_every: int | None = None
-    image_encoder: str = "pixels"
-    text_encoder: str = "tfidf"
-    clusterer: str = "kmeans"
-    text_clusterer: str | None = None
-    on_batch: Callable[[Tensor], None] | None = None
+    resume_anyway: bool = False
+    on_batch: Callable[[BatchSamples], None] | None = None
 
     @property
-    def requires_clusters(self) -> bool:
-        """Return whether the sampler or the weighting needs clusters.
+    def uses_clusters(self) -> bool:
+        """Return whether the run uses clusters: the method needs them, or a folder is given."""
+        return self.requires_clusters or self.clusters is not None
 
-        Raises:
-            PluginError: a name or an option is unknown, or a value has the wrong type.
-        """
-        found = registry.default_registry()
-        sampler, _ = found.resolve("negative_sampler", self.sampler)
-        weighting, _ = found.resolve("loss_weighting", self.weighting)
-        return sampler.requires_clusters or weighting.requires_clusters
+    def check(self) -> None:
+        """Check ranges and names of plugins; all other checks need open_clip's arguments."""
+        if self.refresh_every is not None and self.refresh_every < 1:
+            raise InputError(f"{argument('refresh_every')} must be at least 1 epoch, got {self.refresh_every}.")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+        _ = self.plugins

@@ -1,132 +1,156 @@
-"""The training data that open_clip's arguments name, the processes that share them, and the steps of an epoch."""
+"""The training data in open_clip's arguments: kind, pairs, and steps of an epoch."""
 
 from __future__ import annotations
 
 import math
 import os
+import socket
 from argparse import Namespace
 from pathlib import Path
 
 from open_clip_train.data import expand_urls, get_dataset_size
+from open_clip_train.distributed import is_using_distributed, world_info_from_env
 
+from clip_negatives.advice import named
 from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
-from clip_negatives.errors import DataError
-from clip_negatives.reading import read_json
+from clip_negatives.dataset.columns import Columns
+from clip_negatives.distributed.environment import check_address, started_processes
+from clip_negatives.errors import DataError, ProcessError
+from clip_negatives.integrations.open_clip.arguments import OPTIONS, kind_of
+from clip_negatives.storage.safe_reading import read_json
+
+SIZES, LENGTH = "sizes.json", "__len__"  # beside the shards, with the number of samples of each shard or of all shards
 
 
-def kind_of(args: Namespace) -> str:
-    """Return "csv", "webdataset" or "synthetic", by open_clip's own rule."""
-    if args.dataset_type != "auto":
-        return str(args.dataset_type)
-    return "csv" if args.train_data.rsplit(".", 1)[-1] in ("csv", "tsv") else "webdataset"
+def pairs(args: Namespace, group: str | None = None, data: str | None = None) -> CsvPairs | TarPairs:
+    """Open `data`, or else the training data, as open_clip does, with the column or field `group`."""
+    columns = Columns(args.csv_img_key, args.csv_caption_key, group, args.csv_separator)
+    with named(OPTIONS):
+        return open_pairs(data or args.train_data, columns, dataset_type=kind_of(args, data))
 
 
-def pairs(args: Namespace) -> CsvPairs | TarPairs:
-    """Open the training data as open_clip will."""
-    return open_pairs(
-        args.train_data,
-        dataset_type=kind_of(args),
-        image_column=args.csv_img_key,
-        text_column=args.csv_caption_key,
-        separator=args.csv_separator,
-    )
+def check_validation(args: Namespace) -> None:
+    """Check that the validation data can be read; DataError if not."""
+    if args.val_data and kind_of(args, args.val_data) != "synthetic":
+        pairs(args, data=args.val_data)
+        _check_counts(args.val_data)
+
+
+def check_environment(dist_url: str | None) -> None:
+    """Raise ProcessError if a variable of the launcher (torchrun, Slurm or MPI) is missing or invalid."""
+    started_processes()
+    try:
+        is_distributed = is_using_distributed() and world_info_from_env()[2] > 1
+    except ValueError as error:
+        raise ProcessError(f"A variable of Slurm or MPI has no whole number: {error}. Correct or unset it.") from error
+    if is_distributed and (dist_url or "env://").startswith("env://"):
+        check_address(*(() if "SLURM_PROCID" in os.environ else ("RANK",)))
 
 
 def rank() -> int:
-    """Return the rank that the launcher gave this process, before open_clip joins the process group."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+    """Return the rank of this process by open_clip's own rule: 0 unless torchrun or Slurm started several processes."""
+    return int(world_info_from_env()[1]) if is_using_distributed() else 0
+
+
+def place_of_files(args: Namespace) -> tuple[str, str, str]:
+    """Return machine, working folder and address of the training data; processes that have the same read the same files."""
+    return socket.gethostname(), str(Path.cwd()), str(args.train_data)
 
 
 def world_size() -> int:
-    """Return the number of processes that the launcher started."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1")))
+    """Return the number of processes by open_clip's own rule: 1 unless torchrun or Slurm started several."""
+    return int(world_info_from_env()[2]) if is_using_distributed() else 1
 
 
 def steps_of_epoch(args: Namespace) -> int:
-    """Return the steps of an epoch, of which there is at least one.
-
-    Raises:
-        DataError: the data do not suffice for one, or their number is not known.
-    """
+    """Return the steps of an epoch, at least one; DataError if there are too few samples or their number is unknown."""
     kind = kind_of(args)
     if kind == "webdataset":
         return _steps_of_stream(args)
-    return _steps(args, args.train_num_samples if kind == "synthetic" else len(pairs(args).keys))
-
-
-def _steps(args: Namespace, n: int) -> int:
-    """Return the steps of an epoch over data that are asked for by index, of which there is at least one."""
-    one_step = args.batch_size * world_size()
-    if one_step > n:
+    n = args.train_num_samples if kind == "synthetic" else len(pairs(args).keys)
+    step = args.batch_size * world_size()
+    if step > n:
+        repair = "Use a smaller --batch-size" if n >= world_size() else "Use fewer processes"
         raise DataError(
-            f"Expected at least {one_step} pairs for one step (batch size {args.batch_size} x {world_size()} processes), got "
-            f"{n} in {args.train_data or 'synthetic data'}. Use a smaller --batch-size."
+            f"A step needs {step} pairs (batch size {args.batch_size} x {world_size()} processes), but "
+            f"{args.train_data or 'the synthetic data'} has {n}. {repair if n > 1 else 'Add pairs'}."
         )
-    return int(n // one_step)
+    return int(n // step)
 
 
 def _steps_of_stream(args: Namespace) -> int:
-    """Return the steps of an epoch over a stream, once every loader process can fill a batch.
+    """Return the steps of an epoch over a stream, or raise DataError if a loader process cannot fill a batch.
 
-    Shards are dealt out whole to the processes and their workers, and no batch mixes those of two: open_clip waits without end
-    for one that cannot be filled.
-
-    Raises:
-        DataError: the number of samples is not known, or the shards do not suffice.
+    Each worker of each process reads whole shards, and fills its batches alone. If its shards cannot fill a batch, open_clip
+    would wait for ever.
     """
-    shards, counts = _shards(args.train_data)
-    n: int = args.train_num_samples or (sum(counts) if counts is not None else _length(args.train_data))
-    if not n:
-        raise DataError(
-            f"Expected --train-num-samples for {args.train_data}, beside which neither sizes.json nor __len__ gives "
-            "the number of samples."
-        )
+    _check_counts(args.train_data)
+    shards = _shards(args)
+    counts, n = _sizes(shards), samples_of_stream(args)
     readers = world_size() * max(1, args.workers)
-    if not args.dataset_resampled and shards < readers:
+    ways = ["fewer --workers"] if args.workers > 1 and len(shards) >= world_size() else []
+    ways += ["fewer processes"] if world_size() > 1 else []
+    if not args.dataset_resampled and len(shards) < readers:
         raise DataError(
-            f"Expected at least {readers} shards for {world_size()} processes with {max(1, args.workers)} workers, got "
-            f"{shards} in {args.train_data}. Use fewer --workers, or --dataset-resampled."
+            f"{world_size()} processes with {max(1, args.workers)} workers need at least {readers} shards, but "
+            f"{args.train_data} has {len(shards)}. Use {', or '.join([*ways, '--dataset-resampled'])}."
         )
-    share = shards // readers
-    least = sum(sorted(counts)[:share]) if counts else n * share // shards
+    share = len(shards) // readers
+    least = sum(sorted(counts)[:share]) if counts else n * share // len(shards)
     if not args.dataset_resampled and least < args.batch_size:
+        ways = ["a smaller --batch-size", *ways] if least * world_size() > 1 else ways
         raise DataError(
-            f"Expected shards that fill a batch of {args.batch_size} for each of {readers} loader processes, got {least} "
-            f"samples for one in {args.train_data}. Use a smaller --batch-size, fewer --workers, or --dataset-resampled."
+            f"The shards of {args.train_data} cannot fill a batch of {args.batch_size} in each of {readers} loader processes: "
+            f"one process gets {least} samples. Use {', or '.join([*ways, '--dataset-resampled'])}."
         )
     return math.ceil(n / int(args.batch_size * world_size()))
 
 
-def _shards(urls: str) -> tuple[int, list[int] | None]:
-    """Return the number of shards, and the samples of each where a sizes.json beside them says.
+def _check_counts(urls: str) -> None:
+    """Raise DataError if a file with the number of samples, beside the first shard, is not a regular file."""
+    folder = Path(expand_urls(urls)[0][0]).parent
+    for file in (folder / SIZES, folder / LENGTH):
+        if file.exists() and not file.is_file():
+            raise DataError(f"{file} must have the number of samples, but it is not a regular file. Repair or remove it.")
 
-    Raises:
-        DataError: there is one that does not say it of every shard.
-    """
-    files = [Path(url) for url in expand_urls(urls)[0]]
-    sizes = files[0].parent / "sizes.json"
+
+def samples_of_stream(args: Namespace) -> int:
+    """Return the number of samples of an epoch over a stream, by the same rule as open_clip; DataError if it is unknown."""
+    counts = _sizes(_shards(args))
+    n: int = args.train_num_samples or (_length(args.train_data) if counts is None else sum(counts))
+    if not n:
+        raise DataError(
+            f"The number of samples in {args.train_data} is unknown: no sizes.json and no __len__ beside the shards. "
+            "Add --train-num-samples."
+        )
+    return n
+
+
+def _shards(args: Namespace) -> list[Path]:
+    return [Path(url) for url in expand_urls(args.train_data)[0]]
+
+
+def _sizes(shards: list[Path]) -> list[int] | None:
+    """Return the number of samples of each shard, from sizes.json beside the first shard, or None without this file."""
+    sizes = shards[0].parent / SIZES
     if not sizes.is_file():
-        return len(files), None
+        return None
     try:
-        counts = read_json(sizes, "json_bytes")
-        found = [int(counts[file.name]) for file in files]
-        if min(found) < 0:
+        by_name = read_json(sizes, "json_bytes")
+        counts = [int(by_name[shard.name]) for shard in shards]
+        if min(counts) < 0:
             raise ValueError("a negative number")
-        return len(files), found
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
-        raise DataError(f"Expected {sizes} to give the samples of every shard, got one that does not: {error!r}.") from error
+        raise DataError(f"{sizes} must have the number of samples of every shard: {error!r}. Repair or remove it.") from error
+    return counts
 
 
 def _length(urls: str) -> int:
-    """Return the number of samples that a file ``__len__`` beside the shards says, 0 where there is none.
-
-    Raises:
-        DataError: it says something else.
-    """
+    """Return the number of samples in the file ``__len__`` beside the shards, 0 if there is none."""
     try:
-        found = get_dataset_size(urls)[0]
+        length = get_dataset_size(urls)[0]
+        if length is not None and (type(length) is not int or length < 0):
+            raise ValueError(str(length)[:80])
     except (OSError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:  # of `ast.literal_eval`
-        raise DataError(f"Expected the number of samples in __len__ beside {urls}, got: {error!r}.") from error
-    if found is not None and (type(found) is not int or found < 0):
-        raise DataError(f"Expected the number of samples in __len__ beside {urls}, got {str(found)[:80]}.")
-    return found or 0
+        raise DataError(f"The file __len__ beside {urls} must hold the number of samples: {error!r}. Repair it.") from error
+    return length or 0

@@ -1,62 +1,47 @@
-"""open_clip's checkpoints, tars and images, read without running what they may hold or taking what memory they claim."""
+"""Safe reading of checkpoints, images and tars in open_clip's training: no code is run, nothing blocks, memory is limited."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import fsspec
-import open_clip_train.data
 import torch
-import webdataset.tariterators
-from PIL import EpsImagePlugin
+from open_clip_train.data import CsvDataset
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import base_plus_ext
 
 from clip_negatives.dataset import archive
-from clip_negatives.dataset.tars import WANTED
-from clip_negatives.dataset.urls import Reads
-from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
-from clip_negatives.limits import VARIABLE, limit
-from clip_negatives.reading import one_line
+from clip_negatives.dataset.images import check_regular
+from clip_negatives.dataset.tars import ENDINGS
+from clip_negatives.dataset.urls import ShardStream, check_local_file
+from clip_negatives.errors import ArtifactError, DataError
+from clip_negatives.storage.limits import VARIABLE, limit
+from clip_negatives.storage.safe_reading import one_line
+
+File = tuple[str, bytes | None]  # name and content of a file in a tar; None if it is too large
+
+
+class RegularCsvDataset(CsvDataset):  # type: ignore[misc]  # open_clip has no types
+    """open_clip's csv data set; an image that is not a regular file, such as a pipe, is an OSError before it is opened."""
+
+    def __getitem__(self, idx: int) -> Any:
+        check_regular(str(self.images[idx]))
+        return super().__getitem__(idx)
 
 
 def load_checkpoint(file_path: str, map_location: Any = None) -> Any:
-    """Return what a checkpoint holds: tensors, numbers and texts, and nothing that runs.
-
-    Stands in for ``open_clip_train.file_utils.pt_load``, which before torch 2.6 runs whatever the file says.
-
-    Args:
-        file_path: path, or a URL that fsspec knows.
-        map_location: where tensors go, as `torch.load` takes it.
-
-    Raises:
-        ArtifactError: it cannot be read, is damaged, or holds something else.
-    """
+    """Return the tensors, numbers and texts of a checkpoint; replaces ``open_clip_train.file_utils.pt_load``."""
     try:
+        check_local_file("checkpoint", file_path)
         with fsspec.open(file_path, "rb") as stream:
             return torch.load(stream, map_location=map_location, weights_only=True)
-    except Exception as error:  # Neither torch nor the file systems of fsspec document what they raise.
-        fault = f"{type(error).__name__}: {one_line(error)}"
+    except Exception as error:  # neither torch nor fsspec documents its exceptions
         raise ArtifactError(
-            f"Expected a checkpoint of tensors, numbers and texts at {file_path}, got {fault} Resume from a checkpoint that "
-            "open_clip_train wrote."
+            f"The checkpoint {file_path} cannot be read as tensors, numbers and texts: {type(error).__name__}: "
+            f"{one_line(error)} Resume from a checkpoint that open_clip_train wrote."
         ) from error
-
-
-@contextmanager
-def no_ghostscript() -> Iterator[None]:
-    """Keep Pillow, in this process and those it forks, from handing images that are PostScript programs to Ghostscript."""
-    before = EpsImagePlugin.gs_binary
-    EpsImagePlugin.gs_binary = False
-    try:
-        yield
-    finally:
-        EpsImagePlugin.gs_binary = before
-
-
-File = tuple[str, bytes | None]
 
 
 def expand_tars(
@@ -65,82 +50,45 @@ def expand_tars(
     select_files: Callable[[str], bool] | None = None,
     rename_files: Callable[[str], str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the files of tars that are open, as ``webdataset.tariterators.tar_file_expander`` does, but within our limits.
+    """Yield the files of open tars as ``webdataset.tariterators.tar_file_expander`` does, within our limits.
 
-    That one holds any member in memory, and looks for the end of one that claims exabytes. Here a sample whose image, text or
-    json is over the limit is left out, as `prepare` does, and of another member the member; a damaged tar ends where the damage
-    is. The arguments are those of webdataset.
-
-    Args:
-        data: tars, each with ``url`` and ``stream``.
-        handler: takes what is wrong, and says whether to go on.
-        select_files: says which files are wanted, by name; None wants all.
-        rename_files: gives each file another name; None gives none.
+    webdataset reads members of any size into memory. Here, as in `prepare`, a sample is skipped if its image, text or json is
+    over the limit. Any other file over the limit is skipped, and its sample is kept. A damaged tar is read up to the damage.
     """
     for source in data:
+        url = source["url"]
         try:
-            for sample in _samples(archive.files(Reads(source["stream"], source["url"]), None)):
+            for sample in _samples(archive.files(ShardStream(source["stream"], url), None)):
                 if (large := next((name for name, content in sample if content is None), None)) is not None:
-                    if not handler(_too_large(large, source["url"])):
+                    too_large = DataError(
+                        f"{large} in {url} is skipped: it is larger than the limit of {limit('member_bytes')} bytes. "
+                        f"Raise the limit with {VARIABLE}=member_bytes=NUMBER."
+                    )
+                    if not handler(too_large):
                         return
-                    if _ending(large) in WANTED:
+                    if (base_plus_ext(large)[1] or "").lower() in ENDINGS:
                         continue
                 for name, content in sample:
                     renamed = rename_files(name) if rename_files else name
                     if content is not None and (select_files is None or select_files(renamed)):
-                        yield {"fname": renamed, "data": content, "__url__": source["url"]}
-        except Exception as error:  # as webdataset: the handler decides
-            error.args = (*error.args, source["url"])
+                        yield {"fname": renamed, "data": content, "__url__": url}
+        except Exception as error:  # as in webdataset: the handler decides
+            error.args = (*error.args, url)
             if not handler(error):
                 return
 
 
 def _samples(files: Iterator[File]) -> Iterator[list[File]]:
-    """Yield the files of a sample together, also of the one in which a tar is damaged."""
-    held: list[File] = []
-    try:
-        for file in files:
-            if held and base_plus_ext(file[0])[0] != base_plus_ext(held[0][0])[0]:
-                yield held
-                held = []
-            held.append(file)
-    except Exception:
-        if held:
-            yield held
-        raise
-    if held:
-        yield held
+    """Yield the files of each sample; if the tar is damaged, yield the files before the damage, then raise its error."""
+    damage: list[Exception] = []
 
+    def before_damage() -> Iterator[File]:
+        try:
+            yield from files
+        except Exception as error:
+            damage.append(error)
 
-def _ending(name: str) -> str:
-    return (base_plus_ext(name)[1] or "").lower()
-
-
-def _too_large(name: str, url: str) -> DataError:
-    return DataError(
-        f"Expected members of at most {limit('member_bytes')} bytes, got a larger {name} in {url}, which is left out. "
-        f"Raise the limit: {VARIABLE}=member_bytes=NUMBER."
-    )
-
-
-@contextmanager
-def limited_tars() -> Iterator[None]:
-    """Let open_clip read tars by `expand_tars`, in this process and those it forks, to train and to validate.
-
-    Raises:
-        UnsupportedError: this version of open_clip reads them otherwise.
-    """
-    name, modules = "tar_file_expander", (open_clip_train.data, webdataset.tariterators)
-    if not all(hasattr(module, name) for module in modules):
-        raise UnsupportedError(
-            f"Expected open_clip_torch 3.x, whose data reads tars by {name}, got one without it. "
-            "Install open_clip_torch>=3.0,<4."
-        )
-    before = [getattr(module, name) for module in modules]
-    for module in modules:
-        setattr(module, name, expand_tars)
-    try:
-        yield
-    finally:
-        for module, function in zip(modules, before, strict=True):
-            setattr(module, name, function)
+    for _, sample in itertools.groupby(before_damage(), key=lambda file: base_plus_ext(file[0])[0]):
+        yield list(sample)
+    if damage:
+        raise damage[0]

@@ -1,19 +1,23 @@
-"""What a comparison measured, as tables and plots."""
+"""Figures of a comparison as tables and plots."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from clip_negatives.compare.methods import BASELINE
 from clip_negatives.compare.output import DIRECTIONS
-from clip_negatives.compare.statistics import Summary, paired_difference
+from clip_negatives.compare.statistics import paired_difference
 from clip_negatives.compare.study import Comparison
-from clip_negatives.report.charts.intervals import Estimate, intervals
-from clip_negatives.report.formats import count, decimal, percent
-from clip_negatives.report.page import Plot, Table
+from clip_negatives.report.charts import Estimate, Line, intervals, lines
+from clip_negatives.report.page import Plot, Table, decimal
 
-TOP_K = (1, 5, 10)
+RANKS = {f"Rank@{k}": f"rank_{k}" for k in (1, 5, 10)}
+
+POINTS = 120  # maximum of a loss curve; a point is the mean over several steps
 
 
 def values(comparison: Comparison, method: str, figure: str) -> list[Any]:
@@ -21,125 +25,107 @@ def values(comparison: Comparison, method: str, figure: str) -> list[Any]:
     return [run[figure] for run in comparison.runs if run["method"]["name"] == method]
 
 
-def estimates(comparison: Comparison, figure: str, scale: float = 1.0, *, interval: bool = True) -> dict[str, Estimate]:
-    """Return mean, interval if wanted, and runs of a figure for each method that has it."""
-    found = {}
-    for name, figures in comparison.summaries.items():
-        if figure in figures:
-            runs = [scale * value for value in values(comparison, name, figure)]
-            # The interval of a mean is that of its difference to nothing.
-            mean = paired_difference(runs, [0.0] * len(runs))
-            ends = (mean.low, mean.high) if interval else (None, None)
-            found[name] = Estimate(mean.mean, *ends, tuple(runs))
-    return found
+def mean(comparison: Comparison, method: str, figure: str) -> float | None:
+    """Return the mean of a figure over the runs of a method that have it, or None."""
+    known = [value for value in values(comparison, method, figure) if value is not None]
+    return fmean(known) if known else None
+
+
+def estimates(comparison: Comparison, figure: str, scale: float = 1.0) -> dict[str, Estimate]:
+    """Return mean, interval and runs of a figure, for each method that has it."""
+    results = {}
+    for name in (name for name, figures in comparison.summaries.items() if figure in figures):
+        runs = [scale * value for value in values(comparison, name, figure)]
+        result = paired_difference(runs, [0.0] * len(runs))  # the difference to 0 has the interval of the mean
+        results[name] = Estimate(result.mean, result.low, result.high, runs)
+    return results
 
 
 def ranks(comparison: Comparison) -> list[Plot]:
-    """Draw Rank@k of both directions."""
-    found, one = [], comparison.runs[0]
+    """Return plots of Rank@k in both directions."""
+    chance = ", ".join(f"{100 * comparison.runs[0][f'chance_rank_{k}']:.2g} % at {k}" for k in (1, 5, 10))
+    note = f"Dot: mean over the seeds; bar: its 95 % interval; tick: one run. Chance: {chance}."
+    plots = []
     for direction, label in DIRECTIONS.items():
-        series = {f"Rank@{k}": estimates(comparison, f"{direction}_rank_{k}", 100) for k in TOP_K}
-        chance = ", ".join(f"{100 * one[f'chance_rank_{k}']:.2g} % at {k}" for k in TOP_K)
-        rows = tuple((name, *(_estimate(series[f"Rank@{k}"][name], 1) for k in TOP_K)) for name in comparison.summaries)
-        title = f"Rank@k from {label}"
-        table = Table(f"{title}, in %: mean and its 95 % interval", ("method", *series), rows)
-        note = f"Dots: mean of the seeds; bars: its 95 % interval; ticks: single runs. By chance: {chance}."
-        found.append(intervals(title, series, note=note, xlabel="% of queries", table=table))
-    return found
+        series = {rank: estimates(comparison, f"{direction}_{field}", 100) for rank, field in RANKS.items()}
+        table = _ranks_table(f"Rank@k, {label}, in %: mean and 95 % interval", series)
+        plots.append(intervals(f"Rank@k, {label}", series, note, "% of queries", table=table))
+    return plots
 
 
 def differences(comparison: Comparison) -> tuple[Plot, list[Table]]:
-    """Draw the paired difference of Rank@1 to the baseline, and give those of all k."""
-    series = {}
+    """Return a plot of the paired difference of Rank@1 to the baseline, and tables for all k."""
+
+    def difference(name: str, figure: str) -> Estimate:
+        result = comparison.differences[name][figure]
+        low, high = (None if value is None else 100 * value for value in (result.low, result.high))
+        pairs = zip(values(comparison, name, figure), values(comparison, BASELINE, figure), strict=True)
+        return Estimate(100 * result.mean, low, high, [100 * (a - b) for a, b in pairs])
+
+    series, tables = {}, []
     for direction, label in DIRECTIONS.items():
-        series[label] = {name: _difference(comparison, name, f"{direction}_rank_1") for name in comparison.differences}
-    tables = []
-    for direction, label in DIRECTIONS.items():
-        caption = f"{label.capitalize()}: difference to {BASELINE} of the same seed, in points: mean and its 95 % interval"
-        rows = tuple(
-            (name, *(_estimate(_difference(comparison, name, f"{direction}_rank_{k}"), 1, "+") for k in TOP_K))
-            for name in comparison.differences
-        )
-        tables.append(Table(caption, ("method", *(f"Rank@{k}" for k in TOP_K)), rows))
-    note = (
-        f"Points of Rank@1 over {BASELINE} of the same seed: mean and its 95 % interval. An interval across 0 says that the "
-        "seeds do not tell the two apart."
-    )
-    plot = intervals(f"Rank@1 minus that of {BASELINE}", series, note=note, xlabel="points of %", signed=True)
-    return plot, tables
+        by_rank = {
+            rank: {name: difference(name, f"{direction}_{field}") for name in comparison.differences}
+            for rank, field in RANKS.items()
+        }
+        series[label] = by_rank["Rank@1"]
+        caption = f"Rank@k, {label}, minus {BASELINE} of the same seed, in percentage points: mean and 95 % interval"
+        tables.append(_ranks_table(caption, by_rank, "+"))
+    note = "Dot: mean difference over the seeds; bar: its 95 % interval; tick: one seed. Not significant if the bar crosses 0."
+    return intervals(f"Rank@1 minus {BASELINE}", series, note, "percentage points", signed=True), tables
 
 
-def costs(comparison: Comparison) -> tuple[list[Plot], Table]:
-    """Draw time and memory."""
-    seconds = estimates(comparison, "seconds_per_step", interval=False)
-    memory = estimates(comparison, "peak_memory_mib", interval=False)
-    how = "Dots: mean; ticks: single runs."
-    plots = [
-        intervals(title, {"": found}, note=f"{what} {how}", xlabel=unit)
-        for title, found, what, unit in (
-            ("Time of a step", seconds, "Median seconds between two batches.", "seconds"),
-            ("Peak memory", memory, "Of the process of a run, without its evaluation.", "MiB"),
-        )
-        if found  # a run of one step has no time between two
-    ]
-    rows = []
+def costs(comparison: Comparison) -> list[Plot]:
+    """Return plots of time and memory."""
+    plots = []
+    for figure, title, meaning, unit in (
+        ("seconds_per_step", "Time per step", "Median time between two batches.", "seconds"),
+        ("peak_memory_mib", "Peak memory", "Memory of the training process, without evaluation.", "MiB"),
+    ):
+        series = {name: item._replace(low=None, high=None) for name, item in estimates(comparison, figure).items()}
+        if series:  # a run of one step has no time between batches
+            plots.append(intervals(title, {"": series}, f"{meaning} Dot: mean over the seeds; tick: one run.", unit))
+    return plots
+
+
+def false_negatives(comparison: Comparison) -> Plot:
+    """Return a plot of the false negatives in a batch, before and after the weighting."""
+    fields = {"in the batch": "false_negatives_per_anchor", "kept as negatives": "false_negatives_kept_per_anchor"}
+    series = {label: estimates(comparison, field) for label, field in fields.items()}
+    note = "False negatives before and after removal. A weighting that removes none may lower their weight: see the table."
+    return intervals("False negatives per image", series, note, "false negatives in a batch")
+
+
+def curves(comparison: Comparison) -> Plot | None:
+    """Return a plot of the loss of each method, mean and range over the seeds; None without logged losses."""
+    series, rows = {}, []
     for name in comparison.summaries:
-        gpu = [value for value in values(comparison, name, "peak_gpu_memory_mib") if value is not None]
-        trained = values(comparison, name, "train_seconds")
-        rows.append(
-            (
-                name,
-                _spread(comparison.summaries[name]["seconds_per_step"]) if name in seconds else "–",
-                decimal(sum(trained) / len(trained), 0),
-                count(memory[name].mean),
-                count(sum(gpu) / len(gpu)) if gpu else "–",
-            )
-        )
-    columns = "method", "seconds a step", "seconds of training", "peak memory, MiB", "peak GPU memory, MiB"
-    return plots, Table("Time and memory: means over seeds, and the standard deviation of a step", columns, tuple(rows))
+        logged = [losses for losses in values(comparison, name, "losses") if losses]
+        if not logged:
+            continue
+        steps = min(map(len, logged))
+        edges = np.linspace(0, steps, min(POINTS, steps) + 1).astype(int)
+        runs = np.array([np.add.reduceat(losses[:steps], edges[:-1]) / np.diff(edges) for losses in logged])
+        middle, mean = (edges[:-1] + edges[1:] + 1) / 2, runs.mean(axis=0).tolist()
+        band = (runs.min(axis=0).tolist(), runs.max(axis=0).tolist()) if len(logged) > 1 else ()
+        series[name] = Line(middle.tolist(), mean, *band)
+        marks = [0, len(mean) // 4, len(mean) // 2, 3 * len(mean) // 4, len(mean) - 1]
+        rows.append((name, *(decimal(mean[mark], 3) for mark in marks)))
+    if not series:
+        return None
+    table = Table("Loss: mean over the seeds", ("method", "start", "25 % of steps", "50 %", "75 %", "end"), rows)
+    note = "Line: mean over the seeds; band: their range. Losses of different methods are not comparable."
+    return lines("Training loss", series, note, xlabel="logged step", ylabel="loss", table=table, height=250)
 
 
-def false_negatives(comparison: Comparison) -> tuple[Plot, Table]:
-    """Draw how many false negatives an image met, and how many were left."""
-    truth = comparison.runs[0]["false_negatives_truth"]
-    before = estimates(comparison, "false_negatives_per_anchor")
-    left = estimates(comparison, "false_negatives_kept_per_anchor")
-    rows = tuple(
-        (
-            name,
-            decimal(before[name].mean, 3) if name in before else "–",
-            decimal(left[name].mean, 3) if name in left else "by step",
-            _mean(comparison.summaries[name], "false_weight", decimal),
-            _mean(comparison.summaries[name], "removed_share", percent),
-        )
-        for name in comparison.summaries
-    )
-    columns = "method", "met by an image", "left as negatives", "their weight", "pairs removed"
-    table = Table(f"False negatives (pairs of the same {truth}) of a batch: means over seeds", columns, rows)
-    note = "Before and after what the weighting removes. A weighting that only weighs leaves all of them: see their weight."
-    series = {"in the batch": before, "left as negatives": left}
-    return intervals("False negatives of an image", series, note=note, xlabel="in a batch"), table
+def _ranks_table(caption: str, series: Mapping[str, Mapping[str, Estimate]], sign: str = "") -> Table:
+    """Return the estimates by method; with `sign` "+", positive numbers have a sign too."""
 
+    def cell(estimate: Estimate) -> str:
+        numbers = (value for value in estimate[:3] if value is not None)
+        mean, *ends = (f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−") for value in numbers)  # no -0.0
+        return f"{mean} [{', '.join(ends)}]" if ends else mean
 
-def _difference(comparison: Comparison, name: str, figure: str) -> Estimate:
-    found = comparison.differences[name][figure]
-    low, high = (None if value is None else 100 * value for value in (found.low, found.high))
-    runs, base = values(comparison, name, figure), values(comparison, BASELINE, figure)
-    return Estimate(100 * found.mean, low, high, tuple(100 * (a - b) for a, b in zip(runs, base, strict=True)))
-
-
-def _estimate(estimate: Estimate, digits: int, sign: str = "") -> str:
-    def written(value: float) -> str:
-        return f"{round(value, digits) + 0.0:{sign}.{digits}f}".replace("-", "−")  # no -0.0
-
-    if estimate.low is None or estimate.high is None:
-        return written(estimate.mean)
-    return f"{written(estimate.mean)} [{written(estimate.low)}, {written(estimate.high)}]"
-
-
-def _spread(summary: Summary) -> str:
-    return decimal(summary.mean, 3) + ("" if summary.spread is None else f" ± {decimal(summary.spread, 3)}")
-
-
-def _mean(summaries: Mapping[str, Any], figure: str, write: Any) -> str:
-    return str(write(summaries[figure].mean)) if figure in summaries else "by step"
+    names = next(iter(series.values()))
+    rows = [(name, *(cell(estimates[name]) for estimates in series.values())) for name in names]
+    return Table(caption, ("method", *series), rows)

@@ -2,7 +2,7 @@
 (() => {
   const root = document.documentElement;
   const remembered = (name) => { try { return localStorage.getItem(name); } catch { return null; } };
-  const remember = (name, value) => { try { localStorage.setItem(name, value); } catch { /* a page from disk may not */ } };
+  const remember = (name, value) => { try { localStorage.setItem(name, value); } catch { /* a page from disk may have no storage */ } };
   const THEME = "clip-negatives-theme";
   const FIRST = 12;
 
@@ -47,36 +47,36 @@
       const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       let matching = 0;
       let shown = 0;
-      for (const one of kinds) {
-        const matches = one.pairs.filter((pair) =>
+      for (const group of kinds) {
+        const matches = group.pairs.filter((pair) =>
           (kind === "all" || (kind === "same" ? pair.same : pair.kind === kind)) && words.every((word) => pair.text.includes(word)));
-        const first = new Set(one.all ? matches : matches.slice(0, FIRST));
-        for (const { item } of one.pairs) item.hidden = true;
+        const first = new Set(group.all ? matches : matches.slice(0, FIRST));
+        for (const { item } of group.pairs) item.hidden = true;
         for (const { item } of first) item.hidden = false;
-        one.section.hidden = matches.length === 0;
-        one.more.hidden = first.size === matches.length;
-        one.more.textContent = `Show ${matches.length - first.size} more`;
+        group.section.hidden = matches.length === 0;
+        group.more.hidden = first.size === matches.length;
+        group.more.textContent = `Show ${matches.length - first.size} more`;
         matching += matches.length;
         shown += first.size;
       }
-      const rest = shown < matching ? `, ${shown} are shown` : "";
+      const rest = shown < matching ? `, ${shown} shown` : "";
       count.textContent = matching ? `${matching} of ${total} pairs match${rest}.` : "No pair matches.";
     }
 
-    for (const one of kinds) {
-      one.more.addEventListener("click", () => {
-        const next = one.pairs.find(({ item }) => item.hidden)?.item;
-        one.all = true;
+    for (const group of kinds) {
+      group.more.addEventListener("click", () => {
+        const next = group.pairs.find(({ item }) => item.hidden)?.item;
+        group.all = true;
         update();
-        const target = next && !next.hidden ? next : one.section;
-        target.tabIndex = -1; // the button that had the focus is gone
+        const target = next && !next.hidden ? next : group.section;
+        target.tabIndex = -1; // the focused button is hidden now
         target.focus({ preventScroll: true });
       });
     }
     form.addEventListener("input", update);
     form.addEventListener("submit", (event) => event.preventDefault());
     addEventListener("beforeprint", () => {
-      for (const one of kinds) one.all = true;
+      for (const group of kinds) group.all = true;
       update();
     });
     form.hidden = false;

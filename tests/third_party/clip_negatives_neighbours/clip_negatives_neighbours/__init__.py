@@ -4,7 +4,7 @@ from clip_negatives import PlannedSampler, SamplingContext, hookimpl
 
 
 class Neighbours(PlannedSampler):
-    """Fill each step with runs of samples of one image cluster: harder negatives than a uniform shuffle gives."""
+    """Batches with runs of samples of one image cluster: harder negatives than a uniform shuffle."""
 
     def __init__(self, context: SamplingContext, run: int = 4) -> None:
         super().__init__(context, self._plan)

@@ -1,0 +1,1 @@
+"""The default plugins: one package and one entry point each; none imports another."""

@@ -1,0 +1,226 @@
+"""Losses that loss terms cannot express: an `AnchorLoss` gets all logits of a step, in plain torch.
+
+Use `clip_negatives.terms.LossTerms` for weights that are known before training: kernels sum them without a B x B matrix. Use an
+`AnchorLoss` for weights that depend on the model's similarities in a new way, or on a state of each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_negatives.errors import InputError
+
+EQUAL = 1e-6
+"""Two frozen features count as equal if their cosine is above 1 minus this tolerance."""
+
+
+def _identity(rows: Tensor) -> Tensor:
+    return rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepSamples:
+    """Samples of the anchors and candidates of one step.
+
+    Attributes:
+        index: sample of each anchor, int64, shape (B,).
+        candidates: sample of each candidate, int64, shape (G,).
+        offset: the positive of anchor i is candidate ``offset + i``.
+        gather: returns the rows of all processes in the order of their ranks; the identity if every process has all anchors.
+    """
+
+    index: Tensor
+    candidates: Tensor
+    offset: int = 0
+    gather: Callable[[Tensor], Tensor] = _identity
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchors:
+    """The anchors of a step, images or texts, and their logits with the candidates of the other modality.
+
+    Each of B anchors is contrasted with G candidates. With one process, or a global loss, G = B and the offset is 0. With
+    ``local_loss``, the anchors are from this process and the candidates from all processes.
+
+    Attributes:
+        modality: "image" if images are contrasted with texts, "text" if texts are contrasted with images; a step has both.
+        cosines: live similarity, differentiable, float32 or float64, shape (B, G), -1 .. 1.
+        logits: ``scale * cosines + bias``, differentiable, shape (B, G).
+        scale: factor of the cosines, a scalar.
+        bias: added to every logit, a scalar.
+        samples: the samples of anchors and candidates.
+    """
+
+    modality: str
+    cosines: Tensor
+    logits: Tensor
+    scale: Tensor
+    bias: Tensor
+    samples: StepSamples
+
+    @property
+    def positive(self) -> Tensor:
+        """Return the logit of each anchor's own pair, shape (B,)."""
+        return self.logits.diagonal(self.samples.offset)
+
+    @property
+    def negatives(self) -> Tensor:
+        """Return which pairs are incorrect, bool, shape (B, G): all but each anchor's own."""
+        return torch.ones_like(self.logits, dtype=torch.bool).diagonal_scatter(
+            self.logits.new_zeros(len(self.logits), dtype=torch.bool), self.samples.offset
+        )
+
+    def remember(self, state: Tensor, values: Tensor) -> None:
+        """Write one value for each anchor, of all processes, into `state`, shape (N,), at the anchor's sample id."""
+        state[self.samples.gather(self.samples.index)] = self.samples.gather(values.detach().to(state.dtype))
+
+
+class AnchorLoss(nn.Module):
+    """Base class of losses that get all logits of a step; subclasses define `forward`.
+
+    Keep the state in persistent buffers: they survive re-clustering, and the training command stores them beside open_clip's
+    checkpoints. Keep data of the clusters, such as frozen features, as plain attributes.
+
+    A batch must change the state once, but gradient accumulation calls the loss several times for the same batch. So `begin`
+    restores the earlier state before each repeated call. In a buffer of N rows, `forward` may write only to the rows of the
+    step's samples, as `Anchors.remember` does. Save a checkpoint after the last call for a batch, not between its calls.
+
+    Attributes:
+        n_samples: N, if the loss has a state for each sample; sample ids are then checked.
+    """
+
+    n_samples: int | None = None
+    _before: tuple[Tensor, dict[str, Tensor]] | None = None
+
+    @torch.no_grad()
+    def begin(self, index: Tensor, *, again: bool = False) -> None:
+        """Save the state that a step will overwrite, or restore it if the same batch comes again.
+
+        `clip_negatives.losses.module.NegativesClipLoss` calls this before the two `forward` calls of a step.
+
+        Args:
+            index: samples of the step, of all processes, int64, shape (G,).
+            again: whether the batch is the same as in the previous call.
+        """
+        if again and self._before is not None:
+            ids, saved = self._before
+            if len(ids) != len(index) or (index.device.type == "cpu" and not torch.equal(ids, index)):
+                raise InputError("again=True, but the samples are not those of the previous call. Pass again=False.")
+            for name, part in saved.items():
+                buffer = self.get_buffer(name)
+                buffer[ids if self._by_sample(buffer) else ...] = part
+            return
+        self._before = (
+            index,
+            {name: buffer[index] if self._by_sample(buffer) else buffer.clone() for name, buffer in self.named_buffers()},
+        )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Forget the state before the last batch: it is not of the loaded state."""
+        super()._load_from_state_dict(*args)
+        self._before = None
+
+    def _by_sample(self, buffer: Tensor) -> bool:
+        return buffer.ndim > 0 and len(buffer) == self.n_samples
+
+    def forward(self, anchors: Anchors) -> Tensor:
+        """Return the loss of each anchor, shape (B,), differentiable in ``anchors.logits``.
+
+        Called twice a step, for images and for texts; the loss of the step is the mean over all anchors of both.
+        """
+        raise NotImplementedError
+
+
+def info_nce(anchors: Anchors, *, log_weights: Tensor | None = None, targets: Tensor | None = None) -> Tensor:
+    """Return ``log sum_j exp(z_ij + b_ij) - sum_j T_ij z_ij`` of each anchor, shape (B,).
+
+    Args:
+        anchors: anchors of a step.
+        log_weights: b, shape (B, G), -inf removes a pair; each anchor's own pair is never weighted. None is 0.
+        targets: T, shape (B, G), rows sum to 1; None is 1 for each anchor's own pair.
+
+    Examples:
+        >>> x, index = torch.eye(2), torch.arange(2)
+        >>> images, texts = anchors(x, x, x, x, 2.0, None, StepSamples(index, index))
+        >>> info_nce(images)
+        tensor([0.1269, 0.1269])
+    """
+    weighted = anchors.logits
+    if log_weights is not None:
+        weighted = weighted + log_weights.to(weighted.dtype).masked_fill(~anchors.negatives, 0.0)
+    if targets is None:
+        return weighted.logsumexp(1) - anchors.positive
+    return weighted.logsumexp(1) - (targets.to(weighted.dtype) * anchors.logits).sum(1)
+
+
+def anchors(
+    x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, scale: Tensor | float, bias: Tensor | float | None, samples: StepSamples
+) -> Iterator[Anchors]:
+    """Yield the images of a step against all texts, then its texts against all images.
+
+    Args:
+        x: image features, unit norm, shape (B, D).
+        y: text features, unit norm, shape (B, D).
+        all_x: image features of the candidates, shape (G, D).
+        all_y: text features of the candidates, shape (G, D).
+        scale: factor of the cosines, one element.
+        bias: added to every logit, one element.
+        samples: the samples of anchors and candidates.
+    """
+    for modality, features, candidates in (("image", x, all_y), ("text", y, all_x)):
+        cosines = features @ candidates.T
+        cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))  # autocast may have made them bfloat16
+        factor, shift = (torch.as_tensor(value).to(cosines).reshape(()) for value in (scale, 0.0 if bias is None else bias))
+        yield Anchors(modality, cosines, factor * cosines + shift, factor, shift, samples)
+
+
+def frozen_cosines(features: Tensor, samples: StepSamples, like: Tensor, *, candidates: Tensor | None = None) -> Tensor:
+    """Return the frozen similarity r_ij of anchors and candidates, on the device and in the dtype of `like`, shape (B, G).
+
+    Args:
+        features: unit norm, shape (N, D), possibly memory-mapped: only the rows of the step are read.
+        samples: the samples of anchors and candidates.
+        like: tensor whose device and dtype the result gets.
+        candidates: features of the candidates, shape (N, D); None uses `features`.
+    """
+    sides = (features, samples.index), (features if candidates is None else candidates, samples.candidates)
+    rows, columns = (side[index.to(side.device)].to(like.device, like.dtype) for side, index in sides)
+    return rows @ columns.T
+
+
+def frozen_distances(similarity: Tensor) -> Tensor:
+    """Return ``1 - max(r, 0)`` of frozen similarities r, exactly 0 where r is 1 up to rounding.
+
+    The cosine of two equal float32 features is 1, or about 1e-7 less by rounding. Without this rule, the logarithm of
+    the distance would remove one pair of equal features, but keep another pair of equal features with a tiny weight.
+
+    Examples:
+        >>> frozen_distances(torch.tensor([-0.5, 0.25, 0.9999999, 1.0000001]))
+        tensor([1.0000, 0.7500, 0.0000, 0.0000])
+    """
+    return (1 - similarity.clamp(min=0.0)).masked_fill(similarity > 1 - EQUAL, 0.0)
+
+
+def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:
+    """Shift log-weights so that the kept negatives of each anchor have mean weight 1.
+
+    Args:
+        log_weights: shape (B, G), -inf removes a pair.
+        negatives: which pairs are incorrect, bool, shape (B, G).
+
+    Returns:
+        Shape (B, G), -inf where there is no negative.
+
+    Examples:
+        >>> mean_one(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[False, True, True]]))
+        tensor([[-inf, 0., 0.]])
+    """
+    log_weights = log_weights.masked_fill(~negatives, -torch.inf)
+    kept = (log_weights > -torch.inf).sum(1, keepdim=True)
+    shift = log_weights.logsumexp(1, keepdim=True) - kept.clamp(min=1).log()
+    return log_weights - shift.masked_fill(kept == 0, 0.0)

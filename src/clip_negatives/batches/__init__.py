@@ -1,0 +1,1 @@
+"""Batches that carry the identity of their samples."""

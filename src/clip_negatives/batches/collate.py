@@ -1,0 +1,147 @@
+"""Collation of samples with their ids; a collation that changes the order of its samples is an error."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from clip_negatives.batches.extra_texts import Collate
+from clip_negatives.errors import DataError
+from clip_negatives.printing import warn
+from clip_negatives.step import BatchSamples
+
+COMPARED = 32  # values of each sample that are compared with its row of the batch
+Leaves = dict[Any, Any]  # values of a sample or of a batch, by their keys and positions
+
+
+class IndexedCollate:
+    """Collates items ``(sample, id)`` or ``(sample, id, text ids)`` to ``(batch, samples)``.
+
+    A sample that is a `DataError` is returned as the batch: torch would hide a raised error in the traceback of a worker.
+
+    Every batch is compared with its samples. If the collation computes new values, so that no sample is found in the batch, the
+    first batch of each process is collated in reverse order too. A warning says if that does not show the order either.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+        self._keeps_order: bool | None = None  # as the first batch in reverse order showed
+
+    def __call__(self, items: list[tuple[Any, ...]]) -> tuple[Any, BatchSamples]:
+        """Return the batch and its samples."""
+        samples, ids, *text_ids = zip(*items, strict=True)
+        texts = torch.tensor(text_ids[0], dtype=torch.int64) if text_ids else None
+        identity = BatchSamples(ids=torch.tensor(ids, dtype=torch.int64), text_ids=texts)
+        error = next((sample for sample in samples if isinstance(sample, DataError)), None)
+        if error is not None:
+            return error, identity
+        before, copies = [_leaves(sample) for sample in samples], [copy.copy(sample) for sample in samples]
+        batch = self.collate(list(samples))
+        kept = keeps_order(before, batch)
+        if kept is None and self._keeps_order is None:
+            kept = self._keeps_order = follows_order(self.collate, copies)
+            if kept is None:
+                self._warn()
+        if kept is False:
+            fault = "The collate function changes the order of its samples, so the weights would reach the wrong pairs."
+            return DataError(f"{fault} Keep the order in collate_fn."), identity
+        return batch, identity
+
+    def _warn(self) -> None:
+        self._keeps_order = True
+        worker = get_worker_info()
+        if worker is None or worker.id == 0:
+            warn(
+                "Could not check that collate_fn keeps the order of its samples. If it does not, the weights reach the wrong "
+                "pairs.",
+                stacklevel=2,
+            )
+
+
+def keeps_order(samples: list[Leaves], batch: Any) -> bool | None:
+    """Return whether row i of a batch is sample i; None if the values of the samples are not in the batch."""
+    columns, shown = _leaves(batch), list[bool]()
+    for name in samples[0].keys() & columns.keys():
+        column = columns[name]
+        values = [_first_values(sample.get(name)) for sample in samples]
+        if not hasattr(column, "__len__") or len(column) != len(samples) or None in values or len(set(values)) < len(values):
+            continue  # equal samples show no order
+        places = {value: place for place, value in enumerate(values)}
+        order = [places.get(_first_values(row, like=sample.get(name))) for row, sample in zip(column, samples, strict=True)]
+        if None not in order:
+            shown.append(order == list(range(len(samples))))
+    return all(shown) if shown else None
+
+
+def follows_order(collate: Collate, samples: list[Any]) -> bool | None:
+    """Return whether a batch of reversed samples is reversed; None if that cannot be seen, as with random values."""
+    try:
+        with _untouched_randomness() as restart:
+            forward = _rows(collate([copy.copy(sample) for sample in samples]), len(samples))
+            restart()
+            backward = _rows(collate([copy.copy(sample) for sample in reversed(samples)]), len(samples))
+    except Exception:
+        return None
+    pairs = [(one, other) for one, other in zip(forward, backward, strict=False) if one.shape == other.shape]
+    if any(torch.equal(one.flip(0), other) for one, other in pairs if not torch.equal(one.flip(0), one)):
+        return True
+    counts = [(Counter(map(_first_values, one)), Counter(map(_first_values, other))) for one, other in pairs]
+    permuted = bool(counts) and all(one == other for one, other in counts)
+    return False if permuted and any(len(one) > 1 for one, _ in counts) else None
+
+
+def _leaves(value: Any, name: Any = ()) -> Leaves:
+    """Return the values of a sample or a batch that are no mapping, tuple or list of tensors."""
+    if isinstance(value, Mapping):
+        return {place: leaf for key, part in value.items() for place, leaf in _leaves(part, (*name, key)).items()}
+    if isinstance(value, tuple | list) and not all(isinstance(part, str | int | float) for part in value):
+        return {place: leaf for key, part in enumerate(value) for place, leaf in _leaves(part, (*name, key)).items()}
+    return {name: value}
+
+
+def _first_values(value: Any, like: Any = None) -> tuple[Any, ...] | str | None:
+    """Return the first values of a tensor, array, number or string; as many as `like` has, if a row was padded."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float | np.number):
+        return (float(value),)
+    if not isinstance(value, Tensor | np.ndarray) or (isinstance(value, Tensor) and not _is_plain(value)):
+        return None
+    count = COMPARED if not isinstance(like, Tensor | np.ndarray) else min(COMPARED, int(np.prod(like.shape)))
+    flat = value.reshape(-1)[:count] if value.ndim else value.reshape(1)
+    return tuple(float(number) for number in flat.tolist())
+
+
+def _rows(batch: Any, n: int) -> list[Tensor]:
+    """Return the tensors of a batch that have a row for each of n samples."""
+    tensors = [leaf for leaf in _leaves(batch).values() if isinstance(leaf, Tensor) and _is_plain(leaf)]
+    return [tensor for tensor in tensors if tensor.ndim > 0 and len(tensor) == n]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested and not tensor.is_meta
+
+
+@contextmanager
+def _untouched_randomness() -> Iterator[Any]:
+    """Restore the global random generators at the end; the yielded function restores them earlier."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - collations may draw from it
+
+    def restart() -> None:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+    try:
+        yield restart
+    finally:
+        restart()

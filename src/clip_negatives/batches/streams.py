@@ -1,0 +1,120 @@
+"""Streams: their samples have no ids, so the loss gets ids looked up by shard and key, or cluster labels.
+
+The text of each sample is compared with the clustered one, by a digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_negatives.errors import ArtifactError, DataError
+from clip_negatives.step import BatchSamples
+from clip_negatives.storage.digests import text_digest
+from clip_negatives.storage.labels_folder import ShardLabels
+from clip_negatives.storage.shards import ShardRows
+
+UNLABELLED_LIMIT = 20_000  # stop after this many unlabelled samples and no labelled one: the labels belong to other shards
+
+
+@dataclass(frozen=True)
+class LabelStage:
+    """Stage of a webdataset pipeline that adds ``__labels__`` to each sample; it comes right after the reading of tars.
+
+    ``__labels__`` is a tensor of image label and text label, -1 if unknown. Memory holds the labels of one shard at a time.
+    """
+
+    shards: ShardLabels
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the samples with their labels; ArtifactError for a sample with another text than the clustered one."""
+        for sample in samples:
+            shard, key = sample["__url__"], sample["__key__"]
+            image, text, digest = self.shards.of(shard).get(key, (-1, -1, ""))
+            if digest and digest != text_digest(sample.get("txt", b"")):
+                raise other_text(shard, key, self.shards.folder)
+            yield {**sample, "__labels__": torch.tensor((image, text))}
+
+
+@dataclass(frozen=True)
+class TextStage:
+    """Stage of a webdataset pipeline that adds ``__text__``, the digest of the text; it comes right after the reading of tars.
+
+    Samples whose keys are in `left_out` are left out: they could not be clustered.
+    """
+
+    left_out: frozenset[str]
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the samples with the digests of their texts."""
+        for sample in samples:
+            if sample["__key__"] not in self.left_out:
+                yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
+
+
+class StreamLoader:
+    """A stream that yields ``(batch, samples)``, with the labels or ids of the samples.
+
+    The batches of `loader` end with the labels of `LabelStage`, int64, shape (B, 2). With `rows`, the ids, they end with
+    shards, keys and digests of texts instead. Without both, they end with keys, and the samples have no ids. `is_alone` is
+    whether no other process reads shards: if one does, the labels may all be of its shards.
+    """
+
+    def __init__(self, loader: Iterable[Any], rows: ShardRows | None = None, *, is_alone: bool = True) -> None:
+        self._loader, self._rows, self.is_alone = loader, rows, is_alone
+        self.unlabelled, self.any_labelled = 0, False  # pairs of unlabelled samples keep weight 1
+
+    def __iter__(self) -> Iterator[tuple[Any, BatchSamples]]:
+        """Yield each batch with its samples."""
+        try:
+            for *batch, last in self._loader:
+                if isinstance(last, Tensor):
+                    yield tuple(batch), self._labelled(last)
+                elif self._rows is None:
+                    yield tuple(batch), BatchSamples(ids=torch.full((len(last),), -1))
+                else:
+                    *batch, shards, keys = batch
+                    yield tuple(batch), self._keyed(self._rows, shards, keys, last)
+        except ArtifactError as error:
+            # The message of an error from a worker begins with a traceback; its last line is the original message.
+            name = f"{ArtifactError.__module__}.{ArtifactError.__qualname__}"
+            raise ArtifactError(str(error).strip().splitlines()[-1].removeprefix(f"{name}: ")) from error
+
+    def _keyed(self, rows: ShardRows, shards: list[str], keys: list[str], texts: list[str]) -> BatchSamples:
+        ids: list[int] = []
+        for shard, key, text in zip(shards, keys, texts, strict=True):
+            row = rows.row(shard, key)
+            if row is None:
+                repair = "Run clip-negatives prepare on the shards that you train on."
+                raise DataError(f"The sample {key!r} of {shard} was not clustered. {repair}")
+            if text_digest(rows.text(row).encode()) != text:
+                raise other_text(shard, key, rows.shards.folder)
+            ids.append(row)
+        return BatchSamples(ids=torch.tensor(ids))
+
+    def _labelled(self, labels: Tensor) -> BatchSamples:
+        missing = int((labels[:, 0] < 0).sum())
+        self.unlabelled += missing
+        self.any_labelled |= missing < len(labels)
+        if self.is_alone and self.unlabelled >= UNLABELLED_LIMIT:
+            self.check_labelled(self.any_labelled)
+        return BatchSamples(labels=labels)
+
+    def check_labelled(self, any_labelled: bool) -> None:
+        """Raise DataError if no sample has labels."""
+        if self.unlabelled and not any_labelled:
+            raise DataError(
+                f"None of the first {self.unlabelled} samples has labels: the labels belong to other shards. "
+                "Run clip-negatives labels on clusters of the training shards."
+            )
+
+
+def other_text(shard: str, key: str, folder: Path) -> ArtifactError:
+    """Return the error for a sample that has another text than the clustered one."""
+    fault = f"The text of the sample {key!r} of {shard} is not the one that was clustered in {folder}."
+    return ArtifactError(f"{fault} Train on the shards that were clustered, or run clip-negatives prepare again.")

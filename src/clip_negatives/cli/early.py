@@ -1,0 +1,48 @@
+"""Checks of paths before torch is imported, which takes seconds.
+
+Several processes skip these checks: they make the same checks later, together, and one of them reports the error.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+
+def check_data(location: str, dataset_type: str = "auto") -> None:
+    """Raise DataError if a local file of a data set is missing."""
+    if _is_alone():
+        from clip_negatives.dataset.opening import check_location
+
+        check_location(location, dataset_type=dataset_type)
+
+
+def check_clusters(path: Path) -> None:
+    """Raise ArtifactError if `path` is not a clusters folder."""
+    if _is_alone():
+        from clip_negatives.storage import manifest
+
+        manifest.check_clusters(path)
+
+
+def check_output_file(path: Path) -> None:
+    """Raise ArtifactError if a file cannot be written."""
+    if _is_alone():
+        from clip_negatives.storage.paths import check_writable, output_path
+
+        check_writable(output_path(path))
+
+
+def check_output_folder(path: Path, kind: Literal["clusters", "labels", "report", "shards"]) -> None:
+    """Raise ArtifactError if a folder cannot be written, or has files and is not of this kind."""
+    if _is_alone():
+        from clip_negatives.storage import manifest
+        from clip_negatives.storage.paths import check_resumable, check_writable
+
+        folders = {folder.name: folder for folder in (manifest.CLUSTERS_FOLDER, manifest.LABELS_FOLDER, manifest.REPORT_FOLDER)}
+        check_writable(check_resumable(path, manifest.PLAN) if kind == "shards" else folders[kind].check(path))
+
+
+def _is_alone() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") == "1"

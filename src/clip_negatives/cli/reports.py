@@ -1,0 +1,103 @@
+"""Commands that report on a clusters folder: `meter` and `inspect`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clip_negatives.cli import early, parameters
+from clip_negatives.cli.output import console, echo
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from clip_negatives.dataset.columns import Columns
+    from clip_negatives.meter import Reading
+
+
+@parameters.command(
+    "clip-negatives meter clusters/ --batch-size 1024",
+    "clip-negatives meter clusters/ --sampler in_batch --weighting id_mask:by=text \\\n    --json reading.json",
+)
+@click.argument("clusters", type=parameters.FOLDER)
+@parameters.batch_size_option
+@parameters.sampler_option
+@parameters.weighting_option
+@click.option("--threshold", default=0.9, help="Pairs from this similarity on count as likely false negatives, -1 .. 1.")
+@click.option("--seed", default=0, help="Seed of the random draws.")
+@parameters.json_option
+def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: Any) -> None:
+    """Count the likely false negatives of a batch.
+
+    Also shows how many of them the sampler and the weighting keep, and their weight.
+    """
+    early.check_clusters(clusters)
+    if json_file is not None:
+        early.check_output_file(json_file)
+    from clip_negatives.meter import meter as read_meter
+    from clip_negatives.storage.clusters_folder import read_clusters
+    from clip_negatives.storage.ownership import replaced_file
+
+    reading = read_meter(read_clusters(clusters), batch_size, **options)
+    for table in _tables(reading):
+        console().print(table)
+    if json_file is not None:
+        with replaced_file(json_file) as file:
+            file.write_text(json.dumps(reading.to_dict(), indent=2) + "\n")
+
+
+@parameters.command(
+    "clip-negatives inspect clusters/ --output report/",
+    "clip-negatives inspect clusters/ --batch-size 1024 \\\n    --weighting weighted_infonce:remove=true",
+    "clip-negatives inspect clusters/ --data 'shards/{000..099}.tar'",
+)
+@click.argument("clusters", type=parameters.FOLDER)
+@click.option("--output", "-o", default="report", type=parameters.FOLDER, help="Folder of the report.")
+@parameters.sampler_option
+@parameters.weighting_option
+@parameters.batch_size_option
+@click.option("--pairs", default=60, help="Number of pairs to show of each kind, such as removed pairs.")
+@click.option("--clusters-shown", default=8, help="Number of image clusters and of text clusters to show.")
+@click.option("--seed", default=0, help="Seed of the random draws.")
+@click.option("--data", help="Data set with the images. Needed to show images if the clusters were made from tars.")
+@parameters.dataset_type_option
+@parameters.csv_options
+def inspect(clusters: Path, output: Path, data: str | None, dataset_type: str, columns: Columns, **options: Any) -> None:
+    """Write an HTML report on clusters and a method.
+
+    OUTPUT/index.html shows clusters, similarities, pairs, and the effect of other
+    settings. The report is one HTML file and needs no network or server.
+    """
+    early.check_clusters(clusters)
+    if data is not None:
+        early.check_data(data, dataset_type)
+    early.check_output_folder(output, "report")
+    from clip_negatives.dataset import open_pairs
+    from clip_negatives.report import write_inspection
+    from clip_negatives.storage.clusters_folder import read_clusters
+
+    folder = read_clusters(clusters)
+    source = open_pairs(data, columns, dataset_type=dataset_type) if data is not None else None
+    written = write_inspection(folder, output, source=source, **options)
+    missing = f", {written.missing} images unreadable" if written.missing else ""
+    echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
+
+
+def _tables(reading: Reading) -> tuple[Table, Table]:
+    from rich.table import Table
+
+    suspects = Table("incorrect pairs with", "share of pairs", "per anchor", "counted on")
+    suspects.title = f"Suspect pairs of a random batch of {reading.batch_size}"
+    for row in reading.suspects:
+        suspects.add_row(row.kind, f"{row.share:.3%}", f"{row.per_anchor:.2f}", "all pairs" if row.exact else "random pairs")
+    heads = "sampler", "weighting", "false negative is", "per anchor", "kept", "weight of a false negative", "pairs removed"
+    treatments = Table(*heads, title=f"False negatives in batches of {reading.batch_size}")
+    treatments.caption = "Weight relative to an ordinary incorrect pair: 1 = no change, 0 = removed."
+    for item in reading.treatments:
+        weight = "–" if item.false_weight is None else f"{item.false_weight:.2f}"
+        numbers = f"{item.per_anchor:.2f}", f"{item.per_anchor_kept:.2f}", weight, f"{item.removed_share:.1%}"
+        treatments.add_row(item.sampler, item.weighting, f"same {item.truth}", *numbers)
+    return suspects, treatments

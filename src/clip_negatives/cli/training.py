@@ -1,0 +1,108 @@
+"""Commands that train with open_clip: `train` and `compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from clip_negatives.cli import early, parameters
+from clip_negatives.cli.output import console, echo
+from clip_negatives.host.method import NAMED
+
+if TYPE_CHECKING:
+    from clip_negatives.compare.run import Job
+
+METHOD_HELP = """\b
+Methods:
+  in_batch           in-batch negatives: the baseline, always included
+  random_reduction   removes random pairs: the control, always included
+  default            the default sampler and weighting
+  paper              the method of the paper
+  SAMPLER            a sampler with uniform weights
+  WEIGHTING          a weighting with in-batch sampling
+  SAMPLER+WEIGHTING  both
+Options: NAME:key=value,...  METHOD@0.1 fixes the temperature at 0.1.
+"""
+METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=True, extra_names=tuple(NAMED))
+
+
+@parameters.command(
+    "clip-negatives train -- --train-data train.csv --model ViT-B-32 --epochs 5",
+    "clip-negatives train --weighting weighted_infonce:beta=2 -- \\\n    --train-data train.csv --model ViT-B-32",
+    "torchrun --nproc-per-node 2 -m clip_negatives train --clusters clusters/ -- \\\n"
+    "    --train-data train.csv --model ViT-B-32",
+)
+@click.option("--clusters", type=parameters.FOLDER, help="Clusters folder.  [default: prepare one and cache it]")
+@parameters.sampler_option
+@parameters.weighting_option
+@click.option("--backend", default="auto", help="Backend of the loss: auto, torch, chunked or triton.")
+@click.option("--temperature", type=float, help="Fixed temperature, 0.01 .. 1.  [default: learned]")
+@click.option("--refresh-every", type=int, help="Re-cluster with the model every N epochs.  [default: never]")
+@click.option("--resume-anyway", is_flag=True, help="Resume although data, clusters or settings differ from the run's.")
+@parameters.recipe_options
+@click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
+def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
+    """Train a CLIP model with open_clip.
+
+    Arguments after -- go to open_clip_train unchanged. Encoder options are used only
+    without --clusters. Clusterer options are used without --clusters, and with
+    --refresh-every.
+    """
+    from clip_negatives.integrations import open_clip
+
+    open_clip.train(open_clip_arguments, open_clip.TrainOptions(**options))
+
+
+@parameters.command(
+    "clip-negatives compare --quick",
+    "clip-negatives compare --seeds 5 \\\n    --methods default,paper,in_batch+weighted_infonce:beta=2,default@0.1",
+    "clip-negatives compare --test-data test.csv --group-column product -- \\\n    --train-data train.csv --model ViT-B-32",
+    notes=METHOD_HELP,
+)
+@click.option("--quick", is_flag=True, help="2 epochs instead of 20, and 2 seeds: a first look in minutes.")
+@click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas; see below.")
+@click.option("--seeds", type=int, help="Runs per method.  [default: 3; with --quick 2]")
+@click.option("--output", default="compare", type=parameters.FOLDER, help="Folder for runs, results and plot.")
+@parameters.json_option
+@click.option("--test-data", help="Test pairs, csv or tars; required with --train-data.")
+@parameters.group_option
+@parameters.recipe_options
+@click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
+def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path | None, **options: Any) -> None:
+    """Compare methods against in-batch negatives.
+
+    Trains the same CLIP model with every method and seed, and reports Rank@k.
+    Without --train-data, the data are the emoji catalogue. Arguments after -- go to
+    open_clip_train. To continue after an interruption, run the same command again:
+    finished runs are kept.
+    """
+    from clip_negatives.compare.arguments import check_paths, with_defaults
+
+    check_paths(with_defaults(open_clip_arguments, quick=options["quick"]), output, options["test_data"])
+    if json_file is not None:
+        early.check_output_file(json_file)
+    from clip_negatives.compare import compare as run_comparison
+    from clip_negatives.compare import output as show
+    from clip_negatives.report import write_comparison
+    from clip_negatives.storage.ownership import replaced_file
+
+    def announce(job: Job, number: int, total: int, state: str) -> None:
+        echo(f"run {number + 1} of {total}: {job.name}, seed {job.seed}: {state}", err=True)
+
+    try:
+        comparison = run_comparison(output, arguments=open_clip_arguments, on_run=announce, **options)
+    except KeyboardInterrupt:
+        echo(f"Stopped. Finished runs are kept in {output}. Run the same command again to continue.", err=True)
+        raise SystemExit(130) from None
+    stdout = console()
+    stdout.print(show.ranks_table(comparison))
+    stdout.print(show.cost_table(comparison))
+    for suffix in ("png", "svg"):
+        show.plot(comparison, output / f"ranks.{suffix}")
+    page = write_comparison(comparison, output)
+    echo(f"Results: {output / 'results.json'}, {output / 'ranks.png'}. Report: {page}")
+    if json_file is not None:
+        with replaced_file(json_file) as file:
+            file.write_text((output / "results.json").read_text())

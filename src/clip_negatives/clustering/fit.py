@@ -1,0 +1,82 @@
+"""Clustering of image and text features: on one process or several, before or during training."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+from torch import distributed as dist
+
+from clip_negatives.clustering.similarity import similarities
+from clip_negatives.distributed.processes import Processes
+from clip_negatives.host import registry
+from clip_negatives.host.plugin_code import no_exit
+from clip_negatives.interfaces import Clusterer, Clustering, Clusters
+from clip_negatives.sampling import epoch_generator
+
+
+def refresh_due(epoch: int, every: int | None) -> bool:
+    """Return whether to re-cluster before `epoch` (0, 1, ...): every `every` epochs, never before the first."""
+    return bool(every and epoch > 0 and epoch % every == 0)
+
+
+def cluster_features(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    clusterer: str,
+    text_clusterer: str | None = None,
+    seed: int,
+    epoch: int = 0,
+) -> Clusters:
+    """Return the clusters of both modalities; raises `PluginError` or `InputError`.
+
+    Args:
+        image_features: unit norm, float, shape (N, D_image).
+        text_features: unit norm, float, shape (N, D_text).
+        clusterer: ``name`` or ``name:key=value,...``.
+        text_clusterer: clusterer of the texts; None uses `clusterer`.
+        seed: seed of the run.
+        epoch: epoch that trains on the clusters; together with the seed it fixes all random draws.
+    """
+    generator = epoch_generator(seed, epoch)
+    with no_exit():
+        image: Clustering = registry.create("clusterer", clusterer).fit(image_features, generator=generator)
+        text: Clustering = registry.create("clusterer", text_clusterer or clusterer).fit(text_features, generator=generator)
+    return Clusters(image, text, image_features=image_features, text_features=text_features, **similarities(image, text))
+
+
+def cluster_together(
+    image: Tensor, text: Tensor, *, clusterer: str, text_clusterer: str, seed: int, checkpoint: Path, processes: Processes
+) -> list[Clustering]:
+    """Return the clusterings of images and texts; every process of a run calls this with all features.
+
+    A clusterer with ``fit_parallel`` runs and returns on all processes; any other clusterer runs and returns on rank 0 only.
+    `checkpoint` is a folder on a shared disk, used only for these features, options and seed.
+    """
+    generator, clusterings = epoch_generator(seed, 0), list[Clustering]()
+    # If only one process of a larger group clusters, it must not wait for the others, which do other work.
+    in_parallel = processes.world_size > 1 or not (dist.is_available() and dist.is_initialized())
+
+    def fit(plugin: Clusterer, features: Tensor) -> None:
+        with no_exit():
+            clusterings.append(plugin.fit(features, generator=generator))
+
+    for name, spec, features in (("image", clusterer, image), ("text", text_clusterer, text)):
+        plugin = registry.create("clusterer", spec)
+        if in_parallel and hasattr(plugin, "fit_parallel"):
+            generator.set_state(processes.first(generator.get_state))  # rank 0 may have drawn from it before
+            with no_exit():
+                clusterings.append(plugin.fit_parallel(features, generator=generator, checkpoint=checkpoint / name))
+        else:
+            processes.first(partial(fit, plugin, features))
+    return clusterings
+
+
+def check_clusterers(n_samples: int | None, clusterer: str, text_clusterer: str) -> None:
+    """Create the clusterers and, if the number of samples is known, let them check it before any sample is encoded."""
+    for spec in (clusterer, text_clusterer):
+        plugin = registry.create("clusterer", spec)
+        if n_samples is not None and hasattr(plugin, "check_samples"):
+            plugin.check_samples(n_samples)

@@ -1,0 +1,97 @@
+"""Interface of image-text data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from PIL import Image
+
+from clip_negatives.storage.source_files import SourceFile
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An image-text pair.
+
+    Attributes:
+        image_path: file of the image (RGB), if it is a file.
+        image_bytes: size of this file; None if the image is not a file.
+        group: item that the pair shows, such as a product; "" if unknown, None if the data have no groups.
+        shard: path or URL of the tar that holds the pair; None for other data.
+    """
+
+    key: str
+    text: str
+    image: Image.Image
+    image_path: str | None = None
+    group: str | None = None
+    shard: str | None = None
+    image_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenSample:
+    """A skipped pair, or the skipped rest of a damaged tar; open_clip skips both too. `reason` is the same in every run."""
+
+    key: str
+    reason: str
+
+
+class Part(Protocol):
+    """Pairs that are read independently of other parts of the data set: one tar, or a block of csv rows."""
+
+    @property
+    def name(self) -> str:
+        """Return a name for messages."""
+
+    def digest(self) -> str:
+        """Return a digest that is unique to this part and changes with its pairs, or raise DataError if the part is missing."""
+
+    def source_files(self) -> Sequence[SourceFile]:
+        """Return size and digest of the tar, or of evenly spread images, to recognise them before a training."""
+
+    def samples(self) -> Iterator[Sample | BrokenSample]:
+        """Read the pairs in order; DataError if the part cannot be read, or if an invalid pair cannot be skipped."""
+
+
+class ImageTextPairs(Protocol):
+    """A data set of image-text pairs in a fixed order. Sample i of the clusters is the i-th pair that is not broken."""
+
+    @property
+    def n_pairs(self) -> int | None:
+        """Return the number of pairs; None if it is unknown until they are read."""
+
+    def parts(self) -> Sequence[Part]:
+        """Return the parts in order."""
+
+    def fingerprint(self) -> str:
+        """Return a digest that changes with the pairs: `fingerprint_of` of the parts' digests."""
+
+
+def readable(samples: Iterable[T | BrokenSample], broken: list[BrokenSample]) -> Iterator[T]:
+    """Yield the readable samples, and append the broken ones to `broken`."""
+    for sample in samples:
+        if isinstance(sample, BrokenSample):
+            broken.append(sample)
+        else:
+            yield sample
+
+
+def fingerprint_of(digests: Sequence[str]) -> str:
+    """Return the digest of a data set from the digests of its parts, in order."""
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def file_stamp(file: str) -> bytes:
+    """Return the size and modification time of a file, for digests."""
+    try:
+        status = Path(file).stat()
+    except (OSError, ValueError):  # ValueError: a name with a zero byte
+        return b"missing"
+    return f"{status.st_size} {status.st_mtime_ns}\0".encode()

@@ -1,0 +1,41 @@
+"""Checks of the environment variables with which a launcher, such as torchrun, starts several processes."""
+
+from __future__ import annotations
+
+import os
+
+from clip_negatives.errors import ProcessError
+
+REPAIR = "Start the processes with torchrun, or unset WORLD_SIZE."
+
+
+def started_processes() -> int:
+    """Return ``WORLD_SIZE``, the number of processes that a launcher started; 1 without this variable.
+
+    Raises:
+        ProcessError: ``WORLD_SIZE``, ``RANK`` or ``LOCAL_RANK`` is not a whole number within its range.
+    """
+    number = _number("WORLD_SIZE", 1) or 1
+    for name in ("RANK", "LOCAL_RANK"):
+        rank = _number(name, 0)
+        if rank is not None and number > 1 and rank >= number:
+            raise ProcessError(f"{name} is {rank}, but WORLD_SIZE is {number}. {REPAIR}")
+    return number
+
+
+def check_address(*names: str) -> None:
+    """Raise ProcessError if the address of the first process, or a variable in `names`, is not set."""
+    if missing := next((name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)), None):
+        raise ProcessError(f"The run has several processes, but {missing} is not set. {REPAIR}")
+    if (_number("MASTER_PORT", 0) or 0) > 65_535:
+        raise ProcessError(f"MASTER_PORT is {os.environ['MASTER_PORT']}, above the highest port 65535. {REPAIR}")
+
+
+def _number(name: str, least: int) -> int | None:
+    """Return the whole number in a variable, or None if it is not set."""
+    text = os.environ.get(name)
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise ProcessError(f"{name} must be a whole number of at least {least}, not {text!r}. Correct it, or unset it.")
+    return int(text)

@@ -1,0 +1,39 @@
+"""Gather tensors from the processes of a training run, in the order of their ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed.nn
+from torch import Tensor
+from torch import distributed as dist
+
+
+def gather(rows: Tensor, world_size: int) -> list[Tensor]:
+    """Return the rows of every process, without gradients; all have the same shape."""
+    parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size)]
+    dist.all_gather(parts, rows.contiguous())
+    return parts
+
+
+def gather_features(features: Tensor, rank: int, world_size: int, *, local_loss: bool, with_grad: bool) -> Tensor:
+    """Return the features (B, D) of all processes, (G, D), with the same gradients as `open_clip.loss.gather_features`.
+
+    With `with_grad`, gradients flow to the features of all processes, otherwise to the features of this process only. With
+    `local_loss` and without `with_grad`, no gradients flow: the caller uses its own features instead.
+    """
+    if with_grad:
+        return torch.cat(torch.distributed.nn.all_gather(features), dim=0)
+    parts = gather(features.detach(), world_size)
+    if not local_loss:
+        parts[rank] = features
+    return torch.cat(parts, dim=0)
+
+
+def gather_rows(rows: Tensor, n_samples: int) -> Tensor:
+    """Return the rows of all samples, (n_samples, D), without gradients; rank r computed samples r, r + world_size, ..."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    world_size = dist.get_world_size()
+    padded = rows.new_zeros(-(-n_samples // world_size), rows.shape[1])
+    padded[: len(rows)] = rows
+    return torch.stack(gather(padded, world_size), dim=1).flatten(0, 1)[:n_samples]

@@ -1,0 +1,104 @@
+"""Changes that a training run makes outside this package; they are undone when the run ends.
+
+`installed` lists our replacements; `restored_process` lists the settings that open_clip changes. In addition, TensorBoard's
+writer is closed, and ``sys.stderr`` is captured while open_clip parses its arguments (`arguments.parsed`).
+
+Two changes stay: open_clip seeds the global random generators, and open_clip's registry of models keeps our small models
+(``open_clip.add_model_config``). ``sys.argv``, signal handlers and warning filters never change.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+import open_clip_train.data
+import torch
+import webdataset.tariterators
+from PIL import EpsImagePlugin
+from torch import distributed as dist
+from torch.nn import parallel
+
+from clip_negatives.dataset.images import pillow_limit
+from clip_negatives.integrations.open_clip.checkpoints import atomic_save, latest_checkpoint
+from clip_negatives.integrations.open_clip.untrusted import RegularCsvDataset, expand_tars, load_checkpoint
+
+
+class CpuDistributedDataParallel(parallel.DistributedDataParallel):
+    """`DistributedDataParallel` that ignores ``device_ids`` if the module is on the CPU; open_clip always passes them."""
+
+    def __init__(self, module: torch.nn.Module, device_ids: Any = None, *rest: Any, **named: Any) -> None:
+        on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
+        super().__init__(module, None if on_cpu else device_ids, *rest, **named)
+
+
+# Replacements, each `(module, name, value)`.
+CPU_DDP = (parallel, "DistributedDataParallel", CpuDistributedDataParallel)
+NO_GHOSTSCRIPT = (EpsImagePlugin, "gs_binary", False)  # an EPS image is a program: it must not start Ghostscript
+LIMITED_TARS = [(module, "tar_file_expander", expand_tars) for module in (open_clip_train.data, webdataset.tariterators)]
+
+
+@contextmanager
+def installed(main: ModuleType, negatives: Any) -> Iterator[None]:
+    """Make the replacements of a run of ``open_clip_train.main``, and restore everything at the end."""
+    replacements: list[tuple[Any, str, Any]] = [
+        *((main, name, getattr(negatives, name)) for name in ("get_data", "create_loss", "train_one_epoch")),
+        (main, "pt_load", load_checkpoint),  # a damaged checkpoint stops with an error message
+        (main, "get_latest_checkpoint", latest_checkpoint(main)),  # in folders of any name
+        (open_clip_train.data, "CsvDataset", RegularCsvDataset),  # a pipe in place of an image does not block
+        *LIMITED_TARS,  # tars are read within our limits
+        NO_GHOSTSCRIPT,
+        CPU_DDP,
+        (torch, "save", atomic_save(torch.save)),  # a killed process or a full disk leaves no partial checkpoint
+        (logging, "raiseExceptions", False),  # a full disk is reported once, by the checkpoint, not for every log line
+    ]
+    # pillow_limit raises PIL.Image.MAX_IMAGE_PIXELS to the limit "pixels".
+    with restored_process(), replaced(*replacements), pillow_limit(), negatives.run:
+        yield
+
+
+@contextmanager
+def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """Set attributes, each given as ``(owner, name, value)``, and restore the former values at the end."""
+    with ExitStack() as stack:
+        for owner, name, value in replacements:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+        yield
+
+
+@contextmanager
+def restored_process() -> Iterator[None]:
+    """Restore torch's settings, ``os.environ``, levels of loggers and handlers of the root logger; end the process group."""
+    import torch._dynamo.config as dynamo  # slow, and open_clip's optimizer imports it anyway
+
+    settings: list[tuple[Any, str]] = [(dynamo, "optimize_ddp")]
+    if torch.cuda.is_available():
+        cudnn = torch.backends.cudnn
+        settings += [(torch.backends.cuda.matmul, "allow_tf32"), (cudnn, "benchmark"), (cudnn, "deterministic")]
+    environment, handlers = dict(os.environ), list(logging.root.handlers)
+    levels = {logger: logger.level for logger in _loggers()}
+    grouped = dist.is_available() and dist.is_initialized()
+    try:
+        with replaced(*((owner, name, getattr(owner, name)) for owner, name in settings)):
+            yield
+        if not grouped and dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()  # not after an error: other processes may still wait in the group
+    finally:
+        for name in os.environ.keys() - environment.keys():  # WDS_EPOCH; under Slurm also RANK, LOCAL_RANK and WORLD_SIZE
+            del os.environ[name]
+        os.environ.update(environment)
+        for logger in _loggers():
+            logger.setLevel(levels.get(logger, logging.NOTSET))
+        for handler in [handler for handler in logging.root.handlers if handler not in handlers]:
+            logging.root.removeHandler(handler)
+            handler.close()
+
+
+def _loggers() -> list[logging.Logger]:
+    named = logging.root.manager.loggerDict.values()
+    return [logging.root, *(logger for logger in named if isinstance(logger, logging.Logger))]

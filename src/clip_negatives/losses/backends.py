@@ -1,0 +1,96 @@
+"""The backends of the loss: their names, where they run, and which one "auto" chooses."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+from clip_negatives.errors import InputError, UnsupportedError
+
+BACKENDS = ("auto", "torch", "chunked", "triton")
+# Up to this many pairs, "auto" chooses the torch backend on the CPU. Measured on a 2-core EPYC, D = 512, float32: the CPU time
+# of a chunked step is 1.4 times open_clip's for 64 x 64, 1.0 for 128 x 128, 0.84 for 256 x 256 and 0.74 for 512 x 512.
+FEW_PAIRS = 256 * 256
+FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192  # set by memory (256 MiB of float32 logits), not measured
+FEW_WEIGHTED_PAIRS_OF_ACCELERATORS = 1024 * 1024  # not measured; fused kernels avoid the passes that log-weights add
+OLDEST_CAPABILITY = (8, 0)  # compute capability of the oldest GPUs with tensor cores for bfloat16
+
+
+def select_backend(
+    device: torch.device, rows: int, columns: int, *, dtype: torch.dtype = torch.float32, weighted: bool = False
+) -> tuple[str, str]:
+    """Return the backend that "auto" chooses for a rows x columns loss, and the reason.
+
+    Args:
+        device: where the features are.
+        rows: samples of this process.
+        columns: samples of all processes, also with ``ring=True``.
+        dtype: dtype of the features.
+        weighted: whether there are log-weights.
+
+    Examples:
+        >>> select_backend(torch.device("cpu"), 256, 256)
+        ('torch', '65536 pairs on cpu are few: one matrix of logits is fastest')
+    """
+    pairs = rows * columns
+    few = FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted else FEW_PAIRS_OF_ACCELERATORS
+    if pairs <= (FEW_PAIRS if device.type == "cpu" else few):
+        return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is fastest"
+    obstacle = triton_obstacle(device, dtype)
+    if obstacle is None and device.type == "cuda":  # interpreted kernels are for tests
+        return "triton", f"{pairs} pairs on {device.type}: fused kernels"
+    reason = f"blocks need fewer products and less memory (triton: {obstacle or 'interpreted'})"
+    return "chunked", f"{pairs} pairs on {device.type}: {reason}"
+
+
+def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
+    """Check that a backend exists and runs on a device.
+
+    Raises:
+        InputError: the backend does not exist.
+        UnsupportedError: "triton" cannot run on the device.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"There is no backend {name!r}. Use one of: {', '.join(BACKENDS)}.")
+    obstacle = triton_obstacle(device, dtype) if name == "triton" else None
+    if obstacle is not None:
+        raise UnsupportedError(f"The triton backend cannot run here: {obstacle}. Use backend 'auto'.")
+
+
+def interpreted() -> bool:
+    """Return whether triton interprets kernels on the CPU, as with ``TRITON_INTERPRET=1``."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the triton backend cannot run for features of `dtype` on `device`, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is missing"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it does not support {dtype}"
+    if device.type == "cpu" and interpreted():
+        return None
+    if device.type != "cuda":
+        return f"it runs on CUDA, not on {device.type}"
+    return _gpu_obstacle(device.index or 0)
+
+
+@functools.cache
+def _gpu_obstacle(index: int) -> str | None:
+    if not torch.cuda.is_available():
+        return "there is no working CUDA driver"
+    if torch.version.hip is not None:
+        return "it is not tested on AMD GPUs"
+    major, minor = torch.cuda.get_device_capability(index)
+    return None if (major, minor) >= OLDEST_CAPABILITY else f"the GPU has compute capability {major}.{minor}, below 8.0"
+
+
+def one_tf32_product() -> bool:
+    """Return whether torch may compute a float32 product as one TF32 product: faster, but less exact."""
+    matmul = torch.backends.cuda.matmul
+    if hasattr(matmul, "fp32_precision"):  # once this newer setting is in use, torch forbids reading the older one
+        return bool(matmul.fp32_precision == "tf32")
+    return torch.get_float32_matmul_precision() != "highest"

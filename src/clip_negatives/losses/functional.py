@@ -1,0 +1,235 @@
+"""The weighted contrastive loss as a function."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.losses.backends import check_backend, select_backend
+from clip_negatives.losses.kernels import dense, log_weights
+from clip_negatives.losses.kernels.objective import anchor_losses
+from clip_negatives.losses.kernels.pairs import ExtraTexts as ExtraTexts
+from clip_negatives.losses.kernels.pairs import Inputs, Pairs
+from clip_negatives.losses.sparse_tables import with_dense_tables
+from clip_negatives.terms import LossTerms
+
+
+class Candidates(NamedTuple):
+    """Samples of all processes, for the contrast with the samples of this process (``local_loss``).
+
+    Attributes:
+        image_features: unit norm, shape (G, D).
+        text_features: unit norm, shape (G, D).
+        terms: terms of the G samples; None if no field of the terms is per sample.
+        offset: row of this process's first sample among the G.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    terms: LossTerms | None = None
+    offset: int = 0
+
+
+def weighted_info_nce(
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float | None = None,
+    *,
+    terms: LossTerms | None = None,
+    text_anchors: bool = True,
+    extra_texts: ExtraTexts | None = None,
+    candidates: Candidates | None = None,
+    gathered: bool = False,
+    ring: bool = False,
+    backend: str = "auto",
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return the contrastive loss of images and texts, with weights or other treatment of the incorrect pairs.
+
+    The logits are ``z_ij = logit_scale * s_ij + logit_bias``. N_i are the negatives of anchor i (its kept incorrect pairs), P_i
+    its positives, b the log-weights, alpha the weight of the positives. The loss is the mean over all images and texts i of::
+
+        n_i    = sum over j in N_i of exp(z_ij + b_ij)
+        loss_i = log(n_i + alpha * sum over p in P_i of exp(z_ip)) - mean over p in P_i of z_ip
+
+    Without `terms`, b = 0, alpha = 1 and the only positive is the own pair: `open_clip.ClipLoss`, bit for bit on the torch
+    backend. With log-weights only (0 on the diagonal) and ``target = torch.arange(B)``, the loss equals
+    ``(F.cross_entropy(z + b, target) + F.cross_entropy(z.T + b.T, target)) / 2``; an anchor without negatives contributes 0.
+
+    All fields of `terms` can be combined. `margin`, `hardness` and `positive_rate` use the live similarity s_ij:
+
+    * `normalize` shifts b so that the weights exp(b_ij) of N_i have mean 1;
+    * `groups` puts all samples of i's group into P_i, unweighted: the targets of SupCon (arXiv:2004.11362) and UniCL
+      (arXiv:2204.03610). With ``attract=False`` these samples are neither positives nor negatives;
+    * `margin` removes j from N_i if ``s_ij > s_ii + margin``; Qwen3-Embedding uses 0.1 (arXiv:2506.05176);
+    * `hardness` = beta adds ``beta z_ij`` to b_ij and scales the weights of N_i to mean 1 (Robinson et al.,
+      arXiv:2010.04592). It *raises* the weight of pairs that the model finds similar;
+    * `positive_rate` = t replaces n_i by ``max((n_i - t |N_i| p_i) / (1 - t), |N_i| exp(logit_bias - logit_scale))``, with
+      p_i the mean of exp(z_ip): the debiased estimate of Chuang et al. (arXiv:2007.00224);
+    * `positive_weight` = alpha is 0 in decoupled losses (Yeh et al., arXiv:2110.06848). An anchor without negatives then
+      contributes 0.
+
+    Args:
+        image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).
+        text_features: like `image_features`.
+        logit_scale: factor of the cosines, exp already applied, a positive number or one element.
+        logit_bias: added to every logit; None is 0.
+        terms: terms of the B samples, `LossTerms.take` of the batch; None is plain InfoNCE.
+        text_anchors: contrast each text with all images too. False contrasts only images with texts, like
+            sentence-transformers' ``MultipleNegativesRankingLoss``; this does not work with `ring`.
+        extra_texts: texts added to N_i of every image i, with b = 0, as in NegCLIP (arXiv:2210.01936); they are not anchors.
+            A text with the id of i's own text is not added to N_i. With several processes, pass the texts of all.
+        candidates: samples of all processes; None contrasts the B samples with each other.
+        gathered: the features are those of all processes. `open_clip.ClipLoss` then transposes its logits instead of
+            computing them twice; this function does the same, so that results are bit-equal.
+        ring: contrast with the samples of all processes of `torch.distributed`. Texts pass from process to process: a process
+            holds only its own samples and the samples of one other process. The result is this process's share of the loss,
+            as with ``local_loss``; feature gradients are those of the sum over all processes. Not with `candidates` or
+            `extra_texts`. Backend "torch" then means "chunked".
+        backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
+            `clip_negatives.losses.backends.select_backend`.
+        chunk_size: rows that "chunked" and "triton" compute at a time; None chooses by memory.
+
+    Returns:
+        A scalar in the dtype of the sums, differentiable in features, scale and bias.
+
+    Raises:
+        InputError: shapes, dtypes or devices do not fit, a value is out of range, or the backend is unknown.
+        UnsupportedError: the triton backend is requested where it cannot run.
+
+    Examples:
+        >>> x = torch.nn.functional.normalize(torch.eye(4), dim=1)
+        >>> weighted_info_nce(x, x, 10.0)
+        tensor(0.0001)
+    """
+    x, y = image_features, text_features
+    ring_supported = candidates is None and not gathered and extra_texts is None and text_anchors
+    if ring and not (ring_supported and dist.is_initialized()):
+        needs = "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts"
+        raise InputError(f"ring=True needs {needs}.")
+    all_x, all_y, all_terms, offset = candidates or Candidates(x, y)
+    _check_features(x, y, all_x, all_y, offset, chunk_size)
+    terms = terms or LossTerms()
+    if candidates is not None:
+        all_terms = _check_candidate_terms(terms, all_terms)
+        all_terms.check(len(all_x), x.device, "candidates.terms")
+    terms.check(len(x), x.device)
+    if terms.sparse:
+        if ring:
+            raise UnsupportedError("ring=True does not work with tables of neighbouring clusters. Leave ring out.")
+        terms, all_terms = with_dense_tables(terms, all_terms)
+    if extra_texts is not None:
+        _check_extra_texts(extra_texts, y)
+    scale = _one_number("logit_scale", logit_scale, x.device)
+    bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
+    images, texts = Inputs(x, all_y, scale, bias), Inputs(y, all_x, scale, bias)
+    n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
+    check_backend(backend, x.device, dtype=x.dtype)
+    if backend == "auto":
+        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=terms.weighted)
+    if backend == "torch" and not ring and terms.neutral and extra_texts is None and text_anchors:
+        return dense.open_clip_loss(images, None if gathered else texts, offset)
+    columns_too = text_anchors and candidates is None
+    pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too)
+    losses = functools.partial(anchor_losses, terms=terms, backend=backend, chunk_size=chunk_size, ring=ring)
+    anchors = losses(images, pairs, extra_texts=extra_texts)
+    if text_anchors and not columns_too:
+        anchors += losses(texts, pairs.transposed_tables())
+    return torch.cat(anchors).mean()
+
+
+def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:
+    """Return the log-weights b of explicit pairs, not normalised: normalisation needs a batch.
+
+    Args:
+        terms: terms of the data set.
+        image_index: sample of each image, int64, shape (M,).
+        text_index: sample of each text, int64, shape (M,).
+
+    Returns:
+        float32, shape (M,), in [-inf, inf).
+
+    Examples:
+        >>> terms = LossTerms(image_labels=torch.tensor([0, 1]), image_table=torch.tensor([[0.0, -1.0], [-2.0, 0.0]]))
+        >>> pair_log_weights(terms, torch.tensor([0, 1]), torch.tensor([1, 0]))
+        tensor([-1., -2.])
+    """
+    if image_index.ndim != 1 or image_index.shape != text_index.shape:
+        shapes = f"{tuple(image_index.shape)} and {tuple(text_index.shape)}"
+        raise InputError(f"image_index and text_index must have one shape (M,), got {shapes}.")
+    return log_weights.of_pairs(terms, image_index, text_index)
+
+
+def require_terms(terms: LossTerms | AnchorLoss, name: str) -> LossTerms:
+    """Return the terms of a weighting; an anchor loss, whose weights depend on the step, is an `InputError`."""
+    if isinstance(terms, AnchorLoss):
+        reason = f"The weighting {name!r} computes its weights at each step from the model's similarities"
+        remedy = "Use clip-negatives compare to see its effect."
+        raise InputError(f"{reason}, so its weights are not known before training. {remedy}")
+    return terms
+
+
+# The checks never read tensor values: that would wait for a GPU.
+def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: int, chunk_size: int | None) -> None:
+    """Check that shapes, dtypes and devices of all features fit together."""
+    if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
+        raise InputError(f"Image and text features must have one shape (B, D), got {tuple(x.shape)} and {tuple(y.shape)}.")
+    if all_x.shape != all_y.shape or all_x.shape[1:] != x.shape[1:]:
+        shapes = f"shape (G, {x.shape[1]}), got {tuple(all_x.shape)} and {tuple(all_y.shape)}"
+        raise InputError(f"Features of all processes must have one {shapes}. Gather images and texts over the same processes.")
+    if not 0 <= offset <= len(all_x) - len(x):
+        raise InputError(f"candidates.offset must be within 0 .. {len(all_x) - len(x)} (G - B), got {offset}.")
+    if not all(features.is_floating_point() for features in (x, y, all_x, all_y)):
+        raise InputError(f"Features must be floating-point, got {x.dtype} and {y.dtype}.")
+    devices = {"image": x, "text": y, "candidate image": all_x, "candidate text": all_y}
+    if len({features.device for features in devices.values()}) > 1:
+        places = ", ".join(f"{name} on {features.device}" for name, features in devices.items())
+        raise InputError(f"All features must be on one device, got {places}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise InputError(f"chunk_size must be at least 1, got {chunk_size}.")
+
+
+def _check_extra_texts(extra: ExtraTexts, y: Tensor) -> None:
+    """Check shape, dtype and device of extra texts and of their ids."""
+    shape = (max((1, *extra.features.shape[:1])), y.shape[1])
+    _check_tensor("Features of extra texts", extra.features, y.dtype, shape, y.device)
+    if (extra.own_ids is None) != (extra.ids is None):
+        raise InputError("ExtraTexts has only one of own_ids and ids. Give both or neither.")
+    for name, ids, size in (("own_ids", extra.own_ids, len(y)), ("ids", extra.ids, len(extra.features))):
+        if ids is not None:
+            _check_tensor(f"ExtraTexts.{name}", ids, torch.int64, (size,), y.device)
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
+    if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
+        actual = f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
+        raise InputError(f"{name} must be {dtype} of shape {shape} on {device}, got {actual}.")
+
+
+def _check_candidate_terms(terms: LossTerms, all_terms: LossTerms | None) -> LossTerms:
+    """Return the terms of the candidates, after a check that both terms have the same per-sample fields."""
+    if all_terms is None and not terms.per_sample():
+        return terms
+    names, all_names = (set() if part is None else set(part.per_sample()) for part in (terms, all_terms))
+    if all_terms is None or names != all_names:
+        missing = ", ".join(sorted(names ^ all_names))
+        raise InputError(f"terms and candidates.terms must both have {missing}, or neither. Gather them with the features.")
+    for name in names:
+        own, other = getattr(terms, name), getattr(all_terms, name)
+        if own.shape[1:] != other.shape[1:] or own.dtype != other.dtype:
+            raise InputError(f"terms.{name} and candidates.terms.{name} differ in dtype or in their second dimension.")
+    return all_terms
+
+
+def _one_number(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+    """Return a scale or a bias as a tensor of one element on `device`."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise InputError(f"{name} must be one number, got shape {tuple(value.shape)}.")
+    return torch.as_tensor(value, device=device)

@@ -1,0 +1,111 @@
+"""Blocks of rows of the matrix of all pairs, for the chunked backend, in reused memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clip_negatives.losses.kernels import log_weights
+from clip_negatives.losses.kernels.pairs import Inputs, Pairs
+from clip_negatives.losses.kernels.sums import IMPORTANCE, MATES, NEGATIVES
+
+BLOCK_BYTES = 16 * 2**20  # of logits, if no chunk size is given: large enough for full speed, little memory
+
+
+class Term(NamedTuple):
+    """Values of one block that go into one of the logarithmic sums; computing the next term overwrites them."""
+
+    sum: int  # row of `PairSums`
+    slope: float  # derivative of the values with respect to the logits
+    rows: Tensor  # values for the sums of rows, -inf for pairs outside the sum; may be overwritten
+    columns: Tensor  # values for the sums of columns; the same tensor as `rows` if they do not differ
+
+
+class Blocks:
+    """Blocks of rows of the matrix of all pairs, computed one after the other in the same memory.
+
+    Allocating memory for each block would take longer than the look-ups. Blocks are column-major, which makes the look-up of
+    weights fastest.
+    """
+
+    logits: Tensor
+    scratch: Tensor
+
+    def __init__(self, inputs: Inputs, pairs: Pairs, chunk: int | None) -> None:
+        x, y, scale, bias = inputs
+        self.pairs, self.dtype = pairs, inputs.precision()
+        self.x, self.columns = x, y.to(self.dtype)
+        self.scale, self.bias = scale.to(self.dtype), None if bias is None else bias.to(self.dtype)
+        self.chunk = chunk or max(16, BLOCK_BYTES // (self.dtype.itemsize * len(y)))
+        # Groups and hardness need several sums over one block, each from the logits.
+        self.keeps_logits = pairs.rows.groups is not None or bool(pairs.hardness)
+        limited = pairs.row_limits is not None or pairs.column_limits is not None
+        # If nothing needs logits and weights separately, the product is added to the weights in place.
+        self._adds = pairs.rows.weighted and not (self.keeps_logits or limited or pairs.importance)
+        needed = 2 + ((pairs.rows.weighted or pairs.importance or self.keeps_logits) and not self._adds) + self.keeps_logits
+        self._memory = x.new_empty(needed, min(self.chunk, len(x)) * len(y), dtype=self.dtype)
+
+    def parts(self) -> Iterator[slice]:
+        """Yield the rows of each block."""
+        for start in range(0, len(self.x), self.chunk):
+            yield slice(start, min(start + self.chunk, len(self.x)))
+
+    def load(self, part: slice) -> Tensor | None:
+        """Compute the logits of a block; return which pairs are mates (of one group), or None without groups."""
+        self.part = part
+        n, m = part.stop - part.start, len(self.columns)
+        self.logits, self.scratch, *self._more = (flat[: n * m].view(m, n).T for flat in self._memory)
+        if self._adds:
+            log_weights.write_block(self.pairs, part, self.logits, self.scratch)
+        self.logits.addmm_(self.scale * self.x[part].to(self.dtype), self.columns.T, beta=int(self._adds))
+        if self.bias is not None:
+            self.logits += self.bias
+        rows, columns = self.pairs.rows.groups, self.pairs.columns.groups
+        if rows is None or columns is None:
+            return None
+        mates = rows[part, None] == columns
+        self._positives(mates).fill_(False)
+        return mates
+
+    def terms(self, mates: Tensor | None) -> Iterator[Term]:
+        """Yield the terms of the loaded block; `mates` is the result of `load`."""
+        pairs, logits = self.pairs, self.logits
+        row_limits = None if pairs.row_limits is None else pairs.row_limits[self.part, None]
+        column_limits = pairs.column_limits if pairs.columns_too else None
+        above = [None if limits is None else logits > limits for limits in (row_limits, column_limits)]
+        weights = None
+        if pairs.rows.weighted and not self._adds:
+            weights = log_weights.write_block(pairs, self.part, self._more[0], self.scratch)
+        elif self._more:
+            weights = self._more[0].zero_()
+        if weights is not None:
+            self._positives(weights).fill_(-torch.inf)
+            if mates is not None:
+                weights.masked_fill_(mates, -torch.inf)
+            if pairs.importance and not pairs.hardness:
+                yield _term(IMPORTANCE, 0.0, weights, above)
+        if weights is None or not self.keeps_logits:
+            values = logits if weights is None else logits.add_(weights)
+            self._positives(values).fill_(-torch.inf)
+            yield _term(NEGATIVES, 1.0, values, above)
+            return
+        values = self._more[1]
+        slope = 1.0 + pairs.hardness
+        yield _term(NEGATIVES, slope, torch.add(weights, logits, alpha=slope, out=values), above)
+        if pairs.importance and pairs.hardness:
+            yield _term(IMPORTANCE, pairs.hardness, torch.add(weights, logits, alpha=pairs.hardness, out=values), above)
+        if mates is not None:
+            values.copy_(logits).masked_fill_(~mates, -torch.inf)
+            yield Term(MATES, 1.0, values, values)
+
+    def _positives(self, block: Tensor) -> Tensor:
+        """Return a view of the positives of the block."""
+        return block.diagonal(self.part.start + self.pairs.offset)[: len(block)]
+
+
+def _term(index: int, slope: float, values: Tensor, above: list[Tensor | None]) -> Term:
+    """Return a term: `rows` is -inf where a value is above its row's limit, `columns` where it is above its column's."""
+    return Term(index, slope, *(values if mask is None else values.masked_fill(mask, -torch.inf) for mask in above))

@@ -1,0 +1,109 @@
+"""The loss of each anchor, from the sums over its pairs: a few operations on vectors, the same for every backend.
+
+With z the logit, N the kept incorrect pairs of anchor i, P its positives (itself and its group) and w the weights::
+
+    n = sum over N of w exp(z)                                      # negatives
+    n = |N| n / sum over N of w                                     # if weights are normalised
+    n = max((n - t |N| p) / (1 - t), |N| exp(bias - scale))         # if debiased; p is the mean over P of exp(z)
+    loss = log(n + alpha sum over P of exp(z)) - mean over P of z   # alpha: 1, in decoupled losses 0
+
+Hardness multiplies w by ``exp(hardness z)``, and the weights are normalised.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from clip_negatives.losses.kernels import dense, op, weight_sums
+from clip_negatives.losses.kernels.pairs import ExtraTexts, Inputs, Pairs
+from clip_negatives.losses.kernels.ring import pair_sums as ring_sums
+from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, MATE_LOGITS, MATES, N_MATES, NEGATIVES, PairSums, joined_sums
+from clip_negatives.terms import LossTerms
+
+
+def anchor_losses(
+    inputs: Inputs,
+    pairs: Pairs,
+    *,
+    terms: LossTerms,
+    backend: str,
+    chunk_size: int | None = None,
+    ring: bool = False,
+    extra_texts: ExtraTexts | None = None,
+) -> list[Tensor]:
+    """Return the losses of the rows and, if columns are anchors too, of the columns.
+
+    This function sets the limits and the sums to compute. With `ring`, the inputs are those of this process. Extra texts are
+    additional columns; `ring` does not support them.
+    """
+    x, y, scale, bias = inputs
+    dtype = inputs.precision()
+    own = y if len(y) == len(x) else y[pairs.offset : pairs.offset + len(x)]
+    # In full precision, because errors in the gradient of the positive do not average out, unlike those in the sums.
+    positive, lowest = scale.to(dtype).flatten() * (x.to(dtype) * own.to(dtype)).sum(1), -scale.to(dtype).flatten()
+    if bias is not None:
+        positive, lowest = positive + bias.to(dtype).flatten(), lowest + bias.to(dtype).flatten()
+    if terms.margin is not None:
+        limits = (positive + scale.to(dtype).flatten() * terms.margin).detach()
+        pairs = dataclasses.replace(pairs, row_limits=limits, column_limits=limits if pairs.columns_too else None)
+    importance, count = terms.normalized, terms.normalized or terms.positive_rate is not None
+    from_histogram = count and not ring and weight_sums.applies(pairs, len(x), len(y))
+    if not from_histogram:
+        pairs = dataclasses.replace(pairs, importance=importance, count=count)
+    sums = _sums(inputs, pairs, backend, chunk_size, ring)
+    if from_histogram:
+        sums = weight_sums.add(sums, pairs, len(y))
+    if extra_texts is not None:
+        extra_pairs = extra_texts.pairs(pairs, importance=importance, count=count)
+        extra_sums = _sums(inputs._replace(y=extra_texts.features), extra_pairs, backend, chunk_size)
+        sums = PairSums(joined_sums(sums.rows, extra_sums.rows), sums.columns)
+    anchors = sums if pairs.columns_too else (sums.rows,)
+    return [_loss(side, positive, lowest, terms) for side in anchors]
+
+
+def _sums(inputs: Inputs, pairs: Pairs, backend: str, chunk_size: int | None, ring: bool = False) -> PairSums:
+    if ring:
+        return ring_sums(inputs, pairs, backend="chunked" if backend == "torch" else backend, chunk_size=chunk_size)
+    if backend == "torch":
+        return dense.pair_sums(inputs, pairs)
+    return op.pair_sums(inputs, pairs, backend=backend, chunk_size=chunk_size)
+
+
+def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, terms: LossTerms) -> Tensor:
+    """Return the loss of each anchor from its sums, its own logit (n,) and the lowest possible logit (1,)."""
+    negatives, kept = sums[NEGATIVES], sums[KEPT].detach()
+    grouped = terms.groups is not None and terms.attract
+    n_mates = sums[N_MATES].detach() if grouped else torch.zeros_like(kept)
+    if terms.normalized:
+        # Without kept pairs both are -inf, and the difference would be nan.
+        negatives = negatives - (sums[IMPORTANCE] - kept.log()).masked_fill(kept == 0, 0.0)
+    positives, mean = positive, positive
+    if grouped:
+        positives = torch.logaddexp(positive, sums[MATES])
+        mean = (positive + sums[MATE_LOGITS]) / (1 + n_mates)
+    if terms.positive_rate is not None:
+        negatives = _debiased(negatives, positives - (1 + n_mates).log(), kept, lowest, terms.positive_rate)
+    # The log-ratio avoids cancellation where the loss is small. Without negatives it is -inf, which gives a loss of 0.
+    odds = negatives - positives
+    if terms.positive_weight == 0:  # decoupled loss: an anchor without negatives contributes 0
+        return (odds + (positives - mean)).masked_fill(odds == -torch.inf, 0.0)
+    alpha = torch.full_like(odds, math.log(terms.positive_weight))
+    return torch.logaddexp(odds, alpha) + (positives - mean)
+
+
+def _debiased(negatives: Tensor, positive: Tensor, kept: Tensor, lowest: Tensor, rate: Tensor) -> Tensor:
+    """Return the estimate of Chuang et al. (2020, arXiv:2007.00224, eq. 8), all in logarithms."""
+    rate = rate.to(negatives)
+    empty = kept == 0
+    floor = kept.log() + lowest
+    # Avoid nan gradients from the branch that `where` does not take.
+    negatives = negatives.masked_fill(empty, 0.0)
+    expected = kept.clamp(min=1).log() + rate.log() + positive  # positives among the negatives
+    share = (expected - negatives).exp()
+    above = (share < 1) & ~empty
+    estimate = negatives + torch.log1p(-share.where(above, torch.zeros_like(share))) - torch.log1p(-rate)
+    return estimate.where(above & (estimate > floor), floor)

@@ -1,0 +1,82 @@
+"""The pairs of a loss: the input of every backend."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from clip_negatives.terms import MODALITIES, LossTerms
+
+
+class Inputs(NamedTuple):
+    """Inputs of the logits ``scale * x @ y.T + bias``: rows x, shape (B, D), and columns y, shape (G, D)."""
+
+    x: Tensor
+    y: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def precision(self) -> torch.dtype:
+        """Return the dtype of products, sums and exponentials: at least float32."""
+        return torch.promote_types(torch.promote_types(self.x.dtype, self.y.dtype), torch.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pairs:
+    """Weights of the pairs of rows and columns, and which sums to compute.
+
+    The log-weight of (i, j) is defined in `LossTerms`; here i is a row and j a column.
+    """
+
+    rows: LossTerms  # terms of the rows, with the tables
+    columns: LossTerms  # per-sample fields of the columns
+    row_limits: Tensor | None = None  # logit above which a pair is not a negative of this row, shape (B,)
+    column_limits: Tensor | None = None  # the same for each column, shape (G,)
+    offset: int = 0  # the positive of row i is column offset + i
+    columns_too: bool = True  # whether columns are anchors too
+    importance: bool = False  # compute IMPORTANCE and KEPT
+    count: bool = False  # compute KEPT
+
+    @classmethod
+    def of(cls, rows: LossTerms, columns: LossTerms, *, offset: int = 0, columns_too: bool = True) -> Pairs:
+        """Return the pairs of two batches, without fields that no kernel reads."""
+        unread = dict.fromkeys(f"{name}_labels" for name in MODALITIES if getattr(rows, f"{name}_table") is None)
+        unread |= {"positive_rate": None}
+        shared = dict.fromkeys(name for name, field in columns.tensor_fields().items() if field.kind == "cluster")
+        return cls(rows.replace(**unread), columns.replace(**unread, **shared), offset=offset, columns_too=columns_too)
+
+    @property
+    def hardness(self) -> float:
+        """Return beta."""
+        return self.rows.hardness
+
+    def transposed_tables(self) -> Pairs:
+        """Return the pairs with transposed tables, for texts as rows and images as columns."""
+        return dataclasses.replace(self, rows=self.rows.transposed())
+
+
+class ExtraTexts(NamedTuple):
+    """Texts in addition to those of the samples: unweighted negatives of every image, not anchors.
+
+    Attributes:
+        features: unit norm, dtype and device of the text features, shape (E, D), at least one.
+        own_ids: id of the text of each sample, equal for equal texts, int64, shape (B,); None compares no texts.
+        ids: the same for the extra texts, int64, shape (E,); None together with `own_ids`.
+    """
+
+    features: Tensor
+    own_ids: Tensor | None = None
+    ids: Tensor | None = None
+
+    def pairs(self, of_samples: Pairs, *, importance: bool, count: bool) -> Pairs:
+        """Return the pairs of the rows of `of_samples` with these texts.
+
+        Equal texts form a group, so they are not negatives; the sums over mates are not used. The offset is beyond the last
+        column, so no row has a positive.
+        """
+        rows, columns = LossTerms(groups=self.own_ids, hardness=of_samples.hardness), LossTerms(groups=self.ids)
+        return Pairs(rows, columns, of_samples.row_limits, None, len(self.features), False, importance, count)

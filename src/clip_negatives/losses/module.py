@@ -1,0 +1,328 @@
+"""The loss as a module with the constructor and the call of `open_clip.ClipLoss`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clip_negatives.anchor_loss import AnchorLoss, StepSamples, anchors
+from clip_negatives.distributed.gather import gather, gather_features
+from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.kernels.pairs import Inputs
+from clip_negatives.printing import warn
+from clip_negatives.step import BatchSamples
+from clip_negatives.terms import LossTerms
+
+
+class NegativesClipLoss(nn.Module):
+    """`open_clip.ClipLoss` with log-weights on the incorrect pairs.
+
+    Constructor and call are those of `open_clip.ClipLoss`; new arguments are keyword-only. Without terms, or with neutral ones,
+    the result is identical to `open_clip.ClipLoss`. The tensors of the terms are buffers: they move with the module and are in
+    its ``state_dict``, which can be loaded into a module that was built without terms.
+
+    Args:
+        local_loss: compute the loss of this process's samples against all samples, not of all against all.
+        gather_with_grad: let gradients flow through the gathering of features.
+        cache_labels: accepted for compatibility; nothing is cached.
+        rank: rank of this process.
+        world_size: number of processes; above 1, features and sample ids are gathered.
+        use_horovod: not supported.
+        terms: loss terms of the data set, or an anchor loss, from a loss weighting; None is plain InfoNCE.
+        batch_samples: returns the samples of the current batch; called once per forward pass if ``samples`` is not given
+            and the terms are not neutral. Keep the ids on the CPU: fields are looked up on their own device, and a copy from a
+            GPU to the CPU waits.
+        text_anchors: see `clip_negatives.losses.functional.weighted_info_nce`.
+        extra_texts: number E of captions added to each sample, see `clip_negatives.interfaces.ExtraTextSampler`. With
+            ``BatchSamples.text_ids``, an added caption that equals the caption of an image is not a negative of that image.
+        ring: with several processes, pass texts from process to process instead of gathering all samples. Loss and
+            gradients are those of ``local_loss`` with ``gather_with_grad``; memory is that of two processes' samples.
+        backend: see `clip_negatives.losses.functional.weighted_info_nce`.
+        chunk_size: rows that the chunked and triton backends compute at a time.
+
+    Raises:
+        UnsupportedError: horovod; extra texts with `ring`; an anchor loss with extra texts, with `ring`, or with a backend that
+            never holds all logits.
+
+    Examples:
+        >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
+        >>> NegativesClipLoss()(features, features, torch.tensor(3.0), output_dict=True)
+        {'contrastive_loss': tensor(0.0949)}
+    """
+
+    anchor_loss: AnchorLoss | None
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        terms: LossTerms | AnchorLoss | None = None,
+        batch_samples: Callable[[], BatchSamples] | None = None,
+        text_anchors: bool = True,
+        extra_texts: int = 0,
+        ring: bool = False,
+        backend: str = "auto",
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if use_horovod:
+            raise UnsupportedError("Horovod is not supported. Start the training with torchrun, without --horovod.")
+        if ring and extra_texts:
+            raise UnsupportedError("ring=True does not work with a sampler that adds captions. Leave ring out.")
+        self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
+        self.rank, self.world_size = rank, world_size
+        self.batch_samples, self.text_anchors, self.extra_texts = batch_samples, text_anchors, extra_texts
+        self.ring, self.backend, self.chunk_size = ring, backend, chunk_size
+        self.anchor_loss = None
+        self.clusters: str | None = None  # digest of the clusters; a state of other clusters is an error
+        self._handed_out: int | None = None
+        self.set_terms(LossTerms() if terms is None else terms)
+
+    def set_terms(self, terms: LossTerms | AnchorLoss) -> None:
+        """Replace the terms, or the anchor loss, after re-clustering; an anchor loss of the same class keeps its state."""
+        previous, self.anchor_loss = self.anchor_loss, terms if isinstance(terms, AnchorLoss) else None
+        if self.anchor_loss is not None:
+            needs = "This weighting needs all logits of a batch"
+            if self.ring or self.backend not in ("auto", "torch"):
+                option = "ring=True" if self.ring else f"backend {self.backend!r}"
+                raise UnsupportedError(f"{needs}, which {option} never holds. Use backend 'auto' without the ring.")
+            if self.extra_texts:
+                remedy = "Use the weighting uniform or weighted_infonce."
+                raise UnsupportedError(f"{needs} and does not work with a sampler that adds captions. {remedy}")
+            if previous is not None and type(previous) is type(self.anchor_loss):
+                self.anchor_loss.load_state_dict(previous.state_dict())
+        loss_terms = terms if isinstance(terms, LossTerms) else LossTerms()
+        loss_terms.check()
+        loss_terms.check_values()
+        self._without_tensors = loss_terms.replace(**dict.fromkeys(loss_terms.tensor_fields()))
+        for name in loss_terms.tensor_fields():
+            self.register_buffer(name, getattr(loss_terms, name))
+
+    @property
+    def terms(self) -> LossTerms:
+        """Return the loss terms of the data set."""
+        empty = self._without_tensors
+        return empty.replace(**{name: getattr(self, name) for name in empty.tensor_fields()})
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+        *,
+        samples: BatchSamples | None = None,
+        again: bool | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """Return the loss of a batch.
+
+        In evaluation mode, and without gradients, this is plain InfoNCE of the given features: no weights, no samples of other
+        processes, no change of state.
+
+        Args:
+            image_features: unit norm, shape (B, D).
+            text_features: unit norm, shape (B, D); with E added captions shape ((1 + E) B, D), each caption followed by
+                the captions added to it, as the wrapped loader yields them.
+            logit_scale: factor of the cosines, exp already applied.
+            logit_bias: added to every logit.
+            output_dict: return ``{"contrastive_loss": loss}``.
+            samples: the samples of the batch: ids, or labels if the terms are tables for a stream (`LossTerms.for_stream`);
+                None calls `batch_samples`.
+            again: whether the batch is the same as in the previous call, as in gradient accumulation. An anchor loss then does
+                not update its state a second time. None asks `batch_samples`, if it counts the batches.
+
+        Raises:
+            InputError: samples are needed but missing, or do not fit the batch or the data set; or the batch is a single pair,
+                which has no incorrect pair.
+        """
+        if samples is not None and not isinstance(samples, BatchSamples):
+            raise InputError(f"samples must be BatchSamples, got {type(samples).__name__}. Pass BatchSamples(ids=ids).")
+        inputs = Inputs(image_features, text_features, logit_scale, logit_bias)
+        if self.training and torch.is_grad_enabled():
+            loss = self._training_loss(inputs, samples, again)
+        else:
+            if samples is not None and torch.is_grad_enabled() and image_features.requires_grad:
+                warn(
+                    "The loss is in evaluation mode, so it is plain InfoNCE without weights. Call loss.train() to train.",
+                    stacklevel=2,
+                )
+            loss = self._evaluation_loss(inputs, samples)
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _evaluation_loss(self, inputs: Inputs, samples: BatchSamples | None) -> Tensor:
+        x, y, scale, bias = inputs
+        extra = None
+        if len(y) != len(x):
+            y, extra = self._split(y, len(x), samples, world_size=1)
+        options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
+        return weighted_info_nce(x, y, scale, bias, extra_texts=extra, **options)
+
+    def _training_loss(self, inputs: Inputs, samples: BatchSamples | None, again: bool | None) -> Tensor:
+        if len(inputs.x) * self.world_size == 1 and not self.extra_texts:
+            raise InputError(
+                "The batch is a single pair, which has no incorrect pair and teaches nothing. Use a larger batch size, or "
+                "drop_last=True if this is the last batch."
+            )
+        again = self._comes_again(samples) if again is None else again
+        terms, anchor_loss = self.terms, self.anchor_loss
+        needed = anchor_loss is not None or self.extra_texts > 0 or terms.by_label or terms.per_sample()
+        if samples is None and self.batch_samples is not None and needed:
+            samples = self.batch_samples()
+        if anchor_loss is None:
+            return self._loss_from_terms(inputs, samples)
+        return self._loss_from_anchors(anchor_loss, inputs, samples, again)
+
+    def _loss_from_terms(self, inputs: Inputs, samples: BatchSamples | None) -> Tensor:
+        x, y, scale, bias = inputs
+        options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
+        terms = None if self.terms.neutral else self._batch_terms(samples, x)
+        if self.extra_texts:
+            y, options["extra_texts"] = self._split(y, len(x), samples, self.world_size)
+        if self.world_size == 1 or self.ring:
+            return weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
+        all_x, all_y = self._gather_features(x), self._gather_features(y)
+        # Every process has the same tables, so only per-sample fields are gathered.
+        all_terms = None if terms is None else terms.map_samples(self._gather_rows)
+        if not self.local_loss:
+            return weighted_info_nce(all_x, all_y, scale, bias, terms=all_terms, gathered=True, **options)
+        candidates = Candidates(all_x, all_y, all_terms, self.rank * len(x))
+        return weighted_info_nce(x, y, scale, bias, terms=terms, candidates=candidates, **options)
+
+    def _loss_from_anchors(self, loss: AnchorLoss, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
+        """Return the mean loss of all anchors: the images and, with `text_anchors`, the texts."""
+        x, y, scale, bias = inputs
+        own_ids = all_ids = _move(_checked_ids(samples, len(x), loss.n_samples), x.device).long()
+        all_x, all_y = x, y
+        gathered = self.world_size > 1
+        if gathered:
+            all_ids = self._gather_rows(own_ids)
+            all_x, all_y = self._gather_features(x), self._gather_features(y)
+        loss.begin(all_ids, again=again)
+        if gathered and self.local_loss:
+            step_samples = StepSamples(own_ids, all_ids, self.rank * len(x), self._gather_rows)
+        else:
+            x, y, step_samples = all_x, all_y, StepSamples(all_ids, all_ids)
+        sides = anchors(x, y, all_x, all_y, scale, bias, step_samples)
+        return torch.cat([loss(side) for side in sides if self.text_anchors or side.modality == "image"]).mean()
+
+    def _comes_again(self, samples: BatchSamples | None) -> bool:
+        """Return whether the loader has yielded no new batch since the previous call."""
+        count = getattr(self.batch_samples, "handed_out", None) if samples is None else None
+        previous, self._handed_out = self._handed_out, count
+        return count is not None and count == previous
+
+    def _split(self, text_features: Tensor, n: int, samples: BatchSamples | None, world_size: int) -> tuple[Tensor, ExtraTexts]:
+        """Return the features of the n own captions, and the added captions of `world_size` processes."""
+        per_sample = 1 + self.extra_texts
+        if len(text_features) != n * per_sample:
+            needed = f"{n} captions with {self.extra_texts} added captions each need {n * per_sample} text features"
+            raise InputError(f"{needed}, got {len(text_features)}. Encode all captions of the wrapped loader's batch.")
+        texts = text_features.view(n, per_sample, -1)
+        extra = texts[:, 1:].flatten(0, 1)
+        own_ids = extra_ids = None
+        if samples is not None and samples.text_ids is not None:
+            ids = _move(samples.text_ids, text_features.device)
+            own_ids, extra_ids = ids[:, 0], ids[:, 1:].flatten()
+        if world_size > 1:
+            # local_loss=False: the added captions of this process keep their gradients in any case.
+            extra = gather_features(extra, self.rank, world_size, local_loss=False, with_grad=self.gather_with_grad)
+            if own_ids is not None and extra_ids is not None:
+                own_ids = own_ids if self.local_loss else self._gather_rows(own_ids.contiguous())
+                extra_ids = self._gather_rows(extra_ids)
+        return texts[:, 0], ExtraTexts(extra, own_ids, extra_ids)
+
+    def _gather_rows(self, rows: Tensor) -> Tensor:
+        return torch.cat(gather(rows, self.world_size))  # without gradients
+
+    def _gather_features(self, features: Tensor) -> Tensor:
+        options = {"local_loss": self.local_loss, "with_grad": self.gather_with_grad}
+        return gather_features(features, self.rank, self.world_size, **options)
+
+    def _batch_terms(self, samples: BatchSamples | None, features: Tensor) -> LossTerms:
+        """Return the terms of the batch, on the device of the features."""
+        per_sample = self.terms.per_sample()
+        for name, value in self.terms.tensors().items():
+            if name not in per_sample and value.device != features.device:
+                self.register_buffer(name, _move(value, features.device))
+        terms = self.terms
+        if terms.by_label:
+            if samples is None or samples.labels is None:
+                remedy = "Give loss(..., samples=BatchSamples(labels=labels)), or terms with labels."
+                raise InputError(f"This weighting has tables without labels, and the batch has no labels. {remedy}")
+            labels = _checked_integers("labels", samples.labels, (len(features), 2))
+            return terms.with_labels(_move(labels, features.device))
+        if not per_sample:
+            return terms
+        ids = _checked_ids(samples, len(features), terms.n_samples)
+        return terms.map_samples(lambda value: _move(value[_move(ids, value.device)], features.device))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the part of ``state_dict`` that is not in buffers."""
+        return {"clusters": self.clusters, **self._without_tensors.options()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `get_extra_state` returned."""
+        self.clusters = self.clusters or state.get("clusters")
+        self._without_tensors = self._without_tensors.replace(**_options(state))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Register buffers of the stored shapes first: this module may have been built without terms."""
+        if prefix + "_extra_state" in state_dict:  # otherwise the state belongs to another module: keep the buffers
+            self._check_state(state_dict, prefix)
+            device = next((buffer.device for buffer in self.buffers()), None)
+            for name in self._without_tensors.tensor_fields():
+                stored = state_dict.get(prefix + name)
+                self.register_buffer(name, None if stored is None else torch.empty_like(stored, device=device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Check that a state has the terms and the clusters of this loss, if this loss has any."""
+        extra, terms = state_dict[prefix + "_extra_state"], self.terms
+        stored = {name: tensor for name in terms.tensor_fields() if (tensor := state_dict.get(prefix + name)) is not None}
+        own = terms.tensors()
+        same = own.keys() == stored.keys() and all(torch.equal(value.cpu(), stored[name].cpu()) for name, value in own.items())
+        other_clusters = None not in (self.clusters, extra.get("clusters")) and self.clusters != extra["clusters"]
+        if other_clusters or not (terms.neutral or (same and _options(extra) == terms.options())):
+            raise InputError(
+                "The state of the loss is of other clusters or of another weighting. Load it into a loss with the same "
+                "clusters and weighting, or train on without it."
+            )
+
+
+def _options(extra_state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extra_state.items() if name != "clusters"}
+
+
+def _checked_ids(samples: BatchSamples | None, batch_size: int, n_samples: int | None) -> Tensor:
+    if samples is None or samples.ids is None:
+        remedy = "Give loss(..., samples=BatchSamples(ids=ids)), or wrap the loader with clip_negatives.attach."
+        raise InputError(f"This weighting needs the sample ids of the batch, and there are none. {remedy}")
+    ids = _checked_integers("ids", samples.ids, (batch_size,))
+    # Reading values of GPU tensors would wait for the GPU; in a compiled graph it would break the graph.
+    checkable = ids.device.type == "cpu" and batch_size > 0 and not torch.compiler.is_compiling()
+    if n_samples is not None and checkable and not 0 <= int(ids.min()) <= int(ids.max()) < n_samples:
+        limits = f"0 .. {n_samples - 1}, the samples that were clustered, got {int(ids.min())} .. {int(ids.max())}"
+        raise InputError(f"Sample ids must be within {limits}. Prepare the clusters from the data that you train on.")
+    return ids
+
+
+def _checked_integers(name: str, integers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if integers.shape != shape or integers.dtype not in (torch.int64, torch.int32):
+        actual = f"{integers.dtype} of shape {tuple(integers.shape)}"
+        raise InputError(f"The {name} of {shape[0]} features must be int64 of shape {shape}, got {actual}.")
+    return integers
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return `tensor` on `device`; only a copy to the CPU waits, because it could be read before it is complete."""
+    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -1,0 +1,1 @@
+"""Commands that read a data set and write files: prepare, generate, reshard."""

@@ -1,0 +1,192 @@
+"""Make a clusters folder from data: encode, cluster, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from clip_negatives.clustering.fit import check_clusterers, cluster_together
+from clip_negatives.dataset import ImageTextPairs
+from clip_negatives.distributed.processes import ALONE, Processes
+from clip_negatives.encoders import image_encoder as image_encoder_of
+from clip_negatives.encoders import text_encoder as text_encoder_of
+from clip_negatives.errors import ArtifactError
+from clip_negatives.features import encode
+from clip_negatives.host.registry import Kind
+from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters_from_files
+from clip_negatives.storage.locks import sole_user
+from clip_negatives.storage.manifest import CLUSTERS_FOLDER
+from clip_negatives.storage.ownership import FORMAT, claim_work, remove_work
+from clip_negatives.storage.paths import obstacle
+from clip_negatives.storage.provenance import plugins_section, resolved
+
+CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cached clusters folders
+
+
+def prepare(
+    data: ImageTextPairs | str | Path, output: str | Path, recipe: Recipe | None = None, **options: Any
+) -> ClustersFolder:
+    """Encode and cluster image-text pairs, write a clusters folder, and read it.
+
+    Arguments and errors are those of `prepare_folder`, which does not read the folder.
+    """
+    prepare_folder(data, output, recipe, **options)
+    return read_clusters(output)
+
+
+def prepare_folder(
+    data: ImageTextPairs | str | Path,
+    output: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    keep_features: bool = True,
+    progress: bool = True,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Encode and cluster image-text pairs, write a clusters folder, and return its manifest.
+
+    An interrupted call leaves the encoded parts beside `output`. The next call with the same encoders continues there, on any
+    number of processes. `output` itself appears only when it is complete. A second run on the same folder waits.
+
+    The folder is the same for any number of processes, except for the date in its manifest. In addition to the memory of
+    `encode` and of the clusterer, rank 0 needs 16 bytes per pair for the labels.
+
+    Args:
+        data: the pairs, or a path or URL that `Recipe.open` opens.
+        output: folder to write; an older clusters folder there is replaced.
+        recipe: encoders, clusterers, seed and columns; None is `Recipe()`.
+        keep_features: store the features too, for weightings that compare samples instead of clusters.
+        progress: show progress bars on stderr.
+        processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
+
+    Raises:
+        PluginError: a name or option is unknown.
+        DataError: the data or the weights of an encoder cannot be read.
+        InputError: a value is out of its range, or the clusterer cannot cluster the features.
+        ArtifactError: the folder cannot be written.
+        ProcessError: a process was lost.
+    """
+    recipe = recipe or Recipe()
+    folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
+    source = processes.together(lambda: recipe.open(data))
+    processes.together(lambda: recipe.check(source.n_pairs))
+    with ExitStack() as stack:
+        processes.first(lambda: stack.enter_context(sole_user(folder)))
+        processes.first(lambda: CLUSTERS_FOLDER.tidy(folder))
+        return _encode_and_cluster(source, folder, recipe, keep_features=keep_features, progress=progress, processes=processes)
+
+
+def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, progress: bool = True) -> ClustersFolder:
+    """Return the clusters folder of these data and this recipe from the cache; prepare it if it is missing or damaged.
+
+    Features are kept. Errors are those of `prepare_folder`.
+    """
+    recipe = recipe or Recipe()
+    folder = cache_folder(source, recipe)
+    work = _work_folder(folder)
+    if (cached := _cached(folder)) is not None:
+        if any(folder.parent.glob(f".{folder.name}.*")):  # of a killed process, or of one that is about to end
+            with suppress(ArtifactError), sole_user(folder, wait=False):
+                CLUSTERS_FOLDER.tidy(folder)
+                remove_work(work)
+        return cached
+    if (parent := obstacle(folder)) is not None:
+        fault = f"The cache {folder.parent} cannot be written: {parent} is not a writable folder."
+        raise ArtifactError(f"{fault} Set {CACHE_VARIABLE} to another folder.")
+    recipe.check(source.n_pairs)
+    with sole_user(folder):
+        CLUSTERS_FOLDER.tidy(folder)
+        if (cached := _cached(folder)) is not None:  # another process prepared it meanwhile
+            remove_work(work)
+            return cached
+        _encode_and_cluster(source, folder, recipe, keep_features=True, progress=progress, processes=ALONE, cached=True)
+    return read_clusters(folder)
+
+
+def cache_folder(source: ImageTextPairs, recipe: Recipe | None = None) -> Path:
+    """Return the cache folder of a data set and a recipe.
+
+    Its name is a digest of the data, the encoders with the content of their weights, the clusterers with options, version and
+    source, and the seed. The environment variable ``CLIP_NEGATIVES_CACHE`` names the folder of the cache; without it, the cache
+    is in the user's cache folder.
+
+    Raises:
+        PluginError: a name or option is unknown.
+    """
+    recipe = recipe or Recipe()
+    root = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("clip-negatives")
+    dtype = [] if recipe.feature_dtype == Recipe.feature_dtype else [recipe.feature_dtype]
+    parts = FORMAT, source.fingerprint(), *recipe.encoders, *_clusterers(recipe), *dtype
+    return Path(root).absolute() / f"clusters-{_short_digest(parts)}"
+
+
+def _encode_and_cluster(
+    source: ImageTextPairs,
+    output: Path,
+    recipe: Recipe,
+    *,
+    keep_features: bool,
+    progress: bool,
+    processes: Processes,
+    cached: bool = False,
+) -> dict[str, Any]:
+    """Encode, cluster and write in a work folder that no other run uses; return the manifest."""
+    work = _work_folder(output)
+    # Before the work folder is made: weights may be missing.
+    images, texts = processes.together(lambda: (image_encoder_of(recipe.image_encoder), text_encoder_of(recipe.text_encoder)))
+    processes.first(lambda: claim_work(work))
+    encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, progress=progress, processes=processes)
+    processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
+    checkpoint = processes.first(lambda: encoded.clustering_folder / _short_digest(_clusterers(recipe)))
+    clusterings = cluster_together(
+        encoded.image,
+        encoded.text,
+        **recipe.clusterers,
+        seed=recipe.seed,
+        checkpoint=checkpoint,
+        processes=processes,
+    )
+    manifest = {
+        **dataclasses.asdict(recipe),
+        **recipe.clusterers,
+        "image_encoder": images.name,
+        "text_encoder": texts.name,
+        "data": encoded.fingerprint,
+        "n_broken": encoded.n_broken,
+    }
+    del manifest["columns"]  # describes the data, not the clustering
+    files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
+    written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
+    processes.together(encoded.unmap)
+    processes.first(lambda: remove_work(work))
+    return written
+
+
+def _cached(folder: Path) -> ClustersFolder | None:
+    with suppress(ArtifactError):  # missing or damaged
+        return read_clusters(folder)
+    return None
+
+
+def _clusterers(recipe: Recipe) -> tuple[Any, ...]:
+    """Return what determines a clustering of given features: the clusterers with options, version and source, and the seed."""
+    specs: list[tuple[Kind, str]] = [("clusterer", spec) for spec in recipe.clusterers.values()]
+    return *itertools.starmap(resolved, specs), plugins_section(specs), recipe.seed
+
+
+def _short_digest(parts: tuple[Any, ...]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _work_folder(output: Path) -> Path:
+    """Return the folder of encoded parts: beside the output, so that both are on one disk."""
+    return output.with_name(f".{output.name}.features")

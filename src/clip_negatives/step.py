@@ -1,0 +1,61 @@
+"""Identity of the samples of a batch, passed from the loader to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BatchSamples:
+    """Identity of the samples of one batch: their ids or, in a stream, their clusters.
+
+    Attributes:
+        ids: sample of each pair, counted from 0 in the data set that was clustered, int64, shape (B,).
+        labels: image and text cluster of each pair, int64, shape (B, 2), -1 where unknown; for streams, which have no ids.
+        text_ids: ids of the captions of each sample, equal for equal captions, int64, shape (B, 1 + E): the sample's own
+            caption, then the E captions that a sampler added. None without added captions.
+
+    Examples:
+        >>> import torch
+        >>> first, second = BatchSamples(ids=torch.tensor([3, 1])), BatchSamples(ids=torch.tensor([0, 2]))
+        >>> BatchSamples.concatenate([first, second]).ids
+        tensor([3, 1, 0, 2])
+    """
+
+    ids: Tensor | None = None
+    labels: Tensor | None = None
+    text_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Return B."""
+        return next((len(part) for part in self), 0)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield the tensors that are present, each with B rows: Lightning reads the batch size from them."""
+        return (part for part in (self.ids, self.labels, self.text_ids) if part is not None)
+
+    def to(self, device: torch.device | str) -> BatchSamples:
+        """Return the same samples on `device`."""
+        return self._map(lambda part: part.to(device, non_blocking=True))
+
+    def pin_memory(self) -> BatchSamples:
+        """Return the same samples in pinned memory; `torch.utils.data.DataLoader` calls this."""
+        return self._map(lambda part: part.pin_memory())
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[BatchSamples]) -> BatchSamples:
+        """Return the samples of several batches as one batch, in their order; all batches have the same attributes."""
+        import torch
+
+        columns = zip(*((batch.ids, batch.labels, batch.text_ids) for batch in batches), strict=True)
+        present = ([part for part in column if part is not None] for column in columns)
+        return cls(*(torch.cat(parts) if parts else None for parts in present))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> BatchSamples:
+        return BatchSamples(*(None if part is None else change(part) for part in (self.ids, self.labels, self.text_ids)))

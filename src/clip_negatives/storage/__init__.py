@@ -1,0 +1,1 @@
+"""Files: clusters folders, labels folders, manifests, and safe reading and writing."""

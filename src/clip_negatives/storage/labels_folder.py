@@ -1,0 +1,173 @@
+"""Labels for webdataset streams: one small parquet file per shard, so that no process holds the labels of all samples.
+
+A labels folder has ``labels.json`` (data and settings of the clusters, size and SHA-256 of the other files),
+``clusters.safetensors`` (centroids, and the number of samples of each cluster), ``shards.parquet`` (name of each shard, its
+labels file with SHA-256 and number of samples, and size and digest of the tar if known) and ``shards/`` with the labels of each
+shard: columns ``__key__``, ``image_label``, ``text_label`` and ``text_digest``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from clip_negatives.clustering.similarity import similarities
+from clip_negatives.errors import ArtifactError
+from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.storage.atomic import digest, write_tensors
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.consistency import MODALITIES, check_counts, tensor_specs
+from clip_negatives.storage.manifest import CLUSTERS, LABELS_FOLDER, OWN_ENTRIES, SHARDS
+from clip_negatives.storage.safe_reading import check_file, read_table, read_tensors
+from clip_negatives.storage.shards import KnownShards, ShardedSamples, check_distinct, distinct_depth, last_parts
+from clip_negatives.storage.source_files import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class ShardLabels(KnownShards):
+    """Labels of each shard.
+
+    Attributes:
+        files: file and SHA-256 of the labels of each shard, by the last path components of the shard.
+        n_clusters: number of image and of text clusters.
+    """
+
+    files: Mapping[str, tuple[str, str]]
+    n_clusters: tuple[int, int]
+
+    def check(self, addresses: Sequence[str]) -> None:
+        """Raise ArtifactError if two shards have the same last path components, because both would get the same labels."""
+        self._check_distinct(addresses, self.files)
+
+    def of(self, address: str) -> Mapping[str, tuple[int, int, str]]:
+        """Return image label, text label and digest of the text of each sample of a shard, by key.
+
+        Empty for a shard that was not clustered; the digest is "" if an older version wrote the labels.
+
+        `address` is the path or URL of the shard, or of a copy with the same last path components. ArtifactError: damaged file.
+        """
+        entry = self.files.get(self.ending(address))
+        return {} if entry is None else _read_shard(self.folder / entry[0], entry[1], self.n_clusters)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsFolder:
+    """Contents of a labels folder.
+
+    Attributes:
+        clusters: the clusters, with `Clustering.counts` instead of labels.
+        manifest: data and settings of the clusters.
+    """
+
+    path: Path
+    clusters: Clusters
+    manifest: Mapping[str, Any]
+    shards: ShardLabels
+
+
+DIGEST = "text_digest"  # column of the labels of a shard; an older version wrote none
+
+ClustersOrLabels = ClustersFolder | LabelsFolder  # a training run gets its clusters from either
+
+
+def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolder:
+    """Write the labels of a clusters folder that was made from tars, atomically, with one shard at a time in memory.
+
+    Raises:
+        ArtifactError: the clusters folder is damaged or not made from tars, or `output` cannot be written.
+    """
+    source = ShardedSamples(Path(clusters_folder))
+    tables = ((shard, source.table(keys, rows, texts)) for shard, keys, rows, texts in source.shards())
+    created = source.manifest.get("created")
+    return write_shard_labels(source, tables, output, source.sources(), clusters_created=created)
+
+
+def write_shard_labels(
+    source: ShardedSamples,
+    shards: Iterable[tuple[str, pa.Table]],
+    output: str | Path,
+    sources: Mapping[str, SourceFile],
+    **entries: Any,
+) -> LabelsFolder:
+    """Write a labels folder from the name and `ShardedSamples.table` of each shard.
+
+    `sources` has size and digest of each shard, by its name; `entries` are added to the manifest.
+    """
+    with LABELS_FOLDER.replacing(output) as folder:
+        (folder / "shards").mkdir()
+        rows: list[dict[str, Any]] = []
+        for shard, table in shards:
+            name = f"shards/{len(rows):06d}.parquet"
+            pq.write_table(table, folder / name, compression="zstd", use_dictionary=False)
+            tar = sources.get(shard, SourceFile(shard, None, ""))
+            row = {"shard": shard, "file": name, "samples": table.num_rows, "sha256": digest(folder / name)}
+            rows.append({**row, "shard_bytes": tar.size, "shard_sha256": tar.sha256})
+        check_distinct([row["shard"] for row in rows])
+        table = pa.Table.from_pylist(rows)
+        sizes = table["shard_bytes"].cast(pa.int64())  # of type null if no size is known
+        table = table.set_column(table.column_names.index("shard_bytes"), "shard_bytes", sizes)
+        pq.write_table(table, folder / SHARDS, compression="zstd")
+        image, text = source.clusters.image, source.clusters.text
+        centroids = {"image_centroids": image.centroids, "text_centroids": text.centroids}
+        write_tensors(centroids | {"image_counts": image.sizes(), "text_counts": text.sizes()}, folder / CLUSTERS)
+        origin = {name: value for name, value in source.manifest.items() if name not in OWN_ENTRIES}
+        labels = (folder / row["file"] for row in rows)
+        LABELS_FOLDER.write_digests(folder, {**origin, **entries}, [folder / CLUSTERS, folder / SHARDS], labels)
+    return read_labels(output)
+
+
+def read_labels(path: str | Path) -> LabelsFolder:
+    """Read a labels folder; the labels of a shard are read when a stream reaches it.
+
+    Raises:
+        ArtifactError: the folder is missing, of another format, or damaged.
+    """
+    path = Path(path)
+    return LABELS_FOLDER.unchanged(path, lambda: _read_labels(path))
+
+
+def _read_labels(path: Path) -> LabelsFolder:
+    manifest = LABELS_FOLDER.read_manifest(path)
+    with LABELS_FOLDER.reading(path, CLUSTERS):
+        tensors = read_tensors(path / CLUSTERS, tensor_specs("counts"))
+        no_labels = torch.empty(0, dtype=torch.int64)
+        image, text = (Clustering(no_labels, tensors[f"{name}_centroids"], tensors[f"{name}_counts"]) for name in MODALITIES)
+        check_counts(image)
+        check_counts(text)
+    with LABELS_FOLDER.reading(path, SHARDS):
+        table = read_table(path / SHARDS, ("shard", "file", "sha256"), ("shard_sha256",), integers=("shard_bytes",))
+        shards, files, digests = (table[name].to_pylist() for name in ("shard", "file", "sha256"))
+        if not shards or any(Path(file).parent != Path("shards") for file in files):
+            raise ValueError("no shards, or files outside the folder")
+    depth = distinct_depth(shards)
+    endings = [last_parts(shard, depth) for shard in shards]
+    entries = dict(zip(endings, zip(files, digests, strict=True), strict=True))
+    clusters = Clusters(image, text, **similarities(image, text))
+    sources = {}
+    if {"shard_bytes", "shard_sha256"} <= set(table.column_names):
+        columns = (shards, table["shard_bytes"].to_pylist(), (sha or "" for sha in table["shard_sha256"].to_pylist()))
+        sources = dict(zip(endings, map(SourceFile, *columns), strict=True))
+    labels = ShardLabels(path, depth, sources, entries, (image.n_clusters, text.n_clusters))
+    return LabelsFolder(path, clusters, manifest, labels)
+
+
+@functools.lru_cache(maxsize=1)  # a process reads shards one after another
+def _read_shard(file: Path, sha256: str, n_clusters: tuple[int, int]) -> Mapping[str, tuple[int, int, str]]:
+    try:
+        check_file(file)
+        if digest(file) != sha256:
+            raise ValueError("changed after it was written")
+        labels = dict(zip(("image_label", "text_label"), n_clusters, strict=True))
+        table = read_table(file, ("__key__",), (DIGEST,), labels)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"The labels {file} cannot be read: {error}. Run clip-negatives labels again.") from error
+    keys, *columns = (table[name].to_pylist() for name in ("__key__", *labels))
+    digests = table[DIGEST].to_pylist() if DIGEST in table.column_names else [""] * len(keys)
+    return dict(zip(keys, zip(*columns, digests, strict=True), strict=True))

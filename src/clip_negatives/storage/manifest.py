@@ -1,0 +1,138 @@
+"""Manifests of clusters and labels folders: data and settings of the clusters, size and SHA-256 of the files."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from clip_negatives.advice import remedies
+from clip_negatives.errors import ArtifactError
+from clip_negatives.storage.atomic import digest
+from clip_negatives.storage.ownership import FORMAT, OwnedFolder
+from clip_negatives.storage.safe_reading import read_json
+
+T = TypeVar("T")
+
+CLUSTERS, SAMPLES = "clusters.safetensors", "samples.parquet"  # of a clusters folder
+SHARDS = "shards.parquet"  # of a labels folder
+MANIFEST, PLAN = "manifest.json", "plan.json"  # mark a clusters folder, and a folder of resharded tars
+
+TRIES = 10  # of reading a folder that is replaced again and again
+PAUSE = 0.02  # seconds; a folder is missing for less time while it is replaced
+OWN_ENTRIES = ("tool", "kind", "format", "package_version", "created", "files")  # not about the clusters
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFormat(OwnedFolder):
+    """Format of a clusters folder or a labels folder; each has a manifest of its own name, to tell the folders apart.
+
+    Attributes:
+        required: files that each folder has.
+        command: command that writes a folder.
+    """
+
+    required: tuple[str, ...]
+    command: str
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether `path` has a manifest of this format."""
+        return os.path.exists(path / self.manifest)  # noqa: PTH110  (False for a path that is too long)
+
+    def write_digests(
+        self, folder: Path, origin: Mapping[str, Any], files: Iterable[Path], others: Iterable[Path] = ()
+    ) -> dict[str, Any]:
+        """Write the manifest of a folder, with digests of `files`, which may still be elsewhere, and sizes of `others`."""
+        listed: dict[str, dict[str, Any]] = {}
+        listed |= {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in files}
+        listed |= {str(file.relative_to(folder)): {"bytes": file.stat().st_size} for file in others}
+        return self.write_manifest(folder, origin, listed)
+
+    def check_is_at(self, path: Path) -> None:
+        """Raise ArtifactError if `path` has no manifest of this format."""
+        if not self.is_at(path):
+            raise ArtifactError(f"{path} is not a {self.name} folder: no {self.manifest}. Write one with {self.command}.")
+
+    def read_manifest(self, path: Path, *, unhashed: Collection[str] = ()) -> dict[str, Any]:
+        """Check size and SHA-256 of the files of a folder (only the size of `unhashed` files), and return its manifest."""
+        with self.reading(path, self.manifest):
+            self.check_is_at(path)
+            manifest = read_json(path / self.manifest)
+            version, files = manifest.get("format"), manifest.get("files")
+            if version != FORMAT:
+                fault = f"has format {version!r}, but this version reads format {FORMAT}"
+                raise ArtifactError(f"The {self.name} folder {path} {fault}. Run {self.command} again.")
+            if not isinstance(files, dict) or not all(map(_is_entry, files.values())):
+                raise ValueError("the list of files is missing")
+            checked = {name: entry for name, entry in files.items() if "sha256" in entry}
+            if not set(self.required) <= set(checked):
+                raise ValueError("the list of files is incomplete")
+        for name, entry in checked.items():
+            file = path / name
+            with self.reading(path, name):
+                if file.parent != path or not file.is_file() or file.stat().st_size != entry["bytes"]:
+                    raise ValueError("missing, or of another size than in the manifest")
+                if name not in unhashed and digest(file) != entry["sha256"]:
+                    raise ValueError("changed after it was written")
+        return manifest
+
+    def unchanged(self, path: Path, read: Callable[[], T]) -> T:
+        """Return ``read()``; repeat the call if another process replaces the folder meanwhile, to read files of one folder."""
+        for _ in range(TRIES):
+            before = self._stamp(path)
+            try:
+                result = read()
+            except ArtifactError:
+                if before is None:
+                    time.sleep(PAUSE)
+                if self._stamp(path) == before:
+                    raise
+            else:
+                if self._stamp(path) == before:
+                    return result
+        return read()
+
+    def _stamp(self, path: Path) -> tuple[int, int, int] | None:
+        """Return what changes when another manifest takes the place of this one, or None if there is none."""
+        try:
+            status = (path / self.manifest).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
+
+    @contextmanager
+    def reading(self, path: Path, file: str = "") -> Iterator[None]:
+        """Turn OSError and ValueError into an ArtifactError that names the folder `path` and, if given, its `file`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            fault = getattr(error, "strerror", None) or error
+            where = f"{file}: " if file else ""
+            if isinstance(error, OSError) and (repair := remedies(error)):
+                raise ArtifactError(f"The {self.name} folder {path} cannot be read: {where}{fault}. {repair}") from error
+            raise ArtifactError(
+                f"The {self.name} folder {path} is damaged: {where}{fault}. Run {self.command} again."
+            ) from error
+
+
+CLUSTERS_FOLDER = FolderFormat("clusters", MANIFEST, (CLUSTERS, SAMPLES), command="clip-negatives prepare")
+LABELS_FOLDER = FolderFormat("labels", "labels.json", (CLUSTERS, SHARDS), command="clip-negatives labels")
+
+
+REPORT_FOLDER = OwnedFolder("report", "report.json")
+
+
+def check_clusters(path: Path) -> None:
+    """Raise ArtifactError if `path` is not a clusters folder; its files are not read."""
+    if LABELS_FOLDER.is_at(path):
+        repair = "Name the clusters folder that the labels were made from: labels work only in training on webdataset streams."
+        raise ArtifactError(f"{path} is a labels folder, not a clusters folder. {repair}")
+    CLUSTERS_FOLDER.check_is_at(path)
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256", ""), str)

@@ -1,0 +1,194 @@
+"""Shards of a clusters folder made from tars: their names and source files, and the keys, rows and labels of their samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from torch import Tensor
+
+from clip_negatives.errors import ArtifactError
+from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters, sources_in
+from clip_negatives.storage.digests import text_digest
+from clip_negatives.storage.manifest import CLUSTERS_FOLDER, SAMPLES
+from clip_negatives.storage.safe_reading import BATCH_ROWS, read_batches
+from clip_negatives.storage.source_files import SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class KnownShards:
+    """Shards of a clusters or labels folder, identified by their last path components.
+
+    Attributes:
+        depth: number of these components; 0 if the folder does not name shards.
+        sources: size and digest of each shard, by these components; empty if an older version wrote the folder.
+    """
+
+    folder: Path
+    depth: int
+    sources: Mapping[str, SourceFile]
+
+    def ending(self, address: str) -> str:
+        """Return the last path components of a shard, at this path or URL or at that of a copy."""
+        return last_parts(address, self.depth) if self.depth else ""
+
+    def _check_distinct(self, addresses: Sequence[str], known: Collection[str]) -> None:
+        """Raise ArtifactError if two addresses are taken for one known shard: its weights would be used for both."""
+        seen: dict[str, str] = {}
+        for address in addresses:
+            ending = self.ending(address)
+            if ending in known and seen.setdefault(ending, address) != address:
+                both = f"The shards {seen[ending]} and {address} would both get the labels of {ending}."
+                raise ArtifactError(f"{both} Train on the shards that were clustered.")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusteredShards(KnownShards):
+    """Shards of a clusters folder.
+
+    Attributes:
+        endings: last path components of each shard, by its name.
+    """
+
+    endings: Mapping[str, str]
+
+    @classmethod
+    def of(cls, folder: ClustersFolder) -> ClusteredShards:
+        """Return the shards of a clusters folder; ArtifactError if two shards cannot be told apart."""
+        if "shard" not in folder.samples.column_names:
+            return cls(folder.path, 0, {}, {"": ""})
+        # A shard without a readable sample is no value of the column, but it was clustered.
+        sources = folder.sources
+        shards = dict.fromkeys([*pc.unique(folder.samples["shard"]).to_pylist(), *(source.file for source in sources)])
+        check_distinct(list(shards))
+        depth = distinct_depth(list(shards))
+        endings = {shard: last_parts(shard, depth) for shard in shards}
+        return cls(folder.path, depth, {endings[source.file]: source for source in sources}, endings)
+
+    def check(self, addresses: Sequence[str]) -> None:
+        """Raise ArtifactError if a shard was not clustered, or if two shards have the same last path components."""
+        if self.depth:
+            known = set(self.endings.values())
+            for address in addresses:
+                if self.ending(address) not in known:
+                    raise self.unknown(address)
+            self._check_distinct(addresses, known)
+
+    def unknown(self, address: str) -> ArtifactError:
+        """Return the error for a shard that was not clustered."""
+        fault = f"The shard {address} was not clustered: the clusters folder {self.folder} has no {self.ending(address)}."
+        return ArtifactError(f"{fault} Train on the clustered shards, or run clip-negatives prepare again on these.")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRows:
+    """Row of each sample of a clusters folder, by shard and key; by key only if the folder does not name shards.
+
+    Attributes:
+        rows: row of each key, by the last path components of the shard.
+        texts: text of each row.
+    """
+
+    shards: ClusteredShards
+    rows: Mapping[str, Mapping[str, int]]
+    texts: pa.ChunkedArray
+
+    @classmethod
+    def of(cls, folder: ClustersFolder) -> ShardRows:
+        """Return the rows of a clusters folder; ArtifactError if two shards cannot be told apart."""
+        shards = ClusteredShards.of(folder)
+        rows: dict[str, dict[str, int]] = {ending: {} for ending in shards.endings.values()}
+        start = 0
+        for batch in folder.samples.to_batches(BATCH_ROWS):
+            keys = batch.column("key").to_pylist()
+            names = batch.column("shard").to_pylist() if shards.depth else [""] * len(keys)
+            for row, (name, key) in enumerate(zip(names, keys, strict=True), start):
+                rows[shards.endings[name]][key] = row
+            start += len(keys)
+        return cls(shards, rows, folder.samples["text"])
+
+    def row(self, address: str, key: str) -> int | None:
+        """Return the row of a sample, None if it was not clustered; ArtifactError if its shard was not clustered."""
+        rows = self.rows.get(self.shards.ending(address))
+        if rows is None:
+            raise self.shards.unknown(address)
+        return rows.get(key)
+
+    def text(self, row: int) -> str:
+        """Return the text of a sample."""
+        return str(self.texts[row].as_py())
+
+
+class ShardedSamples:
+    """Samples of a clusters folder made from tars; only the keys of one shard are in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clusters, self.manifest, self._table = open_clusters(path)
+        if "shard" not in self._table.schema_arrow.names:
+            fault = "does not name shards: it was made from a csv file or by an older version"
+            raise ArtifactError(f"The clusters folder {path} {fault}. Run clip-negatives prepare on the tars.")
+
+    def sources(self) -> dict[str, SourceFile]:
+        """Read size and digest of each shard, by its name; empty if an older version wrote the folder."""
+        return {source.file: source for source in sources_in(self.path, self.manifest)}
+
+    def shards(self) -> Iterator[tuple[str, pa.Array, slice, pa.Array]]:
+        """Yield the name of each shard, and keys, rows and texts of its samples; one shard is in memory at a time."""
+        start = 0
+        for shard, runs in groupby(self._runs(), key=lambda run: run[0]):
+            keys, texts = (pa.concat_arrays(parts) for parts in zip(*((keys, texts) for _, keys, texts in runs), strict=True))
+            yield shard, keys, slice(start, start + len(keys)), texts
+            start += len(keys)
+
+    def table(self, keys: pa.Array, rows: slice | Tensor, texts: pa.Array) -> pa.Table:
+        """Return keys, labels and digests of texts of samples, as a labels folder stores them."""
+        image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.clusters.image, self.clusters.text))
+        digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
+        return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
+
+    def _runs(self) -> Iterator[tuple[str, pa.Array, pa.Array]]:
+        """Yield the shard, and the keys and texts of consecutive samples of it."""
+        with CLUSTERS_FOLDER.reading(self.path, SAMPLES):
+            for batch in read_batches(self._table, ("key", "text", "shard"), ("key", "text", "shard")):
+                shards, keys, texts = batch.column("shard").to_pylist(), batch.column("key"), batch.column("text")
+                for shard, group in groupby(range(len(shards)), key=shards.__getitem__):
+                    rows = list(group)
+                    yield shard, keys.slice(rows[0], len(rows)), texts.slice(rows[0], len(rows))
+
+
+def last_parts(address: str, depth: int) -> str:
+    """Return the last `depth` path components of a shard; for a ``pipe:`` command, of the last tar in the command."""
+    if address.startswith("pipe:"):
+        words = re.split(r"[\s'\"]+", address.removeprefix("pipe:"))
+        tars = [word for word in words if re.search(r"\.(tar|tgz)(\.\w+)?$", word)]
+        if not tars:
+            return address
+        address = tars[-1]
+    if "://" in address:
+        address = address.partition("?")[0]  # a signature, which changes
+    return "/".join(address.split("/")[-depth:])
+
+
+def check_distinct(shards: Sequence[str]) -> None:
+    """Raise ArtifactError if two shards have the same path, or if a shard comes twice."""
+    depth, seen = distinct_depth(shards), dict[str, str]()
+    for shard in shards:
+        ending = last_parts(shard, depth)
+        if ending in seen:
+            fault = f"Two shards of the clusters have the same path {ending}: {seen[ending]} and {shard}."
+            raise ArtifactError(f"{fault} Run clip-negatives prepare again, and name each tar once, by path or URL.")
+        seen[ending] = shard
+
+
+def distinct_depth(addresses: Sequence[str]) -> int:
+    """Return the smallest number of last path components that identifies each shard."""
+    deepest = max(len(address.split("/")) for address in addresses)
+    depths = (d for d in range(1, deepest) if len({last_parts(address, d) for address in addresses}) == len(addresses))
+    return next(depths, deepest)
