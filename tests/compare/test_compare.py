@@ -208,7 +208,6 @@ def _sleep(job: run_module.Job) -> None:
 
 def _be_a_comparison(folder: Path) -> None:
     """Start the process of a run, as `run` does, and be killed."""
-    (folder / "new").mkdir()
     with mock.patch.object(run_module, "measure", _sleep):
         job = run_module.Job(*(None,) * 7, folder=folder)  # type: ignore[arg-type]
         job.new.mkdir(parents=True)
