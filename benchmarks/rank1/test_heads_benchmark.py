@@ -108,11 +108,15 @@ def test_study_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert result.read_text() == first
     data = json.loads(first)["data"]["category"]
     assert data["near_duplicates_per_anchor"] > 0
-    for one in data["methods"].values():
-        assert one["text_to_image_rank_10"]["mean"] > 3 * 10 / data["queries"]  # chance
-        assert one["text_to_image_rank_1"]["low"] <= one["text_to_image_rank_1"]["gain"] <= one["text_to_image_rank_1"]["high"]
+    for method in data["methods"].values():
+        assert method["text_to_image_rank_10"]["mean"] > 3 * 10 / data["queries"]  # chance
+        assert (
+            method["text_to_image_rank_1"]["low"]
+            <= method["text_to_image_rank_1"]["gain"]
+            <= method["text_to_image_rank_1"]["high"]
+        )
     assert data["methods"]["in_batch"]["text_to_image_rank_1"]["low"] == 0
-    assert data["methods"]["gcbs"]["over_weight"]["text_to_image_rank_1"]["gain"] != 0
+    assert any(figure["gain"] != 0 for figure in data["methods"]["gcbs"]["over_weight"].values())
     assert set(json.loads(first)["data"]["few_clusters"]["methods"]) == {"in_batch", "default", "siglip"}
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
     assert "| **in_batch** |" in page.page()
