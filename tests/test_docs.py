@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import shlex
@@ -44,6 +45,14 @@ def test_commands_and_options_exist(page: Path) -> None:
         known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         given = {word.partition("=")[0] for word in ours if word.startswith("-")}
         assert given <= known, (page.name, command.name, given - known)
+
+
+def test_threat_model_names_modules_that_exist() -> None:
+    page = (ROOT / "docs" / "threat-model.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| ") and row.count("|") == 5]
+    modules = {name for row in rows for name in re.findall(r"`([a-z_.]+)`", row.split("|")[4])}
+    assert len(modules) > 15
+    assert [name for name in sorted(modules) if importlib.util.find_spec(f"clip_negatives.{name}") is None] == []
 
 
 def test_pages_have_commands() -> None:
