@@ -110,3 +110,10 @@ def test_lock_of_another_machine_stays(tmp_path: Path) -> None:
     (tmp_path / ".out.lock").write_text("1\nanother-machine\n")
     with pytest.raises(ArtifactError, match="by process 1 on another-machine since"), sole_user(tmp_path / "out", wait=False):
         pass
+
+
+def test_an_incomplete_lock_of_a_killed_process_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".out.lock").write_text("77\nanother-mach")
+    with sole_user(tmp_path / "out", wait=False):
+        assert (tmp_path / ".out.lock").read_text().startswith(f"{os.getpid()}\n")
+    assert not (tmp_path / ".out.lock").exists()

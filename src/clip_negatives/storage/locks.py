@@ -18,7 +18,7 @@ from clip_negatives.errors import ArtifactError
 from clip_negatives.printing import log
 from clip_negatives.storage.atomic import writing
 
-PATIENCE = 2.0  # seconds until a process says that it waits, or gives up
+PATIENCE = 5.0  # seconds until a process says that it waits, or gives up; filelock needs 2 to take over an incomplete file
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def sole_user(output: Path, *, wait: bool = True) -> Iterator[None]:
         output.parent.mkdir(parents=True, exist_ok=True)
         lock = SoftFileLock(file, is_singleton=True, thread_local=False)
         try:
-            lock.acquire(timeout=PATIENCE)  # a process that was just killed may still seem to run
+            lock.acquire(timeout=PATIENCE)
         except Timeout as error:
             if not wait:
                 raise ArtifactError(
