@@ -37,6 +37,7 @@ def page() -> str:
         parts.append(ABOUT["introduction"].format(n=N, shards=SHARDS, d=D, k=K, load=load))
         parts.append(_plan(result))
         parts += _measured(name, result)
+    parts += [_same_files(file) for file in sorted(RESULTS.glob("*/scale-same-files.json"))]
     return "\n".join(parts)
 
 
@@ -92,6 +93,14 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield "Of the memory, tables between many clusters take most: 8 K² bytes, and as much for their weights.\n"
     columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
     yield table([_step(row) for row in result["rates"]["rows"]], columns)
+
+
+def _same_files(file: Path) -> str:
+    """Return the cost of the comparison of image files with the clustered ones."""
+    result = json.loads(file.read_text())
+    rows = [[row["step"], f"{row['wall']['added']:.2f}", f"{row['wall']['ratio']:.3f}"] for row in result["rows"]]
+    about = ABOUT["same_files"].format(n=result["n_samples"], machine=file.parent.name)
+    return about + table(rows, ["step", "seconds of the comparison", "time with comparison / without"])
 
 
 def _prepared(row: Mapping[str, Any]) -> list[str]:
