@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from open_clip_train.data import CsvDataset
 from PIL import Image
@@ -11,6 +12,7 @@ from PIL import Image
 from clip_negatives import Columns
 from clip_negatives.dataset import CsvPairs, open_pairs
 from clip_negatives.errors import DataError
+from clip_negatives.storage.clusters_folder import text_ids
 from tests.pairs import listings, write_csv
 
 
@@ -47,6 +49,27 @@ def test_missing_text_is_what_open_clip_trains_on_and_missing_group_is_unknown(t
     theirs = CsvDataset(str(file), None, "filepath", "title", "\t", tokenizer=list)
     assert list(source.texts) == ["nan", "b"] == [str(text) for text in theirs.captions]
     assert source.groups == ["", "x"]
+
+
+def test_missing_texts_are_told_once_and_are_no_text_in_common(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text("filepath\ttitle\n" + "".join(f"{text}.png\t{text}\n" for text in ("a", "", "NA", "None", "null", "a")))
+    for _ in range(2):
+        source = CsvPairs(file)
+    assert len(caplog.messages) == 1
+    assert f"4 of 6 rows of {file} have no text, first row 1 (counted from 0 after the header)" in caplog.text
+    ids = text_ids(pa.table({"text": list(source.texts), "image": list(source.image_paths)})).tolist()
+    assert ids[0] == ids[5]
+    assert len(set(ids)) == 5
+    assert len(text_ids(pa.table({"text": ["nan", "nan"]})).unique()) == 1  # of a tar, where it is a text
+
+
+def test_a_text_that_swallows_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "pairs.csv"
+    file.write_text('filepath\ttitle\na.png\t"two\nlines"\nb.png\t"19 inch\nc.png\tc\nd.png\tof 5"\ne.png\te\n')
+    assert len(CsvPairs(file)) == 3
+    assert len(caplog.messages) == 1
+    assert f"The text of row 1 of {file} (counted from 0 after the header) contains 2 line breaks" in caplog.text
 
 
 def test_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:

@@ -132,11 +132,46 @@ def test_tar_without_pairs(tmp_path: Path) -> None:
         len(TarPairs(str(write_tar(tmp_path / "a.tar", {"one.txt": b"text"}))))
 
 
-@pytest.mark.parametrize("json", [{}, {"one.json": b"{}"}, {"one.json": b"[1]"}])
-def test_group_field_that_is_not_there(tmp_path: Path, json: dict[str, bytes]) -> None:
-    file = write_tar(tmp_path / "a.tar", {**_pair("one"), **json})
-    with pytest.raises(DataError, match=r"sample one has no field 'item'"):
+@pytest.mark.parametrize(
+    ("json", "fault"),
+    [({}, r"No sample of .*a\.tar has a \.json with groups"), (b"{}", "one has no field 'item'"), (b"[1]", "one has no field")],
+)
+def test_group_field_that_is_not_there(tmp_path: Path, json: bytes, fault: str) -> None:
+    file = write_tar(tmp_path / "a.tar", {**_pair("one"), **({"one.json": json} if json else {})})
+    with pytest.raises(DataError, match=fault):
         len(TarPairs(str(file), group_field="item"))
+
+
+def test_unknown_groups(tmp_path: Path) -> None:
+    """A field that is null or not a number, and a sample without .json, give no group."""
+    values = {"a": b'{"item": null}', "b": b'{"item": NaN}', "c": b'{"item": ""}', "d": b'{"item": 0}', "e": b'{"item": "x"}'}
+    files: dict[str, bytes] = {}
+    for key in "abcdef":
+        files |= _pair(key) | ({f"{key}.json": values[key]} if key in values else {})
+    file = write_tar(tmp_path / "a.tar", files)
+    source = TarPairs(str(file), group_field="item")
+    assert dict(zip(source.keys, source.groups or (), strict=True)) == dict(
+        zip("abcdef", ("", "", "", "0", "x", ""), strict=True)
+    )
+
+
+def test_samples_that_are_left_out_are_listed(tmp_path: Path) -> None:
+    """A dot in a name begins the ending, as in webdataset."""
+    picture = png(listings(8)[0][3])
+    files = {
+        **_pair("one"),
+        "v1.0.png": picture,
+        "v1.0.txt": b"text",
+        "two.txt": b"text",
+        "three.png": picture,
+        "three.cls": b"1",
+    }
+    samples = TarPairs(str(write_tar(tmp_path / "a.tar", files))).parts()[0].samples()
+    assert {sample.key: sample.reason for sample in samples if isinstance(sample, BrokenSample)} == {
+        "v1": "no .txt and no image, only .0.png, .0.txt",
+        "two": "no image, only .txt",
+        "three": "no .txt, only .png, .cls",
+    }
 
 
 def test_what_prepare_leaves_out_is_left_out(tmp_path: Path) -> None:

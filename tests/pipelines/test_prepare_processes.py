@@ -88,19 +88,20 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
     assert said[2][0] == said[4][0] == said[1][0]
     lines = said[1][0].splitlines()
     out = tmp_path / "out"
-    assert lines[:5] == [
+    assert lines[:6] == [
         f"{out}/csv: 90 pairs, 8 image clusters, 8 text clusters",
         "exit code 0",
         f"{out}/tars: 90 pairs, 8 image clusters, 8 text clusters",
-        f"Left out: 1 broken samples, listed in {out}/tars/broken.parquet",
+        f"Left out: 1 samples, listed in {out}/tars/broken.parquet",
+        "  1: the image cannot be read (first: bad)",
         "exit code 0",
     ]
-    errors = ["no sample that can be read", "000005.tar does not exist", "no field 'brand'", "number of samples (90)"]
-    assert lines[11:15:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
-    assert len(lines) == 15 + 2 * len(errors)
+    errors = ["no sample that can be read", "000005.tar does not exist", "broken.tar has a .json with groups", "number of samples (90)"]
+    assert lines[14:18:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
+    assert len(lines) == 18 + 2 * len(errors)
     for place, words in enumerate(errors):
-        assert words in lines[15 + 2 * place]
-        assert lines[16 + 2 * place] == "exit code 2"
+        assert words in lines[18 + 2 * place]
+        assert lines[19 + 2 * place] == "exit code 2"
     for world in (2, 4):
         for rank in range(1, world):  # one sentence is enough
             assert set(said[world][rank].splitlines()) == {"exit code 0", "exit code 2"}

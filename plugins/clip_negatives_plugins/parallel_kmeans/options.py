@@ -35,9 +35,12 @@ class Options:
         check_number("levels of parallel_kmeans", self.levels, at_least=1, at_most=2)
         check_number("tolerance of parallel_kmeans", self.tolerance, at_least=0, below=1)
 
-    def clusters_of(self, n_samples: int) -> int:
-        """Return K for N samples, after a check: K is at most N, and K clusters of the largest size have room for N samples."""
-        k = default_n_clusters(n_samples) if self.n_clusters is None else self.n_clusters
+    def clusters_of(self, n_samples: int, default: int | None = None) -> int:
+        """Return K for N samples, after a check: K is at most N, and K clusters of the largest size have room for N samples.
+
+        `default` replaces the default K, `default_n_clusters(n_samples)`.
+        """
+        k = self.n_clusters or default or default_n_clusters(n_samples)
         check_n_clusters(k, n_samples)
         if (room := self.capacity(n_samples) * k) < n_samples:
             or_more_clusters = ", or more clusters" if self.capacity(n_samples) else ""  # clusters of no sample never suffice

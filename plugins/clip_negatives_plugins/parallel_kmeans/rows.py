@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from clip_negatives.clustering.options import non_finite_row
+from clip_negatives.clustering.options import count_distinct, non_finite_row
 from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import InputError
 
@@ -81,11 +82,9 @@ class Rows:
 
     def distinct(self, at_most: int) -> int:
         """Return the number of different rows, counted up to `at_most`."""
-        seen: set[bytes] = set()
+        return count_distinct(self.all_blocks(), at_most)
+
+    def all_blocks(self) -> Iterator[Tensor]:
+        """Yield all rows, float32, `block_size` at a time."""
         for start in range(0, len(self), self.block_size):
-            # + 0.0 turns -0.0 into 0.0: both count as equal
-            for row in (self.read(start, min(start + self.block_size, len(self))) + 0.0).numpy():
-                seen.add(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
-                if len(seen) >= at_most:
-                    return at_most
-        return len(seen)
+            yield self.read(start, min(start + self.block_size, len(self)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import click
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.output import echo
 from clip_negatives.pipelines.recipe import Recipe
+
+CAUSES_SHOWN = 5  # most frequent causes of samples that are left out
 
 ENCODERS = """\b
 Image encoders:
@@ -59,8 +62,21 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, keep_fea
         return
     clusters = f"{manifest['n_image_clusters']} image clusters, {manifest['n_text_clusters']} text clusters"
     echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
-    if broken := manifest["n_broken"]:
-        echo(f"Left out: {broken} broken samples, listed in {output / 'broken.parquet'}", err=True)
+    if manifest["n_broken"]:
+        _tell_left_out(output)
+
+
+def _tell_left_out(output: Path) -> None:
+    """Print how many samples were left out for each cause, the most frequent first, with the first key."""
+    import pandas as pd
+
+    broken = pd.read_parquet(output / "broken.parquet")
+    echo(f"Left out: {len(broken)} samples, listed in {output / 'broken.parquet'}", err=True)
+    causes = broken.groupby("reason", sort=False)["key"].agg(["size", "first"]).sort_values("size", ascending=False)
+    for reason, (count, key) in itertools.islice(causes.iterrows(), CAUSES_SHOWN):
+        echo(f"  {count}: {reason} (first: {key})", err=True)
+    if (rest := len(causes) - CAUSES_SHOWN) > 0:
+        echo(f"  and {rest} other causes", err=True)
 
 
 @parameters.command(

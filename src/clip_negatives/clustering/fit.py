@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 from torch import distributed as dist
 
+from clip_negatives.advice import argument
 from clip_negatives.clustering.similarity import similarities
 from clip_negatives.distributed.processes import Processes
+from clip_negatives.errors import InputError
 from clip_negatives.host import registry
 from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.interfaces import Clusterer, Clustering, Clusters
@@ -41,8 +45,9 @@ def cluster_features(
         epoch: epoch that trains on the clusters; together with the seed it fixes all random draws.
     """
     generator = epoch_generator(seed, epoch)
-    with no_exit():
+    with _errors_name("images", "clusterer", clusterer):
         image: Clustering = registry.create("clusterer", clusterer).fit(image_features, generator=generator)
+    with _errors_name("texts", "text_clusterer", text_clusterer or clusterer):
         text: Clustering = registry.create("clusterer", text_clusterer or clusterer).fit(text_features, generator=generator)
     return Clusters(image, text, image_features=image_features, text_features=text_features, **similarities(image, text))
 
@@ -60,18 +65,29 @@ def cluster_together(
     in_parallel = processes.world_size > 1 or not (dist.is_available() and dist.is_initialized())
 
     def fit(plugin: Clusterer, features: Tensor) -> None:
-        with no_exit():
+        with no_exit():  # within the call on rank 0, so that the other processes learn of it
             clusterings.append(plugin.fit(features, generator=generator))
 
-    for name, spec, features in (("image", clusterer, image), ("text", text_clusterer, text)):
+    sides = ("image", "clusterer", clusterer, image), ("text", "text_clusterer", text_clusterer, text)
+    for name, option, spec, features in sides:
         plugin = registry.create("clusterer", spec)
-        if in_parallel and hasattr(plugin, "fit_parallel"):
-            generator.set_state(processes.first(generator.get_state))  # rank 0 may have drawn from it before
-            with no_exit():
+        with _errors_name(f"{name}s", option, spec):
+            if in_parallel and hasattr(plugin, "fit_parallel"):
+                generator.set_state(processes.first(generator.get_state))  # rank 0 may have drawn from it before
                 clusterings.append(plugin.fit_parallel(features, generator=generator, checkpoint=checkpoint / name))
-        else:
-            processes.first(partial(fit, plugin, features))
+            else:
+                processes.first(partial(fit, plugin, features))
     return clusterings
+
+
+@contextmanager
+def _errors_name(side: str, option: str, spec: str) -> Iterator[None]:
+    """Add the side and its option to an error of a clusterer, which knows neither; a clusterer must not end the program."""
+    try:
+        with no_exit():
+            yield
+    except InputError as error:
+        raise InputError(f"The {side} cannot be clustered by {spec} ({argument(option)}): {error}") from error
 
 
 def check_clusterers(n_samples: int | None, clusterer: str, text_clusterer: str) -> None:

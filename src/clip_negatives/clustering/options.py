@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,6 +45,40 @@ def check_n_clusters(n_clusters: int, n_samples: int) -> None:
     """Check that there are at least as many samples as clusters."""
     if n_clusters > n_samples:
         raise InputError(f"n_clusters={n_clusters} is more than the number of samples ({n_samples}). Use fewer clusters.")
+
+
+def default_for_rows(blocks: Iterable[Tensor], n_samples: int) -> int:
+    """Return `default_n_clusters`, or the number of different rows if there are fewer, but at least 2.
+
+    Rows that differ by rounding only, like features of one image in two batches, count as equal.
+
+    Args:
+        blocks: the rows of all samples, float, each of shape (n, D); only as many as needed are read.
+        n_samples: N.
+    """
+    k = default_n_clusters(n_samples)
+    return min(k, max(2, count_distinct(map(_rounded_projections, blocks), k)))
+
+
+def _rounded_projections(rows: Tensor) -> Tensor:
+    """Return four random projections of each row: fewer than all columns, so that few lie on an edge of the rounding."""
+    directions = torch.randn(rows.shape[1], 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return (rows.double() @ directions).round(decimals=3)
+
+
+def count_distinct(blocks: Iterable[Tensor], at_most: int) -> int:
+    """Return the number of different rows of all blocks, each of shape (n, D), counted up to `at_most`.
+
+    >>> count_distinct([torch.eye(3), torch.eye(3)], at_most=8)
+    3
+    """
+    seen: set[bytes] = set()
+    for block in blocks:
+        for row in (block + 0.0).numpy():  # + 0.0 turns -0.0 into 0.0: both count as equal
+            seen.add(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
+            if len(seen) >= at_most:
+                return at_most
+    return len(seen)
 
 
 def check_distinct(n_distinct: int, n_clusters: int) -> None:

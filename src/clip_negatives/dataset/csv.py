@@ -28,6 +28,7 @@ from clip_negatives.dataset.images import (
 from clip_negatives.dataset.pairs import Sample, file_stamp, fingerprint_of
 from clip_negatives.dataset.urls import check_local_file, is_plain, unreadable
 from clip_negatives.errors import DataError
+from clip_negatives.printing import log
 from clip_negatives.storage.digests import rows_digest
 from clip_negatives.storage.limits import VARIABLE, limit
 from clip_negatives.storage.source_files import DIGESTED_FILES, SourceFile, evenly_spread
@@ -68,9 +69,29 @@ class CsvPairs:
             fault = f"has {longest} characters, more than the limit of {limit('characters')}"
             repair = f"Close its quotation mark, or raise the limit: {VARIABLE}=characters=NUMBER."
             raise DataError(f"The text of row {pc.index(lengths, longest).as_py()} of {self.path} {fault}. {repair}")
+        self._warn_of_texts(table[columns.text].isna(), columns.separator)
         groups = table[columns.group] if columns.group else None
         self._groups = None if groups is None else _strings(groups.astype(object).where(groups.notna(), ""))
         self.n_pairs = len(self._texts)
+
+    def _warn_of_texts(self, is_missing: pd.Series[bool], separator: str) -> None:
+        """Warn of missing texts, and of texts that seem to have swallowed rows."""
+        if n := int(is_missing.sum()):
+            first = int(is_missing.to_numpy().argmax())
+            _log_once(
+                f"{n} of {len(is_missing)} rows of {self.path} have no text, first row {first} (counted from 0 after the "
+                "header). open_clip trains on the text nan for them."
+            )
+        swallowing = pc.and_(pc.match_substring(self._texts, "\n"), pc.match_substring(self._texts, separator))
+        if n := pc.sum(swallowing).as_py():
+            row = pc.index(swallowing, True).as_py()
+            breaks = self._texts[row].as_py().count("\n")
+            others = f" and of {n - 1} other rows" if n > 1 else ""
+            where = f"row {row} of {self.path} (counted from 0 after the header){others}"
+            _log_once(
+                f"The text of {where} contains {breaks} line breaks and the separator {separator!r}, so it may have swallowed "
+                "rows. Check its quotation marks."
+            )
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -171,6 +192,12 @@ class CsvPart:
             group = None if groups is None else groups[row]
             size = file_size(paths[row])
             yield Sample(str(self.start + row), texts[row], image, paths[row], group, image_bytes=-1 if size is None else size)
+
+
+@functools.cache
+def _log_once(message: str) -> None:
+    """Log a message of a file that one command opens several times."""
+    log(message)
 
 
 def _read(path: Path | str, separator: str) -> pd.DataFrame:

@@ -30,12 +30,14 @@ from clip_negatives.dataset.urls import (
     unreadable,
 )
 from clip_negatives.errors import DataError
+from clip_negatives.printing import printable
 from clip_negatives.storage.limits import OF_SAMPLES, limit
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.source_files import SourceFile
 
 EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # image endings, in open_clip's order of preference
 ENDINGS = (*EXTENSIONS, "txt", "json")  # endings of the files that are read
+ENDINGS_SHOWN = 100  # characters
 RawSample = dict[str, Any]  # contents of the files of a sample by ending, and its ``__key__``
 
 
@@ -141,18 +143,23 @@ class TarPart:
                 yield from pool.map(self._decode, batch)
 
     def raw_samples(self) -> Iterator[RawSample | BrokenSample]:
-        """Yield the samples with a text and an image; for a damaged tar, the last item is a broken sample for the tar."""
+        """Yield the samples; for a damaged tar, the last item is a broken sample for the tar."""
         damage: list[BrokenSample] = []
+        lacks_json = False
         try:
             with open_url(self.name) as stream:
-                for sample in group_by_keys(self._files(ShardStream(stream, self.name), damage)):
-                    if "txt" in sample and any(extension in sample for extension in EXTENSIONS):
-                        yield self._checked(sample, is_cut=bool(damage))
+                for count, sample in enumerate(group_by_keys(self._files(ShardStream(stream, self.name), damage))):
+                    lacks_json = "json" not in sample and (lacks_json or count == 0)
+                    if damage and not _is_pair(sample):  # its other files are lost with the rest of the tar
+                        continue
+                    yield self._checked(sample, is_cut=bool(damage))
         except ValueError as error:  # from group_by_keys
             file = str(error.args[0]).partition(": duplicate file name")[0]
             raise DataError(f"The tar {self.name} has the file {file} twice. Write the tar again.") from error
         except OSError as error:
             raise unreadable("tar", self.name, error) from error
+        if lacks_json and self.group_field is not None:
+            raise DataError(f"No sample of {self.name} has a .json with groups. Omit {argument_of('group')}.")
         yield from damage
 
     def _files(self, stream: ShardStream, damage: list[BrokenSample]) -> Iterator[dict[str, Any]]:
@@ -168,6 +175,11 @@ class TarPart:
         key = sample["__key__"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         if key != sample["__key__"]:
             return BrokenSample(key, "the key is not UTF-8")
+        if not _is_pair(sample):
+            has_image = any(extension in sample for extension in EXTENSIONS)
+            missing = " and ".join(("no .txt",) * ("txt" not in sample) + ("no image",) * (not has_image))
+            endings = ", ".join(f".{ending}" for ending in sample if not ending.startswith("__"))
+            return BrokenSample(key, f"{missing}, only {printable(endings[:ENDINGS_SHOWN])}")
         if is_cut and self.group_field is not None and "json" not in sample:
             return BrokenSample(key, "the tar is damaged before its .json")
         if too_large := next((ending for ending in ENDINGS if sample.get(ending, b"") is None), None):
@@ -201,14 +213,23 @@ def _count_pixels(sample: RawSample | BrokenSample) -> int:
     return 0 if isinstance(sample, BrokenSample) else count_pixels(_image_file(sample))
 
 
+def _is_pair(sample: RawSample) -> bool:
+    return "txt" in sample and any(extension in sample for extension in EXTENSIONS)
+
+
 def _image_file(sample: RawSample) -> io.BytesIO:
     return io.BytesIO(next(sample[extension] for extension in EXTENSIONS if extension in sample))
 
 
 def _group(sample: RawSample, field: str) -> str:
+    """Return the group of a sample: "" if it is unknown, because the field is null or the sample has no .json."""
+    if "json" not in sample:
+        return ""
     try:
-        group = str(parse_json(sample.get("json", b"{}"))[field])
+        group = parse_json(sample["json"])[field]
     except (ValueError, KeyError, TypeError, RecursionError):
         fault = f"The .json of sample {sample['__key__']} has no field {field!r}"
         raise DataError(f"{fault}. Name another field with {argument_of('group')}, or omit it.") from None
-    return group.encode("utf-8", "backslashreplace").decode()  # JSON can escape text that is not valid UTF-8
+    if group is None or group != group:  # JSON of Python can have NaN
+        return ""
+    return str(group).encode("utf-8", "backslashreplace").decode()  # JSON can escape text that is not valid UTF-8

@@ -12,7 +12,7 @@ from clip_negatives.clustering.similarity import pair_counts
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.meter.reading import Suspects
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.storage.clusters_folder import ClustersFolder, integer_ids
+from clip_negatives.storage.clusters_folder import ClustersFolder, group_ids, text_ids
 
 SAMPLED_PAIRS = 200_000  # random pairs in an estimate; the error of a share p is about sqrt(p / 200,000)
 ROWS = 8192  # pairs whose features are copied at a time
@@ -39,13 +39,14 @@ def modalities(clusters: Clusters) -> list[Modality]:
 
 def truths_of(folder: ClustersFolder) -> dict[str, Tensor]:
     """Return codes of "text" and, if present, of "group", int64, shape (N,); the samples of a false negative share a code."""
-    return {kind: integer_ids(folder.samples[kind]) for kind in ("text", "group") if kind in folder.samples.column_names}
+    groups = group_ids(folder.samples)
+    return {"text": text_ids(folder.samples), **({} if groups is None else {"group": groups})}
 
 
 def truth_of(folder: ClustersFolder) -> tuple[str, Tensor]:
     """Return "group" and its codes or, without groups, "text" and its codes, int64, shape (N,)."""
-    kind = "group" if "group" in folder.samples.column_names else "text"
-    return kind, integer_ids(folder.samples[kind])
+    groups = group_ids(folder.samples)
+    return ("text", text_ids(folder.samples)) if groups is None else ("group", groups)
 
 
 def suspects_of(folder: ClustersFolder, batch_size: int, threshold: float, seed: int) -> Iterator[Suspects]:

@@ -24,7 +24,7 @@ from clip_negatives.interfaces import Clusters, IncorrectPairs, LossTerms, Negat
 from clip_negatives.losses.functional import pair_log_weights, require_terms
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.storage.arrow_table import map_table, take, write_mapped
-from clip_negatives.storage.clusters_folder import ClustersFolder, integer_ids, open_clusters
+from clip_negatives.storage.clusters_folder import ClustersFolder, group_ids, open_clusters, text_ids
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.manifest import SAMPLES
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_work, replaced_file
@@ -98,8 +98,7 @@ def generate(
         processes.first(lambda: write_mapped(path / SAMPLES, ("key", "text", "image", "group"), work / TABLE))
         samples = processes.together(lambda: map_table(work / TABLE))
         if clusters.texts is None and clusters.n_samples <= MAX_SAMPLES_WITH_IDS:
-            groups = integer_ids(samples["group"]) if "group" in samples.column_names else None
-            clusters = dataclasses.replace(clusters, texts=integer_ids(samples["text"]), groups=groups)
+            clusters = dataclasses.replace(clusters, texts=text_ids(samples), groups=group_ids(samples))
         size = min(batch_size, clusters.n_samples)
         context = SamplingContext.of(clusters, size, seed=seed, captions=Captions(samples))
         pairs = processes.together(lambda: _Pairs(method.create_sampler(context), clusters.n_samples, per_image, seed))

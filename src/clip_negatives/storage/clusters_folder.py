@@ -33,6 +33,7 @@ from clip_negatives.storage.ownership import move_from_work
 from clip_negatives.storage.safe_reading import open_table, read_table, read_tensors
 from clip_negatives.storage.source_files import SOURCES, SourceFile, read_sources, write_sources
 
+MISSING_TEXT = "nan"  # in a csv file: open_clip trains on it where the text is missing
 FEATURES, BROKEN = "features.safetensors", "broken.parquet"
 
 OPTIONAL_COLUMNS = ("image", "group", "shard")  # strings in the table of samples, besides key and text
@@ -173,8 +174,7 @@ def _read_clusters(path: Path) -> ClustersFolder:
         samples = read_table(path / SAMPLES, ("key", "text"), OPTIONAL_COLUMNS, integers=(BYTES,))
         if BYTES in samples.column_names and samples[BYTES].null_count:
             raise ValueError(f"a value of its column {BYTES} is missing")
-    groups = integer_ids(samples["group"]) if "group" in samples.column_names else None
-    clusters = dataclasses.replace(clusters, texts=integer_ids(samples["text"]), groups=groups)
+    clusters = dataclasses.replace(clusters, texts=text_ids(samples), groups=group_ids(samples))
     return ClustersFolder(path, clusters, samples, manifest)
 
 
@@ -205,6 +205,22 @@ def _open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile
             raise ValueError(f"{MANIFEST} has wrong counts of samples or clusters")
     stored_features: dict[str, Any] = {f"{name}_features": features.get(name) for name in MODALITIES}
     return Clusters(image, text, **similarities(image, text), **stored_features), manifest, table
+
+
+def text_ids(samples: pa.Table) -> Tensor:
+    """Return an id for each text of a table of samples, int64, shape (N,): equal texts have equal ids.
+
+    Missing texts have ids of their own: empty texts, and in a csv file, which has a column of images, the text "nan".
+    """
+    texts = samples["text"]
+    if "image" in samples.column_names:
+        texts = pc.if_else(pc.equal(texts, MISSING_TEXT), "", texts)
+    return integer_ids(texts)
+
+
+def group_ids(samples: pa.Table) -> Tensor | None:
+    """Return an id for each group of a table of samples, int64, shape (N,), or None without groups; see `integer_ids`."""
+    return integer_ids(samples["group"]) if "group" in samples.column_names else None
 
 
 def integer_ids(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:

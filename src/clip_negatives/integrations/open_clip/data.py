@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow.compute as pc
 import webdataset
 from torch.utils.data import IterableDataset
 
@@ -68,7 +69,9 @@ class TrainData:
             _append_to_batches(native, ("__key__",))
             return StreamLoader(native)
         else:
-            left_out = TextStage(frozenset(self.folder.broken["key"].to_pylist()))
+            broken, keys = self.folder.broken["key"].combine_chunks(), self.folder.samples["key"]
+            clustered = keys.filter(pc.is_in(keys, value_set=broken))  # of another tar: keys of two tars may be equal
+            left_out = TextStage(frozenset(broken.to_pylist()) - frozenset(clustered.to_pylist()))
             _append_to_batches(native, ("__url__", "__key__", "__text__"), left_out)
             rows = ShardRows.of(self.folder)
             shards, loader = rows.shards, StreamLoader(native, rows)
