@@ -199,8 +199,8 @@ def test_outputs_that_cannot_be(tmp_path: Path, act: object, monkeypatch: pytest
     for path, reason in (
         ("dangling", "is a link to nowhere, which does not exist"),
         ("circle", "is a link to circle, which does not exist"),
-        ("s3://bucket/out", "is a URL, but results are written to a local disk"),
-        (Path("s3://bucket/out"), "is a URL, but results are written to a local disk"),
+        ("s3://bucket/out", "s3://bucket/out is a URL, but results are written to a local disk"),
+        (Path("s3://bucket/out"), "s3://bucket/out is a URL, but results are written to a local disk"),
     ):
         with pytest.raises(ArtifactError, match=reason):
             act(path)  # type: ignore[operator]

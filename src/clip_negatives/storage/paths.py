@@ -22,9 +22,10 @@ def output_path(path: str | Path) -> Path:
     Raises:
         ArtifactError: the path is a URL, or a link to nothing.
     """
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
+    if scheme := re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
+        url = f"{scheme[0]}/{str(path)[scheme.end() :].lstrip('/')}"  # a `Path` has one slash
         raise ArtifactError(
-            f"{path} is a URL, but results are written to a local disk. Name a local path, and copy it from there."
+            f"{url} is a URL, but results are written to a local disk. Name a local path, and copy it from there."
         )
     path = Path(path)
     if path.is_symlink() and not path.exists():
