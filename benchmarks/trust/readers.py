@@ -248,7 +248,7 @@ def write_folder(path: Path) -> Folder:
     rows = [{**row, "shard": f"s/00000{n // 6}.tar", "bytes": n} for n, row in enumerate(rows)]
     sources = [SourceFile(f"s/00000{n}.tar", n or None, "0" * 64) for n in range(2)]
     write_clusters(path, clusters, pa.Table.from_pylist(rows), {"seed": 3, "data": "d", "clusterer": "kmeans"}, sources)
-    pq.write_table(pa.table({"key": ["lost"], "reason": ["the image cannot be read"]}), path / BROKEN)
+    pq.write_table(pa.table({"key": ["lost"], "reason": ["the image cannot be read"], "shard": ["a.tar"]}), path / BROKEN)
     Folder(path).put(BROKEN, (path / BROKEN).read_bytes())  # lists it in the manifest
     return Folder(path)
 

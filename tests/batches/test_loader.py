@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from clip_negatives.batches.checked import checked_batches
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.native_order import NativeOrder
-from clip_negatives.batches.streams import StreamLoader
+from clip_negatives.batches.streams import StreamLoader, TextStage
 from clip_negatives.errors import ArtifactError, DataError, InputError, PluginError
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.step import BatchSamples
@@ -399,6 +399,17 @@ def test_shards_and_keys_of_a_stream() -> None:
         list(StreamLoader(loader[2:], rows))
     with pytest.raises(ArtifactError, match=r"^The text of the sample 'a' of /copy/1\.tar is not the one that was clustered"):
         list(StreamLoader(loader[3:], rows))
+
+
+def test_samples_that_were_not_clustered_are_left_out_of_a_stream() -> None:
+    """Of equal keys in one shard the first is used, each time that the shard is read; other shards have keys of their own."""
+    shards = ClusteredShards(Path("clusters"), 1, {}, {"s/0.tar": "0.tar", "s/1.tar": "1.tar"})
+    rows = ShardRows(shards, {"0.tar": {"a": 0}, "1.tar": {"a": 1, "b": 2}}, pa.chunked_array([["first", "second", "third"]]))
+    broken = pa.table({"key": ["a", "b", "a"], "reason": ["why"] * 3, "shard": ["s/0.tar", "s/0.tar", "s/0.tar"]})
+    stage = TextStage(shards, rows.left_out(broken))
+    read = [("0.tar", "a", 0), ("0.tar", "a", 1), ("0.tar", "b", 2), ("0.tar", "a", 3), ("1.tar", "a", 4), ("1.tar", "b", 5)]
+    samples = [{"__url__": f"/copy/{tar}", "__key__": key, "number": number} for tar, key, number in read]
+    assert [sample["number"] for sample in stage([*samples, *samples])] == [0, 4, 5, 0, 4, 5]
 
 
 class Faulty(InBatch):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import io
 import tarfile
 from pathlib import Path
 
 import pytest
+from open_clip_train.data import group_by_keys_nothrow
 
 from clip_negatives import Columns
 from clip_negatives.dataset import BrokenSample, CsvPairs, Sample, TarPairs, open_pairs
+from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.errors import DataError
 from clip_negatives.storage.limits import DEFAULTS, VARIABLE
 from tests.pairs import listings, png, write_csv, write_tar, write_tars
@@ -47,22 +50,34 @@ def test_samples_without_text_or_image_are_left_out_as_in_open_clip(tmp_path: Pa
     assert [image.tobytes() for image in source.images(0, 2)] == [listings(8)[row][3].tobytes() for row in (0, 1)]
 
 
-def test_repeated_key_is_refused(tmp_path: Path) -> None:
-    for name, keys in (("a", ("one", "two")), ("b", ("one", "three")), ("c", ("three",))):
+def test_keys_of_two_tars_may_be_equal(tmp_path: Path) -> None:
+    """Also where the same key ends one tar and begins the next."""
+    for name, keys in (("a", ("one", "two")), ("b", ("two", "one"))):
         write_tar(tmp_path / f"{name}.tar", {file: data for key in keys for file, data in _pair(key).items()})
-    with pytest.raises(DataError, match=r"1 keys repeat"):
-        len(TarPairs(f"{tmp_path}/a.tar::{tmp_path}/b.tar"))
-    # Also where the same key ends one tar and begins the next.
-    with pytest.raises(DataError, match=r"1 keys repeat"):
-        len(TarPairs(f"{tmp_path}/b.tar::{tmp_path}/c.tar"))
+    source = TarPairs(f"{tmp_path}/a.tar::{tmp_path}/b.tar")
+    assert list(source.keys) == ["one", "two", "two", "one"]
+    assert [Path(shard).name for shard in source.shard_of] == ["a.tar", "a.tar", "b.tar", "b.tar"]
 
 
-def test_repeated_file_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_comes_twice_begins_another_sample_as_in_open_clip(tmp_path: Path) -> None:
+    pairs = [*_pair("one", 0).items(), *_pair("one", 1).items(), *_pair("two", 2).items(), *_pair("one", 3).items()]
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for _ in range(2):
-            tar.addfile(tarfile.TarInfo("one.txt"))
-    with pytest.raises(DataError, match=r"The tar .* has the file one\.txt twice\. Write the tar again\.$"):
-        len(TarPairs(str(tmp_path / "a.tar")))
+        for name, data in pairs:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    samples = list(TarPairs(str(tmp_path / "a.tar")).parts()[0].samples())
+    theirs = group_by_keys_nothrow({"fname": name, "data": data, "__url__": ""} for name, data in pairs)
+    assert [sample.key for sample in samples] == [sample["__key__"] for sample in theirs] == ["one", "one", "two", "one"]
+    broken = [isinstance(sample, BrokenSample) and sample.reason for sample in samples]
+    assert broken == [
+        False,
+        *["an earlier sample of the tar has the same key"],
+        False,
+        "an earlier sample of the tar has the same key",
+    ]
+    offsets = sample_offsets(str(tmp_path / "a.tar"))
+    assert offsets["one"] == (0, offsets["two"][0] // 2)
 
 
 def test_missing_tar(tmp_path: Path) -> None:

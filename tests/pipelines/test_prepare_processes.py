@@ -92,11 +92,16 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
         f"{out}/csv: 90 pairs, 8 image clusters, 8 text clusters",
         "exit code 0",
         f"{out}/tars: 90 pairs, 8 image clusters, 8 text clusters",
-        f"Left out: 1 samples, listed in {out}/tars/broken.parquet",
+        f"Left out: 1 sample, listed in {out}/tars/broken.parquet",
         "  1: the image cannot be read (first: bad)",
         "exit code 0",
     ]
-    errors = ["no sample that can be read", "000005.tar does not exist", "broken.tar has a .json with groups", "number of samples (90)"]
+    errors = [
+        "no sample that can be read",
+        "000005.tar does not exist",
+        "broken.tar has a .json with groups",
+        "number of samples (90)",
+    ]
     assert lines[14:18:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
     assert len(lines) == 18 + 2 * len(errors)
     for place, words in enumerate(errors):

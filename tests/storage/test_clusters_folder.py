@@ -230,9 +230,9 @@ def test_damaged_table_of_broken_samples(folder: Path) -> None:
     _update_digest(folder, "broken.parquet")
     with pytest.raises(ArtifactError, match=r"broken\.parquet: .*prepare again"):
         _ = read_clusters(folder).broken
-    pq.write_table(pa.table({"key": ["a"], "reason": ["why"]}), folder / "broken.parquet")
+    pq.write_table(pa.table({"key": ["a"], "reason": ["why"], "shard": ["a.tar"]}), folder / "broken.parquet")
     _update_digest(folder, "broken.parquet")
-    assert read_clusters(folder).broken.to_pylist() == [{"key": "a", "reason": "why"}]
+    assert read_clusters(folder).broken.to_pylist() == [{"key": "a", "reason": "why", "shard": "a.tar"}]
 
 
 def test_other_format_is_refused(folder: Path) -> None:

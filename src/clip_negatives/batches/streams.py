@@ -5,7 +5,8 @@ The text of each sample is compared with the clustered one, by a digest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.labels_folder import ShardLabels
-from clip_negatives.storage.shards import ShardRows
+from clip_negatives.storage.shards import KnownShards, LeftOut, ShardRows
 
 UNLABELLED_LIMIT = 20_000  # stop after this many unlabelled samples and no labelled one: the labels belong to other shards
 
@@ -45,16 +46,23 @@ class LabelStage:
 class TextStage:
     """Stage of a webdataset pipeline that adds ``__text__``, the digest of the text; it comes right after the reading of tars.
 
-    Samples whose keys are in `left_out` are left out: they could not be clustered.
+    Samples that could not be clustered are left out, see `ShardRows.left_out`.
     """
 
-    left_out: frozenset[str]
+    shards: KnownShards
+    left_out: Mapping[tuple[str, str], LeftOut]
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the samples with the digests of their texts."""
+        read = Counter[tuple[str, str]]()
         for sample in samples:
-            if sample["__key__"] not in self.left_out:
-                yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
+            identity = self.shards.ending(sample["__url__"]), sample["__key__"]
+            if (left_out := self.left_out.get(identity)) is not None:
+                place = read[identity] % (left_out.n_skipped + left_out.first_is_clustered)  # a shard may be read several times
+                read[identity] += 1
+                if place > 0 or not left_out.first_is_clustered:
+                    continue
+            yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
 
 
 class StreamLoader:

@@ -71,7 +71,7 @@ def _tell_left_out(output: Path) -> None:
     import pandas as pd
 
     broken = pd.read_parquet(output / "broken.parquet")
-    echo(f"Left out: {len(broken)} samples, listed in {output / 'broken.parquet'}", err=True)
+    echo(f"Left out: {len(broken)} sample{'s' * (len(broken) > 1)}, listed in {output / 'broken.parquet'}", err=True)
     causes = broken.groupby("reason", sort=False)["key"].agg(["size", "first"]).sort_values("size", ascending=False)
     for reason, (count, key) in itertools.islice(causes.iterrows(), CAUSES_SHOWN):
         echo(f"  {count}: {reason} (first: {key})", err=True)

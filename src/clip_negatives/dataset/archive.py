@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from webdataset.tariterators import base_plus_ext
 
@@ -19,6 +18,7 @@ from clip_negatives.dataset.urls import ShardStream, open_url
 from clip_negatives.errors import DataError
 from clip_negatives.storage.limits import limit
 
+T = TypeVar("T")
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # file names that webdataset reserves
 
 # Members that describe the next member; `tarfile` reads each as a whole.
@@ -64,6 +64,28 @@ def files(stream: Any, endings: Collection[str] | None) -> Iterator[tuple[str, b
                 yield member.name, content.read()
 
 
+def grouped(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:
+    """Yield the key of each sample and its members by ending, from names and members in the order of the tar.
+
+    As in open_clip, a sample ends where the key changes or an ending repeats.
+
+    >>> list(grouped([("a.jpg", 1), ("a.TXT", 2), ("a.jpg", 3)]))
+    [('a', {'jpg': 1, 'txt': 2}), ('a', {'jpg': 3})]
+    """
+    current, sample = "", dict[str, T]()
+    for name, member in members:
+        key, ending = base_plus_ext(name)
+        if key is None:
+            continue
+        if sample and (key != current or ending.lower() in sample):
+            yield current, sample
+            sample = {}
+        current = key
+        sample[ending.lower()] = member
+    if sample:
+        yield current, sample
+
+
 @contextmanager
 def tar_errors() -> Iterator[None]:
     """Turn the errors that `tarfile` raises for an invalid header into a ReadError."""
@@ -80,13 +102,11 @@ def sample_offsets(address: str) -> dict[str, tuple[int, int]]:
         with tar_errors(), open_url(address) as opened:
             stream: Any = ShardStream(opened, address)
             tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=Member)  # noqa: SIM115  (the stream is closed)
-            for key, group in itertools.groupby(_sample_files(tar), key=lambda file: file[0]):
-                members = [member for _, member in group]
-                blocks = -(-members[-1].size // tarfile.BLOCKSIZE)
-                end = members[-1].offset_data + blocks * tarfile.BLOCKSIZE
-                if key in offsets:
-                    raise DataError(f"{address} has the files of sample {key} in several places. Write the tar again.")
-                offsets[key] = members[0].offset, end - members[0].offset
+            for key, sample in grouped(_sample_files(tar)):
+                first, last = min(sample.values(), key=_start), max(sample.values(), key=_start)
+                blocks = -(-last.size // tarfile.BLOCKSIZE)
+                # Of samples with the same key, `prepare` uses the first.
+                offsets.setdefault(key, (first.offset, last.offset_data + blocks * tarfile.BLOCKSIZE - first.offset))
     except DAMAGED:
         pass  # prepare reported the damage, and clustered only the samples before it
     return offsets
@@ -94,9 +114,12 @@ def sample_offsets(address: str) -> dict[str, tuple[int, int]]:
 
 def _sample_files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
     for member in tar:
-        key, _ = base_plus_ext(member.name)
-        if member.isreg() and key is not None and not SKIPPED.match(member.name):
-            yield key, member
+        if member.isreg() and not SKIPPED.match(member.name):
+            yield member.name, member
+
+
+def _start(member: tarfile.TarInfo) -> int:
+    return member.offset
 
 
 def read_range(stream: IO[bytes], start: int, size: int, name: str) -> bytes:

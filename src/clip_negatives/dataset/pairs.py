@@ -41,6 +41,7 @@ class BrokenSample:
 
     key: str
     reason: str
+    shard: str  # path or URL of the tar
 
 
 class Part(Protocol):

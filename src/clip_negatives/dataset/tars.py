@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from webdataset.tariterators import group_by_keys
 
-from clip_negatives.dataset.archive import DAMAGED, files
+from clip_negatives.dataset.archive import DAMAGED, files, grouped
 from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.images import AHEAD, ImageTooLargeError, count_pixels, limited_batches, read_image, read_small_image
 from clip_negatives.dataset.pairs import BrokenSample, Sample, fingerprint_of, readable
@@ -44,9 +43,10 @@ RawSample = dict[str, Any]  # contents of the files of a sample by ending, and i
 class TarPairs:
     """Image-text pairs of webdataset tars, read as open_clip does: an image and a ``.txt`` with the same key.
 
-    Data are read on first use. `keys`, `texts` and `groups` of all tars are in memory; `parts` are read one by one. Broken
-    samples are skipped; a broken image is only noticed when it is read. `urls` are one or more tars joined by ``::``, with
-    brace expansion: paths, URLs of fsspec, or ``pipe:``. Pairs of one group (a field of the ``.json``) show the same item.
+    A pair is identified by its tar and its key: several tars may have the same keys. Data are read on first use. `keys`,
+    `texts` and `groups` of all tars are in memory; `parts` are read one by one. Broken samples are skipped; a broken image is
+    only noticed when it is read. `urls` are one or more tars joined by ``::``, with brace expansion: paths, URLs of fsspec, or
+    ``pipe:``. Pairs of one group (a field of the ``.json``) show the same item.
     """
 
     n_pairs: int | None = None
@@ -69,6 +69,11 @@ class TarPairs:
     def keys(self) -> Sequence[str]:
         """Return the key of each pair, or raise DataError if the tars are not valid."""
         return self._columns[0]
+
+    @property
+    def shard_of(self) -> Sequence[str]:
+        """Return the tar of each pair."""
+        return self._columns[3]
 
     @property
     def texts(self) -> Sequence[str]:
@@ -102,19 +107,18 @@ class TarPairs:
         return {"tars": fingerprint_of(tars)}
 
     @functools.cached_property
-    def _columns(self) -> tuple[list[str], list[str], list[str]]:
-        keys, texts, groups = [], [], []
+    def _columns(self) -> tuple[list[str], list[str], list[str], list[str]]:
+        keys, texts, groups, shards = [], [], [], []
         broken: list[BrokenSample] = []
         for sample in self._samples(broken):
             keys.append(sample["__key__"])
             texts.append(sample["txt"].decode())
             groups.append("" if self._group_field is None else _group(sample, self._group_field))
+            shards.append(sample["__url__"])
         if not keys:
             hint = f" ({broken[0].key}: {broken[0].reason})" if broken else ""
             raise DataError(f"{self.urls} has no sample with an image and a valid .txt{hint}. Check the tars.")
-        if repeated := len(keys) - len(set(keys)):
-            raise DataError(f"{repeated} keys repeat in {self.urls}. Rename the samples: every key must be unique.")
-        return keys, texts, groups
+        return keys, texts, groups, shards
 
     def _samples(self, broken: list[BrokenSample]) -> Iterator[RawSample]:
         return readable(itertools.chain.from_iterable(part.raw_samples() for part in self.parts()), broken)
@@ -148,53 +152,60 @@ class TarPart:
         lacks_json = False
         try:
             with open_url(self.name) as stream:
-                for count, sample in enumerate(group_by_keys(self._files(ShardStream(stream, self.name), damage))):
+                keys = set[str]()
+                for count, (key, members) in enumerate(grouped(self._files(ShardStream(stream, self.name), damage))):
+                    sample = {"__key__": key, "__url__": self.name, **members}
                     lacks_json = "json" not in sample and (lacks_json or count == 0)
                     if damage and not _is_pair(sample):  # its other files are lost with the rest of the tar
                         continue
-                    yield self._checked(sample, is_cut=bool(damage))
-        except ValueError as error:  # from group_by_keys
-            file = str(error.args[0]).partition(": duplicate file name")[0]
-            raise DataError(f"The tar {self.name} has the file {file} twice. Write the tar again.") from error
+                    yield self._checked(sample, is_cut=bool(damage), is_repeated=key in keys)
+                    keys.add(key)
         except OSError as error:
             raise unreadable("tar", self.name, error) from error
         if lacks_json and self.group_field is not None:
             raise DataError(f"No sample of {self.name} has a .json with groups. Omit {argument_of('group')}.")
         yield from damage
 
-    def _files(self, stream: ShardStream, damage: list[BrokenSample]) -> Iterator[dict[str, Any]]:
+    def _files(self, stream: ShardStream, damage: list[BrokenSample]) -> Iterator[tuple[str, bytes | None]]:
         """Yield the files of the tar before any damage, so that the last complete sample is kept."""
         try:
-            for name, content in files(stream, ENDINGS):
-                yield {"fname": name, "data": content, "__url__": self.name}
+            yield from files(stream, ENDINGS)
         except DAMAGED:
-            damage.append(BrokenSample(self.name, "the tar is damaged; the samples before the damage are used"))
+            damage.append(BrokenSample(self.name, "the tar is damaged; the samples before the damage are used", self.name))
 
-    def _checked(self, sample: RawSample, is_cut: bool) -> RawSample | BrokenSample:
-        """Check everything but the image; `is_cut`: the tar is damaged right after the files of this sample."""
+    def _checked(self, sample: RawSample, *, is_cut: bool, is_repeated: bool) -> RawSample | BrokenSample:
+        """Check everything but the image.
+
+        `is_cut`: the tar is damaged right after the files of this sample. `is_repeated`: an earlier sample has the same key.
+        """
         key = sample["__key__"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        if key != sample["__key__"]:
-            return BrokenSample(key, "the key is not UTF-8")
+        fault = "the key is not UTF-8" if key != sample["__key__"] else self._fault(sample, is_cut)
+        if fault is None and is_repeated:
+            fault = "an earlier sample of the tar has the same key"
+        return sample if fault is None else BrokenSample(key, fault, self.name)
+
+    def _fault(self, sample: RawSample, is_cut: bool) -> str | None:
+        """Return why a sample cannot be used, None if it can."""
         if not _is_pair(sample):
             has_image = any(extension in sample for extension in EXTENSIONS)
             missing = " and ".join(("no .txt",) * ("txt" not in sample) + ("no image",) * (not has_image))
             endings = ", ".join(f".{ending}" for ending in sample if not ending.startswith("__"))
-            return BrokenSample(key, f"{missing}, only {printable(endings[:ENDINGS_SHOWN])}")
+            return f"{missing}, only {printable(endings[:ENDINGS_SHOWN])}"
         if is_cut and self.group_field is not None and "json" not in sample:
-            return BrokenSample(key, "the tar is damaged before its .json")
+            return "the tar is damaged before its .json"
         if too_large := next((ending for ending in ENDINGS if sample.get(ending, b"") is None), None):
-            return BrokenSample(key, f"the .{too_large} has more than {limit('member_bytes')} bytes")
+            return f"the .{too_large} has more than {limit('member_bytes')} bytes"
         try:
             text = sample["txt"].decode()
         except UnicodeDecodeError:
-            return BrokenSample(key, "the text is not UTF-8")
+            return "the text is not UTF-8"
         if len(text) > limit("characters"):
-            return BrokenSample(key, f"the text has {len(text)} characters, more than {limit('characters')}")
+            return f"the text has {len(text)} characters, more than {limit('characters')}"
         try:
             parse_json(sample.get("json", b"{}"))
         except ValueError:
-            return BrokenSample(key, "the .json cannot be read")
-        return sample
+            return "the .json cannot be read"
+        return None
 
     def _decode(self, sample: RawSample | BrokenSample) -> Sample | BrokenSample:
         if isinstance(sample, BrokenSample):
@@ -204,9 +215,9 @@ class TarPart:
         try:
             return Sample(key, sample["txt"].decode(), read_image(_image_file(sample), key), group=group, shard=self.name)
         except ImageTooLargeError:
-            return BrokenSample(key, "the image has too many pixels")
+            return BrokenSample(key, "the image has too many pixels", self.name)
         except Exception:  # decoders raise undocumented errors, and open_clip skips the sample after any error
-            return BrokenSample(key, "the image cannot be read")
+            return BrokenSample(key, "the image cannot be read", self.name)
 
 
 def _count_pixels(sample: RawSample | BrokenSample) -> int:

@@ -36,7 +36,10 @@ Encoded = tuple[Encoder, PartStore]  # an encoder, and the parts that it has enc
 
 
 def check_keys(samples: PartStore, digests: Sequence[str], n: int) -> None:
-    """Raise DataError if a key repeats. Equal keys go to one temporary file, of about `KEYS_AT_ONCE` digests."""
+    """Raise DataError if tar and key of a sample repeat.
+
+    Equal digests go to one temporary file, of about `KEYS_AT_ONCE` digests.
+    """
     home, buckets, repeated = samples.folder.parent, -(-n // KEYS_AT_ONCE), 0
     with writing(home), tempfile.TemporaryDirectory(dir=home, prefix="keys.") as scratch, ExitStack() as stack:
         files = [stack.enter_context((Path(scratch) / str(bucket)).open("w+b")) for bucket in range(buckets)]
@@ -51,7 +54,7 @@ def check_keys(samples: PartStore, digests: Sequence[str], n: int) -> None:
             keys = np.fromfile(file, dtype=f"S{KEY_BYTES}")
             repeated += len(keys) - len(np.unique(keys))
     if repeated:
-        raise DataError(f"{repeated} keys repeat in the data. Rename the samples: every key must be unique.")
+        raise DataError(f"{repeated} samples repeat, because a tar is named twice. Name each tar once.")
 
 
 def write_samples(samples: PartStore, digests: Sequence[str], folder: Path) -> None:
@@ -67,8 +70,8 @@ def write_samples(samples: PartStore, digests: Sequence[str], folder: Path) -> N
                 waiting = []
     broken = [entry for digest in digests for entry in (samples.record(digest) or {}).get("broken", ())]
     if broken:
-        keys, reasons = zip(*broken, strict=True)
-        pq.write_table(pa.table({"key": keys, "reason": reasons}), folder / BROKEN, compression="zstd")
+        keys, reasons, shards = zip(*broken, strict=True)
+        pq.write_table(pa.table({"key": keys, "reason": reasons, "shard": shards}), folder / BROKEN, compression="zstd")
 
 
 def write_source_files(samples: PartStore, digests: Sequence[str], folder: Path) -> None:

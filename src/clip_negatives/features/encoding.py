@@ -23,7 +23,7 @@ from clip_negatives.storage.manifest import SAMPLES
 
 CHUNK = 512  # samples encoded together, all from one part, so that features do not depend on the number of processes
 MAX_PIXELS = 2**29  # pixels encoded together (1.6 GB): chunks of images of over a million pixels are smaller
-KEY_BYTES = 16  # of the digest of a key: among 1e9 keys, two digests are equal with a probability of 1e-21
+KEY_BYTES = 16  # of the digest of tar and key: among 1e9 samples, two digests are equal with a probability of 1e-21
 
 Advance = Callable[[int], None]  # gets the number of finished samples; may raise an error to stop
 
@@ -38,7 +38,7 @@ def encode_images(part: Part, digest: str, encoder: Encoder, store: PartStore, d
             for chunk in limited_batches(samples, CHUNK, lambda sample: sample.image.width * sample.image.height, MAX_PIXELS):
                 raw = encoder.encode([sample.image for sample in chunk])
                 _write(raw, [f"the image of sample {sample.key}" for sample in chunk], encoder, dtype, vectors, record)
-                keys.write(b"".join(hashlib.blake2b(sample.key.encode(), digest_size=KEY_BYTES).digest() for sample in chunk))
+                keys.write(b"".join(map(_identity, chunk)))
                 tables.append(_table(chunk))
                 advance(len(chunk))
         if tables:
@@ -47,8 +47,13 @@ def encode_images(part: Part, digest: str, encoder: Encoder, store: PartStore, d
         if part.digest() != digest:
             raise DataError(f"{part.name} changed while it was read. Start again.")
         record.setdefault("count", 0)
-        record["broken"] = [(sample.key, sample.reason) for sample in broken]
+        record["broken"] = [(sample.key, sample.reason, sample.shard) for sample in broken]
         record["sources"] = [(source.file, source.size, source.sha256) for source in sources]
+
+
+def _identity(sample: Sample) -> bytes:
+    """Return a digest of tar and key: keys of two tars may be equal."""
+    return hashlib.blake2b(f"{sample.shard or ''}\0{sample.key}".encode(), digest_size=KEY_BYTES).digest()
 
 
 def encode_texts(

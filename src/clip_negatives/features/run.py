@@ -64,7 +64,7 @@ class EncodingRun:
         self.fingerprint = fingerprint_of(self.digests)
         # Another version may learn other features, which must not be mixed.
         versions = [__version__, torch.__version__, version("scikit-learn")]
-        contents = ["features", "samples", "sources"]  # of a part; an older version stored no sources
+        contents = ["features", "samples", "sources", "shards of keys"]  # of a part; older versions stored less
         self.plan = {"image": images.name, "text": texts.name, "chunk": CHUNK, "dtype": dtype, "versions": versions}
         self.plan["contents"] = contents
         # A learned vocabulary depends on all texts, so features of one part differ between data sets.

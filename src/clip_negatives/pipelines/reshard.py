@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -93,6 +94,7 @@ def reshard(
     with ExitStack() as stack:
         plan = processes.together(job.plan)  # before anything is written: the sampler may raise
         origin = processes.first(job.origin)
+        processes.first(lambda: job.check_keys(plan))
         processes.first(lambda: stack.enter_context(sole_user(output)))
         processes.first(lambda: job.claim(origin))
         if processes.first(job.is_done):
@@ -150,6 +152,17 @@ class _Job:
             "samples_per_shard": self.size,
             "seed": self.seed,
         }
+
+    def check_keys(self, plan: list[Tensor]) -> None:
+        """Raise DataError if two samples of a new shard have the same key: labels could not tell them apart."""
+        keys_of = (keys.to_numpy(zero_copy_only=False) for _, keys, *_ in self.source.shards())
+        hashes = np.concatenate([pd.util.hash_array(keys) for keys in keys_of])
+        for rows in plan:
+            if len(np.unique(hashes[rows.numpy()])) < len(rows):
+                raise DataError(
+                    "Samples of different tars have the same key, and a new shard would hold two of them. Rename the samples: "
+                    "reshard copies them as they are."
+                )
 
     def claim(self, origin: dict[str, Any]) -> None:
         """Write the settings to the output folder, or check that an earlier run had the same settings."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -16,7 +16,7 @@ from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.printing import log
 from clip_negatives.report.page import caption
 from clip_negatives.storage.clusters_folder import ClustersFolder
-from clip_negatives.storage.shards import ClusteredShards
+from clip_negatives.storage.shards import ClusteredShards, ShardRows
 from clip_negatives.training.same_files import check_images, check_shards
 
 SIDE = 64  # longer side of a thumbnail in pixels
@@ -84,8 +84,7 @@ def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> Sma
     except ArtifactError as error:
         log(f"the page shows files as they are now. {error}")
     if source is not None:
-        broken = set(folder.broken["key"].to_pylist())  # skipped when the folder was made
-        places = [place for place, key in enumerate(source.keys) if key not in broken]
+        places = list(_places(folder, source))
         for column, values in (("key", source.keys), ("text", source.texts), ("image", source.image_paths)):
             known = folder.samples[column].to_pylist() if column in folder.samples.column_names else None
             if values is not None and known is not None and known != [values[place] for place in places]:
@@ -99,3 +98,13 @@ def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> Sma
         return None
     paths = folder.samples["image"]
     return lambda index, side: read_small_files([str(paths[place].as_py()) for place in index], side)
+
+
+def _places(folder: ClustersFolder, source: CsvPairs | TarPairs) -> Iterable[int]:
+    """Return the rows of `source` that were not skipped when the folder was made: some images could not be decoded."""
+    if not isinstance(source, TarPairs):
+        return range(len(source))
+    rows = ShardRows.of(folder)
+    left_out = {identity for identity, skipped in rows.left_out(folder.broken).items() if not skipped.first_is_clustered}
+    identities = zip(map(rows.shards.ending, source.shard_of), source.keys, strict=True)
+    return [place for place, identity in enumerate(identities) if identity not in left_out]

@@ -66,11 +66,11 @@ class ClustersFolder:
 
     @property
     def broken(self) -> pa.Table:
-        """Read the table of skipped samples: columns key and reason (ArtifactError if the file is damaged)."""
+        """Read the table of skipped samples: columns key, reason and shard (ArtifactError if the file is damaged)."""
         if BROKEN in self.manifest.get("files", ()):
             with CLUSTERS_FOLDER.reading(self.path, BROKEN):
-                return read_table(self.path / BROKEN, ("key", "reason"))
-        return pa.schema([("key", pa.string()), ("reason", pa.string())]).empty_table()
+                return read_table(self.path / BROKEN, ("key", "reason", "shard"))
+        return pa.schema([(name, pa.string()) for name in ("key", "reason", "shard")]).empty_table()
 
     @property
     def sources(self) -> list[SourceFile]:
@@ -98,7 +98,8 @@ def write_clusters(
     Args:
         path: the folder; an older clusters folder is replaced.
         clusters: labels, centroids and, optionally, features to store.
-        samples: columns key (unique) and text, and image, bytes, group and shard if known; one row per sample.
+        samples: columns key (unique, or unique in each shard) and text, and image, bytes, group and shard if known; one row per
+            sample.
         manifest: further entries of the manifest, JSON values.
         sources: size and digest of files that the samples were read from, to recognise them before training.
 
@@ -108,8 +109,9 @@ def write_clusters(
     features = {name: tensor for name in MODALITIES if (tensor := getattr(clusters, f"{name}_features")) is not None}
     with _consistent():
         check_parts(clusters.image, clusters.text, features, samples.num_rows, samples.column_names)
-        if pc.count_distinct(samples["key"]).as_py() < samples.num_rows:
-            raise ValueError("a key repeats")
+        identity = [name for name in ("shard", "key") if name in samples.column_names]
+        if samples.group_by(identity).aggregate([]).num_rows < samples.num_rows:
+            raise ValueError("a key repeats" + " in a shard" * (len(identity) > 1))
     with CLUSTERS_FOLDER.replacing(path) as folder:
         pq.write_table(samples, folder / SAMPLES, compression="zstd")
         if len(features) == len(MODALITIES):

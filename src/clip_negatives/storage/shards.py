@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +88,13 @@ class ClusteredShards(KnownShards):
         return ArtifactError(f"{fault} Train on the clustered shards, or run clip-negatives prepare again on these.")
 
 
+class LeftOut(NamedTuple):
+    """Samples of one key in one shard that could not be clustered: how many, and whether they follow a clustered one."""
+
+    n_skipped: int
+    first_is_clustered: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ShardRows:
     """Row of each sample of a clusters folder, by shard and key; by key only if the folder does not name shards.
@@ -112,6 +121,15 @@ class ShardRows:
                 rows[shards.endings[name]][key] = row
             start += len(keys)
         return cls(shards, rows, folder.samples["text"])
+
+    def left_out(self, broken: pa.Table) -> dict[tuple[str, str], LeftOut]:
+        """Return the samples of `ClustersFolder.broken`, by the last path components of the shard and the key."""
+        shards, keys = broken["shard"].to_pylist(), broken["key"].to_pylist()
+        counts = Counter((self.shards.ending(shard), key) for shard, key in zip(shards, keys, strict=True))
+        return {
+            (ending, key): LeftOut(count, first_is_clustered=key in self.rows.get(ending, {}))
+            for (ending, key), count in counts.items()
+        }
 
     def row(self, address: str, key: str) -> int | None:
         """Return the row of a sample, None if it was not clustered; ArtifactError if its shard was not clustered."""

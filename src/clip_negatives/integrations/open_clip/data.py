@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.compute as pc
 import webdataset
 from torch.utils.data import IterableDataset
 
@@ -69,11 +68,9 @@ class TrainData:
             _append_to_batches(native, ("__key__",))
             return StreamLoader(native)
         else:
-            broken, keys = self.folder.broken["key"].combine_chunks(), self.folder.samples["key"]
-            clustered = keys.filter(pc.is_in(keys, value_set=broken))  # of another tar: keys of two tars may be equal
-            left_out = TextStage(frozenset(broken.to_pylist()) - frozenset(clustered.to_pylist()))
-            _append_to_batches(native, ("__url__", "__key__", "__text__"), left_out)
             rows = ShardRows.of(self.folder)
+            stage = TextStage(rows.shards, rows.left_out(self.folder.broken))
+            _append_to_batches(native, ("__url__", "__key__", "__text__"), stage)
             shards, loader = rows.shards, StreamLoader(native, rows)
         if self.args.rank == 0:
             warn_of_uncompared_shards(shards, expand_urls(self.args.train_data))
