@@ -15,7 +15,9 @@ import pytest
 from clip_negatives import catalogue
 from clip_negatives.cli import main
 from clip_negatives.host import hookspecs, registry
+from clip_negatives.storage.source_files import DIGESTED_FILES
 from clip_negatives.testing import CHECKS
+from clip_negatives.training.same_data import CHECKED_FILES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -45,6 +47,12 @@ def test_commands_and_options_exist(page: Path) -> None:
         known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
         given = {word.partition("=")[0] for word in ours if word.startswith("-")}
         assert given <= known, (page.name, command.name, given - known)
+
+
+def test_numbers_of_compared_files() -> None:
+    page = (ROOT / "docs" / "train.md").read_text()
+    assert f"of at most {CHECKED_FILES:,} evenly spread images" in page
+    assert f"content of at most {DIGESTED_FILES} evenly spread images" in page
 
 
 def test_threat_model_names_modules_that_exist() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from clip_negatives import Clusters, Recipe, catalogue
 from clip_negatives.clustering.fit import cluster_features
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
-from clip_negatives.storage.clusters_folder import integer_ids
+from clip_negatives.storage.sample_ids import integer_ids
 
 FOLDS = ("validation", "test")
 EMOJI, VAGUE, FULL = "emoji", "vague", "full"

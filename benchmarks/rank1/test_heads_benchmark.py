@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives import catalogue
-from clip_negatives.storage.clusters_folder import integer_ids
+from clip_negatives.storage.sample_ids import integer_ids
 
 pytest.importorskip("tomllib")
 sys.path.insert(0, str(Path(__file__).parent))

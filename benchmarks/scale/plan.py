@@ -11,6 +11,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sections import save_svg, sections, table
 
+from clip_negatives.storage.source_files import DIGESTED_FILES
+from clip_negatives.training.same_data import CHECKED_FILES
+
 HERE = Path(__file__).parent
 ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE.parent / "results"
@@ -99,7 +102,8 @@ def _same_files(file: Path) -> str:
     """Return the cost of the comparison of image files with the clustered ones."""
     result = json.loads(file.read_text())
     rows = [[row["step"], f"{row['wall']['added']:.2f}", f"{row['wall']['ratio']:.3f}"] for row in result["rows"]]
-    about = ABOUT["same_files"].format(n=result["n_samples"], machine=file.parent.name)
+    limits = {"checked": CHECKED_FILES, "digested": DIGESTED_FILES}
+    about = ABOUT["same_files"].format(n=result["n_samples"], machine=file.parent.name, **limits)
     return about + table(rows, ["step", "seconds of the comparison", "time with comparison / without"])
 
 

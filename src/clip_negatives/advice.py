@@ -1,4 +1,4 @@
-"""Advice in error messages that the user can follow: names of arguments, and remedies for errors of the operating system."""
+"""Parts of error messages: names of arguments as the user writes them, and remedies for errors of the operating system."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REMEDIES = {
 
 @contextmanager
 def named(names: Mapping[str, str]) -> Iterator[None]:
-    """In this block, `argument` returns these names, such as ``{"separator": "--csv-separator"}``."""
+    """Make `argument` return these names in the block, such as ``{"separator": "--csv-separator"}``."""
     token = _names.set({**_names.get({}), **names})
     try:
         yield
@@ -27,7 +27,7 @@ def named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def argument(name: str, python: str = "") -> str:
-    """Return how the user writes an argument: as an option of the running command, or else as in Python (default: ``name=``).
+    """Return an argument as the user writes it: an option of the running command, else `python` (default: ``name=``).
 
     Examples:
         >>> with named({"separator": "--csv-separator"}):
@@ -40,7 +40,7 @@ def argument(name: str, python: str = "") -> str:
 
 
 def remedies(error: OSError, *more: str) -> str:
-    """Return the remedies for an error of the operating system, then `more`, as a sentence; "" without any."""
-    own = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
-    sentence = ", or ".join([*own, *more])
+    """Return a sentence with the remedy for an error of the operating system, if known, and `more`; "" without remedies."""
+    known = [REMEDIES[error.errno]] if error.errno in REMEDIES else []
+    sentence = ", or ".join([*known, *more])
     return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""

@@ -1,6 +1,7 @@
-"""Errors of this package; each message says what is wrong and what to do.
+"""Errors of this package. Each message says what is wrong and what to do.
 
-The command line prints their message and exits with code 2. It catches no other error except Ctrl-C.
+The command line prints the message and exits with code 2. Other exceptions end with a traceback, except for Ctrl-C and for a
+stdout that cannot be written.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ class ClipNegativesError(Exception):
     """Base class of all errors of this package.
 
     Attributes:
-        rank: the process that reports the error for all processes; None if every process reports its own error.
+        rank: rank of the process that reports the error for all processes; None if every process reports its own error.
     """
 
     rank: int | None = None
 
 
 class DataError(ClipNegativesError):
-    """Training data (csv, images, shards) that cannot be used."""
+    """Training, validation or test data (csv, images, shards) that cannot be used."""
 
 
 class ArtifactError(ClipNegativesError):
-    """A clusters folder that is missing, damaged, or made from other data."""
+    """A file or folder that is missing, damaged, not writable or made from other data, such as clusters or a checkpoint."""
 
 
 class InputError(ClipNegativesError, ValueError):
@@ -69,7 +70,7 @@ class OptionError(PluginError):
 
 
 class UnknownNameError(PluginError):
-    """A name that no plugin registers; the message offers the nearest one."""
+    """A name that no plugin registers; the message suggests the most similar known name."""
 
     @classmethod
     def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:

@@ -1,4 +1,4 @@
-"""Text for terminals and logs: control characters are escaped, so that data can neither drive a terminal nor forge a line."""
+"""Text for terminals and logs. Control characters are escaped, so data can neither control a terminal nor fake a log line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import logging
 import unicodedata
 import warnings
 
-# Unicode categories: control and format characters, halves of surrogate pairs, separators of lines and paragraphs.
+# Unicode categories: control and format characters, halves of surrogate pairs, line and paragraph separators.
 ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
-# Format characters of ordinary texts: joiners (in emoji and in Persian or Indic words), and tags (in flags of regions).
+# Format characters in ordinary texts: joiners (in emoji, and in Persian or Indic words), and tags (in emoji flags).
 KEPT = frozenset(map(chr, (0x200C, 0x200D, *range(0xE0020, 0xE0080))))
 
 
 def printable(text: str) -> str:
-    r"""Return a text on one line, with control characters and controls of the text direction escaped.
+    r"""Return a text on one line, with control characters and text direction controls escaped.
 
     Examples:
         >>> print(printable("a\x1b[2Jb\nc\u202ed"))
@@ -33,7 +33,7 @@ def warn(message: str, *, stacklevel: int) -> None:
 
 
 def log(message: str, level: int = logging.WARNING) -> None:
-    """Log a printable message; in a training, open_clip's handlers write it to the terminal and to the log of the run."""
+    """Log a printable message; in a training run, open_clip's handlers write it to the terminal and to the log of the run."""
     logging.getLogger("clip_negatives").log(level, "clip-negatives: %s", printable(message), stacklevel=2)
 
 

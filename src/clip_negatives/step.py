@@ -17,9 +17,9 @@ class BatchSamples:
 
     Attributes:
         ids: sample of each pair, counted from 0 in the data set that was clustered, int64, shape (B,).
-        labels: image and text cluster of each pair, int64, shape (B, 2), -1 where unknown; for streams, which have no ids.
-        text_ids: ids of the captions of each sample, equal for equal captions, int64, shape (B, 1 + E): the sample's own
-            caption, then the E captions that a sampler added. None without added captions.
+        labels: image cluster and text cluster of each pair, int64, shape (B, 2), -1 if unknown. For streams without ids.
+        text_ids: ids of the captions of each sample, int64, shape (B, 1 + E): the sample's own caption, then the E captions
+            that a sampler added. Equal captions have equal ids. None without added captions.
 
     Examples:
         >>> import torch
@@ -37,7 +37,7 @@ class BatchSamples:
         return next((len(part) for part in self), 0)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield the tensors that are present, each with B rows: Lightning reads the batch size from them."""
+        """Yield the tensors that are not None, each with B rows: Lightning reads the batch size from them."""
         return (part for part in (self.ids, self.labels, self.text_ids) if part is not None)
 
     def to(self, device: torch.device | str) -> BatchSamples:
@@ -50,7 +50,7 @@ class BatchSamples:
 
     @classmethod
     def concatenate(cls, batches: Sequence[BatchSamples]) -> BatchSamples:
-        """Return the samples of several batches as one batch, in their order; all batches have the same attributes."""
+        """Return several batches as one, in order; the same attributes must be set in all batches."""
         import torch
 
         columns = zip(*((batch.ids, batch.labels, batch.text_ids) for batch in batches), strict=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from clip_negatives import Columns
 from clip_negatives.dataset import CsvPairs, open_pairs
 from clip_negatives.errors import DataError
-from clip_negatives.storage.clusters_folder import text_ids
+from clip_negatives.storage.sample_ids import text_ids
 from tests.pairs import listings, write_csv
 
 

@@ -72,7 +72,7 @@ def test_a_name_that_comes_twice_begins_another_sample_as_in_open_clip(tmp_path:
     broken = [isinstance(sample, BrokenSample) and sample.reason for sample in samples]
     assert broken == [
         False,
-        *["an earlier sample of the tar has the same key"],
+        "an earlier sample of the tar has the same key",
         False,
         "an earlier sample of the tar has the same key",
     ]

@@ -20,7 +20,8 @@ from clip_negatives.meter import meter, treatments, truth_of
 from clip_negatives.meter.suspects import SAMPLED_PAIRS
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
-from clip_negatives.storage.clusters_folder import ClustersFolder, integer_ids
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.sample_ids import integer_ids
 from tests.pairs import write_csv
 
 N = 64

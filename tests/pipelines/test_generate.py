@@ -163,12 +163,17 @@ def test_images_without_files_are_named_by_key(tmp_path: Path) -> None:
 
 def test_faults_leave_the_older_file(folder: ClustersFolder, tmp_path: Path) -> None:
     file = tmp_path / "pairs.parquet"
-    file.write_text("older")
+    generate(folder, file)
+    older = file.read_bytes()
     with pytest.raises(InputError, match="per_image must be at least 1"):
         generate(folder, file, per_image=0)
     with pytest.raises(UnknownNameError):
         generate(folder, file, weighting="unknown")
     with pytest.raises(ArtifactError, match="cannot be written"):
         generate(folder, file / "below")
-    assert file.read_text() == "older"
+    assert file.read_bytes() == older
     assert list(tmp_path.iterdir()) == [file]
+    file.write_text("of another program")
+    with pytest.raises(ArtifactError, match="it is not a file of clip-negatives"):
+        generate(folder, file)
+    assert file.read_text() == "of another program"

@@ -80,6 +80,15 @@ def test_folder_says_what_it_was_made_from(source: CsvPairs, tmp_path: Path) -> 
     assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "data"]
 
 
+def test_clusters_of_other_data_are_replaced_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = (CsvPairs(write_csv(tmp_path / str(n), n)) for n in (N, N - 1))
+    for source in (first, first):
+        prepare(source, tmp_path / "out", Recipe(clusterer=CLUSTERER), progress=False)
+    assert caplog.messages == []
+    prepare(second, tmp_path / "out", Recipe(clusterer=CLUSTERER), progress=False)
+    assert [message for message in caplog.messages if "had clusters of other data. They were replaced." in message] != []
+
+
 def test_same_data_and_seed_give_the_same_clusters(source: CsvPairs, tmp_path: Path) -> None:
     tars = TarPairs(write_tars(tmp_path, N))
     one, two, other = (

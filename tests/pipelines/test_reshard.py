@@ -116,7 +116,7 @@ def test_shares_of_processes_make_the_whole(folder: Path, tmp_path: Path) -> Non
     job.work.mkdir()
     job.claim(job.origin())
     for rank in range(2):
-        job.find_samples(Processes(rank, 2))
+        job.tars.find_samples(Processes(rank, 2))
     plan = job.plan()
     for rank in range(2):
         job.write_shards(plan, Processes(rank, 2))

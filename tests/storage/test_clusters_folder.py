@@ -21,8 +21,9 @@ from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.storage import clusters_folder, manifest
 from clip_negatives.storage.atomic import digest, write_tensors
-from clip_negatives.storage.clusters_folder import ClustersFolder, integer_ids, open_clusters, read_clusters, write_clusters
+from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters, read_clusters, write_clusters
 from clip_negatives.storage.manifest import FolderFormat
+from clip_negatives.storage.sample_ids import integer_ids
 
 N = 12
 

@@ -198,7 +198,8 @@ def test_outputs_that_cannot_be(tmp_path: Path, act: object, monkeypatch: pytest
     Path("circle").symlink_to("circle")
     for path, reason in (
         ("dangling", "is a link to nowhere, which does not exist"),
-        ("circle", "is a link to circle, which does not exist"),
+        ("circle", "circle cannot be used: it is in a circle of links"),
+        (Path("file:///folder/out"), "file:///folder/out is a URL"),
         ("s3://bucket/out", "s3://bucket/out is a URL, but results are written to a local disk"),
         (Path("s3://bucket/out"), "s3://bucket/out is a URL, but results are written to a local disk"),
     ):

@@ -8,7 +8,10 @@ import logging
 import os
 import re
 import shutil
+import threading
+import time
 from pathlib import Path
+from unittest import mock
 
 import fsspec
 import pyarrow as pa
@@ -27,7 +30,8 @@ from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
 from clip_negatives.storage.labels_folder import read_labels, write_labels
 from clip_negatives.storage.shards import ClusteredShards, KnownShards, ShardRows
 from clip_negatives.storage.source_files import SourceFile
-from clip_negatives.training import same_files
+from clip_negatives.training import same_data, same_files
+from clip_negatives.training.same_data import map_files
 from clip_negatives.training.same_files import check_images, check_shards, warn_of_uncompared_shards
 from tests.pairs import listings, write_csv, write_tars
 
@@ -271,3 +275,24 @@ def test_shard_without_a_readable_sample_was_clustered(tmp_path: Path) -> None:
     rows = ShardRows.of(read_clusters(tmp_path / "clusters"))
     rows.shards.check(["data/0.tar", "data/1.tar"])
     assert rows.row("data/1.tar", "a") is None
+
+
+def test_files_are_looked_at_in_threads_only_if_the_first_ones_take_long() -> None:
+    def look(pause: float) -> tuple[list[int], set[int]]:
+        threads = set[int]()
+
+        def double(number: int) -> int:
+            threads.add(threading.get_ident())
+            time.sleep(pause)
+            return 2 * number
+
+        return map_files(double, range(20), chunk=2), threads
+
+    results, threads = look(0.01)
+    assert results == list(range(0, 40, 2))
+    assert len(threads) > 2
+    with mock.patch.object(same_data, "AT_ONCE", 1.0):
+        results, threads = look(0.001)
+    assert results == list(range(0, 40, 2))
+    assert threads == {threading.get_ident()}
+    assert map_files(str, []) == []

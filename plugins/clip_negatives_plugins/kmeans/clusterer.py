@@ -16,7 +16,7 @@ from clip_negatives.clustering.options import (
     check_distinct,
     check_features,
     check_n_clusters,
-    default_for_rows,
+    default_n_clusters_of,
     load_faiss,
     non_finite_row,
 )
@@ -34,7 +34,7 @@ class KMeans:
     """k-means without empty clusters.
 
     Args:
-        n_clusters: K; None uses `clip_negatives.clustering.options.default_for_rows`.
+        n_clusters: K; None uses `clip_negatives.clustering.options.default_n_clusters_of`.
         n_iter: iterations of Lloyd's algorithm, at least 1.
         n_redo: runs from different starts, at least 1; the best run is used.
         spherical: keep centroids at unit length, so that the nearest centroid has the highest cosine.
@@ -86,7 +86,7 @@ class KMeans:
         if (row := non_finite_row(features)) is not None:
             raise InputError(f"Features contain NaN or infinity, first in row {row}. Check that sample.")
         self.check_samples(len(features))
-        k = self.n_clusters or default_for_rows((block.float() for block in features.split(BLOCK)), len(features))
+        k = self.n_clusters or default_n_clusters_of((block.float() for block in features.split(BLOCK)), len(features))
         random_seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
         run = self._with_faiss if torch.device(self.device).type == "cpu" else self._with_torch
         assignment, centroids = run(features, k, random_seed if self.seed is None else self.seed)

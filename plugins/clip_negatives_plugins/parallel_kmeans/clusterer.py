@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_negatives.clustering.options import check_device, check_features, default_for_rows
+from clip_negatives.clustering.options import check_device, check_features, default_n_clusters_of
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders.encoder import device as own_device
 from clip_negatives.errors import InputError
@@ -34,7 +34,7 @@ class ParallelKMeans(Options):
     centroids, to seven digits, may then change its cluster.
 
     Args:
-        n_clusters: K; None uses `clip_negatives.clustering.options.default_for_rows`, as ``kmeans`` does.
+        n_clusters: K; None uses `clip_negatives.clustering.options.default_n_clusters_of`, as ``kmeans`` does.
         n_iter: maximum number of iterations; with `batch_size`, of batches.
         spherical: keep centroids at unit length, so that the nearest centroid has the highest cosine.
         seed: seed of all random draws; None draws it from the generator of `fit`.
@@ -102,7 +102,7 @@ class ParallelKMeans(Options):
         k, seed = self._agreed(features, generator, processes)
         rows = Rows(features, self.block_size)
         if self.n_clusters is None:
-            k = processes.first(lambda: self.clusters_of(len(rows), default_for_rows(rows.all_blocks(), len(rows))))
+            k = processes.first(lambda: self.clusters_of(len(rows), default_n_clusters_of(rows.all_blocks(), len(rows))))
         job = Job.of(rows, processes, self._own_device(), self.spherical)
         checkpoint = Checkpoint(folder, self._identity(rows, processes, k, seed) if folder else {}, processes)
         if self.levels == 1:

@@ -1,1 +1,1 @@
-"""Batches that carry the identity of their samples."""
+"""Loaders whose batches carry the identity of their samples."""

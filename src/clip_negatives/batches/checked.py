@@ -1,4 +1,4 @@
-"""The batches of a sampler, each checked: a faulty plugin must not train the model on wrong samples."""
+"""Checks of every batch of a sampler: a faulty plugin must not train the model on wrong samples."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ END = object()
 
 
 def checked_batches(sampler: NegativeSampler, n_samples: int, skip: int = 0) -> Iterator[list[int]]:
-    """Yield the batches of a sampler after the first `skip`.
+    """Yield the batches of a sampler, except for the first `skip`.
 
     Raises:
-        PluginError: a batch is empty, or has an id that is not an integer within 0 .. n_samples-1; or the sampler ends the
-            program. Also if a batch repeats an id, or the number of batches differs from the length of the sampler; samplers
-            that yield the loop's own batches (``keeps_native_order``) may do both.
+        PluginError: a batch is empty or has an id that is not an integer within 0 .. n_samples-1, or the sampler ends the
+            program. Unless the sampler yields the loop's own batches (``keeps_native_order``), it is also an error if a batch
+            repeats an id, or if the number of batches differs from the length of the sampler.
     """
     is_native = getattr(sampler, "keeps_native_order", False)
     n_batches = None if is_native else len(sampler)

@@ -1,4 +1,4 @@
-"""Collation of samples with their ids; a collation that changes the order of its samples is an error."""
+"""Collate samples with their ids; a collate function that changes the order of its samples is an error."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from clip_negatives.errors import DataError
 from clip_negatives.printing import warn
 from clip_negatives.step import BatchSamples
 
-COMPARED = 32  # values of each sample that are compared with its row of the batch
-Leaves = dict[Any, Any]  # values of a sample or of a batch, by their keys and positions
+COMPARED = 32  # number of values that are compared between a sample and its row of the batch
+Leaves = dict[Any, Any]  # values of a nested sample or batch, by their path of keys and positions
 
 
 class IndexedCollate:
-    """Collates items ``(sample, id)`` or ``(sample, id, text ids)`` to ``(batch, samples)``.
+    """Collate function for items ``(sample, id)`` or ``(sample, id, text ids)``; returns ``(batch, samples)``.
 
-    A sample that is a `DataError` is returned as the batch: torch would hide a raised error in the traceback of a worker.
+    If a sample is a `DataError`, the error is returned as the batch: torch would hide a raised error in the traceback of a
+    worker.
 
-    Every batch is compared with its samples. If the collation computes new values, so that no sample is found in the batch, the
-    first batch of each process is collated in reverse order too. A warning says if that does not show the order either.
+    The order of every batch is compared with its samples. If `collate` computes new values, the samples cannot be recognised in
+    the batch. Then the first batch of each process is also collated in reverse order. If that does not show the order either,
+    a warning is issued.
     """
 
     def __init__(self, collate: Collate) -> None:
         self.collate = collate
-        self._keeps_order: bool | None = None  # as the first batch in reverse order showed
+        self._keeps_order: bool | None = None  # result for the first batch in reverse order; None before it
 
     def __call__(self, items: list[tuple[Any, ...]]) -> tuple[Any, BatchSamples]:
         """Return the batch and its samples."""
@@ -44,14 +46,14 @@ class IndexedCollate:
         error = next((sample for sample in samples if isinstance(sample, DataError)), None)
         if error is not None:
             return error, identity
-        before, copies = [_leaves(sample) for sample in samples], [copy.copy(sample) for sample in samples]
+        leaves, copies = [_leaves(sample) for sample in samples], [copy.copy(sample) for sample in samples]
         batch = self.collate(list(samples))
-        kept = keeps_order(before, batch)
-        if kept is None and self._keeps_order is None:
-            kept = self._keeps_order = follows_order(self.collate, copies)
-            if kept is None:
+        in_order = keeps_order(leaves, batch)
+        if in_order is None and self._keeps_order is None:
+            self._keeps_order = follows_order(self.collate, copies)
+            if self._keeps_order is None:
                 self._warn()
-        if kept is False:
+        if in_order is False or (in_order is None and not self._keeps_order):
             fault = "The collate function changes the order of its samples, so the weights would reach the wrong pairs."
             return DataError(f"{fault} Keep the order in collate_fn."), identity
         return batch, identity
@@ -68,22 +70,22 @@ class IndexedCollate:
 
 
 def keeps_order(samples: list[Leaves], batch: Any) -> bool | None:
-    """Return whether row i of a batch is sample i; None if the values of the samples are not in the batch."""
-    columns, shown = _leaves(batch), list[bool]()
+    """Return whether row i of a batch is sample i; None if the batch does not have the values of the samples."""
+    columns, results = _leaves(batch), list[bool]()
     for name in samples[0].keys() & columns.keys():
         column = columns[name]
         values = [_first_values(sample.get(name)) for sample in samples]
         if not hasattr(column, "__len__") or len(column) != len(samples) or None in values or len(set(values)) < len(values):
-            continue  # equal samples show no order
+            continue  # the order of equal samples cannot be seen
         places = {value: place for place, value in enumerate(values)}
         order = [places.get(_first_values(row, like=sample.get(name))) for row, sample in zip(column, samples, strict=True)]
         if None not in order:
-            shown.append(order == list(range(len(samples))))
-    return all(shown) if shown else None
+            results.append(order == list(range(len(samples))))
+    return all(results) if results else None
 
 
 def follows_order(collate: Collate, samples: list[Any]) -> bool | None:
-    """Return whether a batch of reversed samples is reversed; None if that cannot be seen, as with random values."""
+    """Return whether reversed samples give a reversed batch; None if that cannot be seen, for example with random values."""
     try:
         with _untouched_randomness() as restart:
             forward = _rows(collate([copy.copy(sample) for sample in samples]), len(samples))
@@ -91,25 +93,25 @@ def follows_order(collate: Collate, samples: list[Any]) -> bool | None:
             backward = _rows(collate([copy.copy(sample) for sample in reversed(samples)]), len(samples))
     except Exception:
         return None
-    pairs = [(one, other) for one, other in zip(forward, backward, strict=False) if one.shape == other.shape]
-    if any(torch.equal(one.flip(0), other) for one, other in pairs if not torch.equal(one.flip(0), one)):
+    pairs = [(rows, reverse) for rows, reverse in zip(forward, backward, strict=False) if rows.shape == reverse.shape]
+    if any(torch.equal(rows.flip(0), reverse) for rows, reverse in pairs if not torch.equal(rows.flip(0), rows)):
         return True
-    counts = [(Counter(map(_first_values, one)), Counter(map(_first_values, other))) for one, other in pairs]
-    permuted = bool(counts) and all(one == other for one, other in counts)
-    return False if permuted and any(len(one) > 1 for one, _ in counts) else None
+    counts = [(Counter(map(_first_values, rows)), Counter(map(_first_values, reverse))) for rows, reverse in pairs]
+    permuted = bool(counts) and all(forward_count == backward_count for forward_count, backward_count in counts)
+    return False if permuted and any(len(count) > 1 for count, _ in counts) else None
 
 
 def _leaves(value: Any, name: Any = ()) -> Leaves:
-    """Return the values of a sample or a batch that are no mapping, tuple or list of tensors."""
+    """Return the values in nested mappings, tuples and lists, by path; a list of strings or numbers is one value."""
     if isinstance(value, Mapping):
-        return {place: leaf for key, part in value.items() for place, leaf in _leaves(part, (*name, key)).items()}
+        return {path: leaf for key, part in value.items() for path, leaf in _leaves(part, (*name, key)).items()}
     if isinstance(value, tuple | list) and not all(isinstance(part, str | int | float) for part in value):
-        return {place: leaf for key, part in enumerate(value) for place, leaf in _leaves(part, (*name, key)).items()}
+        return {path: leaf for key, part in enumerate(value) for path, leaf in _leaves(part, (*name, key)).items()}
     return {name: value}
 
 
 def _first_values(value: Any, like: Any = None) -> tuple[Any, ...] | str | None:
-    """Return the first values of a tensor, array, number or string; as many as `like` has, if a row was padded."""
+    """Return the first values of a tensor, array, number or string; at most as many as `like` has: a row may have padding."""
     if isinstance(value, str):
         return value
     if isinstance(value, int | float | np.number):
@@ -133,8 +135,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 @contextmanager
 def _untouched_randomness() -> Iterator[Any]:
-    """Restore the global random generators at the end; the yielded function restores them earlier."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - collations may draw from it
+    """Restore the global random generators at the end of the block; the yielded function restores them at once."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - collate functions may use it
 
     def restart() -> None:
         random.setstate(states[0])

@@ -1,4 +1,4 @@
-"""Captions that a sampler adds to a batch. Loader workers get them with the sample ids, and tokenize them.
+"""Captions that a sampler adds to a batch. The loader's workers get them with the sample ids, and tokenize them.
 
 In a batch, the E added captions of a sample follow its own: ``(t_0, E added, t_1, E added, ...)``. Concatenated batches, as in
 gradient accumulation, keep this order.
@@ -40,7 +40,7 @@ class Captions(Sequence[str]):
 
 
 def texts_per_image(sampler: NegativeSampler) -> int:
-    """Return how many captions a sampler adds to each sample; 0 for most samplers."""
+    """Return the number of captions that a sampler adds to each sample; 0 for most samplers."""
     if not isinstance(sampler, ExtraTextSampler):
         return 0
     if sampler.texts_per_image < 1:
@@ -49,7 +49,7 @@ def texts_per_image(sampler: NegativeSampler) -> int:
 
 
 def refuse_texts(sampler: NegativeSampler, trainer: str) -> None:
-    """Raise UnsupportedError if a sampler adds captions; for a trainer that cannot use them."""
+    """Raise UnsupportedError if a sampler adds captions, because `trainer` cannot use them."""
     if texts_per_image(sampler):
         raise UnsupportedError(
             f"The sampler {type(sampler).__name__} adds captions, which {trainer} cannot use. "
@@ -59,7 +59,7 @@ def refuse_texts(sampler: NegativeSampler, trainer: str) -> None:
 
 @dataclass
 class LaterBatches:
-    """Batches of a sampler, without the first `skip`: lists of ids, or of ``(id, captions)`` if the sampler adds captions."""
+    """Batches of a sampler after the first `skip`: lists of ids, or of ``(id, captions)`` if the sampler adds captions."""
 
     sampler: NegativeSampler
     n_samples: int
@@ -73,7 +73,7 @@ class LaterBatches:
         self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return self._after(self.skip)  # read now: another iterator may change it
+        return self._after(self.skip)  # `skip` is read now, because a later iterator may change it
 
     def _after(self, skip: int) -> Iterator[list[Any]]:
         sampler, n = self.sampler, texts_per_image(self.sampler)
@@ -91,11 +91,14 @@ class LaterBatches:
 
 @dataclass
 class TextsDataset(Dataset[Any]):
-    """Samples ``(image, tokens, ...)``; the tokens have a row for the own and each added caption, with an id per caption."""
+    """Samples ``(image, tokens, ...)`` with added captions; tokens have a row, and text ids an id, for each caption.
 
-    samples: Dataset[Any]  # gives ((image, tokens, ...), id), or (error, id)
+    The own caption comes first, then the added captions.
+    """
+
+    samples: Dataset[Any]  # items ((image, tokens, ...), id) or (error, id)
     tokenize: Tokenize
-    per_sample: int
+    per_sample: int  # number of added captions of each sample
 
     def __getitem__(self, item: tuple[int, list[str]]) -> tuple[Any, int, tuple[int, ...]]:
         sample, index = self.samples[item[0]]
@@ -121,7 +124,7 @@ def text_id(tokens: Tensor) -> int:
 
 
 def flat_collate(collate: Collate, samples: list[Any]) -> Any:
-    """Return ``(images, tokens, ...)`` with one row of tokens for each caption, shape (B (1 + E), tokens), or an error."""
+    """Return a batch ``(images, tokens, ...)`` with tokens of shape (B (1 + E), tokens), one row per caption, or an error."""
     batch = collate(samples)
     if not isinstance(batch, tuple | list) or len(batch) < 2 or not isinstance(batch[1], Tensor):
         return DataError(f"A sampler that adds captions needs batches (images, tokens), got {type(batch)}.")

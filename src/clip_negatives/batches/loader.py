@@ -1,7 +1,7 @@
 """A loader with the batches of a sampler; each batch has the ids of its samples, for the loss.
 
-With the ids of another batch, the loss would weight the wrong pairs, without an error. So workers put the ids into the batch,
-and the loader yields ``(batch, samples)``: prefetching cannot separate them.
+With the ids of another batch, the loss would weight the wrong pairs without an error. So workers put the ids into the batch,
+and the loader yields ``(batch, samples)``: even with prefetching, a batch keeps its own ids.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ KEPT = (*OF_WORKERS, "pin_memory", "timeout", "generator")  # `DataLoader` setti
 class IndexedLoader:
     """A map-style `DataLoader` with the batches of a `NegativeSampler`, yielding ``(batch, samples)``.
 
-    Other settings of the loader are kept. Iterators are independent of each other. An iterator starts with its first batch, so
-    the epoch can be set after the iterator is made.
+    All other settings of the loader are kept. Iterators are independent of each other. An iterator reads the epoch when its
+    first batch is fetched, so the epoch can be set after ``iter(loader)``.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class IndexedLoader:
         self.dataset = loader.dataset
         self._native, self._tokenize, self._order, self._identity = loader, tokenize, order, identity
         self.epoch = self._skip = 0
-        self._place = 0, 0  # epoch of the newest iteration, and how many of its batches were yielded
+        self._place = 0, 0  # epoch of the newest iteration, and number of batches that it yielded
         self._is_running = False
         self._finished: int | None = None  # epoch of the last iteration that ended
         self._newest = object()
@@ -81,7 +81,7 @@ class IndexedLoader:
         self._finished, self._is_running = epoch, False
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; a position from `load_state_dict` is dropped if it is of another epoch."""
+        """Set the epoch of the next iteration; drop the position of `load_state_dict` if it belongs to another epoch."""
         if epoch != self.epoch:
             self._skip = 0
         if not self._is_running:
@@ -90,12 +90,12 @@ class IndexedLoader:
         self.sampler.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the epoch, and how many of its batches the newest iterator has yielded; prefetched batches do not count.
+        """Return the epoch, and the number of batches that the newest iterator has yielded; prefetched batches do not count.
 
-        At the end of an epoch, the count is the length of the loader; after a resume, the epoch then has no more batches.
+        At the end of an epoch, the number is the length of the loader. After a resume, this epoch yields no more batches.
 
         Raises:
-            InputError: the loader has ``in_order=False``, so that the yielded batches are not the first ones.
+            InputError: the loader has ``in_order=False``, so the yielded batches may not be the first ones.
         """
         if not getattr(self._native, "in_order", True):
             raise InputError("A loader with in_order=False cannot be resumed. Create it with in_order=True.")
@@ -117,13 +117,13 @@ class IndexedLoader:
             self._order.restore(state.get("order"))
 
     def _settings(self) -> str:
-        """Return what the batches depend on, beside the epoch and the clusters."""
+        """Return a text with the settings that determine the batches, apart from the epoch and the clusters."""
         context = getattr(self.sampler, "context", None)
         seed = f", seed {context.seed}, batch size {context.batch_size}" if context is not None else ""
         return f"{type(self.sampler).__name__} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
 
     def _warn_of_same_epoch(self) -> None:
-        """Warn if the whole epoch was iterated already: training would see the same batches again."""
+        """Warn if this epoch was completed before: training would get the same batches again."""
         if self._finished == self.epoch and (self._order is None or self._order.needs_epoch):
             warn(
                 f"Epoch {self.epoch} begins again, with the same batches. Call loader.set_epoch(epoch) before each epoch.",
@@ -143,22 +143,22 @@ class IndexedDataset(Dataset[Any]):
     def __getitem__(self, index: int) -> tuple[Any, int]:
         file = self._file(index)
         try:
-            with suppress(FileNotFoundError):  # the data set may know another folder of the file
+            with suppress(FileNotFoundError):  # the data set may look for the file in another folder
                 check_regular(file)
             return self._checked(self.dataset[index], index), index
-        except OSError as error:  # also the class of Pillow's errors
+        except OSError as error:  # Pillow's errors are OSErrors too
             place, reason = (f"counted from 0, {file}", error.strerror or error) if file else ("counted from 0", error)
             return DataError(f"Sample {index} ({place}) cannot be read: {reason}. Repair or remove it."), index
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
-        """Return the samples of a batch; read them together if the data set supports it, as Hugging Face's data sets do."""
+        """Return the samples of a batch, read together if the data set supports that, as in Hugging Face's data sets."""
         read = getattr(self.dataset, "__getitems__", None)
         if read is None:
             return [self[index] for index in indices]
         try:
             samples = read(indices)
         except OSError:
-            return [self[index] for index in indices]  # names the sample
+            return [self[index] for index in indices]  # one by one, to name the sample in the error
         return [(self._checked(sample, index), index) for sample, index in zip(samples, indices, strict=True)]
 
     def _file(self, index: int) -> str | None:

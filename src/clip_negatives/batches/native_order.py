@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class NativeOrder:
-    """Batches of a loader's own batch sampler; a resumed iteration yields them in the order of the stopped one.
+    """Batches of a loader's own batch sampler. A resumed iteration yields them in the order of the stopped iteration.
 
     `torch.utils.data.RandomSampler` draws its order from torch's global generator, or from the loader's own. The state of the
     generator at the start of an iteration determines the order.
@@ -23,11 +23,11 @@ class NativeOrder:
 
     @property
     def state(self) -> Tensor | None:
-        """Return the state of the generator at the start of the next resumed, or of the last, iteration."""
+        """Return the state of the generator at the start of an iteration: the next one if it will be resumed, else the last."""
         return self._started_with if self._restored is None else self._restored
 
     def restore(self, state: Tensor | None) -> None:
-        """Start the next iteration with a `state`; None draws a new order."""
+        """Start the next iteration with this `state` of the generator; None draws a new order."""
         self._restored = state
 
     @property

@@ -1,6 +1,6 @@
-"""Streams: their samples have no ids, so the loss gets ids looked up by shard and key, or cluster labels.
+"""Webdataset streams. Their samples have no ids: the loss gets ids looked up by shard and key, or cluster labels.
 
-The text of each sample is compared with the clustered one, by a digest.
+A digest of the text of each sample is compared with that of the clustered sample.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ UNLABELLED_LIMIT = 20_000  # stop after this many unlabelled samples and no labe
 
 @dataclass(frozen=True)
 class LabelStage:
-    """Stage of a webdataset pipeline that adds ``__labels__`` to each sample; it comes right after the reading of tars.
+    """Stage of a webdataset pipeline that adds ``__labels__`` to each sample, placed right after the tars are read.
 
     ``__labels__`` is a tensor of image label and text label, -1 if unknown. Memory holds the labels of one shard at a time.
     """
@@ -33,7 +33,7 @@ class LabelStage:
     shards: ShardLabels
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the samples with their labels; ArtifactError for a sample with another text than the clustered one."""
+        """Yield the samples with their labels; ArtifactError if a text differs from the clustered text."""
         for sample in samples:
             shard, key = sample["__url__"], sample["__key__"]
             image, text, digest = self.shards.of(shard).get(key, (-1, -1, ""))
@@ -44,9 +44,9 @@ class LabelStage:
 
 @dataclass(frozen=True)
 class TextStage:
-    """Stage of a webdataset pipeline that adds ``__text__``, the digest of the text; it comes right after the reading of tars.
+    """Stage of a webdataset pipeline that adds ``__text__``, a digest of the text, placed right after the tars are read.
 
-    Samples that could not be clustered are left out, see `ShardRows.left_out`.
+    It skips samples that were not clustered, see `ShardRows.left_out`.
     """
 
     shards: KnownShards
@@ -58,9 +58,10 @@ class TextStage:
         for sample in samples:
             identity = self.shards.ending(sample["__url__"]), sample["__key__"]
             if (left_out := self.left_out.get(identity)) is not None:
-                place = read[identity] % (left_out.n_skipped + left_out.first_is_clustered)  # a shard may be read several times
+                # Modulo, because a shard may be read several times.
+                occurrence = read[identity] % (left_out.n_skipped + left_out.first_is_clustered)
                 read[identity] += 1
-                if place > 0 or not left_out.first_is_clustered:
+                if occurrence > 0 or not left_out.first_is_clustered:
                     continue
             yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
 
@@ -68,14 +69,18 @@ class TextStage:
 class StreamLoader:
     """A stream that yields ``(batch, samples)``, with the labels or ids of the samples.
 
-    The batches of `loader` end with the labels of `LabelStage`, int64, shape (B, 2). With `rows`, the ids, they end with
-    shards, keys and digests of texts instead. Without both, they end with keys, and the samples have no ids. `is_alone` is
-    whether no other process reads shards: if one does, the labels may all be of its shards.
+    The last entries of a batch of `loader` identify its samples:
+
+    * labels of `LabelStage`, int64, shape (B, 2), or
+    * with `rows`, which has the ids: shards, keys and digests of texts, or
+    * keys: the samples get the id -1.
+
+    `is_alone` says that no other process reads shards. Otherwise all labels may belong to the shards of another process.
     """
 
     def __init__(self, loader: Iterable[Any], rows: ShardRows | None = None, *, is_alone: bool = True) -> None:
         self._loader, self._rows, self.is_alone = loader, rows, is_alone
-        self.unlabelled, self.any_labelled = 0, False  # pairs of unlabelled samples keep weight 1
+        self.unlabelled, self.any_labelled = 0, False  # number of unlabelled samples, whose pairs keep weight 1
 
     def __iter__(self) -> Iterator[tuple[Any, BatchSamples]]:
         """Yield each batch with its samples."""
@@ -94,6 +99,7 @@ class StreamLoader:
             raise ArtifactError(str(error).strip().splitlines()[-1].removeprefix(f"{name}: ")) from error
 
     def _keyed(self, rows: ShardRows, shards: list[str], keys: list[str], texts: list[str]) -> BatchSamples:
+        """Return the ids of samples; `texts` are digests."""
         ids: list[int] = []
         for shard, key, text in zip(shards, keys, texts, strict=True):
             row = rows.row(shard, key)
@@ -106,15 +112,16 @@ class StreamLoader:
         return BatchSamples(ids=torch.tensor(ids))
 
     def _labelled(self, labels: Tensor) -> BatchSamples:
-        missing = int((labels[:, 0] < 0).sum())
-        self.unlabelled += missing
-        self.any_labelled |= missing < len(labels)
+        """Return samples with these labels, and count the unlabelled ones."""
+        n_unlabelled = int((labels[:, 0] < 0).sum())
+        self.unlabelled += n_unlabelled
+        self.any_labelled |= n_unlabelled < len(labels)
         if self.is_alone and self.unlabelled >= UNLABELLED_LIMIT:
             self.check_labelled(self.any_labelled)
         return BatchSamples(labels=labels)
 
     def check_labelled(self, any_labelled: bool) -> None:
-        """Raise DataError if no sample has labels."""
+        """Raise DataError if there were samples and none has labels."""
         if self.unlabelled and not any_labelled:
             raise DataError(
                 f"None of the first {self.unlabelled} samples has labels: the labels belong to other shards. "
@@ -123,6 +130,6 @@ class StreamLoader:
 
 
 def other_text(shard: str, key: str, folder: Path) -> ArtifactError:
-    """Return the error for a sample that has another text than the clustered one."""
+    """Return the error for a sample whose text differs from the clustered text."""
     fault = f"The text of the sample {key!r} of {shard} is not the one that was clustered in {folder}."
     return ArtifactError(f"{fault} Train on the shards that were clustered, or run clip-negatives prepare again.")

@@ -19,7 +19,7 @@ from clip_negatives.cli.output import echo
 from clip_negatives.errors import ClipNegativesError
 from clip_negatives.printing import printable
 
-# Module of each command. It is imported only for this command, to keep --help fast.
+# Module of each command. A module is imported when its command runs, to keep --help fast.
 COMMANDS = {
     **dict.fromkeys(("generate", "labels", "prepare", "reshard"), "pipelines"),
     **dict.fromkeys(("compare", "train"), "training"),
@@ -42,7 +42,7 @@ def printable_errors() -> Iterator[None]:
 
 
 class Commands(click.Group):
-    """A group that imports its commands on use and prints errors of this package as one line."""
+    """Group of commands that are imported on use. It prints an error of this package as one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -56,9 +56,12 @@ class Commands(click.Group):
         return command
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Run the command line; exit with code 2 if stdout cannot be written. Characters that it lacks are escaped."""
+        """Run the command line; exit with code 2 if stdout cannot be written.
+
+        Characters that the encoding of stdout lacks are escaped.
+        """
         if isinstance(sys.stdout, io.TextIOWrapper):
-            with suppress(OSError):  # of a stdout that was replaced by a pipe: it keeps its own way with such characters
+            with suppress(OSError):  # reconfigure fails if the file behind stdout was replaced by a pipe
                 sys.stdout.reconfigure(errors="backslashreplace")
         try:
             try:
@@ -71,7 +74,7 @@ class Commands(click.Group):
             if innermost.f_globals["__name__"] not in WRITERS:
                 raise
             if sys.stdout is not None:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # because Python flushes stdout again at exit
             with suppress(OSError):
                 echo(f"Error: The output cannot be written: {error.strerror}. Write it to another file.", err=True)
             sys.exit(2)

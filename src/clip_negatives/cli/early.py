@@ -1,6 +1,6 @@
-"""Checks of paths before torch is imported, which takes seconds.
+"""Checks of paths before torch is imported, because the import takes seconds.
 
-Several processes skip these checks: they make the same checks later, together, and one of them reports the error.
+A run on several processes skips them. It makes the same checks later, so that only one process reports an error.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ def check_clusters(path: Path) -> None:
 
 
 def check_output_file(path: Path) -> None:
-    """Raise ArtifactError if a file cannot be written."""
+    """Raise ArtifactError if a file cannot be written, or is not ours to replace."""
     if _is_alone():
-        from clip_negatives.storage.paths import check_writable, output_path
+        from clip_negatives.storage import output_file
+        from clip_negatives.storage.paths import check_writable
 
-        check_writable(output_path(path))
+        check_writable(output_file.check_output_file(path))
 
 
 def check_output_folder(path: Path, kind: Literal["clusters", "labels", "report", "shards"]) -> None:
@@ -45,4 +46,5 @@ def check_output_folder(path: Path, kind: Literal["clusters", "labels", "report"
 
 
 def _is_alone() -> bool:
+    """Return whether the run has a single process."""
     return os.environ.get("WORLD_SIZE", "1") == "1"

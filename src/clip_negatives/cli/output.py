@@ -1,4 +1,4 @@
-"""Output of the commands: lines and tables, with control characters of names, paths and texts escaped."""
+"""Output of the commands: lines and tables, with control characters escaped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def echo(text: str, **style: Any) -> None:
 
 
 class PrintableConsole(Console):
-    """A rich console that escapes control characters, and takes no text for markup; a `Text` is printed as it is."""
+    """A rich console that escapes control characters in strings; it prints a `Text` unchanged."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text to print."""
+        """Return a string as a `Text`, with control characters escaped."""
         return super().render_str(printable(text), **options)
 
 
 def console() -> Console:
-    """Return a console for stdout; if stdout is a pipe, the console is wide enough for all columns."""
+    """Return a console for stdout, without markup; if stdout is not a terminal, the console is wide enough for all columns."""
     return PrintableConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else 160, markup=False, emoji=False)

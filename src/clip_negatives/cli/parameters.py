@@ -23,7 +23,7 @@ Command = Callable[..., Any]
 
 
 class PluginName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A parameter ``NAME`` or ``NAME:key=value,...``, with shell completion. The command checks that the plugin exists.
+    """Type of a parameter ``NAME`` or ``NAME:key=value,...``, with shell completion. It does not check that the plugin exists.
 
     Args:
         kinds: kinds of plugins whose names are completed.
@@ -37,7 +37,7 @@ class PluginName(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         self.kinds, self.is_list, self.extra_names = kinds, is_list, extra_names
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return plugin names, or after ``NAME:`` option names, that continue the text."""
+        """Return the plugin names that continue the text; after ``NAME:``, the option names."""
         from clip_negatives.host import registry
 
         start = max(incomplete.rfind(","), incomplete.rfind("+")) + 1 if self.is_list else 0
@@ -59,7 +59,7 @@ def _plugin_option(name: str, kind: Kind, default: str) -> Command:
 
 
 def _collected(argument: str, dataclass: type[Any], *options: Command) -> Command:
-    """Return a decorator that adds `options` to a command and passes their values as one `argument`, a `dataclass`."""
+    """Return a decorator that adds `options` to a command, and passes their values in a `dataclass` as one `argument`."""
     names = {field.name for field in dataclasses.fields(dataclass)}
 
     def decorate(command: Command) -> Command:
@@ -98,7 +98,7 @@ csv_options = _collected("columns", Columns, *_CSV)
 group_option = _collected("columns", Columns, _GROUP)
 column_options = _collected("columns", Columns, *_CSV, _GROUP)
 
-# Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: the columns become part of the recipe.
+# Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: they become part of the recipe.
 recipe_options = _collected(
     "recipe",
     Recipe,
@@ -110,7 +110,7 @@ recipe_options = _collected(
 
 
 def command(*examples: str, notes: str = "", make: Command = click.command, **options: Any) -> Command:
-    """Return a decorator that makes a command; the help shows defaults and ends with `examples` and `notes`.
+    """Return a decorator that makes a click command; its help shows defaults, and ends with `examples` and `notes`.
 
     Error messages of the command name its own options, see `clip_negatives.advice.argument`.
     """
@@ -119,14 +119,14 @@ def command(*examples: str, notes: str = "", make: Command = click.command, **op
     decorator: Command = make(context_settings={"show_default": True}, epilog=epilog, **options)
 
     def decorate(function: Command) -> Any:
-        made = decorator(function)
-        names = {str(parameter.name): _shown_name(parameter) for parameter in made.params}
-        made.callback = named(names)(made.callback)
-        return made
+        click_command = decorator(function)
+        names = {str(parameter.name): _shown_name(parameter) for parameter in click_command.params}
+        click_command.callback = named(names)(click_command.callback)
+        return click_command
 
     return decorate
 
 
 def _shown_name(parameter: click.Parameter) -> str:
-    """Return the name of a parameter in error messages: --csv-separator, DATA."""
+    """Return the name of a parameter in error messages, such as --csv-separator or DATA."""
     return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else str(parameter.name).upper()

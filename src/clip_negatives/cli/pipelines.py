@@ -12,7 +12,7 @@ from clip_negatives.cli import early, parameters
 from clip_negatives.cli.output import echo
 from clip_negatives.pipelines.recipe import Recipe
 
-CAUSES_SHOWN = 5  # most frequent causes of samples that are left out
+CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first
 
 ENCODERS = """\b
 Image encoders:
@@ -63,11 +63,11 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, keep_fea
     clusters = f"{manifest['n_image_clusters']} image clusters, {manifest['n_text_clusters']} text clusters"
     echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
     if manifest["n_broken"]:
-        _tell_left_out(output)
+        _print_skipped(output)
 
 
-def _tell_left_out(output: Path) -> None:
-    """Print how many samples were left out for each cause, the most frequent first, with the first key."""
+def _print_skipped(output: Path) -> None:
+    """Print the number of skipped samples and the first key for each cause, the most frequent cause first."""
     import pandas as pd
 
     broken = pd.read_parquet(output / "broken.parquet")

@@ -1,8 +1,7 @@
-"""Commands that report on a clusters folder: `meter` and `inspect`."""
+"""The commands `meter` and `inspect`, which report on a clusters folder."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +38,13 @@ def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: An
         early.check_output_file(json_file)
     from clip_negatives.meter import meter as read_meter
     from clip_negatives.storage.clusters_folder import read_clusters
-    from clip_negatives.storage.ownership import replaced_file
+    from clip_negatives.storage.output_file import write_json_output
 
     reading = read_meter(read_clusters(clusters), batch_size, **options)
     for table in _tables(reading):
         console().print(table)
     if json_file is not None:
-        with replaced_file(json_file) as file:
-            file.write_text(json.dumps(reading.to_dict(), indent=2) + "\n")
+        write_json_output(json_file, reading.to_dict())
 
 
 @parameters.command(
@@ -87,14 +85,15 @@ def inspect(clusters: Path, output: Path, data: str | None, dataset_type: str, c
 
 
 def _tables(reading: Reading) -> tuple[Table, Table]:
+    """Return the tables of suspect pairs and of false negatives."""
     from rich.table import Table
 
     suspects = Table("incorrect pairs with", "share of pairs", "per anchor", "counted on")
     suspects.title = f"Suspect pairs of a random batch of {reading.batch_size}"
     for row in reading.suspects:
         suspects.add_row(row.kind, f"{row.share:.3%}", f"{row.per_anchor:.2f}", "all pairs" if row.exact else "random pairs")
-    heads = "sampler", "weighting", "false negative is", "per anchor", "kept", "weight of a false negative", "pairs removed"
-    treatments = Table(*heads, title=f"False negatives in batches of {reading.batch_size}")
+    headers = "sampler", "weighting", "false negative is", "per anchor", "kept", "weight of a false negative", "pairs removed"
+    treatments = Table(*headers, title=f"False negatives in batches of {reading.batch_size}")
     treatments.caption = "Weight relative to an ordinary incorrect pair: 1 = no change, 0 = removed."
     for item in reading.treatments:
         weight = "–" if item.false_weight is None else f"{item.false_weight:.2f}"

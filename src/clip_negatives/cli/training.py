@@ -1,7 +1,8 @@
-"""Commands that train with open_clip: `train` and `compare`."""
+"""The commands `train` and `compare`, which train with open_clip."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +87,7 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     from clip_negatives.compare import compare as run_comparison
     from clip_negatives.compare import output as show
     from clip_negatives.report import write_comparison
-    from clip_negatives.storage.ownership import replaced_file
+    from clip_negatives.storage.output_file import write_json_output
 
     def announce(job: Job, number: int, total: int, state: str) -> None:
         echo(f"run {number + 1} of {total}: {job.name}, seed {job.seed}: {state}", err=True)
@@ -104,5 +105,4 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     page = write_comparison(comparison, output)
     echo(f"Results: {output / 'results.json'}, {output / 'ranks.png'}. Report: {page}")
     if json_file is not None:
-        with replaced_file(json_file) as file:
-            file.write_text((output / "results.json").read_text())
+        write_json_output(json_file, json.loads((output / "results.json").read_text()))

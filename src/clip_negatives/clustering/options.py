@@ -47,7 +47,7 @@ def check_n_clusters(n_clusters: int, n_samples: int) -> None:
         raise InputError(f"n_clusters={n_clusters} is more than the number of samples ({n_samples}). Use fewer clusters.")
 
 
-def default_for_rows(blocks: Iterable[Tensor], n_samples: int) -> int:
+def default_n_clusters_of(blocks: Iterable[Tensor], n_samples: int) -> int:
     """Return `default_n_clusters`, or the number of different rows if there are fewer, but at least 2.
 
     Rows that differ by rounding only, like features of one image in two batches, count as equal.

@@ -1,4 +1,4 @@
-"""Arguments of open_clip_train shared by all runs of a comparison, and its training and test data."""
+"""A comparison's training and test data, and the arguments of open_clip_train that all its runs share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULTS = (
 )
 RESERVED = ("name", "logs", "seed", "resume", "val_data")  # arguments that the comparison itself sets
 
-# Column settings in the results, each with its field of `Columns` and its argument of open_clip_train (None: no argument).
+# Names of column settings in the results: field of `Columns`, and argument of open_clip_train (None: no argument).
 COLUMNS = {
     "separator": ("separator", "csv_separator"),
     "image_column": ("image", "csv_img_key"),
@@ -35,7 +35,11 @@ COLUMNS = {
 
 
 def with_defaults(arguments: Sequence[str], *, quick: bool) -> list[str]:
-    """Return our defaults, then the user's arguments: argparse uses the last value of an option."""
+    """Return our defaults, then the user's arguments: argparse uses the last value of an option.
+
+    Raises:
+        InputError: the user sets an argument that the comparison sets.
+    """
     given, defaults = parsed(arguments), parsed(())
     for name in RESERVED:
         if getattr(given, name) != getattr(defaults, name):
@@ -45,7 +49,9 @@ def with_defaults(arguments: Sequence[str], *, quick: bool) -> list[str]:
 
 
 def check_paths(line: Sequence[str], output: Path, test_data: str | None) -> None:
-    """Check the command line, see `with_defaults`: arguments are known, data exist, `output` can be written. Nothing is read.
+    """Check, without reading data, that arguments are known, data exist, and `output` can be written.
+
+    `line` is the result of `with_defaults`.
 
     Raises:
         InputError: an argument of open_clip is unknown.
@@ -66,7 +72,10 @@ def check_paths(line: Sequence[str], output: Path, test_data: str | None) -> Non
 def resolve_data(
     line: list[str], output: Path, test_data: str | None, group: str | None
 ) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
-    """Return the command line with training data, and descriptions of training and test pairs for `open_described`."""
+    """Return the arguments with training data (default: the catalogue), and descriptions of training and test pairs.
+
+    `open_described` opens the pairs of a description.
+    """
     train_data = parsed(line).train_data
     if not train_data:
         claim_work(output)
@@ -76,14 +85,14 @@ def resolve_data(
         )
         line, group = [*line, "--train-data", train_data, "--dataset-type", "csv"], "item"
     args = parsed(line)
-    reading: dict[str, Any] = {"dataset_type": args.dataset_type}
+    settings: dict[str, Any] = {"dataset_type": args.dataset_type}
     for key, (_, name) in COLUMNS.items():
-        reading[key] = getattr(args, name) if name else group
-    return line, {"location": args.train_data, **reading}, {"location": test_data, **reading}
+        settings[key] = getattr(args, name) if name else group
+    return line, {"location": args.train_data, **settings}, {"location": test_data, **settings}
 
 
 def open_described(data: Mapping[str, Any]) -> CsvPairs | TarPairs:
-    """Open pairs by their description in the results of a comparison."""
+    """Open the pairs of a description, as the results of a comparison have it."""
     columns = Columns(**{field: data[key] for key, (field, _) in COLUMNS.items() if key in data})
     with named(OPTIONS):
         return open_pairs(data["location"], columns, dataset_type=data.get("dataset_type", "auto"))

@@ -1,4 +1,4 @@
-"""Measurements of a run: Rank@k on test pairs, and the false negatives of its batches."""
+"""Measurements of a run: Rank@k on test pairs, and false negatives in its batches."""
 
 from __future__ import annotations
 
@@ -7,31 +7,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from torch import Tensor
 
 from clip_negatives.compare.arguments import open_described
 from clip_negatives.compare.queries import Queries
+from clip_negatives.dataset import CsvPairs, TarPairs
 from clip_negatives.host import registry
 from clip_negatives.integrations.open_clip.trained import trained_towers
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.meter import truth_of
 from clip_negatives.metrics import FalseNegatives, RankAtK, chance_rank_at_k, first_correct
-from clip_negatives.storage.clusters_folder import ClustersFolder, integer_ids
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.sample_ids import group_ids, text_ids
 
 TOP_K = (1, 5, 10)  # the k of Rank@k
 
 
 def ranks(arguments: Sequence[str], checkpoint: Path, test: Mapping[str, Any]) -> tuple[dict[str, Any], Queries]:
-    """Return Rank@k on test pairs, Rank@k by chance, and the answers to the text queries, of a trained checkpoint.
-
-    `arguments` are those of open_clip_train that the checkpoint was trained with.
+    """Evaluate a trained checkpoint on test pairs: return Rank@k and Rank@k by chance, and the answers to the text queries.
 
     Text to image: each text is a query, all images are the gallery, and every image of the query's item is correct. Image to
-    text is the reverse.
+    text is the reverse. `arguments` are the arguments of open_clip_train with which the checkpoint was trained.
     """
     source = open_described(test)
     n = len(source.keys)
-    groups = integer_ids(source.groups if source.groups is not None else source.texts)
+    groups = _items(source)
     image_tower, text_tower = trained_towers(arguments, checkpoint)
     images, texts = image_tower.encode(list(source.images(0, n))), text_tower.encode(source.texts)
     metric = RankAtK(TOP_K)
@@ -41,8 +42,16 @@ def ranks(arguments: Sequence[str], checkpoint: Path, test: Mapping[str, Any]) -
     return {**figures, "queries": n}, Queries(*first_correct(texts, images, groups, groups))
 
 
+def _items(source: CsvPairs | TarPairs) -> Tensor:
+    """Return an id of the item of each pair, int64, shape (N,): of its group or, in data without groups, of its text."""
+    columns = {"text": source.texts, "image": source.image_paths, "group": source.groups}
+    samples = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items() if values is not None})
+    groups = group_ids(samples)
+    return text_ids(samples) if groups is None else groups
+
+
 def false_negatives(batches: Sequence[Tensor], folder: ClustersFolder, weighting: str) -> dict[str, Any]:
-    """Return the false negatives per anchor of these batches, before and after the weighting removes pairs.
+    """Return the false negatives per anchor in `batches`, before and after the weighting removes pairs.
 
     Two samples are a false negative if they have the same group or, in data without groups, the same text. Removed pairs and
     weights are None if the weighting is computed at each step. Without false negatives, the weight is None too.

@@ -9,7 +9,7 @@ BASELINE = NO_SAMPLER
 """The method that all methods are compared with."""
 
 CONTROL = "random_reduction"
-"""Removes as many incorrect pairs as the paper's method, but at random: a gain over this control is not due to fewer pairs."""
+"""Removes as many incorrect pairs as the paper's method, but at random: a gain over it is not due to fewer pairs."""
 
 
 def parse_methods(text: str) -> dict[str, Method]:

@@ -1,4 +1,4 @@
-"""A comparison as tables for the terminal and as a plot."""
+"""Tables for the terminal and a plot of a comparison."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def cost_table(comparison: Comparison) -> Table:
     for column in columns:
         table.add_column(Text(column), justify="right")
     for name, figures in comparison.summaries.items():
-        by_step = "removed_share" not in figures  # the weighting is computed at each step
+        varies = "removed_share" not in figures  # the weights are computed at each step
         cells = []
         for field, format_spec in columns.values():
-            missing = "varies by step" if by_step and field != "seconds_per_step" else "–"
+            missing = "varies by step" if varies and field != "seconds_per_step" else "–"
             cells.append(format(figures[field].mean, format_spec) if field in figures else missing)
         table.add_row(name, *cells)
     return table

@@ -17,7 +17,7 @@ NAME = "queries.safetensors"  # in the folder of a run
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Queries:
-    """A model's answers to the texts of the test pairs.
+    """A model's answers to the text queries, which are the texts of the test pairs.
 
     Attributes:
         rank: rank of the first correct image of each text, from 1, int32, shape (Q,).

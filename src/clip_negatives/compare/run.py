@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 PRELOADED = ("clip_negatives.integrations.open_clip.seam", "clip_negatives.metrics", "clip_negatives.compare.evaluate")
 
 
-RESULT = "result.json"  # outcome and provenance of a finished run
-OWN_FILES = (QUERIES, "outcome.json", "output.log", "run", RESULT)  # in the folder of a run; the last one completes it
-NEW = "new"  # folder of a new run, in the folder of the run that it replaces
+RESULT = "result.json"  # provenance and outcome of a complete run
+OWN_FILES = (QUERIES, "outcome.json", "output.log", "run", RESULT)  # in the folder of a run; the last one completes the run
+NEW = "new"  # subfolder for a new run, until it is complete
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Job:
         name: the method as the user wrote it.
         arguments: arguments of open_clip_train, without name, logs and seed.
         test: description of the test pairs for `clip_negatives.compare.arguments.open_described`.
-        test_fingerprint: digest of the test pairs; every run must have the same.
+        test_fingerprint: digest of the test pairs, the same for all runs.
         folder: folder of this run; the files of a new run are in `new` until it is complete.
     """
 
@@ -63,12 +63,12 @@ class Job:
 
     @property
     def new(self) -> Path:
-        """Return the folder of a new run."""
+        """Return the folder of the run until it is complete."""
         return self.folder / NEW
 
     @property
     def method_fields(self) -> dict[str, Any]:
-        """Return the method as results store it."""
+        """Return the method in the form that the results store."""
         return {"name": self.name, **asdict(self.method)}
 
     @property
@@ -87,16 +87,19 @@ def check_methods(methods: Iterable[Method], arguments: Sequence[str], clusters:
 
 
 def provenance_of(job: Job, folder: ClustersFolder, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record of everything that the outcome of a job depends on; `data` has digests of training and test pairs."""
+    """Return the provenance record of a job; `data` has the digests of training and test pairs."""
     from clip_negatives.integrations import open_clip
 
     return open_clip.provenance(job.train_arguments, open_clip.TrainOptions(**asdict(job.method)), folder, data)
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Run `job` in a new process, so that every run has its own peak memory, and return the measurements.
+    """Run `job` in a new process, to measure its own peak memory, and return the measurements.
 
-    The files are written into `job.new`. A failed run is a ClipNegativesError with the path of its log.
+    The process writes its files into `job.new`.
+
+    Raises:
+        ClipNegativesError: the run failed; the message has the path of its log.
     """
     job.new.mkdir()
     context = multiprocessing.get_context("forkserver")
@@ -120,7 +123,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def settle(folder: Path) -> None:
-    """Replace the files of a run by those of a complete new run; remove an incomplete one. A killed process can do it again."""
+    """Move the files of a complete new run into `folder`, or remove an incomplete new run. Safe to repeat after a kill."""
     claim_work(folder)
     new = folder / NEW
     if (new / RESULT).exists():
@@ -177,7 +180,7 @@ def measure(job: Job) -> dict[str, Any]:
     with named({"resume": "the same command"}):
         open_clip.train([*job.train_arguments, "--logs", str(job.new), "--name", "run"], options)
     seconds = time.perf_counter() - started
-    # Measured here, because the evaluation is the same for every method.
+    # Measured before the evaluation, whose memory does not depend on the method.
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     gpu_memory = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
     checkpoints = job.new / "run" / "checkpoints"
@@ -185,13 +188,14 @@ def measure(job: Job) -> dict[str, Any]:
     figures, queries = ranks(job.train_arguments, max(checkpoints.glob("epoch_*.pt"), key=epoch_of), job.test)
     _check_test_data(job)
     write_queries(queries, job.new)
+    durations = [end - start for start, end in itertools.pairwise(times)]
     outcome = {
         "method": job.method_fields,
         "seed": job.seed,
         "clusters": str(job.clusters),
         "steps": len(times),
         # The median ignores the pauses between epochs.
-        "seconds_per_step": statistics.median(b - a for a, b in itertools.pairwise(times)) if len(times) > 1 else None,
+        "seconds_per_step": statistics.median(durations) if durations else None,
         "train_seconds": seconds,
         "peak_memory_mib": memory,
         "peak_gpu_memory_mib": gpu_memory,
@@ -199,11 +203,12 @@ def measure(job: Job) -> dict[str, Any]:
         **false_negatives(batches, read_clusters(job.clusters), job.method.weighting),
         **figures,
     }
-    remove_inside(job.folder, [checkpoints])  # by far the largest files
+    remove_inside(job.folder, [checkpoints])  # the largest files by far
     return outcome
 
 
 def _check_test_data(job: Job) -> None:
+    """Raise DataError if the test pairs changed after the comparison started."""
     if open_described(job.test).fingerprint() != job.test_fingerprint:
         raise DataError(
             f"The test pairs in {job.test['location']} changed while the comparison ran, so its runs cannot be compared. Start "
@@ -217,10 +222,11 @@ def epoch_of(checkpoint: Path) -> int:
 
 
 def _with_bias(arguments: Sequence[str], method: Method) -> list[str]:
-    """Return the arguments, with a logit bias if the loss of the method has one."""
+    """Return the arguments, with --siglip if the weighting of the method needs a logit bias."""
     return [*arguments, *(["--siglip"] if method.plugins[1].requires_logit_bias else [])]
 
 
 def _losses(log: Path) -> list[float]:
+    """Return the losses that open_clip logged."""
     marker = "Contrastive_loss: "
     return [float(line.split(marker)[1].split()[0]) for line in log.read_text().splitlines() if marker in line]

@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CONFIDENCE = 0.95  # of every interval
+CONFIDENCE = 0.95  # of the intervals
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Mean and standard deviation (divisor n - 1) of a figure over seeds; the deviation is None for a single seed."""
+    """Mean and standard deviation (divisor n - 1) of a figure over seeds; `spread` is None for a single seed."""
 
     mean: float
     spread: float | None
@@ -20,7 +20,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean difference between a method and the baseline, paired by seed, and its interval (None for a single seed)."""
+    """Mean difference between a method and the baseline, paired by seed, with a 95 % interval (None for a single seed)."""
 
     mean: float
     low: float | None
@@ -33,8 +33,8 @@ def summarise(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(method: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Return the mean paired difference and its Student t interval, which assumes normal differences."""
-    differences = [a - b for a, b in zip(method, baseline, strict=True)]
+    """Return the mean paired difference and its Student t interval, which assumes normally distributed differences."""
+    differences = [value - reference for value, reference in zip(method, baseline, strict=True)]
     mean, n = statistics.fmean(differences), len(differences)
     if n < 2:
         return Difference(mean, None, None)

@@ -1,4 +1,4 @@
-"""A whole comparison: data, clusters, runs and statistics. Finished runs are kept and not repeated."""
+"""A whole comparison: data, clusters, runs and statistics. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FIGURES = (
     *("false_negatives_per_anchor", "false_negatives_kept_per_anchor", "false_weight", "removed_share"),
 )
 OPTIONAL = {"seconds_per_step", "false_negatives_kept_per_anchor", "false_weight", "removed_share"}  # figures that may be None
-SHOWN = ("seed", "steps", "queries", *(f"chance_rank_{k}" for k in (1, 5, 10)))  # further numbers of a run
+SHOWN = ("seed", "steps", "queries", *(f"chance_rank_{k}" for k in (1, 5, 10)))  # further numbers that every run has
 
 
 OnRun = Callable[[Job, int, int, str], None]
@@ -46,7 +46,7 @@ class Comparison:
 
     Attributes:
         setting: arguments, data, clusters, versions and machine.
-        runs: fields of each run, by method and seed.
+        runs: fields of each run, ordered by seed, then method.
         summaries: mean and spread of each figure, by method.
         differences: paired difference of each figure to the baseline, by method.
     """
@@ -74,7 +74,7 @@ def compare(
 ) -> Comparison:
     """Train every method with every seed and compare.
 
-    All runs of a seed have the same model, initial weights, data, augmentation and number of steps, and train with open_clip.
+    All runs train with open_clip. Runs of one seed have the same initial weights, data, augmentation and number of steps.
     Finished runs are kept in `output`; the same call continues after them.
 
     Args:
@@ -112,10 +112,10 @@ def _compare(
     recipe: Recipe,
     on_run: OnRun | None,
 ) -> Comparison:
-    """Run the comparison in a folder that no other process uses."""
+    """Run the comparison; the caller has locked `output`."""
     line, train, test = resolve_data(line, output, test_data, recipe.columns.group)
     test_pairs = open_described(test)
-    len(test_pairs)  # fails now if the test pairs cannot be read
+    len(test_pairs)  # raises now if the test pairs cannot be read
     test_fingerprint = test_pairs.fingerprint()
     check_methods(by_name.values(), line, None)
     started = time.perf_counter()
@@ -136,7 +136,7 @@ def _compare(
     expected = identities()
     kept = [_kept(job, identity) for job, identity in zip(jobs, expected, strict=True)]
     if any(outcome is None for outcome, _ in kept):
-        for _ in test_pairs.images(0, len(test_pairs)):  # fails now if an image cannot be read
+        for _ in test_pairs.images(0, len(test_pairs)):  # raises now if an image cannot be read
             pass
     runs = []
     for number, (job, (outcome, state)) in enumerate(zip(jobs, kept, strict=True)):
@@ -144,8 +144,8 @@ def _compare(
             on_run(job, number, len(jobs), state)
         if outcome is None:
             outcome = run(job)
-            if changed := next(filter(None, map(differences, expected, identities())), None):
-                fault = f"While the comparison ran, something changed: {in_words(changed)}."
+            if changes := next(filter(None, map(differences, expected, identities())), None):
+                fault = f"While the comparison ran, something changed: {in_words(changes)}."
                 raise InputError(f"{fault} Start it again; runs that are still valid are kept.")
             with replaced_file(job.new / RESULT) as partial:
                 partial.write_text(json.dumps({"identity": expected[number], "run": outcome}, indent=2) + "\n")
@@ -178,7 +178,7 @@ def run_folder(output: Path, method: str, seed: int) -> Path:
 
 
 def read_run(file: Path) -> tuple[Record, dict[str, Any]] | None:
-    """Return the provenance and the outcome of a run, or None if the file is missing or damaged."""
+    """Return provenance and outcome of a run from its result file, or None if the file is missing or damaged."""
     try:
         stored = read_json(file, "json_bytes")
     except (OSError, ValueError):
@@ -194,7 +194,7 @@ def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], names: Seque
     runs_of = {name: [run for run in runs if run["method"]["name"] == name] for name in names}
     for name in names:
         values = {figure: [run[figure] for run in runs_of[name]] for figure in FIGURES}
-        # A figure can be None: for example, a weighting that is computed at each step has no removed share.
+        # For example, the removed share is None for a weighting that is computed at each step.
         known = {figure: numbers for figure, numbers in values.items() if None not in numbers}
         comparison.summaries[name] = {figure: summarise(numbers) for figure, numbers in known.items()}
         if name != BASELINE:
@@ -214,13 +214,13 @@ def _identity(job: Job, provenance: Record) -> Record:
 
 
 def _kept(job: Job, identity: Record) -> tuple[dict[str, Any] | None, str]:
-    """Return the outcome of an earlier run with the same provenance, else None, and in words why."""
+    """Return the outcome of an earlier run with the same provenance, or None, and the state that `on_run` gets."""
     settle(job.folder)
     stored = read_run(job.folder / RESULT)
     if stored is None:
         return None, "again, because its result is damaged" if (job.folder / RESULT).exists() else "new"
-    if listed := differences(stored[0], identity):
-        return None, f"again, because {in_words(listed)}"
+    if changes := differences(stored[0], identity):
+        return None, f"again, because {in_words(changes)}"
     return stored[1], "kept"
 
 

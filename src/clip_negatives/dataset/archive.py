@@ -103,10 +103,10 @@ def sample_offsets(address: str) -> dict[str, tuple[int, int]]:
             stream: Any = ShardStream(opened, address)
             tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=Member)  # noqa: SIM115  (the stream is closed)
             for key, sample in grouped(_sample_files(tar)):
-                first, last = min(sample.values(), key=_start), max(sample.values(), key=_start)
-                blocks = -(-last.size // tarfile.BLOCKSIZE)
+                members = list(sample.values())
+                start, blocks = members[0].offset, -(-members[-1].size // tarfile.BLOCKSIZE)
                 # Of samples with the same key, `prepare` uses the first.
-                offsets.setdefault(key, (first.offset, last.offset_data + blocks * tarfile.BLOCKSIZE - first.offset))
+                offsets.setdefault(key, (start, members[-1].offset_data + blocks * tarfile.BLOCKSIZE - start))
     except DAMAGED:
         pass  # prepare reported the damage, and clustered only the samples before it
     return offsets
@@ -116,10 +116,6 @@ def _sample_files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]
     for member in tar:
         if member.isreg() and not SKIPPED.match(member.name):
             yield member.name, member
-
-
-def _start(member: tarfile.TarInfo) -> int:
-    return member.offset
 
 
 def read_range(stream: IO[bytes], start: int, size: int, name: str) -> bytes:

@@ -149,20 +149,19 @@ class TarPart:
     def raw_samples(self) -> Iterator[RawSample | BrokenSample]:
         """Yield the samples; for a damaged tar, the last item is a broken sample for the tar."""
         damage: list[BrokenSample] = []
-        lacks_json = False
+        keys, has_json = set[str](), False
         try:
             with open_url(self.name) as stream:
-                keys = set[str]()
-                for count, (key, members) in enumerate(grouped(self._files(ShardStream(stream, self.name), damage))):
+                for key, members in grouped(self._files(ShardStream(stream, self.name), damage)):
                     sample = {"__key__": key, "__url__": self.name, **members}
-                    lacks_json = "json" not in sample and (lacks_json or count == 0)
+                    has_json |= "json" in sample
                     if damage and not _is_pair(sample):  # its other files are lost with the rest of the tar
                         continue
                     yield self._checked(sample, is_cut=bool(damage), is_repeated=key in keys)
                     keys.add(key)
         except OSError as error:
             raise unreadable("tar", self.name, error) from error
-        if lacks_json and self.group_field is not None:
+        if keys and not has_json and self.group_field is not None:
             raise DataError(f"No sample of {self.name} has a .json with groups. Omit {argument_of('group')}.")
         yield from damage
 
@@ -200,7 +199,7 @@ class TarPart:
         except UnicodeDecodeError:
             return "the text is not UTF-8"
         if len(text) > limit("characters"):
-            return f"the text has {len(text)} characters, more than {limit('characters')}"
+            return f"the text has more than {limit('characters')} characters"
         try:
             parse_json(sample.get("json", b"{}"))
         except ValueError:

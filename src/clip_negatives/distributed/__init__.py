@@ -1,1 +1,1 @@
-"""Runs on several processes: start, shared results and errors, gathered tensors."""
+"""Runs on several processes: joining them, shared results and errors, gathered tensors."""

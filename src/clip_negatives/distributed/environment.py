@@ -1,4 +1,4 @@
-"""Checks of the environment variables with which a launcher, such as torchrun, starts several processes."""
+"""Checks of the environment variables that a launcher of several processes, such as torchrun, sets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def started_processes() -> int:
 
 
 def check_address(*names: str) -> None:
-    """Raise ProcessError if the address of the first process, or a variable in `names`, is not set."""
+    """Raise ProcessError if a variable in `names`, or of the address of the first process, is not set or invalid."""
     if missing := next((name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)), None):
         raise ProcessError(f"The run has several processes, but {missing} is not set. {REPAIR}")
     if (_number("MASTER_PORT", 0) or 0) > 65_535:
@@ -32,7 +32,7 @@ def check_address(*names: str) -> None:
 
 
 def _number(name: str, least: int) -> int | None:
-    """Return the whole number in a variable, or None if it is not set."""
+    """Return the whole number in a variable, or None if it is not set; ProcessError if it is invalid."""
     text = os.environ.get(name)
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""Lost processes: the timeout, and the error after a timeout."""
+"""Lost processes: the timeout, and the error for a lost process."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TIMEOUT = timedelta(days=1)  # default: one process may encode or cluster for ho
 
 @contextmanager
 def lost_process_errors(missing: Callable[[], list[int]] = list) -> Iterator[None]:
-    """Turn torch's error for a lost process into a `ProcessError` that names the ranks `missing()`; other errors pass."""
+    """Turn torch's error for a lost process into a `ProcessError`, which names the ranks that `missing` returns."""
     try:
         yield
     except RuntimeError as error:
-        # gloo raises a plain RuntimeError, whose message names a source file of gloo.
+        # gloo raises a plain RuntimeError; its message has the path of a source file of gloo.
         if not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
             raise
         ranks = missing()

@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 
 def gather(rows: Tensor, world_size: int) -> list[Tensor]:
-    """Return the rows of every process, without gradients; all have the same shape."""
+    """Return the rows of every process, without gradients; the shape is the same on all processes."""
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world_size)]
     dist.all_gather(parts, rows.contiguous())
     return parts
@@ -30,7 +30,7 @@ def gather_features(features: Tensor, rank: int, world_size: int, *, local_loss:
 
 
 def gather_rows(rows: Tensor, n_samples: int) -> Tensor:
-    """Return the rows of all samples, (n_samples, D), without gradients; rank r computed samples r, r + world_size, ..."""
+    """Return the rows of all samples, (n_samples, D), without gradients. Rank r has the rows r, r + world_size, ..."""
     if not (dist.is_available() and dist.is_initialized()):
         return rows
     world_size = dist.get_world_size()

@@ -19,12 +19,12 @@ from clip_negatives.errors import ClipNegativesError, ProcessError
 
 T = TypeVar("T")
 
-SENT_AT_ONCE = 2**24  # elements of a tensor in one message
-EXCHANGES = "clip_negatives/exchanges/{}"  # store key by rank: how many collective calls the process has begun
+SENT_AT_ONCE = 2**24  # maximum number of tensor elements in one message
+EXCHANGES = "clip_negatives/exchanges/{}"  # key in the store, by rank: number of collective calls that the process has begun
 
 
 class HaltedError(ClipNegativesError):
-    """This process stopped because another process failed."""
+    """Error of a process that stopped because another process failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Processes:
         return KNOWN[world]
 
     def mine(self, items: Sequence[T]) -> Sequence[T]:
-        """Return the items of this process: numbers rank, rank + world_size, ..."""
+        """Return the items of this process: items number rank, rank + world_size, ..."""
         return items[self.rank :: self.world_size]
 
     def share(self, n: int) -> range:
@@ -108,11 +108,11 @@ class Processes:
             unexpected, error = raised, ProcessError(f"Process {self.rank} failed with {raised!r}. See its traceback.")
         if error is not None:
             error.rank = self.rank
-        errors = [sent for sent in self.gather(error) if sent is not None]
+        errors = [failure for failure in self.gather(error) if failure is not None]
         if unexpected is not None:
             raise unexpected
         if errors:
-            raise min(errors, key=lambda sent: isinstance(sent, HaltedError))
+            raise min(errors, key=lambda failure: isinstance(failure, HaltedError))
         return result  # type: ignore[return-value]  # None only after an error
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Processes:
         return sent.to(tensor.device)
 
     def concatenate(self, part: Tensor) -> Tensor:
-        """Return the parts of all processes by rank, joined along the first dimension; lengths may differ. On the CPU."""
+        """Return the parts of all processes by rank, joined along the first dimension, on the CPU; lengths may differ."""
         if self.world_size == 1:
             return part
         parts = [part.new_empty(length, *part.shape[1:], device="cpu") for length in self.gather(len(part))]
@@ -166,4 +166,4 @@ class Processes:
 
 
 ALONE = Processes()  # a single process
-KNOWN: WeakKeyDictionary[Any, Processes] = WeakKeyDictionary()  # by default group
+KNOWN: WeakKeyDictionary[Any, Processes] = WeakKeyDictionary()  # processes of each default group

@@ -1,4 +1,4 @@
-"""Start of a run on several processes: join the processes that torchrun started."""
+"""Join the processes that torchrun started into one run."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from clip_negatives.distributed.failures import lost_process_errors, timeout
 from clip_negatives.distributed.processes import ALONE, EXCHANGES, KNOWN, Processes
 from clip_negatives.errors import ClipNegativesError
 
-START_TIMEOUT = timedelta(minutes=30)  # for all processes to start
-EXIT_TIMEOUT = timedelta(seconds=30)  # wait this long for the end of the process that reports an error
+START_TIMEOUT = timedelta(minutes=30)  # maximum time for all processes to start
+EXIT_TIMEOUT = timedelta(seconds=30)  # maximum time to wait for the end of the process that reports an error
 
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Join the processes that torchrun started; without torchrun, return a single process.
+    """Join the processes that torchrun started, and yield them; without torchrun, yield a single process.
 
     Only the process with the ``rank`` of an error reports the error. The other processes then exit silently with code 2.
 
@@ -51,13 +51,13 @@ def joined() -> Iterator[Processes]:
 
 def _join() -> Processes:
     """Wait for all processes and initialise the default group, which clusterers use too."""
-    limit = timeout()
+    message_timeout = timeout()
     check_address("RANK")
     with lost_process_errors():
         store, rank, world_size = next(rendezvous("env://", timeout=START_TIMEOUT))
         store.set(EXCHANGES.format(rank), "0")
         # Wait here: the timeout of init_process_group also applies to every later message.
         store.wait([EXCHANGES.format(peer) for peer in range(world_size)], START_TIMEOUT)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=message_timeout)
     KNOWN[dist.group.WORLD] = processes = Processes(rank, world_size, store=store)
     return processes

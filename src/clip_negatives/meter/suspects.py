@@ -12,7 +12,8 @@ from clip_negatives.clustering.similarity import pair_counts
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.meter.reading import Suspects
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.storage.clusters_folder import ClustersFolder, group_ids, text_ids
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.sample_ids import group_ids, text_ids
 
 SAMPLED_PAIRS = 200_000  # random pairs in an estimate; the error of a share p is about sqrt(p / 200,000)
 ROWS = 8192  # pairs whose features are copied at a time

@@ -17,19 +17,19 @@ import torch
 from clip_negatives.batches.extra_texts import Captions
 from clip_negatives.clustering.similarity import pair_similarity
 from clip_negatives.distributed.processes import ALONE, Processes
-from clip_negatives.errors import ArtifactError
 from clip_negatives.host.method import Method
 from clip_negatives.host.registry import Kind
 from clip_negatives.interfaces import Clusters, IncorrectPairs, LossTerms, NegativeSampler, PairsForImages, SamplingContext
 from clip_negatives.losses.functional import pair_log_weights, require_terms
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.storage.arrow_table import map_table, take, write_mapped
-from clip_negatives.storage.clusters_folder import ClustersFolder, group_ids, open_clusters, text_ids
+from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.manifest import SAMPLES
+from clip_negatives.storage.output_file import PARQUET_MARK, check_output_file
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_work, replaced_file
-from clip_negatives.storage.paths import output_path
 from clip_negatives.storage.provenance import clusters_section, plugins_section, resolved
+from clip_negatives.storage.sample_ids import group_ids, text_ids
 
 ROWS = 65_536  # images per part; each part becomes a row group of the file
 MAX_SAMPLES_WITH_IDS = 10_000_000  # above, text and group ids are not computed: they would not fit in memory
@@ -66,7 +66,7 @@ def generate(
 
     Args:
         folder: the contents of a clusters folder, or its path; from a path, only the needed files are read.
-        output: file to write; an older file is replaced.
+        output: file to write; an older file of this function is replaced.
         sampler: ``name`` or ``name:key=value,...``.
         weighting: weighting of the pairs, ``name`` or ``name:key=value,...``.
         per_image: maximum number of pairs per image.
@@ -77,9 +77,9 @@ def generate(
     Raises:
         PluginError: a name or an option is unknown.
         InputError: the sampler cannot use the clusters.
-        ArtifactError: the file cannot be written.
+        ArtifactError: the file cannot be written, or exists and was not written by this package.
     """
-    output, method = processes.together(lambda: _checked(output)), Method(sampler, weighting)
+    output, method = processes.together(lambda: check_output_file(output)), Method(sampler, weighting)
     if isinstance(folder, ClustersFolder):
         path, clusters, manifest = folder.path, folder.clusters, folder.manifest
     else:
@@ -155,14 +155,6 @@ def _table(pairs: IncorrectPairs, clusters: Clusters, terms: LossTerms, samples:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _checked(output: str | Path) -> Path:
-    """Return the absolute path of the output file."""
-    file = output_path(output)
-    if file.is_dir():
-        raise ArtifactError(f"{file} is a folder. Name a file, such as {file / 'incorrect_pairs.parquet'}.")
-    return file
-
-
 def _claim(work: Path, plan: dict[str, Any]) -> None:
     """Make the folder of the parts; remove the parts of an earlier call with another plan."""
     claim_work(work)
@@ -188,7 +180,7 @@ def _is_complete(part: Path) -> bool:
 
 def _join(parts: Sequence[Path], output: Path, origin: dict[str, str]) -> None:
     """Write the parts to one file, each as a row group."""
-    schema = SCHEMA.with_metadata({f"clip_negatives.{name}": value for name, value in origin.items()})
+    schema = SCHEMA.with_metadata({**PARQUET_MARK, **{f"clip_negatives.{name}": value for name, value in origin.items()}})
     with replaced_file(output) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for part in parts:
             writer.write_table(pq.read_table(part).replace_schema_metadata(schema.metadata))

@@ -22,12 +22,15 @@ from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
 from clip_negatives.host.registry import Kind
 from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.printing import log
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters_from_files
+from clip_negatives.storage.folder_kind import FORMAT
 from clip_negatives.storage.locks import sole_user
-from clip_negatives.storage.manifest import CLUSTERS_FOLDER
-from clip_negatives.storage.ownership import FORMAT, claim_work, remove_work
+from clip_negatives.storage.manifest import CLUSTERS_FOLDER, MANIFEST
+from clip_negatives.storage.ownership import claim_work, remove_work
 from clip_negatives.storage.paths import obstacle
 from clip_negatives.storage.provenance import plugins_section, resolved
+from clip_negatives.storage.safe_reading import read_json
 
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cached clusters folders
 
@@ -82,7 +85,13 @@ def prepare_folder(
     with ExitStack() as stack:
         processes.first(lambda: stack.enter_context(sole_user(folder)))
         processes.first(lambda: CLUSTERS_FOLDER.tidy(folder))
-        return _encode_and_cluster(source, folder, recipe, keep_features=keep_features, progress=progress, processes=processes)
+        older = processes.first(lambda: _data_of(folder))
+        manifest = _encode_and_cluster(
+            source, folder, recipe, keep_features=keep_features, progress=progress, processes=processes
+        )
+        if older not in (None, manifest["data"]):
+            processes.first(lambda: log(f"{folder} had clusters of other data. They were replaced."))
+        return manifest
 
 
 def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, progress: bool = True) -> ClustersFolder:
@@ -169,6 +178,13 @@ def _encode_and_cluster(
     processes.together(encoded.unmap)
     processes.first(lambda: remove_work(work))
     return written
+
+
+def _data_of(folder: Path) -> str | None:
+    """Return the fingerprint of the data of a clusters folder; None without a folder, or if its manifest is damaged."""
+    with suppress(OSError, ValueError):
+        return str(read_json(folder / MANIFEST).get("data"))
+    return None
 
 
 def _cached(folder: Path) -> ClustersFolder | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +12,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clip_negatives.advice import argument
 from clip_negatives.batches.checked import checked_batches
-from clip_negatives.dataset.archive import read_range, sample_offsets
 from clip_negatives.dataset.images import file_size
-from clip_negatives.dataset.urls import expand_urls, open_url, shard_source, shard_stamp
+from clip_negatives.dataset.urls import expand_urls, shard_source
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import SamplingContext
+from clip_negatives.pipelines.clustered_tars import ClusteredTars
 from clip_negatives.storage.arrow_table import map_table, take, write_mapped
 from clip_negatives.storage.digests import digest_of
 from clip_negatives.storage.labels_folder import read_labels, write_shard_labels
@@ -36,8 +33,8 @@ from clip_negatives.storage.ownership import claim_work, remove_work, replaced_f
 from clip_negatives.storage.paths import check_resumable
 from clip_negatives.storage.provenance import clusters_section, differences, in_words, plugins_section, resolved
 from clip_negatives.storage.safe_reading import one_line, read_json
-from clip_negatives.storage.shards import ShardedSamples, last_parts
-from clip_negatives.training.same_data import in_threads
+from clip_negatives.storage.shards import ShardedSamples
+from clip_negatives.training.same_data import map_files
 from clip_negatives.training.same_files import check_contents
 
 # Files of the output, besides its settings: number of samples of each shard (for open_clip), and labels folder.
@@ -99,7 +96,7 @@ def reshard(
         processes.first(lambda: job.claim(origin))
         if processes.first(job.is_done):
             return Resharded(len(_read_json(output / SIZES)), job.n_samples)
-        processes.together(lambda: job.find_samples(processes))
+        processes.together(lambda: job.tars.find_samples(processes))
         processes.together(lambda: job.write_shards(plan, processes))
         processes.first(lambda: job.finish(plan))
     return Resharded(len(plan), job.n_samples)
@@ -117,12 +114,10 @@ class _Job:
         self.method = Method(sampler)
         self.source = ShardedSamples(clusters)
         self.n_samples = self.source.clusters.n_samples
-        self.addresses = _addresses(expand_urls(data))
-        for shard in self.source.sources():  # before a folder is made
-            self._address(shard)
+        work = output.with_name(f".{output.name}.places")
+        self.tars = ClusteredTars(self.source, expand_urls(data), work)  # before a folder is made
         self.output, self.size, self.seed = output, min(samples_per_shard, self.n_samples), seed
-        self.work = output.with_name(f".{output.name}.places")
-        self._stamps: dict[int, str] = {}
+        self.work = work
 
     def plan(self) -> list[Tensor]:
         """Return the samples of each new shard."""
@@ -138,10 +133,10 @@ class _Job:
 
     def origin(self) -> dict[str, Any]:
         """Return what determines the new shards, after comparing the tars with the clustered ones."""
-        addresses = {shard: self._address(shard) for shard, *_ in self.source.shards()}
+        addresses = {shard: self.tars.address(shard) for shard, *_ in self.source.shards()}
         known = self.source.sources()
         check_contents([(address, known[shard]) for shard, address in addresses.items() if shard in known], self.source.path)
-        tars = in_threads(shard_source, addresses.values(), chunk=1)
+        tars = map_files(shard_source, addresses.values(), chunk=1)
         contents = [digest_of({"bytes": str(tar.size), "sha256": tar.sha256}) for tar in tars]
         manifest = self.source.manifest
         return {
@@ -187,28 +182,14 @@ class _Job:
             remove_work(self.work)
         return done
 
-    def find_samples(self, processes: Processes) -> None:
-        """Write the offset and size of each sample in its tar, int64."""
-        for number, (shard, keys, *_) in enumerate(self.source.shards()):
-            file = self._offsets_file(number, shard)
-            if number % processes.world_size != processes.rank or file.exists():
-                continue
-            offsets, names = sample_offsets(self._address(shard)), keys.to_pylist()
-            if (missing := next((key for key in names if key not in offsets), None)) is not None:
-                raise DataError(f"{self._address(shard)} no longer has the sample {missing}. Run clip-negatives prepare again.")
-            with replaced_file(file) as partial, partial.open("wb") as stream:
-                np.save(stream, np.array([offsets[key] for key in names], dtype=np.int64))
-
     def write_shards(self, plan: list[Tensor], processes: Processes) -> None:
-        names = [shard for shard, *_ in self.source.shards()]
-        sizes_of = [np.load(self._offsets_file(number, name), mmap_mode="r")[:, 1] for number, name in enumerate(names)]
-        starts, sizes = np.cumsum([0, *map(len, sizes_of)]), np.concatenate(sizes_of)
+        sizes = self.tars.sizes()
         for number in processes.mine(range(len(plan))):
             file = self.output / _name(number)
             rows = plan[number].numpy()
             if file_size(str(file)) != sizes[rows].sum() + len(END_OF_TAR):
                 with replaced_file(file) as partial, partial.open("wb") as stream:
-                    stream.writelines(self._read(rows, names, starts))
+                    stream.writelines(self.tars.read(rows))
                     stream.write(END_OF_TAR)
 
     def finish(self, plan: list[Tensor]) -> None:
@@ -226,45 +207,6 @@ class _Job:
         with replaced_file(self.output / SIZES) as partial:
             partial.write_text(json.dumps({_name(number): len(rows) for number, rows in enumerate(plan)}) + "\n")
         remove_work(self.work)
-
-    def _read(self, rows: NDArray[Any], names: list[str], starts: NDArray[Any]) -> Iterator[bytes]:
-        """Yield the bytes of samples in the order of `rows`; open each tar once."""
-        samples: dict[int, bytes] = {}
-        ordered = np.sort(rows)
-        numbers = np.searchsorted(starts, ordered, "right") - 1
-        for number in np.unique(numbers).tolist():
-            offsets = np.load(self._offsets_file(number, names[number]), mmap_mode="r")
-            with open_url(self._address(names[number])) as stream:
-                for row in ordered[numbers == number].tolist():
-                    start, size = offsets[row - starts[number]].tolist()
-                    samples[row] = read_range(stream, start, size, names[number])
-        for row in rows.tolist():
-            yield samples.pop(row)
-
-    def _offsets_file(self, number: int, shard: str) -> Path:
-        """Return the file with the offsets of a shard's samples; its name depends on the tar and the clusters."""
-        if number not in self._stamps:
-            origin = f"{self.source.manifest.get('data')} {self.source.manifest.get('created')} {self._address(shard)} "
-            self._stamps[number] = hashlib.sha256(origin.encode() + shard_stamp(self._address(shard))).hexdigest()[:16]
-        return self.work / f"{number:06d}-{self._stamps[number]}.npy"
-
-    def _address(self, shard: str) -> str:
-        """Return the current address of a clustered shard."""
-        for depth in range(shard.count("/") + 1, 0, -1):
-            if (address := self.addresses.get(last_parts(shard, depth))) is not None:
-                return address
-        raise DataError(f"The data do not include the clustered tar {shard}. Name all tars that were clustered.")
-
-
-def _addresses(shards: list[str]) -> dict[str, str]:
-    """Return the address of a shard by the last components of its path, as far as they are unique."""
-    if piped := next((shard for shard in shards if shard.startswith("pipe:")), None):
-        raise UnsupportedError(f"{piped} is a pipe, which does not allow random access. Name the tars by path or URL.")
-    addresses: dict[str, set[str]] = {}
-    for shard in shards:
-        for depth in range(1, shard.count("/") + 2):
-            addresses.setdefault(last_parts(shard, depth), set()).add(shard)
-    return {ending: shard for ending, (shard, *duplicates) in addresses.items() if not duplicates}
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -84,7 +84,7 @@ def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> Sma
     except ArtifactError as error:
         log(f"the page shows files as they are now. {error}")
     if source is not None:
-        places = list(_places(folder, source))
+        places = _clustered_rows(folder, source)
         for column, values in (("key", source.keys), ("text", source.texts), ("image", source.image_paths)):
             known = folder.samples[column].to_pylist() if column in folder.samples.column_names else None
             if values is not None and known is not None and known != [values[place] for place in places]:
@@ -100,9 +100,9 @@ def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> Sma
     return lambda index, side: read_small_files([str(paths[place].as_py()) for place in index], side)
 
 
-def _places(folder: ClustersFolder, source: CsvPairs | TarPairs) -> Iterable[int]:
+def _clustered_rows(folder: ClustersFolder, source: CsvPairs | TarPairs) -> Sequence[int]:
     """Return the rows of `source` that were not skipped when the folder was made: some images could not be decoded."""
-    if not isinstance(source, TarPairs):
+    if not (isinstance(source, TarPairs) and folder.broken.num_rows):
         return range(len(source))
     rows = ShardRows.of(folder)
     left_out = {identity for identity, skipped in rows.left_out(folder.broken).items() if not skipped.first_is_clustered}

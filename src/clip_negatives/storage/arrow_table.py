@@ -16,7 +16,11 @@ from clip_negatives.storage.safe_reading import open_table, read_batches
 
 
 def write_mapped(parquet: Path, columns: Sequence[str], file: Path) -> None:
-    """Copy `columns` (strings; missing ones are left out) of a parquet file into an Arrow file; ArtifactError if damaged."""
+    """Copy string columns of a parquet file to an Arrow file; skip columns that the parquet file lacks.
+
+    Raises:
+        ArtifactError: the parquet file is damaged.
+    """
     try:
         table = open_table(parquet, (), columns)
         names = [name for name in table.schema_arrow.names if name in columns]
@@ -30,19 +34,20 @@ def write_mapped(parquet: Path, columns: Sequence[str], file: Path) -> None:
 
 
 def map_table(file: Path) -> pa.Table:
-    """Return the table that `write_mapped` wrote, memory-mapped."""
+    """Return the table that `write_mapped` wrote, as a memory-mapped table."""
     return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
 
 
 def take(column: pa.ChunkedArray, rows: NDArray[np.int64]) -> pa.Array:
     """Return ``column.take(rows)`` without copying the whole column into memory."""
     ends = np.cumsum([len(chunk) for chunk in column.chunks])
-    chunks = np.searchsorted(ends, rows, side="right")
-    order = np.argsort(chunks, kind="stable")
-    numbers, first = np.unique(chunks[order], return_index=True)
+    chunk_numbers = np.searchsorted(ends, rows, side="right")
+    order = np.argsort(chunk_numbers, kind="stable")
+    used_numbers, starts = np.unique(chunk_numbers[order], return_index=True)
+    rows_by_chunk = np.split(rows[order], starts[1:])
     parts = []
-    for number, group in zip(numbers.tolist(), np.split(rows[order], first[1:]), strict=False):  # no rows give one empty group
+    for number, chunk_rows in zip(used_numbers.tolist(), rows_by_chunk, strict=False):  # not strict: np.split([]) has one part
         chunk = column.chunk(number)
-        parts.append(chunk.take(pa.array(group - (ends[number] - len(chunk)))))
+        parts.append(chunk.take(pa.array(chunk_rows - (ends[number] - len(chunk)))))
     values = pa.concat_arrays(parts) if parts else pa.array([], column.type)
     return values.take(pa.array(np.argsort(order)))

@@ -1,4 +1,4 @@
-"""Writes to the disk: errors, tensors and digests."""
+"""Helpers for writing files: error messages, safetensors, digests and flushing to the disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError into an ArtifactError: `path` cannot be written."""
+    """Turn an OSError in the block into an ArtifactError: `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -28,18 +28,19 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors. SafetensorError, for example for a full disk, becomes OSError."""
+    """Write tensors as safetensors; raise OSError, for example if the disk is full."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     separate: dict[str, Tensor] = {}  # safetensors rejects tensors that share memory
     for name, tensor in tensors.items():
-        memory = {earlier.untyped_storage().data_ptr() for earlier in separate.values()}
-        separate[name] = tensor.contiguous().clone() if tensor.untyped_storage().data_ptr() in memory else tensor.contiguous()
+        used_memory = {earlier.untyped_storage().data_ptr() for earlier in separate.values()}
+        is_shared = tensor.untyped_storage().data_ptr() in used_memory
+        separate[name] = tensor.contiguous().clone() if is_shared else tensor.contiguous()
     file.touch()
-    mode = file.stat().st_mode
+    mode = file.stat().st_mode  # save_file ignores the umask: only the user could read the file
     try:
-        save_file(separate, file, metadata)  # readable only for the user, whatever the umask
+        save_file(separate, file, metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error).rsplit(": ", 1)[-1], str(file)) from error
     file.chmod(mode)
@@ -55,7 +56,7 @@ def digest(file: Path) -> str:
 
 
 def flush(item: Path) -> None:
-    """Wait until a file or folder is on the disk."""
+    """Wait until a file or folder is on the disk (fsync)."""
     descriptor = os.open(item, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,9 +1,13 @@
-"""Read and write a clusters folder, in safetensors, parquet and JSON (no pickle).
+"""Read and write clusters folders: safetensors, parquet and JSON files, no pickle.
 
-A folder has ``manifest.json`` (data and settings, size and SHA-256 of the other files), ``clusters.safetensors``
-(labels and centroids), ``samples.parquet`` (key and text of each sample, and its image path, size of the image file, group and
-tar if known) and, if they were kept, ``features.safetensors``, which is memory-mapped. ``broken.parquet`` lists damaged samples
-that were skipped, ``sources.parquet`` has size and digest of each tar or of a few images.
+| file | content |
+|---|---|
+| ``manifest.json`` | data and settings of the clusters; size and SHA-256 of every other file |
+| ``clusters.safetensors`` | labels and centroids |
+| ``samples.parquet`` | key and text of each sample; if known, image path, size of the image file, group and tar |
+| ``features.safetensors`` | features, if they were kept; the file is memory-mapped |
+| ``broken.parquet`` | samples that were skipped, with the reason |
+| ``sources.parquet`` | size and digest of each tar, or of a few images |
 """
 
 from __future__ import annotations
@@ -16,11 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from clip_negatives.clustering.similarity import similarities
@@ -31,12 +32,12 @@ from clip_negatives.storage.consistency import MODALITIES, check_parts, tensor_s
 from clip_negatives.storage.manifest import CLUSTERS, CLUSTERS_FOLDER, MANIFEST, SAMPLES, check_clusters
 from clip_negatives.storage.ownership import move_from_work
 from clip_negatives.storage.safe_reading import open_table, read_table, read_tensors
+from clip_negatives.storage.sample_ids import group_ids, text_ids
 from clip_negatives.storage.source_files import SOURCES, SourceFile, read_sources, write_sources
 
-MISSING_TEXT = "nan"  # in a csv file: open_clip trains on it where the text is missing
 FEATURES, BROKEN = "features.safetensors", "broken.parquet"
 
-OPTIONAL_COLUMNS = ("image", "group", "shard")  # strings in the table of samples, besides key and text
+OPTIONAL_COLUMNS = ("image", "group", "shard")  # of the table of samples; strings
 BYTES = "bytes"  # optional column of the table of samples: size of the image file, int64
 
 
@@ -45,9 +46,9 @@ class ClustersFolder:
     """Contents of a clusters folder.
 
     Attributes:
-        clusters: features are memory-mapped, or None if they were not kept.
-        samples: columns key and text, and image, group and shard if known, all strings, and bytes (size of the image file,
-            int64) if known; row i is sample i.
+        clusters: the clusters; their features are memory-mapped, or None if they were not kept.
+        samples: row i is sample i. Columns key and text; if known, image, group and shard (all strings), and bytes (size of
+            the image file, int64).
         manifest: data and settings of the clusters.
     """
 
@@ -58,7 +59,7 @@ class ClustersFolder:
 
     @property
     def digest(self) -> str:
-        """Return a digest of the clusters and the samples."""
+        """Return a digest of the clusters and the table of samples."""
         files = self.manifest.get("files", {})
         return hashlib.sha256(
             "".join(files[name]["sha256"] for name in (CLUSTERS, SAMPLES) if name in files).encode()
@@ -66,7 +67,7 @@ class ClustersFolder:
 
     @property
     def broken(self) -> pa.Table:
-        """Read the table of skipped samples: columns key, reason and shard (ArtifactError if the file is damaged)."""
+        """Read the table of skipped samples, with columns key, reason and shard; ArtifactError if it is damaged."""
         if BROKEN in self.manifest.get("files", ()):
             with CLUSTERS_FOLDER.reading(self.path, BROKEN):
                 return read_table(self.path / BROKEN, ("key", "reason", "shard"))
@@ -79,7 +80,11 @@ class ClustersFolder:
 
 
 def sources_in(path: Path, manifest: Mapping[str, Any]) -> list[SourceFile]:
-    """Read the source files of a clusters folder, none if an older version wrote it; damage is an ArtifactError."""
+    """Read the source files of a clusters folder; an empty list if an older version wrote the folder.
+
+    Raises:
+        ArtifactError: the list of source files is damaged.
+    """
     if SOURCES not in manifest.get("files", ()):
         return []
     with CLUSTERS_FOLDER.reading(path, SOURCES):
@@ -98,10 +103,10 @@ def write_clusters(
     Args:
         path: the folder; an older clusters folder is replaced.
         clusters: labels, centroids and, optionally, features to store.
-        samples: columns key (unique, or unique in each shard) and text, and image, bytes, group and shard if known; one row per
-            sample.
+        samples: one row per sample. Columns key and text; if known, image, bytes, group and shard. Keys are unique, or unique
+            in each shard.
         manifest: further entries of the manifest, JSON values.
-        sources: size and digest of files that the samples were read from, to recognise them before training.
+        sources: size and digest of the files that the samples were read from; training compares them with its own files.
 
     Raises:
         ArtifactError: `path` is not a clusters folder or cannot be written, or clusters and samples are inconsistent.
@@ -129,10 +134,10 @@ def write_clusters_from_files(
     *,
     cached: bool = False,
 ) -> dict[str, Any]:
-    """Move `files` of a work folder, which include ``samples.parquet``, into a new clusters folder, and return its manifest.
+    """Move `files` from a work folder into a new clusters folder, and return its manifest.
 
-    The files and the folder must be on one disk, and the keys unique. See `write_clusters` for the errors, and
-    `OwnedFolder.replacing` for `cached`.
+    `files` include ``samples.parquet``, whose keys must be unique. The work folder and `path` must be on the same disk. See
+    `write_clusters` for the errors, and `OwnedFolder.replacing` for `cached`.
     """
     image, text = clusterings
     table = pq.ParquetFile(next(file for file in files if file.name == SAMPLES))
@@ -145,13 +150,14 @@ def write_clusters_from_files(
 def _finish(
     folder: Path, image: Clustering, text: Clustering, manifest: Mapping[str, Any], moved: Sequence[Path] = ()
 ) -> dict[str, Any]:
+    """Write clusters and manifest into `folder`, move the files `moved` into it, and return the manifest."""
     tensors = {"image_labels": image.labels, "image_centroids": image.centroids}
     tensors |= {"text_labels": text.labels, "text_centroids": text.centroids}
     write_tensors(tensors, folder / CLUSTERS)
     names = (CLUSTERS, SAMPLES, FEATURES, SOURCES)
     files = sorted([*(folder / name for name in names if (folder / name).exists()), *moved], key=lambda file: file.name)
     entries = CLUSTERS_FOLDER.write_digests(folder, {**manifest, **_counts(image, text)}, files)
-    move_from_work(moved, folder)  # last: if the process is killed, files in the temporary folder are lost
+    move_from_work(moved, folder)  # last, because a killed process loses the files in the temporary folder
     return entries
 
 
@@ -181,9 +187,9 @@ def _read_clusters(path: Path) -> ClustersFolder:
 
 
 def open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile]:
-    """Return clusters (memory-mapped, without text and group ids), manifest and open sample table of a folder.
+    """Return the clusters, without text and group ids, the manifest and the open table of samples of a folder.
 
-    Errors are those of `read_clusters`, but the values of the sample table are not checked.
+    Features are memory-mapped. Errors are as in `read_clusters`, but the values of the table of samples are not checked.
     """
     return CLUSTERS_FOLDER.unchanged(path, lambda: _open_clusters(path))
 
@@ -199,7 +205,7 @@ def _open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile
             features = read_tensors(path / FEATURES, dict.fromkeys(MODALITIES, (("float32", "float16"), 2)))
     with CLUSTERS_FOLDER.reading(path, SAMPLES):
         table = open_table(path / SAMPLES, ("key", "text"), OPTIONAL_COLUMNS, integers=(BYTES,))
-    # Copies: the file is mapped, and a file that is overwritten later must not change the labels.
+    # Clone the memory-mapped tensors: if the file is overwritten later, the labels must not change.
     image, text = (Clustering(*(tensors[f"{name}_{part}"].clone() for part in ("labels", "centroids"))) for name in MODALITIES)
     with CLUSTERS_FOLDER.reading(path):
         check_parts(image, text, features, table.metadata.num_rows, table.schema_arrow.names)
@@ -207,36 +213,6 @@ def _open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile
             raise ValueError(f"{MANIFEST} has wrong counts of samples or clusters")
     stored_features: dict[str, Any] = {f"{name}_features": features.get(name) for name in MODALITIES}
     return Clusters(image, text, **similarities(image, text), **stored_features), manifest, table
-
-
-def text_ids(samples: pa.Table) -> Tensor:
-    """Return an id for each text of a table of samples, int64, shape (N,): equal texts have equal ids.
-
-    Missing texts have ids of their own: empty texts, and in a csv file, which has a column of images, the text "nan".
-    """
-    texts = samples["text"]
-    if "image" in samples.column_names:
-        texts = pc.if_else(pc.equal(texts, MISSING_TEXT), "", texts)
-    return integer_ids(texts)
-
-
-def group_ids(samples: pa.Table) -> Tensor | None:
-    """Return an id for each group of a table of samples, int64, shape (N,), or None without groups; see `integer_ids`."""
-    return integer_ids(samples["group"]) if "group" in samples.column_names else None
-
-
-def integer_ids(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
-    """Return an id for each value, int64, shape (N,): equal values have equal ids, but each empty value has its own id."""
-    column = pa.array(values, pa.string()) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
-    chunks = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-    # Chunk by chunk, because one array of strings is limited to 2 GiB.
-    encoded = pc.fill_null(chunks, "").dictionary_encode().unify_dictionaries()
-    indices = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in encoded.chunks]
-    ids = np.concatenate([np.empty(0, np.int64), *indices])
-    empty = encoded.chunk(0).dictionary.index("").as_py() if encoded.num_chunks else -1
-    unknown = (ids == empty).nonzero()[0]
-    ids[unknown] = len(ids) + np.arange(len(unknown))
-    return torch.from_numpy(ids)
 
 
 def _counts(image: Clustering, text: Clustering) -> dict[str, int]:

@@ -14,7 +14,7 @@ MODALITIES = ("image", "text")
 
 
 def tensor_specs(per_sample_or_cluster: str) -> dict[str, TensorSpec]:
-    """Return the tensors of a clusters file: centroids, and "labels" of samples or "counts" of clusters."""
+    """Return the specs of the tensors in a clusters file: centroids, and "labels" of samples or "counts" of clusters."""
     specs: dict[str, TensorSpec] = {per_sample_or_cluster: (("int64",), 1), "centroids": (("float32",), 2)}
     return {f"{modality}_{name}": spec for modality in MODALITIES for name, spec in specs.items()}
 
@@ -28,7 +28,7 @@ def check_parts(
         labels, centroids = clustering.labels, clustering.centroids
         if labels.dtype != torch.int64 or labels.shape != (n,) or centroids.ndim != 2 or n == 0:
             raise ValueError(f"{name} labels or centroids have the wrong shape or dtype")
-        if not 0 < len(centroids) <= n or centroids.shape[1] == 0:  # before a tensor of this size is allocated
+        if not 0 < len(centroids) <= n or centroids.shape[1] == 0:  # checked first: `sizes` allocates a tensor of this size
             raise ValueError(f"{n} samples cannot have {len(centroids)} {name} clusters in {centroids.shape[1]} dimensions")
         if not 0 <= int(labels.min()) <= int(labels.max()) < clustering.n_clusters:
             raise ValueError(f"{name} labels are outside 0 .. {clustering.n_clusters - 1}")
@@ -43,7 +43,7 @@ def check_parts(
 
 
 def check_counts(clustering: Clustering) -> None:
-    """Raise ValueError if clusters with counts instead of labels are invalid."""
+    """Raise ValueError if clusters that have counts instead of labels are invalid."""
     counts, centroids = clustering.sizes(), clustering.centroids
     if len(counts) != len(centroids) or centroids.numel() == 0 or not bool((counts > 0).all()):
         shape = f"{len(centroids)} clusters in {centroids.shape[1]} dimensions"

@@ -1,4 +1,4 @@
-"""Digests (SHA-256) of what a result depends on: rows of data, weights, and the source of plugins."""
+"""Digests of everything that determines a result: rows of data, weights, and the source code of plugins."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from clip_negatives.storage.atomic import digest
 if TYPE_CHECKING:
     from clip_negatives.host.registry import Registration
 
-ROWS = 65_536  # rows that are hashed at a time; the digests depend on it
+ROWS = 65_536  # rows that are hashed at a time; another number changes the digests
 
 
 def rows_digest(column: pa.ChunkedArray) -> str:
@@ -40,9 +40,10 @@ def text_digest(text: bytes) -> str:
 
 
 def weights_digest(weights: str | Path) -> str:
-    """Return a digest of the content of a file or folder of weights; the name of published weights is returned as it is.
+    """Return a digest of a file or folder of weights; for published weights, return their name.
 
-    A pipe or a device in place of weights is a DataError.
+    Raises:
+        DataError: the path is a pipe or a device.
     """
     path = Path(weights)
     files = list(_files_in(path)) if path.is_dir() else [path] if path.exists() else []
@@ -55,22 +56,22 @@ def weights_digest(weights: str | Path) -> str:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder, also those in linked folders, each folder once."""
+    """Yield all files below a folder. Links to folders are followed, but each folder is read once."""
     seen: set[Path] = set()
     for name, folders, files in os.walk(folder, followlinks=True):
         if (resolved := Path(name).resolve()) in seen:
             folders.clear()
             continue
         seen.add(resolved)
-        folders.sort()  # which of two links to one folder is followed must not depend on the disk
+        folders.sort()  # of two links to one folder, follow the same one on every disk
         yield from (file for file in (Path(name) / entry for entry in files) if file.exists())
 
 
 def source_digest(item: Registration) -> str | None:
     """Return a digest of the source of a plugin, or None if it has none (compiled code).
 
-    The source is all ``.py`` files of the top-level packages of the factory's module and of the entry point's module. For a
-    module outside any package, it is the ``.py`` files that the distribution lists, and the file of the module.
+    The source is every ``.py`` file in the top-level package of the factory and in that of the entry point. For a module
+    outside any package, the source is the file of the module, and the ``.py`` files that the distribution lists.
     """
     factory = item.factory
     while isinstance(factory, functools.partial):
@@ -94,21 +95,21 @@ def package_digest(package: str) -> str:
 
 
 def _top_package(module: str) -> str | None:
-    """Return the outermost package of a module, or None; a namespace, which several distributions share, does not count."""
+    """Return the outermost package of a module, or None. Skip namespace packages: several distributions share them."""
     names = module.split(".")
     packages = (".".join(names[:length]) for length in range(1, len(names) + 1))
-    is_package = {name: getattr(sys.modules.get(name), "__file__", None) is not None for name in packages}
-    return next((name for name, found in is_package.items() if found and hasattr(sys.modules[name], "__path__")), None)
+    with_file = [name for name in packages if getattr(sys.modules.get(name), "__file__", None) is not None]
+    return next((name for name in with_file if hasattr(sys.modules[name], "__path__")), None)
 
 
 def _sources(package: str) -> dict[str, Path]:
-    """Return the ``.py`` files of a package, by their names in it."""
+    """Return the ``.py`` files of a package, by package and relative path."""
     folders = [Path(folder) for folder in sys.modules[package].__path__]
     return {f"{package} {file.relative_to(folder)}": file for folder in folders for file in folder.rglob("*.py")}
 
 
 def _listed_sources(distribution: str | None) -> dict[str, Path]:
-    """Return the ``.py`` files that an installed distribution lists, by their names in it."""
+    """Return the ``.py`` files that an installed distribution lists, by relative path."""
     try:
         listed = None if distribution is None else files_of(distribution)
     except PackageNotFoundError:
@@ -117,5 +118,5 @@ def _listed_sources(distribution: str | None) -> dict[str, Path]:
 
 
 def digest_of(entries: Mapping[str, str]) -> str:
-    """Return a digest of named texts, whatever their order."""
+    """Return a digest of named texts; their order does not matter."""
     return hashlib.sha256(json.dumps(dict(entries), sort_keys=True).encode()).hexdigest()

@@ -1,9 +1,11 @@
-"""Labels for webdataset streams: one small parquet file per shard, so that no process holds the labels of all samples.
+"""Labels folders for webdataset streams: one small parquet file per shard, so that no process holds the labels of all samples.
 
-A labels folder has ``labels.json`` (data and settings of the clusters, size and SHA-256 of the other files),
-``clusters.safetensors`` (centroids, and the number of samples of each cluster), ``shards.parquet`` (name of each shard, its
-labels file with SHA-256 and number of samples, and size and digest of the tar if known) and ``shards/`` with the labels of each
-shard: columns ``__key__``, ``image_label``, ``text_label`` and ``text_digest``.
+| file | content |
+|---|---|
+| ``labels.json`` | data and settings of the clusters; size of every other file, and SHA-256 of the next two |
+| ``clusters.safetensors`` | centroids, and the number of samples of each cluster |
+| ``shards.parquet`` | for each shard: name, labels file with SHA-256, number of samples; if known, size and digest of the tar |
+| ``shards/*.parquet`` | labels of a shard: columns ``__key__``, ``image_label``, ``text_label`` and ``text_digest`` |
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ class ShardLabels(KnownShards):
     """Labels of each shard.
 
     Attributes:
-        files: file and SHA-256 of the labels of each shard, by the last path components of the shard.
+        files: labels file and its SHA-256, by the last path components of the shard.
         n_clusters: number of image and of text clusters.
     """
 
@@ -49,9 +51,13 @@ class ShardLabels(KnownShards):
     def of(self, address: str) -> Mapping[str, tuple[int, int, str]]:
         """Return image label, text label and digest of the text of each sample of a shard, by key.
 
-        Empty for a shard that was not clustered; the digest is "" if an older version wrote the labels.
+        The mapping is empty for a shard that was not clustered. Digests are "" if an older version wrote the labels.
 
-        `address` is the path or URL of the shard, or of a copy with the same last path components. ArtifactError: damaged file.
+        Args:
+            address: path or URL of the shard, or of a copy with the same last path components.
+
+        Raises:
+            ArtifactError: the labels file is damaged.
         """
         entry = self.files.get(self.ending(address))
         return {} if entry is None else _read_shard(self.folder / entry[0], entry[1], self.n_clusters)
@@ -72,13 +78,13 @@ class LabelsFolder:
     shards: ShardLabels
 
 
-DIGEST = "text_digest"  # column of the labels of a shard; an older version wrote none
+DIGEST = "text_digest"  # column of a labels file; older versions did not write it
 
-ClustersOrLabels = ClustersFolder | LabelsFolder  # a training run gets its clusters from either
+ClustersOrLabels = ClustersFolder | LabelsFolder  # folder that a training run reads its clusters from
 
 
 def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolder:
-    """Write the labels of a clusters folder that was made from tars, atomically, with one shard at a time in memory.
+    """Write the labels of a clusters folder that was made from tars, atomically. Memory holds one shard at a time.
 
     Raises:
         ArtifactError: the clusters folder is damaged or not made from tars, or `output` cannot be written.
@@ -98,7 +104,7 @@ def write_shard_labels(
 ) -> LabelsFolder:
     """Write a labels folder from the name and `ShardedSamples.table` of each shard.
 
-    `sources` has size and digest of each shard, by its name; `entries` are added to the manifest.
+    `sources` maps the name of each shard to its size and digest; `entries` are added to the manifest.
     """
     with LABELS_FOLDER.replacing(output) as folder:
         (folder / "shards").mkdir()
@@ -111,7 +117,7 @@ def write_shard_labels(
             rows.append({**row, "shard_bytes": tar.size, "shard_sha256": tar.sha256})
         check_distinct([row["shard"] for row in rows])
         table = pa.Table.from_pylist(rows)
-        sizes = table["shard_bytes"].cast(pa.int64())  # of type null if no size is known
+        sizes = table["shard_bytes"].cast(pa.int64())  # the type would be null if no size is known
         table = table.set_column(table.column_names.index("shard_bytes"), "shard_bytes", sizes)
         pq.write_table(table, folder / SHARDS, compression="zstd")
         image, text = source.clusters.image, source.clusters.text
@@ -158,7 +164,7 @@ def _read_labels(path: Path) -> LabelsFolder:
     return LabelsFolder(path, clusters, manifest, labels)
 
 
-@functools.lru_cache(maxsize=1)  # a process reads shards one after another
+@functools.lru_cache(maxsize=1)  # a stream reads its shards one after another
 def _read_shard(file: Path, sha256: str, n_clusters: tuple[int, int]) -> Mapping[str, tuple[int, int, str]]:
     try:
         check_file(file)

@@ -1,4 +1,4 @@
-"""Size limits for untrusted input: no small file can use up all memory or take for ever.
+"""Size limits for untrusted input: without them, a small file could use up all memory or take for ever.
 
 The defaults are far above real training data. Raise limits with ``CLIP_NEGATIVES_LIMITS=pixels=200000000,characters=2000000``.
 """
@@ -16,17 +16,17 @@ DEFAULTS = {
     "pixels": 89_478_485,  # of an image; Pillow warns above this number
     "characters": 2**20,  # of a caption
     "member_bytes": 2**28,  # of an image, text or json in a tar
-    "manifest_bytes": 2**25,  # it lists each file
+    "manifest_bytes": 2**25,  # of a manifest, which lists every file
     "json_bytes": 2**27,  # of other JSON files, such as sizes.json
     "header_bytes": 2**20,  # of a safetensors header or a tar header
 }
 
-# Limits that leave samples of tars out: with other values, the same tars have other samples.
+# Limits that skip samples of tars: with other limits, the same tars give other samples.
 OF_SAMPLES = ("pixels", "characters", "member_bytes", "header_bytes")
 
 
 def limit(name: str) -> int:
-    """Return a limit: from the environment variable (OptionError if it is invalid), else from `DEFAULTS`."""
+    """Return a limit from the environment variable, else from `DEFAULTS`; OptionError if the variable is invalid."""
     return _limits(os.environ.get(VARIABLE, ""))[name]
 
 

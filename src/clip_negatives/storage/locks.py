@@ -1,8 +1,8 @@
 """Locks: one process at a time writes an output.
 
-A lock is a file beside the output, ``.NAME.lock``, with the process and machine that hold it. It also works on network disks.
-The lock of a process that ended on this machine is taken over. A lock of another machine stays until that process ends, or a
-user deletes the file.
+A lock is a file beside the output, ``.NAME.lock``. It names the process and machine that hold the lock, and works on network
+disks too. If the process ran on this machine and ended without releasing the lock, the next process takes the lock over. If it
+ran on another machine, the user must delete the file.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from clip_negatives.errors import ArtifactError
 from clip_negatives.printing import log
 from clip_negatives.storage.atomic import writing
 
-PATIENCE = 5.0  # seconds until a process says that it waits, or gives up; filelock needs 2 to take over an incomplete file
+PATIENCE = 5.0  # seconds to wait before a log line or an error; filelock needs 2 to take over an incomplete file
 
 
 @contextmanager
 def sole_user(output: Path, *, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time into the block of an output; a process may enter it again within the block.
+    """Lock an output during the block. Only one process holds the lock; it may lock the output again inside the block.
 
     Args:
-        output: the file or folder; its parent is made if it is missing.
-        wait: wait for another process, and say so after `PATIENCE` seconds; otherwise raise then.
+        output: the file or folder; a missing parent folder is created.
+        wait: what to do if another process still holds the lock after `PATIENCE` seconds: log it and wait on, or raise.
 
     Raises:
-        ArtifactError: another process is in the block, or the lock cannot be written.
+        ArtifactError: another process holds the lock and `wait` is false, or the lock file cannot be written.
     """
     file = output.with_name(f".{output.name}.lock")
     with writing(output):
@@ -52,11 +52,11 @@ def sole_user(output: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def _holder(file: Path) -> str:
-    """Return who holds a lock, from its file: the process, the machine, and the time when it began to be held."""
+    """Return the end of a sentence that says which process and machine hold a lock, and since when."""
     try:
         process, machine, *_ = file.read_text().splitlines()
         since = datetime.fromtimestamp(file.stat().st_mtime).astimezone().isoformat(sep=" ", timespec="seconds")
-    except (OSError, ValueError):  # just released
+    except (OSError, ValueError):  # the lock was just released
         return "was in use by another process."
     return f"is in use by process {process} on {machine} since {since}."
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 from clip_negatives.advice import remedies
 from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.atomic import digest
-from clip_negatives.storage.ownership import FORMAT, OwnedFolder
+from clip_negatives.storage.folder_kind import FORMAT
+from clip_negatives.storage.ownership import OwnedFolder
 from clip_negatives.storage.safe_reading import read_json
 
 T = TypeVar("T")
@@ -22,17 +23,17 @@ CLUSTERS, SAMPLES = "clusters.safetensors", "samples.parquet"  # of a clusters f
 SHARDS = "shards.parquet"  # of a labels folder
 MANIFEST, PLAN = "manifest.json", "plan.json"  # mark a clusters folder, and a folder of resharded tars
 
-TRIES = 10  # of reading a folder that is replaced again and again
-PAUSE = 0.02  # seconds; a folder is missing for less time while it is replaced
-OWN_ENTRIES = ("tool", "kind", "format", "package_version", "created", "files")  # not about the clusters
+TRIES = 10  # attempts to read a folder while other processes replace it
+PAUSE = 0.02  # seconds before the next attempt; a folder that is being replaced is missing for a shorter time
+OWN_ENTRIES = ("tool", "kind", "format", "package_version", "created", "files")  # about the folder itself, not its clusters
 
 
 @dataclass(frozen=True, slots=True)
 class FolderFormat(OwnedFolder):
-    """Format of a clusters folder or a labels folder; each has a manifest of its own name, to tell the folders apart.
+    """Format of a clusters folder or a labels folder. The file name of the manifest tells the two apart.
 
     Attributes:
-        required: files that each folder has.
+        required: files that every folder of this format has.
         command: command that writes a folder.
     """
 
@@ -44,12 +45,19 @@ class FolderFormat(OwnedFolder):
         return os.path.exists(path / self.manifest)  # noqa: PTH110  (False for a path that is too long)
 
     def write_digests(
-        self, folder: Path, origin: Mapping[str, Any], files: Iterable[Path], others: Iterable[Path] = ()
+        self, folder: Path, origin: Mapping[str, Any], files: Iterable[Path], unhashed: Iterable[Path] = ()
     ) -> dict[str, Any]:
-        """Write the manifest of a folder, with digests of `files`, which may still be elsewhere, and sizes of `others`."""
+        """Write and return the manifest of a folder.
+
+        Args:
+            folder: the folder.
+            origin: further entries of the manifest.
+            files: files whose size and SHA-256 the manifest lists; they may still be in another folder.
+            unhashed: files in `folder`; the manifest lists only their size.
+        """
         listed: dict[str, dict[str, Any]] = {}
         listed |= {file.name: {"bytes": file.stat().st_size, "sha256": digest(file)} for file in files}
-        listed |= {str(file.relative_to(folder)): {"bytes": file.stat().st_size} for file in others}
+        listed |= {str(file.relative_to(folder)): {"bytes": file.stat().st_size} for file in unhashed}
         return self.write_manifest(folder, origin, listed)
 
     def check_is_at(self, path: Path) -> None:
@@ -81,7 +89,7 @@ class FolderFormat(OwnedFolder):
         return manifest
 
     def unchanged(self, path: Path, read: Callable[[], T]) -> T:
-        """Return ``read()``; repeat the call if another process replaces the folder meanwhile, to read files of one folder."""
+        """Return ``read()``. If another process replaces the folder meanwhile, call `read` again: files must not be mixed."""
         for _ in range(TRIES):
             before = self._stamp(path)
             try:
@@ -97,7 +105,7 @@ class FolderFormat(OwnedFolder):
         return read()
 
     def _stamp(self, path: Path) -> tuple[int, int, int] | None:
-        """Return what changes when another manifest takes the place of this one, or None if there is none."""
+        """Return inode and times of the manifest, which change when it is replaced; None if it is missing."""
         try:
             status = (path / self.manifest).stat()
         except OSError:
@@ -127,7 +135,7 @@ REPORT_FOLDER = OwnedFolder("report", "report.json")
 
 
 def check_clusters(path: Path) -> None:
-    """Raise ArtifactError if `path` is not a clusters folder; its files are not read."""
+    """Raise ArtifactError if `path` is not a clusters folder, without reading its files."""
     if LABELS_FOLDER.is_at(path):
         repair = "Name the clusters folder that the labels were made from: labels work only in training on webdataset streams."
         raise ArtifactError(f"{path} is a labels folder, not a clusters folder. {repair}")

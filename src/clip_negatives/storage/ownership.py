@@ -1,16 +1,18 @@
-"""The only module that replaces, moves or deletes files and folders. It touches nothing that this package did not write.
+"""The only module that replaces, moves or deletes files and folders.
 
-| function | replaces or deletes | which is ours because |
+It deletes only files that this package wrote:
+
+| function | replaces, moves or deletes | why it may |
 |---|---|---|
-| `OwnedFolder.replacing` | the listed files of an older folder; all others move into the new folder | its manifest lists them |
-| `OwnedFolder.tidy` | what a killed process left beside an output | it has a name that we give, and our mark or manifest |
+| `OwnedFolder.replacing` | listed files of the older folder; unlisted ones move into the new folder | we wrote listed files |
+| `OwnedFolder.tidy` | temporary folders of killed processes, beside an output | they have our names and our mark or manifest |
 | `new_folder` | nothing: its path must not exist | |
-| `replaced_file` | the file at a path | the user named it as the output, or it is inside a folder of ours |
+| `replaced_file` | the file at a path | `storage.output_file` found that we wrote it, or it is inside a folder of ours |
 | `remove_file` | a file of a run | the run wrote it |
-| `clear_work`, `remove_inside`, `move_from_work` | what is in a work folder | the folder has our mark, `WORK` |
-| `remove_work` | a work folder | likewise |
+| `clear_work`, `remove_inside`, `move_from_work` | contents of a work folder | the folder has our mark, `WORK` |
+| `remove_work` | a work folder | the folder has our mark |
 
-A link is never followed to delete: an output that is a link to a folder or file is replaced where the link points to.
+Deleting never follows links. If an output is a link, the file or folder that it points to is replaced.
 """
 
 from __future__ import annotations
@@ -20,16 +22,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from clip_negatives import __version__
 from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.atomic import flush, writing
+from clip_negatives.storage.folder_kind import FORMAT, FolderKind
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.paths import (
     TOOL,
@@ -44,46 +43,21 @@ from clip_negatives.storage.paths import (
     output_path,
     this_process,
 )
-from clip_negatives.storage.safe_reading import read_json
-
-FORMAT = 1  # version of the formats of our folders
 
 
-@dataclass(frozen=True, slots=True)
-class OwnedFolder:
-    """A kind of folder that this package writes and replaces.
-
-    Attributes:
-        name: the kind, such as "clusters".
-        manifest: name of the file that marks a folder of this kind and lists our files in it.
-    """
-
-    name: str
-    manifest: str
-
-    def check(self, path: str | Path) -> Path:
-        """Return the folder that an output path means, with links resolved; call this before any work.
-
-        Raises:
-            ArtifactError: the path is a URL, a file or a link to nothing, or a folder that is not empty and not of this kind.
-        """
-        folder = output_path(path)
-        if folder.exists() and not folder.is_dir():
-            raise ArtifactError(f"{folder} is a file, not a folder. Name another path.")
-        if folder.exists() and any(folder.iterdir()):
-            self._listed(folder)
-        return folder
+class OwnedFolder(FolderKind):
+    """A kind of folder that this package writes and replaces."""
 
     @contextmanager
     def replacing(self, path: str | Path, *, cached: bool = False) -> Iterator[Path]:
         """Yield a temporary folder that replaces `path` if the block succeeds. The block ends with `write_manifest`.
 
-        Files in the older folder that its manifest does not list, such as notes, move into the new one. A listed file that
-        changed in size is not ours any more.
+        Files in the older folder that its manifest does not list, such as notes, move into the new folder. So do listed files
+        whose size changed: the user may have edited them.
 
         Args:
-            path: the folder, see `check`. Another process that writes it is waited for.
-            cached: replace listed files that changed, too: in a cache, they are damaged.
+            path: the folder, see `check`. If another process writes it, this one waits.
+            cached: also replace listed files whose size changed: in a cache, they are damaged.
 
         Raises:
             ArtifactError: `check` fails, a file that is not ours is in the way, or the folder cannot be written.
@@ -95,10 +69,10 @@ class OwnedFolder:
                 self._remove_changed(target)
             with _new_partial(target) as folder:
                 yield folder
-                new = files_in(folder) - {WORK}
-                if self._ours(folder) != new:
+                new_files = files_in(folder) - {WORK}
+                if self.ours(folder) != new_files:
                     raise RuntimeError(f"the manifest of {folder} does not list its files")
-                if blocked := in_the_way_of(new, self._kept(target)):
+                if blocked := in_the_way_of(new_files, self.not_ours(target)):
                     raise ArtifactError(
                         f"{target / blocked[0]} would be replaced, but this command did not write it, or it changed since. "
                         "Move it, or name another path."
@@ -106,69 +80,26 @@ class OwnedFolder:
                 self._swap(folder, target)
 
     def tidy(self, output: Path) -> None:
-        """Remove what a killed process left beside an output folder, and restore the older folder. Lock `output` first."""
+        """Remove temporary folders that a killed process left beside an output; restore the older folder if it is missing.
+
+        Lock `output` first.
+        """
         with writing(output):
-            for item in _partials(output, r"\.partial\.old"):
+            for old in _partials(output, r"\.partial\.old"):
                 if output.exists():
-                    self._retire(item, output)
+                    self._retire(old, output)
                 else:
-                    item.rename(output)
+                    old.rename(output)
             _remove_partials(output)
 
-    def write_manifest(
-        self, folder: Path, about: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> dict[str, Any]:
-        """Write the manifest of a folder, and return it: kind and version, `about`, and the size of each file.
-
-        `files` has the entries of each file by its path in the folder, with its size as "bytes". None lists the files there.
-        """
-        if files is None:
-            names = sorted(files_in(folder) - {WORK})
-            files = {name: {"bytes": (folder / name).stat().st_size} for name in names}
-        manifest = {
-            "tool": TOOL,
-            "kind": self.name,
-            "format": FORMAT,
-            "package_version": __version__,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            **about,
-            "files": dict(files),
-        }
-        (folder / self.manifest).write_text(json.dumps(manifest, indent=2) + "\n")
-        return manifest
-
-    def _listed(self, folder: Path) -> dict[str, int]:
-        """Return the size of each file in the manifest of a folder, or raise ArtifactError if it is not of this kind."""
-        file = folder / self.manifest
-        reason = f"it has files, but no {self.manifest}"
-        try:
-            manifest = read_json(file)
-            sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-            if (manifest["tool"], manifest["kind"], manifest["format"]) == (TOOL, self.name, FORMAT):
-                return sizes
-            reason = f"its {self.manifest} is of another program, kind or version"
-        except OSError:
-            pass
-        except (ValueError, KeyError, TypeError, AttributeError):
-            reason = f"its {self.manifest} was not written by {TOOL}"
-        raise ArtifactError(f"{folder} is not a {self.name} folder: {reason}. Name another path.")
-
-    def _ours(self, folder: Path) -> set[str]:
-        """Return the files of a folder that are ours: the manifest and the listed files, unless their size changed."""
-        listed = self._listed(folder)
-        return {name for name in files_in(folder) if listed.get(name) == (folder / name).lstat().st_size} | {self.manifest}
-
-    def _kept(self, folder: Path) -> set[str]:
-        """Return the files of a folder that are not ours; none of a folder that is empty or missing."""
-        return files_in(folder) - self._ours(folder) - {WORK} if entries(folder) else set()
-
     def _remove_changed(self, folder: Path) -> None:
+        """Remove the listed files whose size changed."""
         with writing(folder):
-            for name in (files_in(folder) & self._listed(folder).keys()) - self._ours(folder):
+            for name in (files_in(folder) & self.listed(folder).keys()) - self.ours(folder):
                 (folder / name).unlink()
 
     def _swap(self, folder: Path, target: Path) -> None:
-        """Replace `target` by the temporary `folder`; a killed process leaves what `tidy` restores."""
+        """Replace `target` by the temporary `folder`. If the process is killed, the next `tidy` repairs the state."""
         old = folder.with_name(f"{folder.name}.old")
         with writing(target):
             for item in [*folder.rglob("*"), folder]:
@@ -186,14 +117,14 @@ class OwnedFolder:
                 self._retire(old, target)
 
     def _retire(self, old: Path, target: Path) -> None:
-        """Move the files of an older folder that are not ours into its successor, and remove the rest, the manifest last."""
-        for name in self._kept(old):
-            moved = target / name
-            if moved.exists() and not name.endswith("/"):
-                raise ArtifactError(f"Both {old / name} and {moved} exist, and the first was not written by us. Move it.")
-            if not moved.exists():
-                moved.parent.mkdir(parents=True, exist_ok=True)
-                (old / name).rename(moved)
+        """Move the files of an older folder that are not ours into `target`; remove all other files, the manifest last."""
+        for name in self.not_ours(old):
+            destination = target / name
+            if destination.exists() and not name.endswith("/"):
+                raise ArtifactError(f"Both {old / name} and {destination} exist, and the first was not written by us. Move it.")
+            if not destination.exists():
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                (old / name).rename(destination)
         for item in entries(old):
             if item.name != self.manifest:
                 _remove(item)
@@ -202,7 +133,11 @@ class OwnedFolder:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path`, which must not exist, if the block succeeds; ArtifactError if it cannot."""
+    """Yield a temporary folder that becomes `path` if the block succeeds; `path` must not exist.
+
+    Raises:
+        ArtifactError: `path` is a URL, or cannot be written.
+    """
     path = output_path(path)
     with _new_partial(path, marked=False) as folder:
         yield folder
@@ -212,10 +147,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replaced_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary file that replaces `path` if the block succeeds, or raise ArtifactError."""
+    """Yield a temporary file that replaces `path` if the block succeeds; ArtifactError if `path` cannot be written."""
     path = output_path(path)
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder, not a file. Name a file in it.")
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path} is a pipe or a device, not a file. Name another path.")
     partial = path.with_name(f".{path.name}.{this_process()}.{secrets.token_hex(4)}.partial")
     try:
         with writing(path):
@@ -237,7 +174,7 @@ def remove_file(file: Path) -> None:
 
 
 def claim_work(folder: Path) -> None:
-    """Make a work folder, or check that it is one. Lock its output first.
+    """Create a work folder, or check that an existing folder is one. Lock its output first.
 
     Raises:
         ArtifactError: the folder has files and no mark of ours, or cannot be written.
@@ -252,12 +189,12 @@ def claim_work(folder: Path) -> None:
 
 
 def clear_work(folder: Path, kept: Collection[Path] = ()) -> None:
-    """Remove what is in a work folder, except for `kept`."""
+    """Remove the contents of a work folder, except for `kept`."""
     remove_inside(folder, set(entries(folder)) - {folder / WORK, *kept})
 
 
 def remove_inside(work: Path, items: Iterable[Path]) -> None:
-    """Remove files and folders inside a work folder; missing ones are left out."""
+    """Remove files and folders inside a work folder; ignore missing ones."""
     for item in items:
         if not (is_work(work) and item.parent.resolve().is_relative_to(work.resolve())):
             raise RuntimeError(f"{item} is not in a work folder")
@@ -274,11 +211,11 @@ def move_from_work(files: Iterable[Path], folder: Path) -> None:
 
 
 def remove_work(folder: Path) -> None:
-    """Remove a work folder, if it is there. A killed process leaves a work folder with fewer files."""
+    """Remove a work folder, if it exists. Its mark goes last: if the process is killed, the rest is still a work folder."""
     if is_work(folder):
-        with suppress(OSError):  # network disks keep mapped files until the process ends
+        with suppress(OSError):  # network disks keep memory-mapped files until the process ends
             for item in entries(folder):
-                if item.name != WORK:  # the mark last
+                if item.name != WORK:
                     _remove(item)
             shutil.rmtree(folder)
 
@@ -303,7 +240,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _partials(path: Path, ending: str = r"\.partial") -> list[Path]:
-    """Return the folders beside `path` that have the names of temporary folders."""
+    """Return the folders beside `path` whose names are those of its temporary folders."""
     name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{ending}")
     return [item for item in entries(path.parent) if name.fullmatch(item.name) and is_folder(item)]
 
@@ -311,7 +248,7 @@ def _partials(path: Path, ending: str = r"\.partial") -> list[Path]:
 def _remove_partials(path: Path) -> None:
     """Remove temporary folders that a killed process left beside `path`."""
     for item in _partials(path):
-        if is_work(item) or {entry.name for entry in entries(item)} <= {WORK}:  # half of the mark may be written
+        if is_work(item) or {entry.name for entry in entries(item)} <= {WORK}:  # the mark may be half written
             shutil.rmtree(item)
 
 
@@ -323,7 +260,7 @@ def _remove(item: Path) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what killed processes of this machine left of `path`."""
+    """Remove the temporary files of `path` that killed processes of this machine left."""
     host, _, _ = this_process().partition("-")
     name = re.compile(rf"\.{re.escape(path.name)}\.{host}-([0-9]+)\.[0-9a-f]{{8}}\.partial")
     for item in entries(path.parent):

@@ -1,7 +1,8 @@
-"""What is at a path: whether an output may be written there, and the files and marks in a folder. Nothing is changed here."""
+"""Read-only checks of paths: whether an output can be written, and which files and marks a folder has."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.safe_reading import read_json
 
 TOOL = "clip-negatives"  # in each manifest and mark
-WORK = "clip-negatives.json"  # mark of a work folder: all in it is ours, except for what the user puts there
+WORK = "clip-negatives.json"  # file that marks a work folder, where this package keeps its unfinished or private files
 
 
 def output_path(path: str | Path) -> Path:
@@ -23,17 +24,22 @@ def output_path(path: str | Path) -> Path:
         ArtifactError: the path is a URL, or a link to nothing.
     """
     if scheme := re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", str(path)):
-        url = f"{scheme[0]}/{str(path)[scheme.end() :].lstrip('/')}"  # a `Path` has one slash
+        slashes = "//" if scheme[0] == "file:/" else "/"  # `Path` reduces several slashes to one
+        url = f"{scheme[0]}{slashes}{str(path)[scheme.end() :].lstrip('/')}"
         raise ArtifactError(
             f"{url} is a URL, but results are written to a local disk. Name a local path, and copy it from there."
         )
     path = Path(path)
-    if path.is_symlink() and not path.exists():
-        raise ArtifactError(f"{path} is a link to {path.readlink()}, which does not exist. Create it, or name another path.")
     try:
+        if path.is_symlink():
+            path.resolve(strict=True)
         return path.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ArtifactError(f"{path} cannot be used: {error}. Name another path.") from error
+    except FileNotFoundError as error:
+        fault = f"{path} is a link to {path.readlink()}, which does not exist"
+        raise ArtifactError(f"{fault}. Create it, or name another path.") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        reason = "it is in a circle of links" if isinstance(error, RuntimeError) or error.errno == errno.ELOOP else error
+        raise ArtifactError(f"{path} cannot be used: {reason}. Name another path.") from error
 
 
 def check_work(folder: Path) -> None:
@@ -43,7 +49,7 @@ def check_work(folder: Path) -> None:
 
 
 def check_resumable(path: str | Path, settings: str) -> Path:
-    """Return `output_path`, after checking that it is free, or has the file `settings`, which the command compares."""
+    """Return `output_path`; ArtifactError unless it is free, or has the file `settings` of an earlier call to continue."""
     folder = output_path(path)
     if folder.exists() and not (folder.is_dir() and ((folder / settings).exists() or not entries(folder))):
         raise ArtifactError(f"{folder} was not written by this command. Name another path.")
@@ -51,14 +57,14 @@ def check_resumable(path: str | Path, settings: str) -> Path:
 
 
 def check_writable(path: Path) -> None:
-    """Raise ArtifactError if a path has an `obstacle`."""
+    """Raise ArtifactError if a path cannot be written, see `obstacle`."""
     if (folder := obstacle(path)) is not None:
         raise ArtifactError(f"{path} cannot be written: {folder} is not a writable folder. Name another path.")
 
 
 def obstacle(path: Path) -> Path | None:
     """Return the nearest existing parent of a path if it is a file or a folder that cannot be written, else None."""
-    parent = next(place for place in path.absolute().parents if os.access(place, os.F_OK))
+    parent = next(folder for folder in path.absolute().parents if os.access(folder, os.F_OK))
     return None if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) else parent
 
 
@@ -82,25 +88,25 @@ def entries(folder: Path) -> list[Path]:
 
 def files_in(folder: Path) -> set[str]:
     """Return the paths of all files, links and empty folders in a folder, without following links; folders end with a slash."""
-    found = set[str]()
-    for place, folders, files in os.walk(folder):
-        relative = PurePosixPath(Path(place).relative_to(folder).as_posix())
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        found |= {str(relative / name) for name in (*files, *links)}
-        if not folders and not files and place != str(folder):
-            found.add(f"{relative}/")
-    return found
+    paths = set[str]()
+    for parent, folders, files in os.walk(folder):
+        relative = PurePosixPath(Path(parent).relative_to(folder).as_posix())
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        paths |= {str(relative / name) for name in (*files, *links)}
+        if not folders and not files and parent != str(folder):
+            paths.add(f"{relative}/")
+    return paths
 
 
-def in_the_way_of(files: Collection[str], others: Collection[str]) -> list[str]:
-    """Return those of `others` that cannot be in one folder with `files`, sorted; all are paths as of `files_in`."""
+def in_the_way_of(files: Collection[str], existing: Collection[str]) -> list[str]:
+    """Return the `existing` paths that cannot be in one folder with `files`, sorted. Paths are written as by `files_in`."""
     taken, folders = set(files), {str(parent) for file in files for parent in PurePosixPath(file).parents}
 
     def is_blocked(name: str) -> bool:
         path = PurePosixPath(name)
         return not taken.isdisjoint(map(str, (path, *path.parents))) or (str(path) in folders and not name.endswith("/"))
 
-    return sorted(filter(is_blocked, others))
+    return sorted(filter(is_blocked, existing))
 
 
 def this_process() -> str:
@@ -109,7 +115,7 @@ def this_process() -> str:
 
 
 def is_running(process: int) -> bool:
-    """Return whether a process of this machine runs, by its number."""
+    """Return whether the process with this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

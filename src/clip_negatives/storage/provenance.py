@@ -23,22 +23,22 @@ from clip_negatives.storage.safe_reading import read_json
 
 Record = dict[str, Any]  # sections, each a mapping from names to JSON values
 
-FORMAT = 1  # of a record; a record of another format is not compared
-RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed", "feature_dtype")  # of a clusters folder
+FORMAT = 1  # version of the record format; records of other formats are not compared
+RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed", "feature_dtype")  # in a manifest
 MAX_CHARACTERS = 500  # of a value in a message
 SHOWN = 4  # differences that a message lists
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An entry that differs between two records; an entry that a record does not have is None."""
+    """An entry that differs between two records; its value is None in a record that lacks the entry."""
 
     path: tuple[str, ...]
     first: Any
     second: Any
 
     def words(self, first: str = "was", second: str = "is") -> str:
-        """Return the difference in words; of two digests, only that they differ."""
+        """Return the difference in words. Digests are not shown, only that they differ."""
         name = _name(self.path)
         if any(re.fullmatch(r"[0-9a-f]{64}", str(value)) for value in (self.first, self.second)):
             return f"{name} differ" if name.split()[:2][-1].endswith("s") else f"{name} differs"
@@ -48,12 +48,12 @@ class Difference:
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
     """Return the entries that differ between two records, in the order of `second`."""
-    a, b = dict(_entries(first)), dict(_entries(second))
-    return [Difference(path, a.get(path), b.get(path)) for path in {**b, **a} if a.get(path) != b.get(path)]
+    old, new = dict(_entries(first)), dict(_entries(second))
+    return [Difference(path, old.get(path), new.get(path)) for path in {**new, **old} if old.get(path) != new.get(path)]
 
 
 def in_words(listed: Iterable[Difference], first: str = "was", second: str = "is") -> str:
-    """Return differences as one line, at most `SHOWN` of them."""
+    """Return one line with the first `SHOWN` differences, and the number of further ones."""
     words = [difference.words(first, second) for difference in listed]
     return "; ".join(words[:SHOWN]) + (f"; and {len(words) - SHOWN} more" if len(words) > SHOWN else "")
 
@@ -61,7 +61,7 @@ def in_words(listed: Iterable[Difference], first: str = "was", second: str = "is
 def clusters_section(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the digest of the clusters of a folder, and their recipe, from its manifest.
 
-    The tables of samples and shards are left out: they have addresses, which change when data are moved.
+    The digest leaves out the tables of samples and shards: their addresses change when data are moved.
     """
     if manifest is None:
         return {"content": None}
@@ -70,23 +70,23 @@ def clusters_section(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def plugins_section(specs: Iterable[tuple[Kind, str]]) -> dict[str, dict[str, str | None]]:
-    """Return distribution, version and source of the plugins of `specs`, and of the plugins that their options name."""
+    """Return distribution, version and source of the plugins in `specs`, and of the plugins that their options name."""
     plugins: dict[str, dict[str, str | None]] = {}
-    waiting = list(specs)
-    while waiting:
-        kind, spec = waiting.pop(0)
+    pending = list(specs)
+    while pending:
+        kind, spec = pending.pop(0)
         item, values = default_registry().resolve(kind, spec)
         name = f"{kind.replace('_', ' ')} {item.name}"
         if name in plugins:
             continue
         plugins[name] = {"distribution": item.distribution, "version": item.version, "source": source_digest(item)}
         texts = [values.get(option.name, option.default) for option in item.options if option.type is str]
-        waiting += [(kind, text) for text in texts if text is not None and _is_registered(kind, text)]
+        pending += [(kind, text) for text in texts if text is not None and _is_registered(kind, text)]
     return plugins
 
 
 def resolved(kind: Kind, spec: str) -> str:
-    """Return the spec of a plugin with all its options, also those that have their default."""
+    """Return the spec of a plugin with all its options, including options at their default."""
     item, values = default_registry().resolve(kind, spec)
     options = ",".join(f"{option.name}={values.get(option.name, option.default)}" for option in item.options)
     return f"{item.name}:{options}" if options else item.name
@@ -113,7 +113,7 @@ def read_record(file: Path) -> Record | None:
 
 
 def as_json(record: Record) -> Record:
-    """Return a record as it is read back: with lists instead of tuples, and texts instead of other objects."""
+    """Return a record as `read_record` would return it: lists instead of tuples, strings instead of other objects."""
     return json.loads(json.dumps(record, default=str))  # type: ignore[no-any-return]
 
 
@@ -142,14 +142,15 @@ def _name(path: tuple[str, ...]) -> str:
 
 
 def _distinct(first: Any, second: Any) -> tuple[str, str]:
-    """Return two values as text; of two specs of one plugin, only the options that differ."""
+    """Return two values as text. If both are specs of one plugin, keep only the options that differ."""
     a, b = ("none" if value in (None, "") else str(value)[:MAX_CHARACTERS] for value in (first, second))
     if ":" not in a or a.partition(":")[0] != b.partition(":")[0]:
         return a, b
     specs = [text.partition(":") for text in (a, b)]
     options = [rest.split(",") for _, _, rest in specs]
-    shown = [[option for option in own if option not in other] for own, other in (options, options[::-1])]
-    return tuple(f"{name}:{','.join(kept)}" for (name, _, _), kept in zip(specs, shown, strict=True))  # type: ignore[return-value]
+    different = [[option for option in own if option not in other] for own, other in (options, options[::-1])]
+    a, b = (f"{name}:{','.join(texts)}" for (name, _, _), texts in zip(specs, different, strict=True))
+    return a, b
 
 
 def _is_registered(kind: Kind, spec: str) -> bool:

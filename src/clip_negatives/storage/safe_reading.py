@@ -1,6 +1,7 @@
 """Safe readers of untrusted JSON, safetensors and parquet files.
 
-A file that is damaged, too large or of the wrong type raises ValueError before it fills the memory. No code in it is run.
+The readers raise ValueError for a file that is damaged, too large or of the wrong type, before it fills the memory. They run no
+code from a file.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(file: Path, size_limit: str = "manifest_bytes") -> dict[str, Any]:
-    """Return the object in a JSON file; `size_limit` names the limit of its size, see `clip_negatives.storage.limits`."""
+    """Return the object in a JSON file; `size_limit` names its size limit, see `clip_negatives.storage.limits`."""
     check_file(file, limit(size_limit))
     text = file.read_bytes()
     value = parse_json(text)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     if b"\\ud" in text.lower():  # JSON can escape half of a surrogate pair, which is not valid text
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False).encode()  # raises a ValueError
     return value
 
 
@@ -58,7 +59,7 @@ def check_file(file: Path, max_bytes: int | None = None) -> None:
 
 
 def read_tensors(file: Path, specs: Mapping[str, TensorSpec] = {}) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, memory-mapped; `specs` are tensors that it must have."""
+    """Return the tensors of a safetensors file, memory-mapped; `specs` describe tensors that it must have."""
     return read_tensors_and_metadata(file, specs)[0]
 
 
@@ -68,8 +69,8 @@ def read_tensors_and_metadata(file: Path, specs: Mapping[str, TensorSpec] = {}) 
 
     check_file(file)
     with file.open("rb") as stream:
-        start = stream.read(8)
-    if len(start) == 8 and (size := struct.unpack("<Q", start)[0]) > limit("header_bytes"):
+        size_field = stream.read(8)
+    if len(size_field) == 8 and (size := struct.unpack("<Q", size_field)[0]) > limit("header_bytes"):
         raise ValueError(f"a header of {size} bytes, more than the limit of {limit('header_bytes')}")
     try:
         with safe_open(file, framework="pt") as stored:
@@ -89,7 +90,10 @@ def read_tensors_and_metadata(file: Path, specs: Mapping[str, TensorSpec] = {}) 
 def open_table(
     file: Path, texts: Sequence[str], optional: Sequence[str] = (), labels: Sequence[str] = (), integers: Sequence[str] = ()
 ) -> pq.ParquetFile:
-    """Open a parquet file and check its columns: strings (`texts`), int32 (`labels`), and optional strings and int64."""
+    """Open a parquet file and check its columns.
+
+    It must have the columns `texts` (strings) and `labels` (int32). `optional` (strings) and `integers` (int64) may be missing.
+    """
     check_file(file)
     with _value_errors():
         table = pq.ParquetFile(file)
@@ -117,19 +121,19 @@ def read_table(
 ) -> pa.Table:
     """Return columns of a parquet file, in memory, after checking their values; see `open_table`.
 
-    `labels` gives the number of clusters of each column. Values of optional columns may be missing.
+    `labels` maps each column of labels to its number of clusters. Optional columns may have missing values.
     """
     source = open_table(file, texts, optional, tuple(labels), integers)
     names = [name for name in source.schema_arrow.names if name in (*texts, *optional, *labels, *integers)]
-    claimed = source.metadata.num_rows
+    n_rows = source.metadata.num_rows
     with _value_errors():
-        table = source.read(columns=names, use_threads=claimed > SINGLE_THREAD_ROWS)
-    if table.num_rows != claimed:
-        raise ValueError(f"{table.num_rows} rows, but its metadata says {claimed}")
+        table = source.read(columns=names, use_threads=n_rows > SINGLE_THREAD_ROWS)
+    if table.num_rows != n_rows:
+        raise ValueError(f"{table.num_rows} rows, but its metadata says {n_rows}")
     _check_values(table, (*texts, *labels))
     for name, n_clusters in labels.items():
         least, most = pc.min_max(table[name]).as_py().values()
-        if claimed and not 0 <= least <= most < n_clusters:
+        if n_rows and not 0 <= least <= most < n_clusters:
             raise ValueError(f"column {name} has labels outside 0 .. {n_clusters - 1}")
     return table
 
@@ -159,7 +163,7 @@ def _check_values(table: pa.Table | pa.RecordBatch, required: Sequence[str]) -> 
 def _value_errors() -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError) as error:  # a damaged page is an OSError
+    except (pa.ArrowException, OSError, ValueError) as error:  # pyarrow raises OSError for a damaged page
         raise ValueError(one_line(error)) from error
 
 

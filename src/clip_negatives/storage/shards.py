@@ -28,8 +28,8 @@ class KnownShards:
     """Shards of a clusters or labels folder, identified by their last path components.
 
     Attributes:
-        depth: number of these components; 0 if the folder does not name shards.
-        sources: size and digest of each shard, by these components; empty if an older version wrote the folder.
+        depth: number of last path components; 0 if the folder does not name shards.
+        sources: size and digest of each shard, by its last path components; empty if an older version wrote the folder.
     """
 
     folder: Path
@@ -37,11 +37,11 @@ class KnownShards:
     sources: Mapping[str, SourceFile]
 
     def ending(self, address: str) -> str:
-        """Return the last path components of a shard, at this path or URL or at that of a copy."""
+        """Return the last path components of the shard at a path or URL; a copy of the shard has the same ones."""
         return last_parts(address, self.depth) if self.depth else ""
 
     def _check_distinct(self, addresses: Sequence[str], known: Collection[str]) -> None:
-        """Raise ArtifactError if two addresses are taken for one known shard: its weights would be used for both."""
+        """Raise ArtifactError if two addresses match the same known shard: both would get its labels."""
         seen: dict[str, str] = {}
         for address in addresses:
             ending = self.ending(address)
@@ -65,7 +65,7 @@ class ClusteredShards(KnownShards):
         """Return the shards of a clusters folder; ArtifactError if two shards cannot be told apart."""
         if "shard" not in folder.samples.column_names:
             return cls(folder.path, 0, {}, {"": ""})
-        # A shard without a readable sample is no value of the column, but it was clustered.
+        # A shard without a readable sample is not in the column, but it counts as clustered.
         sources = folder.sources
         shards = dict.fromkeys([*pc.unique(folder.samples["shard"]).to_pylist(), *(source.file for source in sources)])
         check_distinct(list(shards))
@@ -89,7 +89,12 @@ class ClusteredShards(KnownShards):
 
 
 class LeftOut(NamedTuple):
-    """Samples of one key in one shard that could not be clustered: how many, and whether they follow a clustered one."""
+    """Samples with one key in one shard that were not clustered.
+
+    Attributes:
+        n_skipped: number of these samples.
+        first_is_clustered: whether the first sample with the key was clustered; then the skipped samples follow it.
+    """
 
     n_skipped: int
     first_is_clustered: bool
@@ -97,7 +102,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ShardRows:
-    """Row of each sample of a clusters folder, by shard and key; by key only if the folder does not name shards.
+    """Row of each sample of a clusters folder, by shard and key; by key alone if the folder does not name shards.
 
     Attributes:
         rows: row of each key, by the last path components of the shard.
@@ -166,13 +171,13 @@ class ShardedSamples:
             start += len(keys)
 
     def table(self, keys: pa.Array, rows: slice | Tensor, texts: pa.Array) -> pa.Table:
-        """Return keys, labels and digests of texts of samples, as a labels folder stores them."""
+        """Return keys, labels and text digests of samples, as a labels file stores them."""
         image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.clusters.image, self.clusters.text))
         digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
         return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
 
     def _runs(self) -> Iterator[tuple[str, pa.Array, pa.Array]]:
-        """Yield the shard, and the keys and texts of consecutive samples of it."""
+        """Yield shard, keys and texts of each run of consecutive samples of one shard."""
         with CLUSTERS_FOLDER.reading(self.path, SAMPLES):
             for batch in read_batches(self._table, ("key", "text", "shard"), ("key", "text", "shard")):
                 shards, keys, texts = batch.column("shard").to_pylist(), batch.column("key"), batch.column("text")
@@ -190,12 +195,12 @@ def last_parts(address: str, depth: int) -> str:
             return address
         address = tars[-1]
     if "://" in address:
-        address = address.partition("?")[0]  # a signature, which changes
+        address = address.partition("?")[0]  # the query is a signature, which changes
     return "/".join(address.split("/")[-depth:])
 
 
 def check_distinct(shards: Sequence[str]) -> None:
-    """Raise ArtifactError if two shards have the same path, or if a shard comes twice."""
+    """Raise ArtifactError if a shard is listed twice, also by different addresses of the same path."""
     depth, seen = distinct_depth(shards), dict[str, str]()
     for shard in shards:
         ending = last_parts(shard, depth)
@@ -206,7 +211,7 @@ def check_distinct(shards: Sequence[str]) -> None:
 
 
 def distinct_depth(addresses: Sequence[str]) -> int:
-    """Return the smallest number of last path components that identifies each shard."""
+    """Return the smallest number of last path components that tells all shards apart."""
     deepest = max(len(address.split("/")) for address in addresses)
     depths = (d for d in range(1, deepest) if len({last_parts(address, d) for address in addresses}) == len(addresses))
     return next(depths, deepest)

@@ -1,4 +1,4 @@
-"""Source files of clusters: size and digest of each tar, or of a few images, as they were when they were read."""
+"""Source files of clusters: size and digest of each tar, or of a few images, recorded when they were read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from clip_negatives.storage.safe_reading import read_table
 
 SOURCES = "sources.parquet"
-DIGESTED_FILES = 64  # most files whose content is compared; the size of every file is
+DIGESTED_FILES = 64  # maximum number of files whose content is compared; sizes are compared for all files
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class SourceFile:
     Attributes:
         file: path or URL.
         size: bytes; None if unknown, as for ``pipe:``.
-        sha256: SHA-256 in hexadecimal, of an image's content or of both ends of a tar; "" if unknown.
+        sha256: SHA-256 of the content of an image, or of both ends of a tar, in hexadecimal; "" if unknown.
     """
 
     file: str
@@ -35,12 +35,12 @@ def write_sources(sources: Iterable[SourceFile], file: Path) -> None:
     rows = [(source.file, source.size, source.sha256) for source in sources]
     columns = [[row[place] for row in rows] for place in range(3)]
     types = {"file": pa.string(), "bytes": pa.int64(), "sha256": pa.string()}
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, types.values(), strict=True)]
+    arrays = [pa.array(column, dtype) for column, dtype in zip(columns, types.values(), strict=True)]
     pq.write_table(pa.table(arrays, list(types)), file, compression="zstd")
 
 
 def read_sources(file: Path) -> list[SourceFile]:
-    """Read the file of `write_sources`; damage is a ValueError."""
+    """Return the source files that `write_sources` wrote; ValueError if the file is damaged."""
     table = read_table(file, ("file", "sha256"), integers=("bytes",))
     if "bytes" not in table.column_names:
         raise ValueError("it has no column bytes")

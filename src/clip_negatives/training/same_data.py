@@ -139,7 +139,7 @@ def warn_of_newer(folder: Path, manifest: Mapping[str, Any], kind: str, files: S
         created = datetime.fromisoformat(str(manifest.get("clusters_created", manifest.get("created")))).timestamp()
     except (ValueError, OverflowError):
         return
-    times = in_threads(_modified, files)
+    times = map_files(_modified, files)
     newer = [file for file, changed in zip(files, times, strict=True) if changed > created + TOLERANCE]
     if newer:
         log(
@@ -154,7 +154,7 @@ def spread(files: pa.Array | pa.ChunkedArray) -> list[str]:
     return list(dict.fromkeys(files.take(pa.array(places, pa.int64())).to_pylist()))
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T], chunk: int = CHUNK) -> list[R]:
+def map_files(function: Callable[[T], R], items: Iterable[T], chunk: int = CHUNK) -> list[R]:
     """Return the result for each item; threads do the work after the first chunk, unless the file system answers at once."""
     listed, began = list(items), time.perf_counter()
     results = list(map(function, listed[:chunk]))

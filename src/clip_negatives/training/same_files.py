@@ -16,7 +16,7 @@ from clip_negatives.storage.atomic import digest
 from clip_negatives.storage.clusters_folder import BYTES, ClustersFolder
 from clip_negatives.storage.shards import KnownShards
 from clip_negatives.storage.source_files import DIGESTED_FILES, SourceFile, evenly_spread
-from clip_negatives.training.same_data import CHECKED_FILES, in_threads
+from clip_negatives.training.same_data import CHECKED_FILES, map_files
 
 REPAIR_IMAGES = "Run from the folder where the image paths are valid, or prepare again: clip-negatives prepare."
 
@@ -39,7 +39,7 @@ def check_contents(pairs: Sequence[tuple[str, SourceFile]], folder: Path) -> Non
     clustered = [(address, source) for address, source in pairs if source.size is not None]
     repair = f"Use the shards that were clustered, or make {folder} again from these: clip-negatives prepare."
     comparable: list[tuple[str, SourceFile, int]] = []
-    sizes = in_threads(lambda pair: shard_size(pair[0]), clustered, chunk=1)
+    sizes = map_files(lambda pair: shard_size(pair[0]), clustered, chunk=1)
     for (address, source), size in zip(clustered, sizes, strict=True):
         if size is None:
             continue
@@ -48,7 +48,7 @@ def check_contents(pairs: Sequence[tuple[str, SourceFile]], folder: Path) -> Non
             raise ArtifactError(f"{fault} {repair}")
         comparable.append((address, source, size))
     digested = [comparable[place] for place in evenly_spread(len(comparable), DIGESTED_FILES)]
-    digests = in_threads(lambda entry: shard_digest(entry[0], entry[2]), digested, chunk=1)
+    digests = map_files(lambda entry: shard_digest(entry[0], entry[2]), digested, chunk=1)
     for (address, source, _), sha256 in zip(digested, digests, strict=True):
         if sha256 and source.sha256 and sha256 != source.sha256:
             fault = f"The shard {address} has other content than the clustered shard {source.file}, at the same size."
@@ -65,7 +65,7 @@ def warn_of_uncompared_shards(shards: KnownShards, addresses: Sequence[str]) -> 
     else:
         sources = {address: shards.sources.get(shards.ending(address)) for address in addresses}
         clustered = [(address, source.size) for address, source in sources.items() if source is not None]
-        sizes = in_threads(lambda pair: None if pair[1] is None else shard_size(pair[0]), clustered, chunk=1)
+        sizes = map_files(lambda pair: None if pair[1] is None else shard_size(pair[0]), clustered, chunk=1)
         unknown = [address for (address, _), size in zip(clustered, sizes, strict=True) if size is None]
         if unknown:
             log(
@@ -88,7 +88,7 @@ def check_images(folder: ClustersFolder) -> None:
     rows = pa.array(evenly_spread(samples.num_rows, CHECKED_FILES), pa.int64())
     paths = samples["image"].take(rows).to_pylist()
     known = samples[BYTES].take(rows).to_pylist() if BYTES in samples.column_names else [None] * len(rows)
-    sizes = in_threads(file_size, paths)
+    sizes = map_files(file_size, paths)
     compared = zip(rows.to_pylist(), paths, known, sizes, strict=True)
     differing = [entry for entry in compared if entry[3] is None or (entry[2] is not None and entry[2] != entry[3])]
     if differing:
@@ -103,7 +103,7 @@ def _check_image_digests(folder: ClustersFolder) -> None:
     sources = folder.sources
     chosen = [sources[place] for place in evenly_spread(len(sources), DIGESTED_FILES)]
     known = [source for source in chosen if source.sha256 and source.size is not None]
-    for source, fault in zip(known, in_threads(_content_fault, known, chunk=1), strict=True):
+    for source, fault in zip(known, map_files(_content_fault, known, chunk=1), strict=True):
         # A file that is not in the table is none of the training data.
         if fault and (row := folder.samples["image"].index(source.file).as_py()) >= 0:
             raise ArtifactError(f"The image {source.file} (row {row} of {folder.path}) {fault}. {REPAIR_IMAGES}")

@@ -20,7 +20,7 @@ from clip_negatives.storage.paths import obstacle
 
 LATEST = "latest"  # value of `--resume` that is not a file
 
-# Fields of `Columns`, and the kind of the data, as open_clip's options.
+# open_clip's option for each field of `Columns`, and for the kind of the data.
 OPTIONS = {
     "separator": "--csv-separator",
     "image": "--csv-img-key",
@@ -35,7 +35,7 @@ def parsed(arguments: Sequence[str]) -> Namespace:
     try:
         with contextlib.redirect_stderr(output):
             args: Namespace = parse_args(list(arguments))
-    except ValueError as error:  # of --aug-cfg, which open_clip splits at "="
+    except ValueError as error:  # open_clip splits each --aug-cfg at "="
         raise InputError("--aug-cfg needs settings name=value. Correct it in the arguments after --.") from error
     except SystemExit as stopped:
         if not stopped.code:
@@ -46,19 +46,19 @@ def parsed(arguments: Sequence[str]) -> Namespace:
 
 
 def kind_of(args: Namespace, data: str | None = None) -> str:
-    """Return "csv", "webdataset" or "synthetic", by the same rule as open_clip, for `data` or else the training data."""
+    """Return the kind of `data` (default: the training data), "csv", "webdataset" or "synthetic", by open_clip's rule."""
     if args.dataset_type != "auto":
         return str(args.dataset_type)
     return "csv" if (data or args.train_data).rsplit(".", 1)[-1] in ("csv", "tsv") else "webdataset"
 
 
 def check_paths(arguments: Sequence[str], options: TrainOptions) -> None:
-    """Check arguments of open_clip, and the clusters: the data exist, and the run can be written. Nothing is read.
+    """Check, without reading data, that open_clip's arguments are valid, data and clusters exist, and the run can be written.
 
     Raises:
         InputError: an argument is unknown, the file of ``--resume`` is missing, or ``--logs`` or ``--name`` cannot be used.
         DataError: a file of the training or validation data is missing.
-        ArtifactError: the clusters are not there.
+        ArtifactError: the clusters folder is missing.
     """
     args = parsed(arguments)
     for data in filter(None, (args.train_data, args.val_data)):
@@ -76,9 +76,9 @@ def check_paths(arguments: Sequence[str], options: TrainOptions) -> None:
     if (folder := obstacle(Path(args.logs) / "run")) is not None:
         raise InputError(f"--logs {args.logs} cannot be written: {folder} is not a writable folder. Use another --logs.")
     run = Path(args.logs) / (args.name or "")
-    if args.name and args.resume != LATEST and (run / "out.log").exists() and _is_first():
-        step = "Continue it with --resume latest" if has_checkpoint(run) else f"Remove {run}, which has no checkpoint"
-        raise InputError(f"{args.logs} already has a run {args.name}. {step}, or use another --name.")
+    if args.name and args.resume != LATEST and (run / "out.log").exists() and _is_rank_zero():
+        repair = "Continue it with --resume latest" if has_checkpoint(run) else f"Remove {run}, which has no checkpoint"
+        raise InputError(f"{args.logs} already has a run {args.name}. {repair}, or use another --name.")
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -86,8 +86,8 @@ def has_checkpoint(run: Path) -> bool:
     return any((run / "checkpoints").glob("*.pt"))
 
 
-def _is_first() -> bool:
-    """Return whether this process has rank 0, by open_clip's own rule."""
+def _is_rank_zero() -> bool:
+    """Return whether this process has rank 0, by open_clip's rule."""
     if {"WORLD_SIZE", "SLURM_NTASKS"}.isdisjoint(os.environ):
         return True
     from clip_negatives.integrations.open_clip.train_set import rank  # imports torch

@@ -1,4 +1,4 @@
-"""Checkpoints of open_clip: atomic writes, checks of weights and of the resumed checkpoint, and the state of the loss."""
+"""open_clip's checkpoints: atomic writes, checks before a resume, and the state of the loss beside each checkpoint."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def atomic_save(save: Callable[..., None]) -> Callable[..., None]:
 
 
 def latest_checkpoint(main: ModuleType) -> Callable[..., str | None]:
-    """Return open_clip's search for the latest checkpoint; it also finds folders with ``*``, ``?`` or ``[`` in their names."""
+    """Return open_clip's search for the latest checkpoint, extended to folders with ``*``, ``?`` or ``[`` in their names."""
     search = main.get_latest_checkpoint
 
     def search_escaped(path: str, remote: bool) -> str | None:
-        found: str | None = search(path if remote else glob.escape(path), remote=remote)
-        return found
+        checkpoint: str | None = search(path if remote else glob.escape(path), remote=remote)
+        return checkpoint
 
     return search_escaped
 
@@ -56,7 +56,7 @@ def check_resumed(main: ModuleType, args: Namespace) -> Path | None:
     """Check that the checkpoint that open_clip will resume from can be read, without loading its tensors.
 
     Returns:
-        The checkpoint; None if there is none on this machine, or if it has only weights, with which a new training starts.
+        The checkpoint. None if it is not on this machine, or if it has only weights: then a new training starts from them.
     """
     file = resumed_file(main, args)
     if file is None:
@@ -69,7 +69,7 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
     """Return a local checkpoint, with memory-mapped tensors; ArtifactError if it is damaged or has another structure."""
     repair = "Use another checkpoint for --resume."
     if args.resume == LATEST:
-        is_only = all(other == file for other in file.parent.glob("*.pt"))
+        is_only = all(checkpoint == file for checkpoint in file.parent.glob("*.pt"))
         repair = f"Remove it: --resume latest then {'trains from the start' if is_only else 'uses the one before'}."
     try:
         check_file(file)
@@ -83,9 +83,10 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
     if not isinstance(stored, dict) or not stored:
         raise ArtifactError(f"The checkpoint {file} holds no weights. {repair}")
     if "epoch" in stored:
-        epoch, parts = stored["epoch"], [name for name in ("state_dict", "optimizer") if not isinstance(stored.get(name), dict)]
-        if type(epoch) is not int or epoch < 0 or parts:
-            fault = f"no {parts[0]}" if parts else f"the epoch {epoch!r}"
+        epoch = stored["epoch"]
+        missing = [name for name in ("state_dict", "optimizer") if not isinstance(stored.get(name), dict)]
+        if type(epoch) is not int or epoch < 0 or missing:
+            fault = f"no {missing[0]}" if missing else f"the epoch {epoch!r}"
             raise ArtifactError(f"The checkpoint {file} has {fault}. {repair}")
     elif "state_dict" in stored:
         raise ArtifactError(f"The checkpoint {file} has no epoch to resume at. Pass it to --pretrained, or use another one.")
@@ -94,43 +95,43 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
 
 def check_finite(model: torch.nn.Module, epoch: int) -> None:
     """Raise DivergedError if a weight is not finite; called before a checkpoint is written."""
-    bad = [name for name, weight in unwrap_model(model).named_parameters() if not bool(weight.isfinite().all())]
-    if bad:
+    not_finite = [name for name, weight in unwrap_model(model).named_parameters() if not bool(weight.isfinite().all())]
+    if not_finite:
         raise DivergedError(
-            f"The training diverged: after epoch {epoch}, {bad[0]} and {len(bad) - 1} more weights are NaN or infinite. This "
-            "epoch has no checkpoint. Use a lower --lr, a longer --warmup or --grad-clip-norm."
+            f"The training diverged: after epoch {epoch}, {not_finite[0]} and {len(not_finite) - 1} more weights are NaN or "
+            "infinite. This epoch has no checkpoint. Use a lower --lr, a longer --warmup or --grad-clip-norm."
         )
 
 
 def resumed_run(checkpoint: str | Path) -> Path:
-    """Return the folder of the run that wrote a checkpoint, also if the checkpoint is given by a link or a relative path."""
+    """Return the folder of the run that wrote a checkpoint; the path of the checkpoint may be relative or a link."""
     return Path(checkpoint).resolve().parent.parent
 
 
-def store_state(loss: AnchorLoss | None, args: Any, completed: int, clusters: str) -> None:
-    """Write the state of the loss after `completed` epochs with the digest of its clusters, on rank 0; all ranks have the same.
+def store_state(loss: AnchorLoss | None, args: Any, completed: int, data: str) -> None:
+    """Write the state of the loss after `completed` epochs, with a digest of the training data `data`.
 
-    An older file is deleted unless open_clip kept the checkpoint of its epoch. The previous file stays, because the run can
-    stop after this call and before open_clip writes its checkpoint.
+    Only rank 0 writes, because all ranks have the same state. The file of the previous epoch stays: the run can stop after this
+    call and before open_clip writes its checkpoint. The file before it is deleted, unless open_clip kept its checkpoint.
     """
     if args.rank != 0 or not state_of(loss):
         return
     run = Path(args.checkpoint_path).parent
-    write_state(loss, _state_file(run, completed), clusters)
+    write_state(loss, _state_file(run, completed), data)
     if not (run / "checkpoints" / f"epoch_{completed - 2}.pt").exists():
         remove_file(_state_file(run, completed - 2))
 
 
-def restore_state(loss: AnchorLoss | None, args: Any, epoch: int, clusters: str) -> None:
-    """Restore the state after `epoch` epochs, if a run is resumed; ArtifactError if it is of other clusters."""
+def restore_state(loss: AnchorLoss | None, args: Any, epoch: int, data: str) -> None:
+    """In a resumed run, restore the state after `epoch` epochs; ArtifactError if it belongs to data with another digest."""
     if epoch > 0:
-        read_state(loss, _state_file(resumed_run(args.resume), epoch), clusters)
+        read_state(loss, _state_file(resumed_run(args.resume), epoch), data)
 
 
 def store_random(args: Any, epoch: int) -> None:
     """Write the state of torch's random generator before `epoch`, which determines the batches of a single process.
 
-    Several processes draw their batches by (seed, epoch), and need no state.
+    With several processes, seed and epoch determine the batches, so no state is needed.
     """
     if args.world_size > 1:
         return
@@ -142,7 +143,7 @@ def store_random(args: Any, epoch: int) -> None:
 
 
 def restore_random(args: Any, epoch: int) -> None:
-    """Restore what `store_random` wrote, so that a resumed run sees the batches that the stopped one would have seen."""
+    """Restore the state that `store_random` wrote: a resumed run then sees the same batches as a run that was not stopped."""
     if args.world_size > 1:
         return
     file = _random_file(resumed_run(args.resume), epoch)
@@ -161,7 +162,7 @@ def _state_file(run: Path, epoch: int) -> Path:
 
 
 def resumed_file(main: ModuleType, args: Namespace) -> Path | None:
-    """Return the local file that open_clip will resume from, by its own rule, or None."""
+    """Return the local file that open_clip will resume from, by open_clip's rule, or None."""
     if not args.resume or args.remote_sync is not None or "://" in args.resume:
         return None
     if args.resume != LATEST:

@@ -1,4 +1,4 @@
-"""Checks of open_clip's arguments that fail late or train the wrong loss."""
+"""Checks of open_clip's arguments, for settings that would fail late or train the wrong loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEAST = {"seed": 0, "batch_size": 1, "epochs": 0, "accum_freq": 1, "workers": 0,
 
 
 def check_arguments(arguments: Sequence[str], options: TrainOptions) -> Namespace:
-    """Return open_clip's arguments, after rejecting settings that fail late or train the wrong loss; see also `check_paths`."""
+    """Return open_clip's arguments; reject settings that would fail late or train the wrong loss. See also `check_paths`."""
     args = parsed(arguments)
     check_environment(args.dist_url)
     _check_loss(args, options)
@@ -53,16 +53,18 @@ def _check_loss(args: Namespace, options: TrainOptions) -> None:
 
 
 def _check_model(args: Namespace) -> None:
-    """Add our small models to open_clip, and check the names of the model and of its weights."""
+    """Add our small models to open_clip, then check the names of the model and its weights."""
     open_clip.add_model_config(MODELS)
     if args.model.startswith(SCHEMES):
         return
     if args.model not in open_clip.list_models():
         raise InputError(str(UnknownNameError.of("model of open_clip, after --model", args.model, open_clip.list_models())))
-    known = open_clip.list_pretrained_tags_by_model(args.model)
-    if args.pretrained and args.pretrained not in known and not Path(args.pretrained).is_file():
-        tags = f"one of {', '.join(known)}" if known else "this model has no tags"
-        raise InputError(f"--pretrained must be a checkpoint file or a tag of {args.model} ({tags}), got {args.pretrained!r}.")
+    tags = open_clip.list_pretrained_tags_by_model(args.model)
+    if args.pretrained and args.pretrained not in tags and not Path(args.pretrained).is_file():
+        choices = f"one of {', '.join(tags)}" if tags else "this model has no tags"
+        raise InputError(
+            f"--pretrained must be a checkpoint file or a tag of {args.model} ({choices}), got {args.pretrained!r}."
+        )
 
 
 def _check_numbers(args: Namespace) -> None:
@@ -99,7 +101,7 @@ def _option(name: str) -> str:
 
 
 def _check_data(args: Namespace, options: TrainOptions) -> None:
-    """Check that there is training data, and enough of it for a step."""
+    """Check that there are enough training data for a step, and readable validation data."""
     if args.dataset_type != "synthetic" and not args.train_data:
         raise DataError("There is no training data. Add --train-data FILE, or --dataset-type synthetic, after --.")
     if args.dataset_type == "synthetic" and not args.train_num_samples:

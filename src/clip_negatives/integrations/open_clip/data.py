@@ -1,4 +1,4 @@
-"""open_clip's training data with the batches of a negative sampler; the loss gets the samples of each batch."""
+"""open_clip's training data in the batches of a negative sampler, with the samples of each batch passed to the loss."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class TrainData:
     info: Any  # open_clip's DataInfo
     args: Any
     options: TrainOptions
-    current: CurrentSamples  # tells the loss the samples of a batch
+    current: CurrentSamples  # passes the samples of each batch to the loss
     folder: ClustersOrLabels | None
     dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
     extra_texts: int = 0  # captions that the sampler adds to each sample
 
     @property
     def dataset(self) -> Any:
-        """Return open_clip's data set; None for a stream."""
+        """Return open_clip's data set, or None for a stream."""
         dataset = getattr(self.info.dataloader, "dataset", None)
         return None if isinstance(dataset, IterableDataset) else dataset
 
@@ -84,20 +84,20 @@ class TrainData:
 
 
 def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
-    """Append entries of the samples to each batch of a stream; order and randomness do not change.
+    """Append entries of the samples to each batch of a stream. The order of the samples does not change.
 
-    `stage` adds the entries right after the tars are read; None if the samples have them already.
+    `stage` adds the entries to the samples, right after the tars are read; None if the samples have them already.
     """
     stages = loader.pipeline[0].dataset.pipeline
     names = [getattr(getattr(part, "f", part), "__name__", "") for part in stages]
-    tars = [place for place, name in enumerate(names) if name.startswith("tarfile_to_samples")]
-    last = [place for place, name in enumerate(names) if name == "_to_tuple"]
-    if len(last) != 1 or (stage is not None and len(tars) != 1):
+    tar_places = [place for place, name in enumerate(names) if name.startswith("tarfile_to_samples")]
+    tuple_places = [place for place, name in enumerate(names) if name == "_to_tuple"]
+    if len(tuple_places) != 1 or (stage is not None and len(tar_places) != 1):
         raise UnsupportedError(
             "The webdataset stream of this open_clip differs from version 3: no tar stage, or no to_tuple('image', 'text'). "
             "Install open_clip_torch>=3.0,<4."
         )
-    if stages[last[0]].args == ("image", "text"):
-        stages[last[0]] = webdataset.to_tuple("image", "text", *entries)
+    if stages[tuple_places[0]].args == ("image", "text"):
+        stages[tuple_places[0]] = webdataset.to_tuple("image", "text", *entries)
         if stage is not None:
-            stages.insert(tars[0] + 1, stage)
+            stages.insert(tar_places[0] + 1, stage)

@@ -1,7 +1,7 @@
 """Changes that a training run makes outside this package; they are undone when the run ends.
 
-`installed` lists our replacements; `restored_process` lists the settings that open_clip changes. In addition, TensorBoard's
-writer is closed, and ``sys.stderr`` is captured while open_clip parses its arguments (`arguments.parsed`).
+`installed` lists our replacements, and `restored_process` the settings that open_clip changes. In addition, the run closes
+TensorBoard's writer, and captures ``sys.stderr`` while open_clip parses its arguments (`arguments.parsed`).
 
 Two changes stay: open_clip seeds the global random generators, and open_clip's registry of models keeps our small models
 (``open_clip.add_model_config``). ``sys.argv``, signal handlers and warning filters never change.
@@ -29,7 +29,7 @@ from clip_negatives.integrations.open_clip.untrusted import RegularCsvDataset, e
 
 
 class CpuDistributedDataParallel(parallel.DistributedDataParallel):
-    """`DistributedDataParallel` that ignores ``device_ids`` if the module is on the CPU; open_clip always passes them."""
+    """`DistributedDataParallel` that ignores ``device_ids`` for a module on the CPU; open_clip always passes them."""
 
     def __init__(self, module: torch.nn.Module, device_ids: Any = None, *rest: Any, **named: Any) -> None:
         on_cpu = all(parameter.device.type == "cpu" for parameter in module.parameters())
@@ -74,7 +74,7 @@ def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
 @contextmanager
 def restored_process() -> Iterator[None]:
     """Restore torch's settings, ``os.environ``, levels of loggers and handlers of the root logger; end the process group."""
-    import torch._dynamo.config as dynamo  # slow, and open_clip's optimizer imports it anyway
+    import torch._dynamo.config as dynamo  # imported here, because it is slow
 
     settings: list[tuple[Any, str]] = [(dynamo, "optimize_ddp")]
     if torch.cuda.is_available():
@@ -82,11 +82,11 @@ def restored_process() -> Iterator[None]:
         settings += [(torch.backends.cuda.matmul, "allow_tf32"), (cudnn, "benchmark"), (cudnn, "deterministic")]
     environment, handlers = dict(os.environ), list(logging.root.handlers)
     levels = {logger: logger.level for logger in _loggers()}
-    grouped = dist.is_available() and dist.is_initialized()
+    had_group = dist.is_available() and dist.is_initialized()
     try:
         with replaced(*((owner, name, getattr(owner, name)) for owner, name in settings)):
             yield
-        if not grouped and dist.is_available() and dist.is_initialized():
+        if not had_group and dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()  # not after an error: other processes may still wait in the group
     finally:
         for name in os.environ.keys() - environment.keys():  # WDS_EPOCH; under Slurm also RANK, LOCAL_RANK and WORLD_SIZE

@@ -14,16 +14,17 @@ class CurrentSamples:
     """Samples of the batches of one step; the loss gets them by calling this object.
 
     A step has `batches` batches, above 1 in gradient accumulation. open_clip's loop fetches all batches of a step, then calls
-    the loss `batches` times, each time for all of them. Any other order is an error: the samples would be of other batches.
+    the loss `batches` times, each time for all of them. Any other order is an error: the loss would get samples of other
+    batches.
     """
 
     def __init__(self, batches: int = 1, observe: Callable[[BatchSamples], None] | None = None) -> None:
-        self.handed_out = 0  # batches so far: two calls of the loss at the same number are for the same batches
+        self.handed_out = 0  # number of batches; while it stays the same, the loss is called for the same batches
         self._batches, self._observe = batches, observe
         self.start()
 
     def start(self) -> None:
-        """Forget the batches of the last epoch, whose rest may be too few for a step."""
+        """Forget the batches of the previous epoch: the last of them may be too few for a step."""
         self._window: deque[BatchSamples] = deque(maxlen=self._batches)
         self._new = self._calls = 0  # batches since the last step, and calls of the loss for this step
 

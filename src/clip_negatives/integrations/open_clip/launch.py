@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None:
     """Train as ``python -m open_clip_train.main`` does with `arguments`, but with the method in `options`.
 
-    All possible checks run before open_clip starts, so before the first file is written.
+    Every check that can run before open_clip starts does so, before the first file is written.
     """
     options = options or TrainOptions()
     check_paths(arguments, options)  # before the slow imports
@@ -50,14 +50,14 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
         preflight.try_plugins(folder, args, options)
         full_record = run_record.with_clusters(record, folder)
         warning = run_record.check_resume(args, checkpoint, full_record, anyway=options.resume_anyway)
-    one_at_a_time = sole_user(Path(args.logs) / args.name, wait=False) if args.name and train_set.rank() == 0 else nullcontext()
+    run_lock = sole_user(Path(args.logs) / args.name, wait=False) if args.name and train_set.rank() == 0 else nullcontext()
     try:
         negatives = seam.Negatives(main, options, folder, record, warning)
-        with one_at_a_time, lost_process_errors(), guest.installed(main, negatives), no_exit():
+        with run_lock, lost_process_errors(), guest.installed(main, negatives), no_exit():
             outcome = main.main(list(arguments))
     except OSError as error:
         file = f" {error.filename}" if error.filename else f" in {args.logs}"
-        reason = error.strerror or str(error).strip().rpartition("\n")[2]  # of a loader's worker: the end of its traceback
+        reason = error.strerror or str(error).strip().rpartition("\n")[2]  # of a traceback: its last line
         fault = f"open_clip could not read or write a file{file}: {reason}."
         raise ArtifactError(f"{fault} {remedies(error) or 'Correct this.'} Then {_next_step(negatives.run_folder)}.") from error
     if outcome not in (None, 0):
@@ -65,7 +65,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
 
 
 def _next_step(run: Path | None) -> str:
-    """Return how to go on with a run that stopped, given its folder if it is known."""
+    """Return the advice for a run that stopped; `run` is its folder, None if unknown."""
     if run is None or not has_checkpoint(run):
         return "train again"
     return f"continue with {argument('resume', f'--name {run.name} --resume latest')}"
@@ -87,7 +87,7 @@ def check(arguments: Sequence[str], options: TrainOptions) -> None:
 def provenance(
     arguments: Sequence[str], options: TrainOptions, folder: ClustersFolder, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the record of a run on these clusters, see `clip_negatives.storage.provenance`; `data` identifies its data."""
+    """Return the provenance record of a run on these clusters; `data` is the section that identifies its data."""
     from clip_negatives.integrations.open_clip import run_record
 
     return run_record.with_clusters(run_record.record_of(parsed(arguments), options, dict(data)), folder)

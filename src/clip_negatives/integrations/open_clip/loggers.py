@@ -1,4 +1,4 @@
-"""Log our figures to open_clip's loggers, TensorBoard and wandb, at the same steps as open_clip."""
+"""Log our figures to open_clip's loggers, TensorBoard and wandb, at the steps that open_clip logs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from clip_negatives.training.figures import batch_figures, cluster_figures
 
 @dataclass
 class EpochFigures:
-    """Logged figures of one epoch, from the batches of rank 0; they use no features, so nothing waits for a GPU."""
+    """Logged figures of one epoch, from the batches of rank 0. They need no features, so logging never waits for a GPU."""
 
     args: Any
     tb_writer: Any  # open_clip's TensorBoard writer, or None
     epoch: int
     steps: int  # steps in an epoch; accumulated batches are one step
     clusters: Clusters
-    terms: LossTerms | AnchorLoss  # of the data, on the CPU
-    batches: int = 0  # counted so far
+    terms: LossTerms | AnchorLoss  # of the whole data set, on the CPU
+    batches: int = 0  # number of batches so far
 
     def log_clusters(self) -> None:
         """Log the sizes of the clusters at the first step of the epoch."""

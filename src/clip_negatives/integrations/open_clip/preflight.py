@@ -1,4 +1,4 @@
-"""Steps before open_clip starts: read or make the clusters, and try the plugins."""
+"""Steps before open_clip starts: read or prepare the clusters, and try the plugins."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ from clip_negatives.training.weighting import loss_terms
 
 
 def first_folder(args: Namespace, options: TrainOptions, *, check_files: bool = False) -> ClustersOrLabels | None:
-    """Return the first clusters, or None if the run uses none: read, random for synthetic data, or prepared and cached.
+    """Return the clusters that the run starts with, or None if the run uses no clusters.
 
-    Rank 0 prepares. The other ranks call this after open_clip has joined the processes, and read what rank 0 prepared. With
-    `check_files` they compare the files that they read: other machines may have other disks.
+    They are read from the folder in `options`, or prepared and cached, or random for synthetic data. Rank 0 prepares. The other
+    ranks call this function later, when open_clip has joined the processes, and read what rank 0 prepared. With `check_files`,
+    compare the data files with the clustered ones: another machine may have other files.
     """
     if not options.uses_clusters:
         return None
@@ -76,14 +77,14 @@ def _first_folder(args: Namespace, options: TrainOptions) -> ClustersOrLabels:
 
 
 def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
-    """Return the terms of a weighting. With a labels folder they have no labels: these come with each batch of the stream."""
+    """Return the terms of a weighting. With a labels folder, they have no labels: each batch of the stream brings its own."""
     terms = loss_terms(weighting, clusters)
     if not isinstance(folder, LabelsFolder):
         return terms
     reason = "needs all logits of a batch"
     if isinstance(terms, LossTerms):
-        known = (None, folder.clusters.image.labels, folder.clusters.text.labels)
-        if all(any(own is labels for labels in known) for own in (terms.image_labels, terms.text_labels)):
+        of_clusters = (None, folder.clusters.image.labels, folder.clusters.text.labels)
+        if all(any(labels is known for known in of_clusters) for labels in (terms.image_labels, terms.text_labels)):
             return terms.for_stream()
         reason = "has labels of its own"
     raise UnsupportedError(
@@ -128,7 +129,7 @@ def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
 
 
 def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
-    """Check that webdataset opens these addresses, and that it does not replace them by others."""
+    """Check that webdataset can open these addresses, and does not rewrite them."""
     if os.environ.get("GOPEN_REWRITE"):
         raise UnsupportedError(
             "GOPEN_REWRITE is set, so webdataset would read other shards than those that were compared. Unset it, and name the "
@@ -145,7 +146,7 @@ def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
 
 
 def warn_of_newer_data(folder: ClustersOrLabels, args: Namespace) -> None:
-    """Warn if the training data changed after the clusters were made, see `warn_of_newer`, or could not be compared."""
+    """Warn if the training data changed after the clusters were made (see `warn_of_newer`), or cannot be compared."""
     if isinstance(folder, ClustersFolder) and "image" in folder.samples.column_names:
         if BYTES not in folder.samples.column_names:
             log(
@@ -180,7 +181,7 @@ def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, op
 
 
 def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:
-    """Return clusters of random features (size 32), for timing: all synthetic samples are the same pair."""
+    """Return clusters of random features with 32 dimensions, for timing only: all synthetic samples are the same pair."""
     log("All synthetic samples are the same pair: the clusters are random, for timing only.")
     n, generator = args.train_num_samples, epoch_generator(args.seed, 0)
     image, text = (F.normalize(torch.randn(n, 32, generator=generator), dim=1) for _ in range(2))

@@ -30,7 +30,7 @@ def recluster(
 ) -> Clusters:
     """Encode all training data with `model`, cluster, and store the clusters beside open_clip's checkpoints.
 
-    Every rank encodes its share; rank 0 clusters. The new clusters keep the texts and groups of `previous`.
+    Every rank encodes its share; rank 0 clusters. The new clusters keep the text ids and group ids of `previous`.
     """
     log(f"re-clustering before epoch {epoch} with the model being trained", logging.INFO)
     keys, texts = [str(row) for row in range(len(dataset))], _texts(dataset)
@@ -46,7 +46,7 @@ def stored_folder(args: Any, epoch: int, every: int, dataset: Any) -> ClustersFo
     A run that resumes under a new name gets a copy, so that it can be resumed too.
 
     Raises:
-        ArtifactError: the folder is missing or damaged, or its texts are not those of `dataset`.
+        ArtifactError: the folder is missing or damaged, or its texts differ from those of `dataset`.
     """
     last = (epoch - 1) // every * every
     if last < 1:
@@ -76,18 +76,18 @@ def _folder(run: Path, epoch: int) -> Path:
 
 def _features(model: Any, dataset: Any, preprocess: Any, args: Any) -> tuple[Tensor, Tensor]:
     """Return the features of this rank's share of the samples, without augmentation."""
-    plain = copy(dataset)
-    plain.transforms = preprocess
-    inner = unwrap_model(getattr(model, "_orig_mod", model))
-    dtype = next(inner.parameters()).dtype
+    unaugmented = copy(dataset)
+    unaugmented.transforms = preprocess
+    unwrapped = unwrap_model(getattr(model, "_orig_mod", model))
+    dtype = next(unwrapped.parameters()).dtype
     autocast = get_autocast(args.precision, device_type=torch.device(args.device).type)
 
     def features(batch: Any) -> tuple[Tensor, Tensor]:
         images, texts = batch
         with autocast():
-            image = inner.encode_image(images.to(args.device, dtype), normalize=True)
-            text = inner.encode_text(texts.to(args.device), normalize=True)
+            image = unwrapped.encode_image(images.to(args.device, dtype), normalize=True)
+            text = unwrapped.encode_text(texts.to(args.device), normalize=True)
         return image.float(), text.float()
 
     share = {"rank": args.rank, "world_size": args.world_size, "batch_size": args.batch_size, "num_workers": args.workers}
-    return encode_share(inner, plain, features, **share)
+    return encode_share(unwrapped, unaugmented, features, **share)

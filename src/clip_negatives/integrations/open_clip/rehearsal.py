@@ -1,4 +1,4 @@
-"""A rehearsal of open_clip's start, which finds wrong arguments and checkpoints before open_clip writes its first file."""
+"""A rehearsal of open_clip's start: it detects wrong arguments and checkpoints before open_clip writes its first file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from clip_negatives.storage.safe_reading import one_line
 
 
 class RehearsedError(Exception):
-    """The end of a rehearsal without a fault."""
+    """The end of a rehearsal that detected no fault."""
 
 
 def rehearse(main: ModuleType, args: Namespace) -> None:
     """Run open_clip's main function up to the training data, with a temporary folder for its logs.
 
-    open_clip's own code creates the model and the optimizer, loads weights and a checkpoint, and opens the evaluation data. It
-    runs on torch's device "meta", without memory for the model. Some models cannot be created there: after a fault, the
-    rehearsal is repeated on the CPU.
+    open_clip's own code creates the model and the optimizer, loads weights and a checkpoint, and opens the evaluation data. The
+    first rehearsal uses torch's device "meta", so the model needs no memory. Some models cannot be created on this device:
+    after a fault, the rehearsal is repeated on the CPU.
 
     Raises:
         ArtifactError: a file of weights or a checkpoint is damaged, or does not fit the model.
@@ -73,7 +73,7 @@ def _fault(main: ModuleType, args: Namespace, device: str) -> ClipNegativesError
 
 
 class _Start:
-    """open_clip's start with replaced arguments and without other processes; `fault` turns its error into ours."""
+    """A start of open_clip with replaced arguments, on a single process."""
 
     def __init__(self, main: ModuleType, args: Namespace, logs: str, checkpoint: Path | None, device: str) -> None:
         self._main, self._args, self._checkpoint, self._device = main, args, checkpoint, device
@@ -82,6 +82,7 @@ class _Start:
         self._get_data, self._load_weights = main.get_data, factory.load_checkpoint
 
     def replacements(self) -> list[tuple[Any, str, Any]]:
+        """Return the attributes to replace, for `guest.replaced`."""
         changes = {"logs": self._logs, "name": "rehearsal", "resume": self._resume, "remote_sync": None, "copy_codebase": False}
         return [
             (self._main, "parse_args", lambda _: Namespace(**{**vars(self._args), **changes})),
@@ -94,6 +95,7 @@ class _Start:
         ]
 
     def fault(self, error: Exception) -> ClipNegativesError:
+        """Return our error for an error of open_clip."""
         if self._loads_checkpoint:
             fault = f"The checkpoint {self._resume} does not fit the model {self._args.model} and its optimizer"
             return ArtifactError(f"{fault}: {_reason(error)}. Use the arguments of its run or another --resume.")
@@ -109,9 +111,9 @@ class _Start:
         try:
             return self._load_weights(model, checkpoint_path, *rest, **named)
         except Exception as error:
-            # Only the errors of torch tell more; some advise to load the file in an unsafe way.
-            told = _reason(error) if isinstance(error, RuntimeError) else "the file is damaged or does not hold a model"
-            fault = f"The weights {checkpoint_path} cannot be loaded into the model {self._args.model}: {told}"
+            # Only a RuntimeError describes the problem. Other errors may advise the user to load the file unsafely.
+            reason = _reason(error) if isinstance(error, RuntimeError) else "the file is damaged or does not hold a model"
+            fault = f"The weights {checkpoint_path} cannot be loaded into the model {self._args.model}: {reason}"
             raise ArtifactError(f"{fault}. Use other weights, or the model that they belong to.") from error
 
     def _read_checkpoint(self, *_: Any, **__: Any) -> Any:

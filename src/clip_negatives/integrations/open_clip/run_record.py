@@ -1,4 +1,4 @@
-"""The record of a training run: written into its folder, and compared over all processes and before a resume."""
+"""The record of a training run: stored in its folder, compared between processes, and compared before a resume."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from clip_negatives.storage.provenance import (
 )
 
 # fmt: off
-# Arguments of open_clip that do not determine what is trained: names, logs, evaluation, connections. The data have
-# their own section.
+# Arguments of open_clip that do not affect the trained model: names, logs, evaluation, connections. The arguments of the data
+# are here too, because the data have their own section.
 NOT_RECORDED = {
     "name", "logs", "log_local", "report_to", "wandb_notes", "wandb_project_name", "debug", "copy_codebase",
     "remote_sync", "remote_sync_frequency", "remote_sync_protocol", "resume", "save_frequency", "save_most_recent",
@@ -43,9 +43,10 @@ NOT_RECORDED = {
     "imagenet_v2", "cache_dir", "dist_url", "dist_backend", "no_set_device_rank", "horovod", "train_data", "dataset_type",
     "csv_separator", "csv_img_key", "csv_caption_key",
 }
-# Arguments for speed and memory: recorded, because a comparison measures both, but free for a resume and on each process.
+# Arguments for speed and memory. They are recorded, because a comparison measures both. They may change at a resume, and differ
+# between processes.
 COST = {"device", "workers", "log_every_n_steps", "torchcompile", "grad_checkpointing", "ddp_static_graph"}
-# Arguments of the length of the training and of the optimizer: free for a resume.
+# Arguments for the length of the training and for the optimizer. They may change at a resume.
 SCHEDULE = {
     "epochs", "epochs_cooldown", "train_num_samples", "lr", "beta1", "beta2", "eps", "wd", "momentum", "warmup", "opt",
     "skip_scheduler", "lr_scheduler", "lr_cooldown_end", "lr_cooldown_power", "grad_clip_norm", "precision",
@@ -55,7 +56,7 @@ WARNED = ("versions", "plugins")  # sections whose differences are a warning at 
 
 
 def record_of(args: Namespace, options: TrainOptions, data: dict[str, Any]) -> Record:
-    """Return the record of a run without its clusters; `data` is the section of its data."""
+    """Return the record of a run, without the section of its clusters; `data` is the section of its data."""
     samplings: list[tuple[Kind, str]] = [("negative_sampler", options.sampler), ("loss_weighting", options.weighting)]
     method: dict[str, Any] = {kind.split("_")[1]: resolved(kind, spec) for kind, spec in samplings}
     method |= {"temperature": options.temperature, "--refresh-every": options.refresh_every}
@@ -68,14 +69,14 @@ def record_of(args: Namespace, options: TrainOptions, data: dict[str, Any]) -> R
         arguments["pretrained"] = weights_digest(args.pretrained)
     if args.model.startswith("local-dir:"):
         arguments["model"] = weights_digest(args.model.removeprefix("local-dir:"))
-    if kind_of(args) == "webdataset":  # the length of an epoch; without the argument, it is in a file beside the shards
+    if kind_of(args) == "webdataset":  # the length of an epoch may be in a file beside the shards
         arguments["train_num_samples"] = samples_of_stream(args)
     record = {
         "data": data,
         "method": method,
         "open_clip": arguments,
         "processes": {"number": world_size()},
-        # The version of a checkout does not change with its source.
+        # In a checkout, the source can change without the version.
         "plugins": {"package clip-negatives": {"source": package_digest("clip_negatives")}, **plugins_section(samplings)},
         "versions": versions("clip-negatives", "open_clip_torch", "torch"),
     }
@@ -83,17 +84,17 @@ def record_of(args: Namespace, options: TrainOptions, data: dict[str, Any]) -> R
 
 
 def data_section(args: Namespace) -> dict[str, Any]:
-    """Return what identifies the training data: the rows of a csv file, the tars, or the number of synthetic samples."""
+    """Return the section that identifies the training data: rows of a csv file, tars, or number of synthetic samples."""
     kind = kind_of(args)
     return {"kind": kind, **({"samples": args.train_num_samples} if kind == "synthetic" else pairs(args).identity())}
 
 
 def with_clusters(record: Record, folder: ClustersOrLabels | None) -> Record:
-    """Return a record with the section of the clusters, after checking that they belong to the recorded data."""
+    """Check that the clusters belong to the data of a record, and return the record with a section of the clusters."""
     if isinstance(folder, ClustersFolder) and "texts" in record["data"]:
         for name in ("text", "image"):
-            known = name in folder.samples.column_names
-            if known and rows_digest(folder.samples[name]) != record["data"][f"{name}s"]:
+            has_column = name in folder.samples.column_names
+            if has_column and rows_digest(folder.samples[name]) != record["data"][f"{name}s"]:
                 raise ArtifactError(
                     f"The clusters in {folder.path} belong to other data (the {name}s differ). Prepare them again: "
                     "clip-negatives prepare."
@@ -102,10 +103,11 @@ def with_clusters(record: Record, folder: ClustersOrLabels | None) -> Record:
 
 
 def start_section(args: Namespace, epoch: int) -> dict[str, Any]:
-    """Return what all processes must have in common at the start, besides the record; it is compared but not stored.
+    """Return the section that must be the same on all processes at the start, besides the record. It is not stored.
 
-    It is the first epoch, a digest of the ends of the resumed checkpoint, which contain the checksums of its tensors, what is
-    evaluated (the processes wait for each other then), and for streams the workers, which determine the number of batches.
+    It has the first epoch, and a digest of both ends of the resumed checkpoint, which contain the checksums of its tensors. It
+    names the evaluation data, because the processes wait for each other in an evaluation. For streams it has the number of
+    workers, which determines the number of batches.
     """
     file = Path(args.resume) if args.resume and "://" not in args.resume else None
     checkpoint = None if file is None else shard_digest(str(file), file.stat().st_size)
@@ -120,7 +122,7 @@ def data_digest(record: Record) -> str:
 
 
 def check_dataset(record: Record, dataset: Any) -> None:
-    """Check that open_clip read the csv file that was recorded: it can change between the two readings."""
+    """Check that open_clip read the recorded csv file, which may have changed after it was recorded."""
     for name, column in (("texts", "captions"), ("images", "images")):
         values = pa.chunked_array([[str(value) for value in getattr(dataset, column)]], pa.string())
         if name in record["data"] and rows_digest(values) != record["data"][name]:
@@ -128,24 +130,25 @@ def check_dataset(record: Record, dataset: Any) -> None:
 
 
 def check_processes(record: Record, processes: Processes) -> Record:
-    """Return the record of this process; if the record of another process differs, raise the same InputError on all of them."""
+    """Return the record of this process; if the records of the processes differ, raise the same InputError on all of them."""
     records = processes.gather(record)
-    for rank, other in enumerate(records):
-        if listed := [difference for difference in differences(records[0], other) if not _is_free(difference, COST)]:
+    for rank, record_of_rank in enumerate(records):
+        faults = [difference for difference in differences(records[0], record_of_rank) if not _may_differ(difference, COST)]
+        if faults:
             raise InputError(
-                f"Rank {rank} differs from rank 0: {in_words(listed, 'on rank 0 is', f'on rank {rank} is')}. Start all "
+                f"Rank {rank} differs from rank 0: {in_words(faults, 'on rank 0 is', f'on rank {rank} is')}. Start all "
                 "processes with the same data, clusters, options and packages."
             )
     return record
 
 
 def check_resume(args: Namespace, checkpoint: Path | None, record: Record, *, anyway: bool) -> str:
-    """Check that a resumed run had the same data, clusters and settings; return a warning, or "" if nothing is to be told.
+    """Check that a resumed run had the same data, clusters and settings; return a warning, or "" if there is none.
 
     Args:
         args: arguments of open_clip.
-        checkpoint: the local checkpoint of a training that open_clip will resume; None if it starts anew or reads a remote one.
-        record: record of the new run; sections that it lacks are not compared.
+        checkpoint: local checkpoint that open_clip will resume from; None for a new run or a remote checkpoint.
+        record: record of the new run; only its sections are compared.
         anyway: return the differences as a warning instead of raising an InputError.
     """
     if checkpoint is None:
@@ -163,14 +166,14 @@ def check_resume(args: Namespace, checkpoint: Path | None, record: Record, *, an
     if stored is None:
         return f"Nothing was compared with the resumed run: {file} is damaged or of another version."
     stored = {section: entries for section, entries in stored.items() if section in record}
-    listed = [difference for difference in differences(stored, record) if not _is_free(difference, COST | SCHEDULE)]
-    faults = [difference for difference in listed if difference.path[0] not in WARNED]
+    changes = [difference for difference in differences(stored, record) if not _may_differ(difference, COST | SCHEDULE)]
+    faults = [difference for difference in changes if difference.path[0] not in WARNED]
     if faults and not anyway:
         raise InputError(
             f"The run of {checkpoint} had other data or settings: {in_words(faults)}. Resume with those of the run, or add "
             "--resume-anyway before --."
         )
-    return f"The resumed run had other data, settings or packages: {in_words(listed)}." if listed else ""
+    return f"The resumed run had other data, settings or packages: {in_words(changes)}." if changes else ""
 
 
 def record_file(run: Path) -> Path:
@@ -184,5 +187,6 @@ def store(record: Record, args: Any) -> None:
         write_record(record, record_file(Path(args.checkpoint_path).parent))
 
 
-def _is_free(difference: Difference, names: set[str]) -> bool:
+def _may_differ(difference: Difference, names: set[str]) -> bool:
+    """Return whether a difference is in one of the arguments `names` of open_clip."""
     return difference.path[0] == "open_clip" and difference.path[-1] in names

@@ -1,4 +1,4 @@
-"""The seam: the functions of open_clip's training that this package replaces, in the order of their calls.
+"""Replacements of functions of open_clip's training, in the order of their calls.
 
 * ``get_data``: read the clusters, compare the records of all ranks, and wrap the training loader.
 * ``create_loss``: create our loss, with the terms of the clusters.
@@ -86,9 +86,9 @@ def load_main() -> ModuleType:
 class Negatives:
     """The replacements of one training run, created before ``open_clip_train.main`` is changed.
 
-    `folder` has the first clusters; None if the run needs no clusters, or if this rank reads them later. `record` is the
-    provenance of the run without its clusters, `warning` the warning of the check before a resume. `run` holds context managers
-    that end with the run.
+    `folder` has the clusters that the run starts with; None if the run needs no clusters, or if this rank reads them later.
+    `record` is the provenance of the run without its clusters, and `warning` the warning of the check before a resume. When the
+    run ends, it closes the context managers and callbacks in `run`.
     """
 
     def __init__(
@@ -123,18 +123,18 @@ class Negatives:
         if kind_of(args) == "csv":
             processes.together(lambda: run_record.check_dataset(self._record, dataset))
         start = processes.together(lambda: run_record.start_section(args, epoch))
-        # Before the clusters: a rank with other data would find none.
+        # Compared before the clusters are read: a rank with other data would not find the clusters of rank 0.
         run_record.check_processes({**self._record, "start": start}, processes)
         places = processes.gather(place_of_files(args))
-        check_files = args.rank > 0 and places.index(places[args.rank]) == args.rank  # the first process that reads these files
+        check_files = args.rank > 0 and places.index(places[args.rank]) == args.rank  # first process with these files
         self.folder = processes.together(lambda: self.folder or first_folder(args, self.options, check_files=check_files))
         self._record = processes.together(lambda: run_record.with_clusters(self._record, self.folder))
         run_record.check_processes(self._record, processes)
         self._clusters = None if self.folder is None else self.folder.clusters
         if (every := self.options.refresh_every) is not None:
             stored = processes.together(lambda: stored_folder(args, epoch, every, dataset))
-            content = None if stored is None else stored.digest
-            run_record.check_processes({"start": {"clusters_of_the_last_re-clustering": content}}, processes)
+            stored_digest = None if stored is None else stored.digest
+            run_record.check_processes({"start": {"clusters_of_the_last_re-clustering": stored_digest}}, processes)
             self._clusters = self._clusters if stored is None else with_truth_of(self._clusters, stored.clusters)
         if not args.resume:
             self._store_record(args)
@@ -142,7 +142,7 @@ class Negatives:
             log(self._warning)
 
     def _store_record(self, args: Any) -> None:
-        """Write the record; a resumed run does so with its first checkpoint, because until then the older record is right."""
+        """Write the record. A resumed run calls this at its first checkpoint: until then the older record is right."""
         self._processes.together(lambda: run_record.store(self._record, args))
 
     def create_loss(self, args: Any) -> NegativesClipLoss:
@@ -197,7 +197,7 @@ class Negatives:
         store_random(args, epoch + 1)
 
     def observe(self, samples: BatchSamples) -> None:
-        """Log the figures of a batch; after the first batch, warn if the weighting removes all its incorrect pairs."""
+        """Log the figures of a batch, and call `on_batch`. After the first batch, warn if no incorrect pair is left in it."""
         if self._unchecked is not None and not batch_keeps_pairs(self._unchecked, samples):
             log(
                 f"the weighting {self.options.weighting} removes all incorrect pairs of the first batch of the "

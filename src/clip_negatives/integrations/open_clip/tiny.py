@@ -1,4 +1,4 @@
-"""The small model that ships with the package; it trains on two cores."""
+"""The small model that ships with the package; two CPU cores are enough to train it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from clip_negatives.encoders.open_clip import MODELS
 
 
 def tiny_model(*, seed: int) -> tuple[Any, Any, Any]:
-    """Return model, image transform and tokenizer, with random weights of a seed; the global generator does not change."""
+    """Return the model with random weights from `seed`, its image transform and its tokenizer.
+
+    The state of the global random generator does not change.
+    """
     name = "clip-negatives-tiny"
     open_clip.add_model_config(MODELS)
     with torch.random.fork_rng(devices=[]):

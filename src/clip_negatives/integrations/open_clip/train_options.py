@@ -22,7 +22,7 @@ class TrainOptions(Method):
 
     Attributes:
         clusters: clusters folder of the training data; None prepares one and caches it.
-        recipe: encoders and clusterers for clusters that the run makes, also when re-clustering.
+        recipe: encoders and clusterers of the clusters that the run prepares; re-clustering uses the clusterers too.
         backend: backend of the loss: "auto" or a name that `clip_negatives.losses.functional.weighted_info_nce` knows.
         refresh_every: epochs between two clusterings with the model being trained; None never re-clusters.
         resume_anyway: resume a run that had other data, clusters or settings, with a warning instead of an error.

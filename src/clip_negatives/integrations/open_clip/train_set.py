@@ -1,4 +1,4 @@
-"""The training data in open_clip's arguments: kind, pairs, and steps of an epoch."""
+"""The training data that open_clip's arguments name: their pairs, and the steps of an epoch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from clip_negatives.errors import DataError, ProcessError
 from clip_negatives.integrations.open_clip.arguments import OPTIONS, kind_of
 from clip_negatives.storage.safe_reading import read_json
 
-SIZES, LENGTH = "sizes.json", "__len__"  # beside the shards, with the number of samples of each shard or of all shards
+SIZES, LENGTH = "sizes.json", "__len__"  # files beside the shards: number of samples of each shard, and of all shards
 
 
 def pairs(args: Namespace, group: str | None = None, data: str | None = None) -> CsvPairs | TarPairs:
-    """Open `data`, or else the training data, as open_clip does, with the column or field `group`."""
+    """Open `data` (default: the training data) with open_clip's column names; `group` is the column or field of groups."""
     columns = Columns(args.csv_img_key, args.csv_caption_key, group, args.csv_separator)
     with named(OPTIONS):
         return open_pairs(data or args.train_data, columns, dataset_type=kind_of(args, data))
@@ -48,17 +48,17 @@ def check_environment(dist_url: str | None) -> None:
 
 
 def rank() -> int:
-    """Return the rank of this process by open_clip's own rule: 0 unless torchrun or Slurm started several processes."""
+    """Return the rank of this process by open_clip's rule: 0 unless torchrun or Slurm started several processes."""
     return int(world_info_from_env()[1]) if is_using_distributed() else 0
 
 
 def place_of_files(args: Namespace) -> tuple[str, str, str]:
-    """Return machine, working folder and address of the training data; processes that have the same read the same files."""
+    """Return machine, working folder and address of the training data; processes with equal values read the same files."""
     return socket.gethostname(), str(Path.cwd()), str(args.train_data)
 
 
 def world_size() -> int:
-    """Return the number of processes by open_clip's own rule: 1 unless torchrun or Slurm started several."""
+    """Return the number of processes by open_clip's rule: 1 unless torchrun or Slurm started several."""
     return int(world_info_from_env()[2]) if is_using_distributed() else 1
 
 
@@ -68,46 +68,46 @@ def steps_of_epoch(args: Namespace) -> int:
     if kind == "webdataset":
         return _steps_of_stream(args)
     n = args.train_num_samples if kind == "synthetic" else len(pairs(args).keys)
-    step = args.batch_size * world_size()
-    if step > n:
+    step_size = args.batch_size * world_size()
+    if step_size > n:
         repair = "Use a smaller --batch-size" if n >= world_size() else "Use fewer processes"
         raise DataError(
-            f"A step needs {step} pairs (batch size {args.batch_size} x {world_size()} processes), but "
+            f"A step needs {step_size} pairs (batch size {args.batch_size} x {world_size()} processes), but "
             f"{args.train_data or 'the synthetic data'} has {n}. {repair if n > 1 else 'Add pairs'}."
         )
-    return int(n // step)
+    return int(n // step_size)
 
 
 def _steps_of_stream(args: Namespace) -> int:
     """Return the steps of an epoch over a stream, or raise DataError if a loader process cannot fill a batch.
 
-    Each worker of each process reads whole shards, and fills its batches alone. If its shards cannot fill a batch, open_clip
-    would wait for ever.
+    Each worker of each process reads whole shards, and fills batches from its own shards only. If they cannot fill a batch,
+    open_clip would wait for ever.
     """
     _check_counts(args.train_data)
     shards = _shards(args)
     counts, n = _sizes(shards), samples_of_stream(args)
     readers = world_size() * max(1, args.workers)
-    ways = ["fewer --workers"] if args.workers > 1 and len(shards) >= world_size() else []
-    ways += ["fewer processes"] if world_size() > 1 else []
+    repairs = ["fewer --workers"] if args.workers > 1 and len(shards) >= world_size() else []
+    repairs += ["fewer processes"] if world_size() > 1 else []
     if not args.dataset_resampled and len(shards) < readers:
         raise DataError(
             f"{world_size()} processes with {max(1, args.workers)} workers need at least {readers} shards, but "
-            f"{args.train_data} has {len(shards)}. Use {', or '.join([*ways, '--dataset-resampled'])}."
+            f"{args.train_data} has {len(shards)}. Use {', or '.join([*repairs, '--dataset-resampled'])}."
         )
     share = len(shards) // readers
     least = sum(sorted(counts)[:share]) if counts else n * share // len(shards)
     if not args.dataset_resampled and least < args.batch_size:
-        ways = ["a smaller --batch-size", *ways] if least * world_size() > 1 else ways
+        repairs = ["a smaller --batch-size", *repairs] if least * world_size() > 1 else repairs
         raise DataError(
             f"The shards of {args.train_data} cannot fill a batch of {args.batch_size} in each of {readers} loader processes: "
-            f"one process gets {least} samples. Use {', or '.join([*ways, '--dataset-resampled'])}."
+            f"one process gets {least} samples. Use {', or '.join([*repairs, '--dataset-resampled'])}."
         )
     return math.ceil(n / int(args.batch_size * world_size()))
 
 
 def _check_counts(urls: str) -> None:
-    """Raise DataError if a file with the number of samples, beside the first shard, is not a regular file."""
+    """Raise DataError if sizes.json or ``__len__`` beside the first shard is not a regular file."""
     folder = Path(expand_urls(urls)[0][0]).parent
     for file in (folder / SIZES, folder / LENGTH):
         if file.exists() and not file.is_file():

@@ -15,8 +15,8 @@ from clip_negatives.integrations.open_clip.arguments import parsed
 def trained_towers(arguments: Sequence[str], checkpoint: Path) -> tuple[Encoder, Encoder]:
     """Return the image tower and the text tower of a checkpoint that was trained with these arguments of open_clip.
 
-    Model, preprocessing of images and tokenizer are those that open_clip_train makes from the arguments to evaluate a model.
-    The features are computed in float32.
+    Model, image preprocessing and tokenizer are the same as in an evaluation by open_clip_train. The features are computed in
+    float32.
     """
     args = parsed(arguments)
     # As in `open_clip_train.main`; --pretrained can set the preprocessing of the images.

@@ -24,7 +24,7 @@ File = tuple[str, bytes | None]  # name and content of a file in a tar; None if 
 
 
 class RegularCsvDataset(CsvDataset):  # type: ignore[misc]  # open_clip has no types
-    """open_clip's csv data set; an image that is not a regular file, such as a pipe, is an OSError before it is opened."""
+    """open_clip's csv data set, which raises OSError before it opens an image that is a pipe or another special file."""
 
     def __getitem__(self, idx: int) -> Any:
         check_regular(str(self.images[idx]))
@@ -32,7 +32,7 @@ class RegularCsvDataset(CsvDataset):  # type: ignore[misc]  # open_clip has no t
 
 
 def load_checkpoint(file_path: str, map_location: Any = None) -> Any:
-    """Return the tensors, numbers and texts of a checkpoint; replaces ``open_clip_train.file_utils.pt_load``."""
+    """Return the tensors, numbers and texts of a checkpoint. Replaces ``open_clip_train.file_utils.pt_load``."""
     try:
         check_local_file("checkpoint", file_path)
         with fsspec.open(file_path, "rb") as stream:
@@ -52,8 +52,8 @@ def expand_tars(
 ) -> Iterator[dict[str, Any]]:
     """Yield the files of open tars as ``webdataset.tariterators.tar_file_expander`` does, within our limits.
 
-    webdataset reads members of any size into memory. Here, as in `prepare`, a sample is skipped if its image, text or json is
-    over the limit. Any other file over the limit is skipped, and its sample is kept. A damaged tar is read up to the damage.
+    webdataset reads files of any size into memory. Here, as in `prepare`, a sample is skipped if its image, text or json is
+    over the limit. Any other file over the limit is skipped alone. A damaged tar is read up to the damage.
     """
     for source in data:
         url = source["url"]

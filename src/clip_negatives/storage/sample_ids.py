@@ -1,0 +1,44 @@
+"""Ids of the texts and groups of samples: equal values have equal ids, and a missing value equals no other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+MISSING_TEXT = "nan"  # open_clip trains on this text if a row of a csv file has no text
+
+
+def text_ids(samples: pa.Table) -> Tensor:
+    """Return an id for each text of a table of samples, int64, shape (N,): equal texts have equal ids.
+
+    Each missing text has its own id. A text is missing if it is empty or, in data from a csv file, which have a column of
+    images, if it is "nan".
+    """
+    texts = samples["text"]
+    if "image" in samples.column_names:
+        texts = pc.if_else(pc.equal(texts, MISSING_TEXT), "", texts)
+    return integer_ids(texts)
+
+
+def group_ids(samples: pa.Table) -> Tensor | None:
+    """Return an id for each group of a table of samples, int64, shape (N,), or None without groups; see `integer_ids`."""
+    return integer_ids(samples["group"]) if "group" in samples.column_names else None
+
+
+def integer_ids(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:
+    """Return an id for each value, int64, shape (N,): equal values have equal ids, but each empty value has its own id."""
+    column = pa.array(values, pa.string()) if not isinstance(values, pa.Array | pa.ChunkedArray) else values
+    chunks = column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+    # Chunk by chunk, because one array of strings is limited to 2 GiB.
+    encoded = pc.fill_null(chunks, "").dictionary_encode().unify_dictionaries()
+    indices = [chunk.indices.to_numpy(zero_copy_only=False).astype(np.int64) for chunk in encoded.chunks]
+    ids = np.concatenate([np.empty(0, np.int64), *indices])
+    empty_id = encoded.chunk(0).dictionary.index("").as_py() if encoded.num_chunks else -1
+    empty_rows = (ids == empty_id).nonzero()[0]
+    ids[empty_rows] = len(ids) + np.arange(len(empty_rows))
+    return torch.from_numpy(ids)
