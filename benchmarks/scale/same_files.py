@@ -87,8 +87,8 @@ def measure_prepare(data: Path, output: Path) -> dict[str, Any]:
     import pyarrow as pa
 
     from clip_negatives import Recipe, read_clusters, write_clusters
-    from clip_negatives.dataset import CsvPairs
     from clip_negatives.dataset import csv as module
+    from clip_negatives.dataset import open_table
     from clip_negatives.dataset.images import file_size
     from clip_negatives.pipelines.prepare import prepare_folder
     from clip_negatives.storage.clusters_folder import BYTES
@@ -100,8 +100,8 @@ def measure_prepare(data: Path, output: Path) -> dict[str, Any]:
         mock.patch.object(module, "file_size", return_value=0),
         mock.patch.object(module.CsvPart, "source_files", return_value=[]),
     ):
-        without = seconds(lambda: prepare_folder(CsvPairs(data), bare, recipe, progress=False))
-    source = CsvPairs(data)
+        without = seconds(lambda: prepare_folder(open_table(data), bare, recipe, progress=False))
+    source = open_table(data)
     sizes, sources = list[Any](), list[SourceFile]()
 
     def compute() -> None:

@@ -28,7 +28,7 @@ from clip_negatives.batches.extra_texts import Captions
 from clip_negatives.compare.output import cost_table, ranks_table
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
 from clip_negatives.compare.study import FIGURES, _summarise, read_run
-from clip_negatives.dataset import CsvPairs, Sample, TarPairs
+from clip_negatives.dataset import Sample, TarPairs, open_table
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.dataset.images import read_image, read_small_image
 from clip_negatives.distributed.processes import ALONE
@@ -154,7 +154,7 @@ def csv(scratch: Path) -> Target:
 
     def read(kind: str, content: bytes) -> None:
         file.write_bytes(content)
-        source = CsvPairs(file, Columns(group="item"))
+        source = open_table(file, Columns(group="item"))
         for part in source.parts():
             assert len(list(part.samples())) == len(source)
             part.digest()

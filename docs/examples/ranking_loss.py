@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from clip_negatives import Columns, catalogue
-from clip_negatives.dataset import CsvPairs
+from clip_negatives.dataset import open_table
 from clip_negatives.integrations.sentence_transformers import NegativesBatches, NegativesRankingLoss, with_index
 from clip_negatives.pipelines.prepare import prepare
 
 work = Path(tempfile.mkdtemp())
-pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
+pairs = open_table(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
 prepare(pairs, work / "clusters")
 
 # A model of random weights and a tokenizer of the titles' words; yours is SentenceTransformer("clip-ViT-B-32") or the like.

@@ -11,12 +11,12 @@ from torchvision.transforms.functional import pil_to_tensor
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast, TrainingArguments
 
 from clip_negatives import Columns, catalogue
-from clip_negatives.dataset import CsvPairs
+from clip_negatives.dataset import open_table
 from clip_negatives.integrations.transformers import NegativesTrainer
 from clip_negatives.pipelines.prepare import prepare
 
 work = Path(tempfile.mkdtemp())
-pairs = CsvPairs(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
+pairs = open_table(catalogue.export(work / "catalogue", split="test", format="csv") / "test.csv", Columns(group="subgroup"))
 prepare(pairs, work / "clusters")
 
 words = Tokenizer(models.WordLevel(unk_token="[UNK]"))

@@ -10,7 +10,7 @@ from open_clip_train.data import CsvDataset
 from PIL import Image
 
 from clip_negatives import Columns
-from clip_negatives.dataset import CsvPairs, open_pairs
+from clip_negatives.dataset import TablePairs, open_pairs, open_table
 from clip_negatives.errors import DataError
 from clip_negatives.storage.sample_ids import text_ids
 from tests.pairs import listings, write_csv
@@ -19,7 +19,7 @@ from tests.pairs import listings, write_csv
 def test_rows_are_those_of_open_clip(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 20)
     theirs = CsvDataset(str(file), lambda image: image.convert("RGB"), "filepath", "title", "\t", tokenizer=list)
-    ours = CsvPairs(file)
+    ours = open_table(file)
     assert len(ours) == len(theirs)
     assert list(ours.texts) == [str(text) for text in theirs.captions]
     assert list(ours.image_paths) == theirs.images
@@ -28,7 +28,7 @@ def test_rows_are_those_of_open_clip(tmp_path: Path) -> None:
 
 
 def test_images_from_the_middle(tmp_path: Path) -> None:
-    source = CsvPairs(write_csv(tmp_path, 80))
+    source = open_table(write_csv(tmp_path, 80))
     assert [image.tobytes() for image in source.images(10, 75)] == [item[3].tobytes() for item in listings(80)[10:75]]
 
 
@@ -37,7 +37,7 @@ def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypat
     (tmp_path / "list").mkdir()
     name = next((tmp_path / "images").iterdir()).name
     (tmp_path / "list" / "pairs.csv").write_text(f"filepath\ttitle\nimages/{name}\ta\n")
-    source = CsvPairs(tmp_path / "list" / "pairs.csv")
+    source = open_table(tmp_path / "list" / "pairs.csv")
     monkeypatch.chdir(tmp_path)
     assert len(list(source.images(0, 1))) == 1
 
@@ -45,7 +45,7 @@ def test_relative_paths_start_at_the_working_directory(tmp_path: Path, monkeypat
 def test_missing_text_is_what_open_clip_trains_on_and_missing_group_is_unknown(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text("filepath\ttitle\titem\na.png\t\t\nb.png\tb\tx\n")
-    source = CsvPairs(file, Columns(group="item"))
+    source = open_table(file, Columns(group="item"))
     theirs = CsvDataset(str(file), None, "filepath", "title", "\t", tokenizer=list)
     assert list(source.texts) == ["nan", "b"] == [str(text) for text in theirs.captions]
     assert source.groups == ["", "x"]
@@ -55,7 +55,7 @@ def test_missing_texts_are_told_once_and_are_no_text_in_common(tmp_path: Path, c
     file = tmp_path / "pairs.csv"
     file.write_text("filepath\ttitle\n" + "".join(f"{text}.png\t{text}\n" for text in ("a", "", "NA", "None", "null", "a")))
     for _ in range(2):
-        source = CsvPairs(file)
+        source = open_table(file)
     assert len(caplog.messages) == 1
     assert f"4 of 6 rows of {file} have no text, first row 1 (counted from 0 after the header)" in caplog.text
     ids = text_ids(pa.table({"text": list(source.texts), "image": list(source.image_paths)})).tolist()
@@ -67,7 +67,7 @@ def test_missing_texts_are_told_once_and_are_no_text_in_common(tmp_path: Path, c
 def test_a_text_that_swallows_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text('filepath\ttitle\na.png\t"two\nlines"\nb.png\t"19 inch\nc.png\tc\nd.png\tof 5"\ne.png\te\n')
-    assert len(CsvPairs(file)) == 3
+    assert len(open_table(file)) == 3
     assert len(caplog.messages) == 1
     assert f"The text of row 1 of {file} (counted from 0 after the header) contains 2 line breaks" in caplog.text
 
@@ -75,14 +75,14 @@ def test_a_text_that_swallows_rows_is_told(tmp_path: Path, caplog: pytest.LogCap
 def test_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 2)
     with pytest.raises(DataError, match=r"'caption' \(columns: 'filepath', 'title', 'item'\)\. Use Columns\(text="):
-        CsvPairs(file, Columns(text="caption"))
+        open_table(file, Columns(text="caption"))
     with pytest.raises(DataError, match=r"no column 'brand'.*Use Columns\(group="):
-        CsvPairs(file, Columns(group="brand"))
+        open_table(file, Columns(group="brand"))
 
 
 def test_wrong_separator_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"separated by ',', not by '\\t'. Use Columns\(separator="):
-        CsvPairs(write_csv(tmp_path, 2, separator=","))
+        open_table(write_csv(tmp_path, 2, separator=","))
 
 
 @pytest.mark.parametrize(
@@ -93,27 +93,27 @@ def test_csv_without_pairs(tmp_path: Path, content: str, fault: str | None) -> N
     file = tmp_path / "pairs.csv"
     file.write_text(content)
     if fault is None:  # pandas takes the first columns as an index; open_clip would train on the same
-        assert len(CsvPairs(file)) == 2
+        assert len(open_table(file)) == 2
         return
     with pytest.raises(DataError, match=fault):
-        CsvPairs(file)
+        open_table(file)
 
 
 def test_binary_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_bytes(bytes(range(256)) * 10)
     with pytest.raises(DataError, match=r"is not a csv file|has no column"):
-        CsvPairs(file)
+        open_table(file)
 
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        CsvPairs(tmp_path / "none.csv")
+        open_table(tmp_path / "none.csv")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "gone"])
 def test_bad_image_is_named_with_its_row(tmp_path: Path, damage: str) -> None:
-    source = CsvPairs(write_csv(tmp_path, 8))
+    source = open_table(write_csv(tmp_path, 8))
     file = Path(source.image_paths[5])
     if damage == "gone":
         file.unlink()
@@ -127,23 +127,23 @@ def test_bad_image_is_named_with_its_row(tmp_path: Path, damage: str) -> None:
 
 def test_fingerprint_changes_with_the_pairs_and_only_then(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 8)
-    first = CsvPairs(file).fingerprint()
-    assert CsvPairs(file).fingerprint() == first
-    assert CsvPairs(file, Columns(group="item")).fingerprint() != first
-    image = Path(CsvPairs(file).image_paths[3])
+    first = open_table(file).fingerprint()
+    assert open_table(file).fingerprint() == first
+    assert open_table(file, Columns(group="item")).fingerprint() != first
+    image = Path(open_table(file).image_paths[3])
     data = image.read_bytes()
     image.write_bytes(data + b"more")
-    assert CsvPairs(file).fingerprint() != first
+    assert open_table(file).fingerprint() != first
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:-1], lines[-1].replace("\t", "\tnew ", 1)]))
-    assert CsvPairs(file).fingerprint() != first
+    assert open_table(file).fingerprint() != first
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.tsv"])
 def test_ending_gives_the_type_as_in_open_clip(tmp_path: Path, name: str) -> None:
     file = write_csv(tmp_path, 2).rename(tmp_path / name)
-    assert isinstance(open_pairs(file), CsvPairs)
-    assert isinstance(open_pairs(file.rename(tmp_path / "pairs.txt"), dataset_type="csv"), CsvPairs)
+    assert isinstance(open_pairs(file), TablePairs)
+    assert isinstance(open_pairs(file.rename(tmp_path / "pairs.txt"), dataset_type="csv"), TablePairs)
     with pytest.raises(DataError, match="Set dataset_type= to csv"):
         open_pairs(tmp_path / "pairs.txt")
 
@@ -154,4 +154,4 @@ def test_an_image_that_may_not_be_read_is_not_to_be_repaired(tmp_path: Path, mon
 
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(DataError, match=r"permission denied\. Change its permissions or leave it out"):
-        list(CsvPairs(write_csv(tmp_path, 2)).images(0, 1))
+        list(open_table(write_csv(tmp_path, 2)).images(0, 1))

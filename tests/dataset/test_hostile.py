@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from clip_negatives.dataset import BrokenSample, CsvPairs, Sample, TarPairs, open_pairs
+from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.dataset.images import count_pixels, limited_batches, pillow_limit, read_image, read_small_image
 from clip_negatives.errors import DataError
@@ -113,7 +113,7 @@ def test_pipes_and_names_with_zero_bytes_in_a_csv(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for name in (tmp_path / "pipe.png", "a\0b.png", tmp_path, "x" * 5000):
         (tmp_path / "a.csv").write_text(f"filepath\ttitle\n{name}\ttext\n")
-        (part,) = CsvPairs(tmp_path / "a.csv").parts()
+        (part,) = open_table(tmp_path / "a.csv").parts()
         part.digest()
         with pytest.raises(DataError, match=r"row 0 of .*a\.csv"):
             list(part.samples())
@@ -147,7 +147,7 @@ def test_a_quote_that_is_not_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(
         DataError, match=r"text of row 1 of .*a\.csv has \d+ characters, more than the limit of 20\. Close its quotation mark"
     ):
-        CsvPairs(tmp_path / "a.csv")
+        open_table(tmp_path / "a.csv")
 
 
 def test_long_texts_and_large_members_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

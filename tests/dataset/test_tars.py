@@ -11,7 +11,7 @@ import pytest
 from open_clip_train.data import group_by_keys_nothrow
 
 from clip_negatives import Columns
-from clip_negatives.dataset import BrokenSample, CsvPairs, Sample, TarPairs, open_pairs
+from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.errors import DataError
 from clip_negatives.storage.limits import DEFAULTS, VARIABLE
@@ -21,7 +21,7 @@ from tests.pairs import listings, png, write_csv, write_tar, write_tars
 def test_pairs_are_those_of_the_csv(tmp_path: Path) -> None:
     tars, table = (
         open_pairs(write_tars(tmp_path, 30), Columns(group="item")),
-        CsvPairs(write_csv(tmp_path, 30), Columns(group="item")),
+        open_table(write_csv(tmp_path, 30), Columns(group="item")),
     )
     assert isinstance(tars, TarPairs)
     assert list(tars.keys) == [item[0] for item in listings(30)]

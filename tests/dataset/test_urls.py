@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from clip_negatives import Columns
-from clip_negatives.dataset import BrokenSample, CsvPairs, TarPairs, open_pairs, urls
+from clip_negatives.dataset import BrokenSample, TarPairs, open_pairs, open_table, urls
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.errors import DataError
 from clip_negatives.pipelines.prepare import prepare
@@ -98,13 +98,13 @@ def test_fingerprint_changes_with_a_shard_of_a_file_system_that_tells_its_size_o
 def test_csv_of_an_object_store(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 8)
     fsspec.filesystem("memory").pipe("/pairs.csv", file.read_bytes())
-    there, here = open_pairs("memory://pairs.csv", Columns(group="item")), CsvPairs(file, Columns(group="item"))
+    there, here = open_pairs("memory://pairs.csv", Columns(group="item")), open_table(file, Columns(group="item"))
     assert (there.texts, there.groups) == (here.texts, here.groups)
     assert there.fingerprint() == here.fingerprint()
     with pytest.raises(DataError, match=r"The csv file memory://none\.csv cannot be read"):
         open_pairs("memory://none.csv")
     with pytest.raises(DataError, match=r"not by ','\. Use Columns\(separator="):
-        CsvPairs("memory://pairs.csv", Columns(separator=","))
+        open_table("memory://pairs.csv", Columns(separator=","))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_web_server_without_ranges(server: str) -> None:
 @pytest.mark.filterwarnings("ignore:Falling back to the 'python' engine")
 def test_csv_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"separated by '\*\*': .*nothing to repeat"):
-        CsvPairs(write_csv(tmp_path, 4), Columns(separator="**"))
+        open_table(write_csv(tmp_path, 4), Columns(separator="**"))
 
     def refuse(*given: object, **named: object) -> None:
         raise NoCredentialsError("Unable to locate credentials")

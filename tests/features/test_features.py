@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.dataset import CsvPairs, TarPairs, csv
+from clip_negatives.dataset import TablePairs, TarPairs, csv, open_table
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import EncodedFeatures, assembly, encode, encoding, run
@@ -37,32 +37,32 @@ N = 60
 
 
 @pytest.fixture
-def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CsvPairs:
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TablePairs:
     """Return pairs that fill several parts, the last one incompletely."""
     monkeypatch.setattr(csv, "ROWS", 16)
-    return CsvPairs(write_csv(tmp_path, N))
+    return open_table(write_csv(tmp_path, N))
 
 
 def _encode(
-    source: CsvPairs | TarPairs, folder: Path, images: Encoder | None = None, dtype: str = "float32"
+    source: TablePairs | TarPairs, folder: Path, images: Encoder | None = None, dtype: str = "float32"
 ) -> EncodedFeatures:
     encoders = images or image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8")
     return encode(source, *encoders, folder, dtype=dtype, progress=False)
 
 
-def _run(source: CsvPairs | TarPairs, folder: Path, images: Encoder | None = None) -> tuple[Tensor, Tensor]:
+def _run(source: TablePairs | TarPairs, folder: Path, images: Encoder | None = None) -> tuple[Tensor, Tensor]:
     encoded = _encode(source, folder, images)
     return encoded.image.clone(), encoded.text.clone()
 
 
-def test_features_have_unit_norm(source: CsvPairs, tmp_path: Path) -> None:
+def test_features_have_unit_norm(source: TablePairs, tmp_path: Path) -> None:
     for encoded in _run(source, tmp_path / "work"):
         assert encoded.shape == (N, 8)
         assert encoded.dtype == torch.float32
         torch.testing.assert_close(encoded.norm(dim=1), torch.ones(N))
 
 
-def test_features_are_those_of_one_piece(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_those_of_one_piece(source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "CHUNK", 7)
     image, text = _run(source, tmp_path / "work")
     monkeypatch.setattr(csv, "ROWS", 1000)
@@ -72,7 +72,7 @@ def test_features_are_those_of_one_piece(source: CsvPairs, tmp_path: Path, monke
 
 
 def test_projection_is_fitted_on_samples_over_all_data(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(assembly, "FITTED_ON", 8)  # every 7th sample, across parts of 16
     seen: list[Tensor] = []
@@ -87,7 +87,7 @@ def test_projection_is_fitted_on_samples_over_all_data(
 
 
 def test_texts_that_are_learned_from_are_spread_over_all_data(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Sequence[str]] = []
     plain = text_encoder("tfidf:dim=8")
@@ -125,7 +125,7 @@ class Stopping:
 
 
 @pytest.mark.parametrize("batches", [0, 1, 3])
-def test_interrupted_run_goes_on_after_the_last_part(source: CsvPairs, tmp_path: Path, batches: int) -> None:
+def test_interrupted_run_goes_on_after_the_last_part(source: TablePairs, tmp_path: Path, batches: int) -> None:
     expected = _run(source, tmp_path / "undisturbed")
     with pytest.raises(KeyboardInterrupt):
         _run(source, tmp_path / "work", Stopping(batches).encoder())
@@ -136,7 +136,7 @@ def test_interrupted_run_goes_on_after_the_last_part(source: CsvPairs, tmp_path:
 
 
 @pytest.mark.parametrize("file", ["record.json", "vectors.bin", "samples.parquet", "keys.bin"])
-def test_damaged_part_is_encoded_again(source: CsvPairs, tmp_path: Path, file: str) -> None:
+def test_damaged_part_is_encoded_again(source: TablePairs, tmp_path: Path, file: str) -> None:
     expected = _run(source, tmp_path / "work")
     part = tmp_path / "work" / "images" / source.parts()[1].digest() / file
     part.write_bytes(part.read_bytes()[:50])
@@ -148,7 +148,7 @@ def test_damaged_part_is_encoded_again(source: CsvPairs, tmp_path: Path, file: s
 
 
 @pytest.mark.parametrize("file", ["record.json", "features.safetensors", "samples.parquet"])
-def test_damaged_whole_is_put_together_again(source: CsvPairs, tmp_path: Path, file: str) -> None:
+def test_damaged_whole_is_put_together_again(source: TablePairs, tmp_path: Path, file: str) -> None:
     expected = _run(source, tmp_path / "work")
     whole = next((tmp_path / "work").glob("whole-*")) / file
     whole.write_bytes(whole.read_bytes()[:50])
@@ -158,33 +158,33 @@ def test_damaged_whole_is_put_together_again(source: CsvPairs, tmp_path: Path, f
     assert all(torch.equal(a, b) for a, b in zip(encoded, expected, strict=True))
 
 
-def test_parts_of_other_encoders_are_not_used(source: CsvPairs, tmp_path: Path) -> None:
+def test_parts_of_other_encoders_are_not_used(source: TablePairs, tmp_path: Path) -> None:
     _run(source, tmp_path / "work")
     assert _run(source, tmp_path / "work", image_encoder("pixels:dim=4"))[0].shape == (N, 4)
 
 
-def test_only_parts_that_changed_are_encoded_again(source: CsvPairs, tmp_path: Path) -> None:
+def test_only_parts_that_changed_are_encoded_again(source: TablePairs, tmp_path: Path) -> None:
     _run(source, tmp_path / "work")
     source.path.write_text(source.path.read_text() + source.path.read_text().splitlines()[1] + "\n")
-    again, other = Stopping(-1), CsvPairs(source.path)
+    again, other = Stopping(-1), open_table(source.path)
     encoded = _run(other, tmp_path / "work", again.encoder())
     assert again.encoded == N + 1 - 48
     assert all(torch.equal(a, b) for a, b in zip(encoded, _run(other, tmp_path / "anew"), strict=True))
     assert len(list((tmp_path / "work" / "images").iterdir())) == 4  # parts of other data are removed
 
 
-def test_zero_vector_stays_zero(source: CsvPairs, tmp_path: Path) -> None:
+def test_zero_vector_stays_zero(source: TablePairs, tmp_path: Path) -> None:
     nothing = Encoder(lambda images: torch.zeros(len(images), 3), name="nothing")
     assert torch.equal(_run(source, tmp_path / "work", nothing)[0], torch.zeros(N, 3))
 
 
 def test_fewer_samples_than_dimensions(tmp_path: Path) -> None:
-    images, texts = _run(CsvPairs(write_csv(tmp_path, 3)), tmp_path / "work")
+    images, texts = _run(open_table(write_csv(tmp_path, 3)), tmp_path / "work")
     assert images.shape[0] == texts.shape[0] == 3
     assert images.shape[1] <= 3
 
 
-def test_data_that_change_while_they_are_read(source: CsvPairs, tmp_path: Path) -> None:
+def test_data_that_change_while_they_are_read(source: TablePairs, tmp_path: Path) -> None:
     def encode_and_touch(images: Sequence[Image.Image]) -> Tensor:
         os.utime(source.image_paths[0], (1, 1))
         return torch.ones(len(images), 3)
@@ -193,7 +193,7 @@ def test_data_that_change_while_they_are_read(source: CsvPairs, tmp_path: Path) 
         _run(source, tmp_path / "work", Encoder(encode_and_touch, name="touching"))
 
 
-def test_half_precision(source: CsvPairs, tmp_path: Path) -> None:
+def test_half_precision(source: TablePairs, tmp_path: Path) -> None:
     half, full = _encode(source, tmp_path / "half", dtype="float16"), _encode(source, tmp_path / "full")
     assert half.image.dtype == half.text.dtype == torch.float16
     assert torch.equal(half.image, full.image.half())
@@ -202,7 +202,7 @@ def test_half_precision(source: CsvPairs, tmp_path: Path) -> None:
         _encode(source, tmp_path / "none", dtype="bfloat16")
 
 
-def test_file_is_what_safetensors_would_write(source: CsvPairs, tmp_path: Path) -> None:
+def test_file_is_what_safetensors_would_write(source: TablePairs, tmp_path: Path) -> None:
     for dtype in ("float32", "float16"):
         encoded = _encode(source, tmp_path / dtype, dtype=dtype)
         write_tensors({"image": encoded.image, "text": encoded.text}, tmp_path / "expected.safetensors")
@@ -265,7 +265,7 @@ SCRIPT = """
     from pathlib import Path
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it for background processes
     from clip_negatives import features
-    from clip_negatives.dataset import CsvPairs, csv
+    from clip_negatives.dataset import TablePairs, csv, open_table
     from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 
     csv.ROWS = 16
@@ -276,12 +276,12 @@ SCRIPT = """
         return plain.encode(images)
 
     encoder = Encoder(slowly, fit=plain.fit, name=plain.name)
-    features.encode(CsvPairs(sys.argv[1]), encoder, text_encoder("tfidf:dim=8"), Path(sys.argv[2]), progress=False)
+    features.encode(open_table(sys.argv[1]), encoder, text_encoder("tfidf:dim=8"), Path(sys.argv[2]), progress=False)
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_process_loses_at_most_a_part(source: CsvPairs, tmp_path: Path, how: signal.Signals) -> None:
+def test_killed_process_loses_at_most_a_part(source: TablePairs, tmp_path: Path, how: signal.Signals) -> None:
     expected = _run(source, tmp_path / "undisturbed")
     work = tmp_path / "work"
     process = subprocess.Popen(
@@ -304,7 +304,7 @@ def _full(*given: object, **named: object) -> None:
 
 
 def test_folder_that_can_no_longer_be_written_is_named(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The leftover of a killed process cannot be removed."""
     _run(source, tmp_path / "work")
@@ -320,7 +320,7 @@ def test_folder_that_can_no_longer_be_written_is_named(
         _run(source, tmp_path / "work")
 
 
-def test_full_disk_is_an_error(source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_an_error(source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last bytes of a file are written when it is closed."""
     encoder = Encoder(lambda items: torch.ones(len(items), 4), name="ones")
     for dtype in (torch.float32, torch.float16):
@@ -345,7 +345,7 @@ def test_error_is_reported_if_the_others_cannot_be_stopped(tmp_path: Path) -> No
 
 def test_large_images_are_encoded_in_smaller_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixels of a chunk are limited, because all its images are in memory; the features stay the same."""
-    source, sizes, write = CsvPairs(write_csv(tmp_path, 12)), list[int](), encoding._write
+    source, sizes, write = open_table(write_csv(tmp_path, 12)), list[int](), encoding._write
     whole = prepare(source, tmp_path / "whole", Recipe(clusterer="kmeans:n_clusters=2"), progress=False)
 
     def noted(raw: Tensor, *rest: Any) -> None:
@@ -360,7 +360,7 @@ def test_large_images_are_encoded_in_smaller_numbers(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_image_without_finite_features_is_named(source: CsvPairs, tmp_path: Path, value: float) -> None:
+def test_image_without_finite_features_is_named(source: TablePairs, tmp_path: Path, value: float) -> None:
     """Parts that were encoded before are kept, and a run with a valid encoder continues."""
     sound = image_encoder("pixels:dim=8")
     place = [0]
@@ -379,7 +379,7 @@ def test_image_without_finite_features_is_named(source: CsvPairs, tmp_path: Path
     assert all(torch.equal(*pair) for pair in zip(_run(source, tmp_path / "work"), _run(source, tmp_path / "new"), strict=True))
 
 
-def test_text_without_finite_features_is_named(source: CsvPairs, tmp_path: Path) -> None:
+def test_text_without_finite_features_is_named(source: TablePairs, tmp_path: Path) -> None:
     sound = text_encoder("tfidf:dim=8")
     broken = dataclasses.replace(sound, encode=lambda texts: sound.encode(texts) * float("nan"))
     with pytest.raises(DataError, match=r"tfidf.* gives NaN or infinity for the text '"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from clip_negatives import Columns
-from clip_negatives.dataset import CsvPairs
+from clip_negatives.dataset import open_table
 from clip_negatives.errors import InputError, UnknownNameError
 from clip_negatives.host import registry
 from clip_negatives.interfaces import LossTerms, SamplingContext
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
     """Return clusters of data with unknown groups and equal texts."""
     base = tmp_path_factory.mktemp("meter")
     made = prepare(
-        CsvPairs(write_csv(base, N), Columns(group="item")),
+        open_table(write_csv(base, N), Columns(group="item")),
         base / "clusters",
         Recipe(clusterer="kmeans:n_clusters=8"),
         progress=False,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.dataset import TarPairs, open_table
 from clip_negatives.errors import ArtifactError, InputError, UnknownNameError
 from clip_negatives.interfaces import IncorrectPairs
 from clip_negatives.pipelines import generate as module
@@ -25,7 +25,7 @@ CLUSTERER = "kmeans:n_clusters=6"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
     """Return clusters of csv data."""
     base = tmp_path_factory.mktemp("generate")
-    return prepare(CsvPairs(write_csv(base, N)), base / "clusters", Recipe(clusterer=CLUSTERER), progress=False)
+    return prepare(open_table(write_csv(base, N)), base / "clusters", Recipe(clusterer=CLUSTERER), progress=False)
 
 
 def test_rows_say_what_the_tables_and_the_weighting_say(folder: ClustersFolder, tmp_path: Path) -> None:

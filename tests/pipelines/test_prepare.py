@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from clip_negatives import Columns
-from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.dataset import TablePairs, TarPairs, open_table
 from clip_negatives.encoders import Encoder, image_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnknownNameError
 from clip_negatives.pipelines import prepare as module
@@ -30,9 +30,9 @@ CLUSTERER = "kmeans:n_clusters=6"
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> CsvPairs:
+def source(tmp_path: Path) -> TablePairs:
     """Return pairs with groups."""
-    return CsvPairs(write_csv(tmp_path / "data", N), Columns(group="item"))
+    return open_table(write_csv(tmp_path / "data", N), Columns(group="item"))
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_folder_says_what_it_was_made_from(source: CsvPairs, tmp_path: Path) -> None:
+def test_folder_says_what_it_was_made_from(source: TablePairs, tmp_path: Path) -> None:
     folder = prepare(source, tmp_path / "clusters", Recipe(clusterer=CLUSTERER, seed=5), progress=False)
     assert folder.samples.column_names == ["key", "text", "image", "group", "bytes"]
     assert folder.samples["text"].to_pylist() == [item[1] for item in listings(N)]
@@ -81,7 +81,7 @@ def test_folder_says_what_it_was_made_from(source: CsvPairs, tmp_path: Path) -> 
 
 
 def test_clusters_of_other_data_are_replaced_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    first, second = (CsvPairs(write_csv(tmp_path / str(n), n)) for n in (N, N - 1))
+    first, second = (open_table(write_csv(tmp_path / str(n), n)) for n in (N, N - 1))
     for source in (first, first):
         prepare(source, tmp_path / "out", Recipe(clusterer=CLUSTERER), progress=False)
     assert caplog.messages == []
@@ -89,7 +89,7 @@ def test_clusters_of_other_data_are_replaced_with_a_word(tmp_path: Path, caplog:
     assert [message for message in caplog.messages if "had clusters of other data. They were replaced." in message] != []
 
 
-def test_same_data_and_seed_give_the_same_clusters(source: CsvPairs, tmp_path: Path) -> None:
+def test_same_data_and_seed_give_the_same_clusters(source: TablePairs, tmp_path: Path) -> None:
     tars = TarPairs(write_tars(tmp_path, N))
     one, two, other = (
         prepare(data, tmp_path / name, Recipe(clusterer=CLUSTERER, seed=seed), progress=False).clusters.image.labels
@@ -99,7 +99,7 @@ def test_same_data_and_seed_give_the_same_clusters(source: CsvPairs, tmp_path: P
     assert not torch.equal(one, other)
 
 
-def test_texts_can_be_clustered_otherwise(source: CsvPairs, tmp_path: Path) -> None:
+def test_texts_can_be_clustered_otherwise(source: TablePairs, tmp_path: Path) -> None:
     folder = prepare(
         source,
         tmp_path / "clusters",
@@ -115,12 +115,12 @@ def test_a_path_is_opened_with_the_columns_of_the_recipe(tmp_path: Path) -> None
     file = write_csv(tmp_path / "data", N)
     recipe = Recipe(clusterer=CLUSTERER, columns=Columns(group="item"))
     folder = prepare(file, tmp_path / "clusters", recipe, progress=False)
-    assert folder.samples["group"].to_pylist() == list(CsvPairs(file, recipe.columns).groups or ())
+    assert folder.samples["group"].to_pylist() == list(open_table(file, recipe.columns).groups or ())
     with pytest.raises(DataError, match="brand"):
         prepare(str(file), tmp_path / "clusters", Recipe(columns=Columns(group="brand")), progress=False)
 
 
-def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) -> None:
+def test_global_random_numbers_are_left_alone(source: TablePairs, tmp_path: Path) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -130,7 +130,7 @@ def test_global_random_numbers_are_left_alone(source: CsvPairs, tmp_path: Path) 
 
 @pytest.mark.parametrize("clusterer", [CLUSTERER, f"parallel_{CLUSTERER}"])
 def test_work_folder_that_cannot_be_removed_is_no_error(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clusterer: str
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clusterer: str
 ) -> None:
     """Network file systems keep files that are still mapped, so none is."""
     mapped: list[bool] = []
@@ -152,7 +152,7 @@ def test_work_folder_that_cannot_be_removed_is_no_error(
 
 @pytest.mark.parametrize("where", ["digest", "flush"])
 def test_clustering_is_kept_when_writing_is_interrupted(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """While files are hashed they are still where they were; once they are moved, what was clustered stays nonetheless."""
     kept: list[str] = []
@@ -183,7 +183,7 @@ def test_clustering_is_kept_when_writing_is_interrupted(
 
 @pytest.mark.parametrize("where", ["cluster_together", "write_clusters_from_files"])
 def test_interrupted_run_leaves_no_folder_and_goes_on(
-    source: CsvPairs, tmp_path: Path, encodings: list[int], where: str
+    source: TablePairs, tmp_path: Path, encodings: list[int], where: str
 ) -> None:
     def interrupted(*arguments: Any, **options: Any) -> None:
         raise KeyboardInterrupt
@@ -195,16 +195,16 @@ def test_interrupted_run_leaves_no_folder_and_goes_on(
     assert encodings == [N]  # once, in the first run
 
 
-def test_interrupted_run_leaves_the_older_folder(source: CsvPairs, tmp_path: Path) -> None:
+def test_interrupted_run_leaves_the_older_folder(source: TablePairs, tmp_path: Path) -> None:
     prepare(source, tmp_path / "clusters", Recipe(clusterer=CLUSTERER), progress=False)
     before = (tmp_path / "clusters" / "manifest.json").read_text()
     Path(source.image_paths[9]).unlink()
     with pytest.raises(DataError, match="row 9"):
-        prepare(CsvPairs(source.path), tmp_path / "clusters", Recipe(clusterer=CLUSTERER), progress=False)
+        prepare(open_table(source.path), tmp_path / "clusters", Recipe(clusterer=CLUSTERER), progress=False)
     assert (tmp_path / "clusters" / "manifest.json").read_text() == before
 
 
-def test_what_can_fail_without_data_fails_before_encoding(source: CsvPairs, tmp_path: Path, encodings: list[int]) -> None:
+def test_what_can_fail_without_data_fails_before_encoding(source: TablePairs, tmp_path: Path, encodings: list[int]) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.txt").write_text("precious")
     cases: tuple[tuple[str, dict[str, Any], type[Exception]], ...] = (
@@ -221,14 +221,14 @@ def test_what_can_fail_without_data_fails_before_encoding(source: CsvPairs, tmp_
     assert (tmp_path / "thesis" / "thesis.txt").read_text() == "precious"
 
 
-def test_cached_folder_is_used_again(source: CsvPairs, encodings: list[int]) -> None:
+def test_cached_folder_is_used_again(source: TablePairs, encodings: list[int]) -> None:
     one = prepare_cached(source, Recipe(clusterer=CLUSTERER), progress=False)
-    two = prepare_cached(CsvPairs(source.path, Columns(group="item")), Recipe(clusterer=CLUSTERER), progress=False)
+    two = prepare_cached(open_table(source.path, Columns(group="item")), Recipe(clusterer=CLUSTERER), progress=False)
     assert one.path == two.path == cache_folder(source, Recipe(clusterer=CLUSTERER))
     assert encodings == [N]
 
 
-def test_damaged_cache_is_made_again(source: CsvPairs, encodings: list[int]) -> None:
+def test_damaged_cache_is_made_again(source: TablePairs, encodings: list[int]) -> None:
     folder = prepare_cached(source, Recipe(clusterer=CLUSTERER), progress=False)
     (folder.path / "clusters.safetensors").write_bytes(b"")
     assert prepare_cached(source, Recipe(clusterer=CLUSTERER), progress=False).clusters.n_samples == N
@@ -236,7 +236,7 @@ def test_damaged_cache_is_made_again(source: CsvPairs, encodings: list[int]) -> 
 
 
 def test_a_cache_that_cannot_be_written_names_its_variable(
-    source: CsvPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(tmp_path / "file" / "cache"))
@@ -244,7 +244,7 @@ def test_a_cache_that_cannot_be_written_names_its_variable(
         prepare_cached(source, Recipe(clusterer=CLUSTERER), progress=False)
 
 
-def test_leftovers_beside_a_cached_folder_go(source: CsvPairs, encodings: list[int]) -> None:
+def test_leftovers_beside_a_cached_folder_go(source: TablePairs, encodings: list[int]) -> None:
     """A process was killed as it removed what it had encoded: the folder is whole, and nobody makes it again."""
     folder = prepare_cached(source, Recipe(clusterer=CLUSTERER), progress=False).path
     for left in (f".{folder.name}.abcd1234.partial", f".{folder.name}.features"):
@@ -256,7 +256,7 @@ def test_leftovers_beside_a_cached_folder_go(source: CsvPairs, encodings: list[i
 
 
 def test_cache_is_keyed_by_all_that_decides_the_clusters(
-    source: CsvPairs, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    source: TablePairs, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"one")
@@ -267,7 +267,7 @@ def test_cache_is_keyed_by_all_that_decides_the_clusters(
         cache_folder(source, Recipe(text_encoder="tfidf:dim=8")),
         cache_folder(source, Recipe(clusterer=CLUSTERER)),
         cache_folder(source, Recipe(text_clusterer=CLUSTERER)),
-        cache_folder(CsvPairs(source.path)),
+        cache_folder(open_table(source.path)),
         cache_folder(source, Recipe(image_encoder=f"timm:resnet18@{weights}")),
     ]
     weights.write_bytes(b"two")
@@ -286,7 +286,7 @@ SCRIPT = """
     import sys
     from pathlib import Path
     from clip_negatives.pipelines import prepare
-    from clip_negatives.dataset import CsvPairs
+    from clip_negatives.dataset import TablePairs, open_table
     from clip_negatives.features import encode
 
     def logging(*arguments, **options):
@@ -295,11 +295,11 @@ SCRIPT = """
         return encode(*arguments, **options)
 
     prepare.encode = logging
-    prepare.prepare_cached(CsvPairs(sys.argv[1]), prepare.Recipe(clusterer=sys.argv[3]), progress=False)
+    prepare.prepare_cached(open_table(sys.argv[1]), prepare.Recipe(clusterer=sys.argv[3]), progress=False)
 """
 
 
-def test_processes_that_start_together_prepare_once(source: CsvPairs, tmp_path: Path) -> None:
+def test_processes_that_start_together_prepare_once(source: TablePairs, tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(source.path), str(tmp_path / "log"), CLUSTERER]
     processes = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
@@ -307,12 +307,12 @@ def test_processes_that_start_together_prepare_once(source: CsvPairs, tmp_path: 
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_progress_is_shown_on_stderr_only(source: CsvPairs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_on_stderr_only(source: TablePairs, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(source, tmp_path / "clusters", Recipe(clusterer=CLUSTERER))
     assert capsys.readouterr().out == ""
 
 
-def test_missing_weights_leave_nothing_behind(source: CsvPairs, tmp_path: Path) -> None:
+def test_missing_weights_leave_nothing_behind(source: TablePairs, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         prepare(source, tmp_path / "new" / "clusters", Recipe(image_encoder="timm:resnet18@absent.pt"), progress=False)
     assert list((tmp_path / "new").iterdir()) == []

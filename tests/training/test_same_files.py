@@ -21,7 +21,7 @@ import torch
 
 from clip_negatives import Clustering, Clusters, write_clusters
 from clip_negatives.clustering.similarity import centroid_similarity
-from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.dataset import TarPairs, open_table
 from clip_negatives.dataset.images import image_source
 from clip_negatives.dataset.urls import END_BYTES, shard_digest, shard_size, shard_source
 from clip_negatives.errors import ArtifactError, DataError
@@ -47,7 +47,7 @@ def without(folder: ClustersFolder, output: Path, *columns: str) -> ClustersFold
 @pytest.fixture
 def images(tmp_path: Path) -> ClustersFolder:
     """Return the clusters of a csv file."""
-    return prepare(CsvPairs(write_csv(tmp_path, N)), tmp_path / "clusters", progress=False)
+    return prepare(open_table(write_csv(tmp_path, N)), tmp_path / "clusters", progress=False)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_relative_paths_in_another_folder(tmp_path: Path, monkeypatch: pytest.Mo
         lines.append(f"images/{row}.png\t{text}")
     csv.write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path / "here")
-    folder = prepare(CsvPairs(csv), tmp_path / "clusters", progress=False)
+    folder = prepare(open_table(csv), tmp_path / "clusters", progress=False)
     check_images(folder)
     monkeypatch.chdir(tmp_path / "there")
     with pytest.raises(

@@ -6,16 +6,19 @@ A run on several processes skips them. It makes the same checks later, so that o
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+
+from clip_negatives.errors import DataError
 
 
 def check_data(location: str, dataset_type: str = "auto") -> None:
     """Raise DataError if a local file of a data set is missing."""
     if _is_alone():
-        from clip_negatives.dataset.opening import check_location
+        from clip_negatives.dataset.formats import check_exists
 
-        check_location(location, dataset_type=dataset_type)
+        check_exists(location, dataset_type)
 
 
 def check_clusters(path: Path) -> None:
@@ -24,6 +27,26 @@ def check_clusters(path: Path) -> None:
         from clip_negatives.storage import manifest
 
         manifest.check_clusters(path)
+
+
+def is_data(location: str, dataset_type: str = "auto") -> bool:
+    """Return whether a path or URL is a data set rather than a clusters folder."""
+    from clip_negatives.dataset.formats import kind_of
+    from clip_negatives.storage.manifest import MANIFEST
+
+    if dataset_type == "auto" and (Path(location) / MANIFEST).exists():
+        return False
+    with suppress(DataError):
+        return bool(kind_of(location, dataset_type))
+    return False
+
+
+def check_clusters_or_data(location: str, dataset_type: str = "auto") -> None:
+    """Raise ArtifactError if a path is neither a clusters folder nor data, DataError if a local file of the data is missing."""
+    if is_data(location, dataset_type):
+        check_data(location, dataset_type)
+    else:
+        check_clusters(Path(location))
 
 
 def check_output_file(path: Path) -> None:

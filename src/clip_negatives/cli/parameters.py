@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from click.shell_completion import CompletionItem
 
 from clip_negatives.advice import named
 from clip_negatives.dataset.columns import Columns
+from clip_negatives.dataset.kinds import KINDS
 from clip_negatives.host.method import Method
 from clip_negatives.pipelines.recipe import Recipe
 
@@ -81,22 +82,25 @@ weighting_option = _plugin_option("--weighting", "loss_weighting", Method.weight
 batch_size_option = click.option("--batch-size", default=256, help="Samples per step, all processes together.")
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the result to this JSON file.")
 dataset_type_option = click.option(
-    "--dataset-type", type=click.Choice(["auto", "csv", "webdataset"]), default="auto", help="Format of the data."
+    "--dataset-type", type=click.Choice(["auto", *KINDS]), default="auto", help="Format of the data."
 )
 
-_CSV = (  # named as in open_clip
-    click.option("--csv-separator", "separator", default=Columns.separator, show_default="tab", help="Csv column separator."),
-    click.option("--csv-img-key", "image", default=Columns.image, help="Csv column with the image path."),
-    click.option("--csv-caption-key", "text", default=Columns.text, help="Csv column with the caption."),
+_COLUMNS = (  # each with the name that open_clip gives it too
+    click.option("--separator", "--csv-separator", "separator", help="Csv column separator.  [default: found]"),
+    click.option("--image-key", "--csv-img-key", "image", help="Column with the image or its path.  [default: found]"),
+    click.option(
+        "--caption-key",
+        "--csv-caption-key",
+        "text",
+        help="Column with the caption. Tars: ending of a file, or json field.  [default: found; tars: txt]",
+    ),
 )
 _GROUP = click.option(
     "--group-column",
     "group",
     help="Column (tars: json field) with the item id. Two samples with the same id are a correct pair.",
 )
-csv_options = _collected("columns", Columns, *_CSV)
-group_option = _collected("columns", Columns, _GROUP)
-column_options = _collected("columns", Columns, *_CSV, _GROUP)
+column_options = _collected("columns", Columns, *_COLUMNS, _GROUP)
 
 # Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: they become part of the recipe.
 recipe_options = _collected(
@@ -127,6 +131,31 @@ def command(*examples: str, notes: str = "", make: Command = click.command, **op
     return decorate
 
 
+class OptionsOnBothSides(click.Command):
+    """A command whose arguments go to open_clip. Its own options and those of open_clip may stand before or after ``--``.
+
+    Options that the command does not know are arguments of open_clip, whose parser checks them. ``-- --help`` prints open_clip's
+    help.
+    """
+
+    ignore_unknown_options = True
+
+    def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
+        """Read the arguments of both sides as one list."""
+        if "--" in arguments:
+            place = arguments.index("--")
+            before, after = arguments[:place], arguments[place + 1 :]
+            if not {"-h", "--help"} & set(after):
+                arguments = [*before, *after]
+        return super().parse_args(context, arguments)
+
+
+def open_clip_arguments(arguments: Sequence[str], columns: Columns) -> list[str]:
+    """Return open_clip's arguments with the options of `columns`, which the command has read."""
+    options = {"--csv-separator": columns.separator, "--csv-img-key": columns.image, "--csv-caption-key": columns.text}
+    return [*arguments, *(part for name, value in options.items() if value is not None for part in (name, value))]
+
+
 def _shown_name(parameter: click.Parameter) -> str:
     """Return the name of a parameter in error messages, such as --csv-separator or DATA."""
-    return max(parameter.opts, key=len) if isinstance(parameter, click.Option) else str(parameter.name).upper()
+    return parameter.opts[0] if isinstance(parameter, click.Option) else str(parameter.name).upper()

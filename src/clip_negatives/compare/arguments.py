@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 from clip_negatives import catalogue
 from clip_negatives.advice import argument, named
 from clip_negatives.dataset.columns import Columns
-from clip_negatives.dataset.opening import check_location, open_pairs
+from clip_negatives.dataset.formats import check_exists
+from clip_negatives.dataset.opening import open_pairs
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.integrations.open_clip.arguments import OPTIONS, parsed
 from clip_negatives.storage.ownership import claim_work
 from clip_negatives.storage.paths import check_writable
 
 if TYPE_CHECKING:
-    from clip_negatives.dataset import CsvPairs, TarPairs
+    from clip_negatives.dataset import TablePairs, TarPairs
 
 # Default arguments of open_clip_train; the model is small enough for two cores.
 DEFAULTS = (
@@ -65,7 +66,7 @@ def check_paths(line: Sequence[str], output: Path, test_data: str | None) -> Non
         raise DataError(f"{option} needs training data. Add --train-data FILE to the arguments of open_clip.")
     for data in filter(None, (args.train_data, test_data)):
         with named(OPTIONS):
-            check_location(data, dataset_type=args.dataset_type)
+            check_exists(data, args.dataset_type)
     check_writable(output / "results.json")
 
 
@@ -87,12 +88,12 @@ def resolve_data(
     args = parsed(line)
     settings: dict[str, Any] = {"dataset_type": args.dataset_type}
     for key, (_, name) in COLUMNS.items():
-        settings[key] = getattr(args, name) if name else group
+        settings[key] = getattr(args, name) or None if name else group
     return line, {"location": args.train_data, **settings}, {"location": test_data, **settings}
 
 
-def open_described(data: Mapping[str, Any]) -> CsvPairs | TarPairs:
+def open_described(data: Mapping[str, Any]) -> TablePairs | TarPairs:
     """Open the pairs of a description, as the results of a comparison have it."""
-    columns = Columns(**{field: data[key] for key, (field, _) in COLUMNS.items() if key in data})
+    columns = Columns(**{field: data.get(key) or None for key, (field, _) in COLUMNS.items()})
     with named(OPTIONS):
         return open_pairs(data["location"], columns, dataset_type=data.get("dataset_type", "auto"))

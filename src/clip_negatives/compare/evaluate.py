@@ -12,7 +12,7 @@ from torch import Tensor
 
 from clip_negatives.compare.arguments import open_described
 from clip_negatives.compare.queries import Queries
-from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.dataset import TablePairs, TarPairs
 from clip_negatives.host import registry
 from clip_negatives.integrations.open_clip.trained import trained_towers
 from clip_negatives.interfaces import LossTerms
@@ -42,7 +42,7 @@ def ranks(arguments: Sequence[str], checkpoint: Path, test: Mapping[str, Any]) -
     return {**figures, "queries": n}, Queries(*first_correct(texts, images, groups, groups))
 
 
-def _items(source: CsvPairs | TarPairs) -> Tensor:
+def _items(source: TablePairs | TarPairs) -> Tensor:
     """Return an id of the item of each pair, int64, shape (N,): of its group or, in data without groups, of its text."""
     columns = {"text": source.texts, "image": source.image_paths, "group": source.groups}
     samples = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items() if values is not None})

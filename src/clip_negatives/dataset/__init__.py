@@ -1,4 +1,4 @@
-"""Image-text data sets: csv files and webdataset tars, read as open_clip reads them."""
+"""Image-text data sets: tables and webdataset tars."""
 
 import lazy_loader
 

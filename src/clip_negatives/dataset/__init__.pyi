@@ -1,7 +1,19 @@
 from .columns import Columns
-from .csv import CsvPairs
-from .opening import open_pairs
+from .hugging_face import dataset_pairs
+from .opening import open_pairs, open_table
 from .pairs import BrokenSample, ImageTextPairs, Part, Sample
+from .tables import TablePairs
 from .tars import TarPairs
 
-__all__ = ["BrokenSample", "Columns", "CsvPairs", "ImageTextPairs", "Part", "Sample", "TarPairs", "open_pairs"]
+__all__ = [
+    "BrokenSample",
+    "Columns",
+    "ImageTextPairs",
+    "Part",
+    "Sample",
+    "TablePairs",
+    "TarPairs",
+    "dataset_pairs",
+    "open_pairs",
+    "open_table",
+]

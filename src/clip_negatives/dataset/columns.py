@@ -1,29 +1,85 @@
-"""The columns of a data set."""
+"""The columns of a data set: what the user names, and what is found by common names."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from clip_negatives.advice import argument
+from clip_negatives.errors import DataError
+
+# Common names of columns, in lower case with one underscore between words. The first ones are open_clip's defaults.
+IMAGE_NAMES = (
+    *("filepath", "image", "image_path", "image_file", "image_filename", "img", "img_path", "path", "file", "file_path"),
+    *("file_name", "filename", "url", "image_url"),
+)
+TEXT_NAMES = (
+    *("title", "text", "caption", "captions", "name", "description", "product_name", "product_title", "sentence", "prompt"),
+)
+COMMON = {"image": IMAGE_NAMES, "text": TEXT_NAMES}
+PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$|^https?://", re.IGNORECASE)  # a value of a column of images
 
 
 @dataclass(frozen=True)  # without slots: `Columns.image` is the default, for signatures and the command line
 class Columns:
-    """Column names of a csv file, with open_clip's defaults. For tars, only `group` is used: a field of the ``.json``.
+    """Names of the columns that are used; None: found by common names, see `found_columns`.
 
     Attributes:
-        image: column with the path of the image.
-        text: column with the caption.
-        group: column with the item that the pair shows, such as a product; pairs of one group are correct pairs.
-        separator: text between two columns.
+        image: column with the path of the image, or with the image. Unused for tars.
+        text: column with the caption. For tars, the ending of a file such as ``cls``, or a field of the ``.json``.
+        group: column, or field of the ``.json``, with the item that the pair shows, such as a product; pairs of one group are
+            correct pairs. None: the pairs have no groups.
+        separator: text between two columns of a csv file.
     """
 
-    image: str = "filepath"
-    text: str = "title"
+    image: str | None = None
+    text: str | None = None
     group: str | None = None
-    separator: str = "\t"
+    separator: str | None = None
 
 
 def argument_of(column: str) -> str:
     """Return how the user sets a field of `Columns`, for an error message."""
     return argument(column, f"Columns({column}=...)")
+
+
+def found_columns(columns: Columns, names: Sequence[Any], where: str) -> dict[str, Any]:
+    """Return the column of the image, the text and, if it is named, the group among the `names` of a table.
+
+    A column that the user does not name is found by its name: open_clip's ``filepath`` and ``title`` if the table has both,
+    else the only column with a common name (`COMMON`). Names are compared without case, spaces and hyphens.
+
+    Raises:
+        DataError: a column is missing or ambiguous. `where` names the table.
+    """
+    if (columns.image, columns.text) == (None, None) and {"filepath", "title"} <= set(names):
+        found: dict[str, Any] = {"image": "filepath", "text": "title"}
+    else:
+        found = {role: getattr(columns, role) or _common_column(role, names, where) for role in COMMON}
+    if columns.group is not None:
+        found["group"] = columns.group
+    for role, column in found.items():
+        if column not in names:
+            fault = f"{where} has no column {column!r} ({_listed(names)})."
+            raise DataError(f"{fault}{_headerless(names)} Use {argument_of(role)}.")
+    return found
+
+
+def _common_column(role: str, names: Sequence[Any], where: str) -> Any:
+    candidates = [name for name in names if re.sub(r"[\W_]+", "_", str(name).strip().lower()) in COMMON[role]]
+    if len(candidates) == 1:
+        return candidates[0]
+    fault = f"several columns that may be the {role}" if candidates else f"no column with a common name of the {role}"
+    raise DataError(f"{where} has {fault} ({_listed(names)}).{_headerless(names)} Name one with {argument_of(role)}.")
+
+
+def _listed(names: Sequence[Any]) -> str:
+    return f"columns: {', '.join(repr(str(name)) for name in names)}"
+
+
+def _headerless(names: Sequence[Any]) -> str:
+    """Return a hint, beginning with a space, if the names of the columns seem to be a pair; else ""."""
+    is_pair = any(PICTURE.search(str(name)) for name in names)
+    return " Its first line seems to be a pair: a line with the names of the columns is missing. Add it." if is_pair else ""

@@ -5,44 +5,45 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_negatives.advice import argument
-from clip_negatives.dataset.columns import Columns
-from clip_negatives.dataset.urls import check_local_file, expand_urls
-from clip_negatives.errors import DataError
+from clip_negatives.dataset.columns import Columns, found_columns
+from clip_negatives.dataset.formats import kind_of, read_table
 
 if TYPE_CHECKING:
-    from clip_negatives.dataset.csv import CsvPairs
+    from clip_negatives.dataset.tables import TablePairs
     from clip_negatives.dataset.tars import TarPairs
 
 
-def open_pairs(location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto") -> CsvPairs | TarPairs:
-    """Open training data: a ``.csv`` or ``.tsv`` file, or tars in webdataset format (braces and ``::`` as in open_clip).
+def open_pairs(location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto") -> TablePairs | TarPairs:
+    """Open image-text pairs.
 
-    `dataset_type` is "auto", "csv" or "webdataset"; `columns` None is `Columns()`.
+    Args:
+        location: a csv, jsonl or parquet file, a folder of images with ``metadata.csv``, ``.jsonl`` or ``.parquet``, a folder
+            of parquet files, a folder of ``datasets.Dataset.save_to_disk``, or tars in webdataset format (braces and ``::`` as
+            in open_clip). Files may be URLs of fsspec.
+        columns: the columns; those that are not named are found by common names.
+        dataset_type: one of `clip_negatives.dataset.formats.KINDS`; "auto": by the ending, or by the files of a folder.
+
+    Raises:
+        DataError: the data cannot be read, or a column is missing or ambiguous.
+        MissingPackageError: a data set of Hugging Face, or images in parquet, need the package datasets.
     """
-    if _kind_of(location, dataset_type) == "csv":
-        from clip_negatives.dataset.csv import CsvPairs
+    if kind_of(location, dataset_type) == "webdataset":
+        from clip_negatives.dataset.tars import TarPairs  # imports torch
 
-        return CsvPairs(location, columns)
-    from clip_negatives.dataset.tars import TarPairs  # imports torch
-
-    return TarPairs(str(location), group_field=columns.group if columns else None)
+        return TarPairs(str(location), group_field=columns.group if columns else None)  # TODO text
+    return open_table(location, columns, dataset_type=dataset_type)
 
 
-def check_location(location: str | Path, *, dataset_type: str = "auto") -> None:
-    """Raise DataError if training data are of an unknown kind, or if a local file of them is missing; nothing is read."""
-    if _kind_of(location, dataset_type) == "csv":
-        check_local_file("csv file", str(location))
-    else:
-        for shard in expand_urls(str(location)):
-            check_local_file("tar", shard)
+def open_table(location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto") -> TablePairs:
+    """Open image-text pairs of any kind but tars; see `open_pairs`."""
+    from clip_negatives.dataset import hugging_face
+    from clip_negatives.dataset.tables import TablePairs
 
-
-def _kind_of(location: str | Path, dataset_type: str) -> str:
-    """Return "csv" or "webdataset"."""
-    ending = str(location).rsplit(".", 1)[-1]
-    kind = {"csv": "csv", "tsv": "csv", "tar": "webdataset"}.get(ending) if dataset_type == "auto" else dataset_type
-    if kind not in ("csv", "webdataset"):
-        option = argument("dataset_type")
-        raise DataError(f"{location} does not end in .csv, .tsv or .tar. Set {option} to csv or webdataset.")
-    return kind
+    kind, columns = kind_of(location, dataset_type), columns or Columns()
+    if kind == "datasets":
+        return hugging_face.saved_pairs(str(location), columns)
+    table = read_table(str(location), kind, columns.separator)
+    used = found_columns(columns, table.names, str(location))
+    if used["image"] in table.with_bytes:
+        return hugging_face.parquet_pairs(str(location), columns)
+    return TablePairs(str(location), table, used)

@@ -57,6 +57,11 @@ class TarPairs:
         self.shards = expand_urls(urls)
         check_shards(self.shards)
 
+    @property
+    def summary(self) -> str:
+        """Return what is read."""
+        return f"Reading {len(self.shards):,} tar{'s' * (len(self.shards) != 1)} of {self.urls}"
+
     def __len__(self) -> int:
         """Return the number of pairs."""
         return len(self.keys)

@@ -50,11 +50,16 @@ class Recipe:
         return encoder_name("image", self.image_encoder), encoder_name("text", self.text_encoder)
 
     def open(self, data: ImageTextPairs | str | Path) -> ImageTextPairs:
-        """Return `data`; a path or URL is opened with the columns of the recipe, see `clip_negatives.dataset.open_pairs`."""
-        from clip_negatives.dataset import open_pairs
+        """Return the pairs of `data`, with the columns of the recipe: of a path or URL (see `clip_negatives.dataset.open_pairs`) or
+        of a ``datasets.Dataset``.
+        """
+        from clip_negatives.dataset import dataset_pairs, open_pairs
+        from clip_negatives.dataset.hugging_face import is_dataset
 
         if isinstance(data, str | Path):
             return open_pairs(data, self.columns)
+        if is_dataset(data):
+            return dataset_pairs(data, self.columns)
         if not hasattr(data, "parts"):
             raise InputError(
                 f"Expected a path, a URL or image-text pairs as data, got an object of type {type(data).__name__}."

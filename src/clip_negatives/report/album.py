@@ -10,7 +10,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from clip_negatives.advice import argument
-from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.dataset import TablePairs, TarPairs
 from clip_negatives.dataset.images import read_small_files
 from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.printing import log
@@ -72,7 +72,7 @@ class Album:
         return len(self._texts)
 
 
-def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> SmallImages | None:
+def images_of(folder: ClustersFolder, source: TablePairs | TarPairs | None) -> SmallImages | None:
     """Return a reader of the images: from `source` (DataError if it has other pairs), else from the paths in the folder.
 
     Images or tars that changed since the clusters were made are a warning.
@@ -100,7 +100,7 @@ def images_of(folder: ClustersFolder, source: CsvPairs | TarPairs | None) -> Sma
     return lambda index, side: read_small_files([str(paths[place].as_py()) for place in index], side)
 
 
-def _clustered_rows(folder: ClustersFolder, source: CsvPairs | TarPairs) -> Sequence[int]:
+def _clustered_rows(folder: ClustersFolder, source: TablePairs | TarPairs) -> Sequence[int]:
     """Return the rows of `source` that were not skipped when the folder was made: some images could not be decoded."""
     if not (isinstance(source, TarPairs) and folder.broken.num_rows):
         return range(len(source))

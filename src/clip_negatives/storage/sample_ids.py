@@ -20,7 +20,7 @@ def text_ids(samples: pa.Table) -> Tensor:
     images, if it is "nan".
     """
     texts = samples["text"]
-    if "image" in samples.column_names:
+    if "shard" not in samples.column_names:
         texts = pc.if_else(pc.equal(texts, MISSING_TEXT), "", texts)
     return integer_ids(texts)
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from clip_negatives.advice import remedies
 from clip_negatives.dataset.images import file_size
+from clip_negatives.dataset.stored_images import ROW, EmbeddedImages
 from clip_negatives.dataset.urls import shard_digest, shard_size
 from clip_negatives.errors import ArtifactError
 from clip_negatives.printing import log
@@ -97,6 +98,27 @@ def check_images(folder: ClustersFolder) -> None:
         count = f"{len(differing)} of {len(rows)} checked images differ"
         raise ArtifactError(f"The image {path} (row {row} of {folder.path}) {fault}; {count}. {REPAIR_IMAGES}")
     _check_image_digests(folder)
+
+
+def check_embedded_images(folder: ClustersFolder, images: EmbeddedImages) -> None:
+    """Compare images in a table with the clustered ones: the size of each, and the stored digests.
+
+    Raises:
+        ArtifactError: an image has another size or content; the error names its row.
+    """
+    repair = f"Use the data that were clustered, or make {folder.path} again from these: clip-negatives prepare."
+    if BYTES in folder.samples.column_names:
+        compared = zip(folder.samples[BYTES].to_pylist(), images.sizes(), strict=True)
+        for row, (old, size) in enumerate(compared):
+            if size != old:
+                raise ArtifactError(f"The {images.name(row)} has {size} bytes, but had {old} when it was clustered. {repair}")
+    for source in folder.sources:
+        if not source.file.startswith(ROW):
+            continue
+        place = int(source.file.removeprefix(ROW))
+        if images.source(place).sha256 != source.sha256:
+            fault = f"The {images.name(place)} has other content than when it was clustered, at the same size."
+            raise ArtifactError(f"{fault} {repair}")
 
 
 def _check_image_digests(folder: ClustersFolder) -> None:

@@ -8,10 +8,12 @@ import os
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from open_clip_train.params import parse_args
 
-from clip_negatives.dataset.opening import check_location
+from clip_negatives.advice import named
+from clip_negatives.dataset import formats
 from clip_negatives.dataset.urls import check_reachable
 from clip_negatives.errors import InputError
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
@@ -28,28 +30,33 @@ OPTIONS = {
     "dataset_type": "--dataset-type",
 }
 
+# First arguments of each run: without the user's value, columns and separator are found, instead of open_clip's defaults.
+FOUND = ("--csv-separator=", "--csv-img-key=", "--csv-caption-key=")
+
 
 def parsed(arguments: Sequence[str]) -> Namespace:
     """Return the arguments as open_clip's parser reads them; ``--help`` prints the help and exits."""
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
-            args: Namespace = parse_args(list(arguments))
+            args: Namespace = parse_args([*FOUND, *arguments])
     except ValueError as error:  # open_clip splits each --aug-cfg at "="
         raise InputError("--aug-cfg needs settings name=value. Correct it in the arguments after --.") from error
     except SystemExit as stopped:
         if not stopped.code:
             raise
         fault = output.getvalue().strip().rpartition("error: ")[2]
-        raise InputError(f"Error in the arguments after --: {fault}. For a list: clip-negatives train -- --help") from None
+        raise InputError(f"open_clip's arguments: {fault}. For a list: clip-negatives train -- --help") from None
     return args
 
 
-def kind_of(args: Namespace, data: str | None = None) -> str:
-    """Return the kind of `data` (default: the training data), "csv", "webdataset" or "synthetic", by open_clip's rule."""
-    if args.dataset_type != "auto":
-        return str(args.dataset_type)
-    return "csv" if (data or args.train_data).rsplit(".", 1)[-1] in ("csv", "tsv") else "webdataset"
+def kind_of(args: Namespace, data: str | None = None) -> Literal["table", "webdataset", "synthetic"]:
+    """Return the kind of `data` (default: the training data)."""
+    if args.dataset_type == "synthetic":
+        return "synthetic"
+    with named(OPTIONS):
+        kind = formats.kind_of(data or args.train_data, args.dataset_type)
+    return "webdataset" if kind == "webdataset" else "table"
 
 
 def check_paths(arguments: Sequence[str], options: TrainOptions) -> None:
@@ -62,8 +69,9 @@ def check_paths(arguments: Sequence[str], options: TrainOptions) -> None:
     """
     args = parsed(arguments)
     for data in filter(None, (args.train_data, args.val_data)):
-        if (kind := kind_of(args, data)) != "synthetic":
-            check_location(data, dataset_type=kind)
+        if args.dataset_type != "synthetic":
+            with named(OPTIONS):
+                formats.check_exists(data, args.dataset_type)
     if args.resume == LATEST and not args.name:
         raise InputError("--resume latest needs the name of the run. Add --name.")
     if args.resume and args.resume != LATEST and "://" not in args.resume and not Path(args.resume).is_file():

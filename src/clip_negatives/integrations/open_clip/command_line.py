@@ -106,9 +106,9 @@ def _check_data(args: Namespace, options: TrainOptions) -> None:
         raise DataError("There is no training data. Add --train-data FILE, or --dataset-type synthetic, after --.")
     if args.dataset_type == "synthetic" and not args.train_num_samples:
         raise DataError("Synthetic data needs a size. Add --train-num-samples after --.")
-    if options.refresh_every is not None and (kind := kind_of(args)) != "csv":
+    if options.refresh_every is not None and (kind := kind_of(args)) != "table":
         raise InputError(
-            f"{argument('refresh_every')} needs csv data, not {kind} data, to encode every sample again. Leave it out."
+            f"{argument('refresh_every')} needs a table, not {kind} data, to encode every sample again. Leave it out."
         )
     steps = steps_of_epoch(args)
     check_validation(args)

@@ -24,8 +24,9 @@ from torch import distributed as dist
 from torch.nn import parallel
 
 from clip_negatives.dataset.images import pillow_limit
+from clip_negatives.integrations.open_clip import table_dataset
 from clip_negatives.integrations.open_clip.checkpoints import atomic_save, latest_checkpoint
-from clip_negatives.integrations.open_clip.untrusted import RegularCsvDataset, expand_tars, load_checkpoint
+from clip_negatives.integrations.open_clip.untrusted import expand_tars, load_checkpoint
 
 
 class CpuDistributedDataParallel(parallel.DistributedDataParallel):
@@ -43,13 +44,16 @@ LIMITED_TARS = [(module, "tar_file_expander", expand_tars) for module in (open_c
 
 
 @contextmanager
-def installed(main: ModuleType, negatives: Any) -> Iterator[None]:
-    """Make the replacements of a run of ``open_clip_train.main``, and restore everything at the end."""
+def installed(main: ModuleType, negatives: Any, dataset_type: str = "auto") -> Iterator[None]:
+    """Make the replacements of a run of ``open_clip_train.main``, and restore everything at the end.
+
+    `dataset_type` is the value of ``--dataset-type``.
+    """
     replacements: list[tuple[Any, str, Any]] = [
         *((main, name, getattr(negatives, name)) for name in ("get_data", "create_loss", "train_one_epoch")),
         (main, "pt_load", load_checkpoint),  # a damaged checkpoint stops with an error message
         (main, "get_latest_checkpoint", latest_checkpoint(main)),  # in folders of any name
-        (open_clip_train.data, "CsvDataset", RegularCsvDataset),  # a pipe in place of an image does not block
+        *table_dataset.replacements(dataset_type),  # tables of more kinds than csv; a pipe in place of an image does not block
         *LIMITED_TARS,  # tars are read within our limits
         NO_GHOSTSCRIPT,
         CPU_DDP,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from clip_negatives.advice import argument, remedies
 from clip_negatives.errors import ArtifactError, ClipNegativesError
 from clip_negatives.host.plugin_code import no_exit
-from clip_negatives.integrations.open_clip.arguments import check_paths, has_checkpoint, parsed
+from clip_negatives.integrations.open_clip.arguments import FOUND, check_paths, has_checkpoint, parsed
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.storage.locks import sole_user
 
@@ -53,8 +53,8 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     run_lock = sole_user(Path(args.logs) / args.name, wait=False) if args.name and train_set.rank() == 0 else nullcontext()
     try:
         negatives = seam.Negatives(main, options, folder, record, warning)
-        with run_lock, lost_process_errors(), guest.installed(main, negatives), no_exit():
-            outcome = main.main(list(arguments))
+        with run_lock, lost_process_errors(), guest.installed(main, negatives, args.dataset_type), no_exit():
+            outcome = main.main([*FOUND, *arguments])
     except OSError as error:
         file = f" {error.filename}" if error.filename else f" in {args.logs}"
         reason = error.strerror or str(error).strip().rpartition("\n")[2]  # of a traceback: its last line

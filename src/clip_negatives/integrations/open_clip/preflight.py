@@ -18,7 +18,8 @@ from clip_negatives.advice import argument
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.batches.extra_texts import Captions, texts_per_image
 from clip_negatives.clustering.fit import cluster_features
-from clip_negatives.dataset import CsvPairs
+from clip_negatives.dataset import TablePairs
+from clip_negatives.dataset.stored_images import EmbeddedImages
 from clip_negatives.dataset.urls import expand_urls, is_plain
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
 from clip_negatives.integrations.open_clip.arguments import kind_of
@@ -35,7 +36,7 @@ from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder,
 from clip_negatives.storage.manifest import LABELS_FOLDER
 from clip_negatives.storage.shards import ClusteredShards
 from clip_negatives.training.same_data import check_columns, spread, warn_of_newer
-from clip_negatives.training.same_files import check_images, check_shards
+from clip_negatives.training.same_files import check_embedded_images, check_images, check_shards
 from clip_negatives.training.weighting import loss_terms
 
 
@@ -124,8 +125,12 @@ def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
         _check_readable_by_webdataset(addresses)
         shards.check(addresses)
         check_shards(shards, addresses)
-    elif kind_of(args) == "csv" and isinstance(folder, ClustersFolder):
-        check_images(folder)
+    elif kind_of(args) == "table" and isinstance(folder, ClustersFolder):
+        source = pairs(args)
+        if isinstance(source, TablePairs) and isinstance(source.stored, EmbeddedImages):
+            check_embedded_images(folder, source.stored)
+        else:
+            check_images(folder)
 
 
 def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
@@ -163,18 +168,19 @@ def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, op
     """Create the sampler for data with an index; return how many captions it adds to each sample."""
     n: int = args.train_num_samples
     captions: Sequence[str] | None = Captions(folder.samples) if isinstance(folder, ClustersFolder) else None
-    if kind == "csv":
+    if kind == "table":
         source = pairs(args)
         n, captions = len(source.keys), source.texts
-        if isinstance(folder, ClustersFolder) and isinstance(source, CsvPairs):
-            check_columns(folder.path, {"text": source.texts, "image": source.image_paths}, folder.samples)
-            if "image" not in folder.samples.column_names:
-                log(f"only the texts were compared with {folder.path}, because it has no paths of images")
+        if isinstance(folder, ClustersFolder) and isinstance(source, TablePairs):
+            columns = {"text": source.texts, **({"image": source.image_paths} if source.image_paths is not None else {})}
+            check_columns(folder.path, columns, folder.samples)
+            if {"image", BYTES}.isdisjoint(folder.samples.column_names):
+                log(f"only the texts were compared with {folder.path}, because it has no paths or sizes of images")
     clusters = None if folder is None else folder.clusters
     context = SamplingContext(n, args.batch_size, 0, world_size(), args.seed, clusters, captions=captions)
     extra = texts_per_image(options.create_sampler(context))
     if extra and kind == "synthetic":
-        raise UnsupportedError(f"The sampler {options.sampler} adds captions and needs csv data, not synthetic data.")
+        raise UnsupportedError(f"The sampler {options.sampler} adds captions, so synthetic data do not fit.")
     if options.refresh_every is not None:
         options.recipe.check(n)
     return extra

@@ -19,7 +19,7 @@ from open_clip import factory
 from PIL import Image
 
 from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError
-from clip_negatives.integrations.open_clip import guest
+from clip_negatives.integrations.open_clip import guest, table_dataset
 from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.checkpoints import read_checkpoint, resumed_file
 from clip_negatives.integrations.open_clip.train_set import world_size
@@ -92,6 +92,7 @@ class _Start:
             (self._main, "pt_load", self._read_checkpoint),
             (self._main, "get_data", self._try_data),
             (factory, "load_checkpoint", self._try_weights),
+            *table_dataset.replacements(self._args.dataset_type),
         ]
 
     def fault(self, error: Exception) -> ClipNegativesError:

@@ -6,8 +6,6 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from clip_negatives.dataset.urls import shard_digest
 from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import ArtifactError, DataError, InputError
@@ -123,9 +121,8 @@ def data_digest(record: Record) -> str:
 
 def check_dataset(record: Record, dataset: Any) -> None:
     """Check that open_clip read the recorded csv file, which may have changed after it was recorded."""
-    for name, column in (("texts", "captions"), ("images", "images")):
-        values = pa.chunked_array([[str(value) for value in getattr(dataset, column)]], pa.string())
-        if name in record["data"] and rows_digest(values) != record["data"][name]:
+    for name, value in dataset.pairs.identity().items():
+        if record["data"].get(name, value) != value:
             raise DataError(f"The training data changed while the run started: the {name} differ. Start again.")
 
 

@@ -120,7 +120,7 @@ class Negatives:
     def _agree(self, args: Any, dataset: Any, epoch: int) -> None:
         """Read the clusters on all ranks, and check that all ranks have the same data, clusters and settings."""
         processes = self._processes = Processes.current() if args.world_size > 1 else ALONE
-        if kind_of(args) == "csv":
+        if kind_of(args) == "table":
             processes.together(lambda: run_record.check_dataset(self._record, dataset))
         start = processes.together(lambda: run_record.start_section(args, epoch))
         # Compared before the clusters are read: a rank with other data would not find the clusters of rank 0.

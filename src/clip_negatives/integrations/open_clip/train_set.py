@@ -12,7 +12,7 @@ from open_clip_train.data import expand_urls, get_dataset_size
 from open_clip_train.distributed import is_using_distributed, world_info_from_env
 
 from clip_negatives.advice import named
-from clip_negatives.dataset import CsvPairs, TarPairs, open_pairs
+from clip_negatives.dataset import TablePairs, TarPairs, open_pairs
 from clip_negatives.dataset.columns import Columns
 from clip_negatives.distributed.environment import check_address, started_processes
 from clip_negatives.errors import DataError, ProcessError
@@ -22,11 +22,15 @@ from clip_negatives.storage.safe_reading import read_json
 SIZES, LENGTH = "sizes.json", "__len__"  # files beside the shards: number of samples of each shard, and of all shards
 
 
-def pairs(args: Namespace, group: str | None = None, data: str | None = None) -> CsvPairs | TarPairs:
-    """Open `data` (default: the training data) with open_clip's column names; `group` is the column or field of groups."""
-    columns = Columns(args.csv_img_key, args.csv_caption_key, group, args.csv_separator)
+def pairs(args: Namespace, group: str | None = None, data: str | None = None) -> TablePairs | TarPairs:
+    """Open `data` (default: the training data), see `columns_of`."""
     with named(OPTIONS):
-        return open_pairs(data or args.train_data, columns, dataset_type=kind_of(args, data))
+        return open_pairs(data or args.train_data, columns_of(args, group), dataset_type=args.dataset_type)
+
+
+def columns_of(args: Namespace, group: str | None = None) -> Columns:
+    """Return the columns that open_clip's arguments name; `group` is the column or field of groups."""
+    return Columns(args.csv_img_key or None, args.csv_caption_key or None, group, args.csv_separator or None)
 
 
 def check_validation(args: Namespace) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 
 import fsspec
 import torch
-from open_clip_train.data import CsvDataset
 from webdataset.handlers import reraise_exception
 from webdataset.tariterators import base_plus_ext
 
 from clip_negatives.dataset import archive
-from clip_negatives.dataset.images import check_regular
 from clip_negatives.dataset.tars import ENDINGS
 from clip_negatives.dataset.urls import ShardStream, check_local_file
 from clip_negatives.errors import ArtifactError, DataError
@@ -21,14 +19,6 @@ from clip_negatives.storage.limits import VARIABLE, limit
 from clip_negatives.storage.safe_reading import one_line
 
 File = tuple[str, bytes | None]  # name and content of a file in a tar; None if it is too large
-
-
-class RegularCsvDataset(CsvDataset):  # type: ignore[misc]  # open_clip has no types
-    """open_clip's csv data set, which raises OSError before it opens an image that is a pipe or another special file."""
-
-    def __getitem__(self, idx: int) -> Any:
-        check_regular(str(self.images[idx]))
-        return super().__getitem__(idx)
 
 
 def load_checkpoint(file_path: str, map_location: Any = None) -> Any:

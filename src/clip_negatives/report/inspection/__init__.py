@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clip_negatives.dataset import CsvPairs, TarPairs
+from clip_negatives.dataset import TablePairs, TarPairs
 from clip_negatives.host.method import Method
 from clip_negatives.meter import meter, truth_of
 from clip_negatives.meter.suspects import modalities
@@ -32,7 +32,7 @@ class Written(NamedTuple):
 
 
 def write_inspection(
-    folder: ClustersFolder, output: str | Path, *, source: CsvPairs | TarPairs | None = None, **options: Any
+    folder: ClustersFolder, output: str | Path, *, source: TablePairs | TarPairs | None = None, **options: Any
 ) -> Written:
     """Write a report on clusters, atomically: clusters, similarities, pairs, and the effect of other settings.
 

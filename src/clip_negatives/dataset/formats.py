@@ -1,0 +1,149 @@
+"""Kinds of data sets, and the tables of those that are tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from clip_negatives.advice import argument
+from clip_negatives.dataset.csv import read_csv
+from clip_negatives.dataset.kinds import COMPRESSED, ENDINGS, KINDS, METADATA, SAVED, SAVED_SPLITS
+from clip_negatives.dataset.urls import check_local_file, expand_urls, is_plain, unreadable
+from clip_negatives.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table in a file.
+
+    Attributes:
+        names: names of the columns.
+        read: returns some of the columns.
+        separator: text between two columns of a csv file; None for other files.
+        with_bytes: the columns that can hold images instead of paths.
+    """
+
+    names: list[Any]
+    read: Callable[[Sequence[Any]], pd.DataFrame]
+    separator: str | None = None
+    with_bytes: frozenset[str] = frozenset()
+
+
+def kind_of(location: str | Path, dataset_type: str = "auto") -> str:
+    """Return one of `KINDS`: `dataset_type` unless it is "auto", else by the ending or by the files of a folder."""
+    option = argument("dataset_type")
+    if dataset_type != "auto":
+        if dataset_type not in KINDS:
+            raise DataError(f"{option} must be auto, {', '.join(KINDS[:-1])} or {KINDS[-1]}, got {dataset_type!r}.")
+        return dataset_type
+    name, path = str(location), Path(location)
+    if is_plain(name) and path.is_dir():
+        return _kind_of_folder(path)
+    *_, before, ending = ["", *name.rsplit(".", 2)]
+    kind = ENDINGS.get(before.lower() if ending.lower() in COMPRESSED else ending.lower())
+    if kind is None or (kind == "webdataset" and ending != "tar"):
+        known = ", ".join(f".{ending}" for ending in ENDINGS)
+        raise DataError(f"{name} does not end in {known}, and is no folder. Correct it, or set {option} to csv or webdataset.")
+    return kind
+
+
+def _kind_of_folder(folder: Path) -> str:
+    if (folder / SAVED).is_file():
+        return "datasets"
+    if (folder / SAVED_SPLITS).is_file():
+        splits = ", ".join(sorted(file.parent.name for file in folder.glob(f"*/{SAVED}")))
+        raise DataError(f"{folder} is a data set with splits ({splits}). Name one, such as {folder}/train.")
+    if any((folder / name).is_file() for name in METADATA):
+        return "imagefolder"
+    if any(folder.glob("*.parquet")):
+        return "parquet"
+    if any(folder.glob("*.tar")):
+        raise DataError(f"{folder} is a folder of tars. Name the tars, such as '{folder}/{{00000..00099}}.tar'.")
+    raise DataError(
+        f"{folder} is a folder without {', '.join(METADATA)}, parquet files or a saved data set of Hugging Face. Add "
+        "metadata.csv with the columns file_name and text."
+    )
+
+
+def read_table(location: str, kind: str, separator: str | None = None) -> Table:
+    """Return the table of a file, or of the metadata of a folder of images; DataError if it cannot be read."""
+    path = Path(location) if is_plain(location) else location
+    if kind == "parquet":
+        return _parquet(location)
+    if kind == "imagefolder":
+        return _image_folder(Path(location), separator)
+    frame, separator = (_read_jsonl(path), None) if kind == "jsonl" else read_csv(path, separator)
+    return Table(list(frame.columns), lambda names: frame[list(names)], separator)
+
+
+def _parquet(location: str) -> Table:
+    from pyarrow.dataset import dataset
+    from pyarrow.types import is_binary, is_large_binary, is_struct
+
+    if is_plain(location) and not Path(location).is_dir():
+        check_local_file("parquet file", location)
+    try:
+        system, path = fsspec.core.url_to_fs(location)
+        data = dataset(path, filesystem=system, format="parquet")
+    except Exception as error:  # of pyarrow, and of each file system
+        raise unreadable("parquet file", location, error) from error
+
+    def read(names: Sequence[Any]) -> pd.DataFrame:
+        try:
+            # An integer column with missing values stays a column of integers, not of floats.
+            frame: pd.DataFrame = data.to_table(columns=list(names)).to_pandas(integer_object_nulls=True)
+        except Exception as error:
+            raise unreadable("parquet file", location, error) from error
+        return frame
+
+    of_images = (is_struct, is_binary, is_large_binary)
+    with_bytes = frozenset(field.name for field in data.schema if any(test(field.type) for test in of_images))
+    return Table(list(data.schema.names), read, with_bytes=with_bytes)
+
+
+def _read_jsonl(path: Path | str) -> pd.DataFrame:
+    import pandas as pd
+
+    check_local_file("jsonl file", str(path))
+    try:
+        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} does not have one JSON object in each line: {reason}. Correct the file.") from error
+    except Exception as error:  # each file system of fsspec has its own errors
+        raise unreadable("jsonl file", str(path), error) from error
+
+
+def _image_folder(folder: Path, separator: str | None) -> Table:
+    """Return the metadata of a folder of images; ``file_name`` is relative to the folder of its metadata."""
+    files = [folder / name for name in METADATA if (folder / name).is_file()]
+    if not files:
+        raise DataError(f"{folder} has no {' or '.join(METADATA)}. Add it, with the columns file_name and text.")
+    if len(files) > 1:
+        raise DataError(f"{folder} has {' and '.join(file.name for file in files)}. Keep one of them.")
+    table = read_table(str(files[0]), ENDINGS[files[0].suffix[1:]], separator)
+
+    def read(names: Sequence[Any]) -> pd.DataFrame:
+        frame = table.read(names)
+        if "file_name" in frame:
+            frame = frame.assign(file_name=[str(folder / str(name)) for name in frame["file_name"]])
+        return frame
+
+    return Table(table.names, read, table.separator)
+
+
+def check_exists(location: str | Path, dataset_type: str = "auto") -> None:
+    """Raise DataError if training data are of an unknown kind, or if a local file of them is missing; nothing is read."""
+    kind = kind_of(location, dataset_type)
+    if kind == "webdataset":
+        for shard in expand_urls(str(location)):
+            check_local_file("tar", shard)
+    elif kind in ("csv", "jsonl") or (kind == "parquet" and not Path(location).is_dir()):
+        check_local_file(f"{kind} file", str(location))

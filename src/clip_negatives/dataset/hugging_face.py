@@ -1,0 +1,92 @@
+"""Image-text pairs in a ``datasets.Dataset`` of Hugging Face, in memory or on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_negatives.dataset.columns import Columns, found_columns
+from clip_negatives.dataset.formats import Table
+from clip_negatives.dataset.stored_images import EmbeddedImages
+from clip_negatives.dataset.tables import TablePairs
+from clip_negatives.errors import DataError, MissingPackageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def is_dataset(value: Any) -> bool:
+    """Return whether a value is a ``datasets.Dataset`` or ``DatasetDict``; the package is not imported."""
+    return hasattr(value, "column_names") and hasattr(value, "with_format")
+
+
+def dataset_pairs(dataset: Any, columns: Columns | None = None, name: str = "the data set") -> TablePairs:
+    """Return the pairs of a ``datasets.Dataset``, in its order; a caption that is a ``ClassLabel`` is the name of the class.
+
+    Images are in a column of ``datasets.Image`` or bytes, which is not copied into memory, or in files named by a column of
+    paths. `name` names the data set in messages.
+
+    Raises:
+        DataError: `dataset` has several splits, or a column is missing or ambiguous.
+    """
+    if isinstance(dataset.column_names, dict):
+        splits = ", ".join(dataset.column_names)
+        raise DataError(f"{name} has several splits ({splits}). Name one, such as dataset[{next(iter(dataset))!r}].")
+    features, plain = dataset.features, dataset.with_format(None)
+
+    def read(names: Sequence[Any]) -> pd.DataFrame:
+        frame: pd.DataFrame = plain.select_columns(list(names)).with_format("arrow")[:].to_pandas(integer_object_nulls=True)
+        for column in names:
+            if hasattr(features[column], "int2str"):  # a ClassLabel
+                frame[column] = [None if label is None else features[column].int2str(int(label)) for label in frame[column]]
+        return frame
+
+    used = found_columns(columns or Columns(), list(dataset.column_names), name)
+    image = used["image"]
+    stored = None if getattr(features[image], "dtype", None) in ("string", "large_string") else _images(plain, image, name)
+    return TablePairs(name, Table(list(dataset.column_names), read), used, stored)
+
+
+def saved_pairs(folder: str, columns: Columns | None = None) -> TablePairs:
+    """Return the pairs of a data set that ``Dataset.save_to_disk`` wrote."""
+    try:
+        dataset = _package().load_from_disk(folder)
+    except MissingPackageError:
+        raise
+    except Exception as error:  # the package does not document its errors
+        raise DataError(f"{folder} cannot be read as a saved data set: {error}. Save it again with save_to_disk.") from error
+    return dataset_pairs(dataset, columns, folder)
+
+
+def parquet_pairs(location: str, columns: Columns | None = None) -> TablePairs:
+    """Return the pairs of a parquet file, or a folder of them, with the images in a column.
+
+    The package ``datasets`` copies them into its own cache (``HF_DATASETS_CACHE``), from where single rows can be read.
+    """
+    files = sorted(map(str, Path(location).glob("*.parquet"))) if Path(location).is_dir() else location
+    try:
+        dataset = _package().Dataset.from_parquet(files)
+    except MissingPackageError:
+        raise
+    except Exception as error:  # the package does not document its errors
+        raise DataError(f"{location} cannot be read as parquet with images: {error}. Correct the file.") from error
+    return dataset_pairs(dataset, columns, location)
+
+
+def _images(dataset: Any, column: str, name: str) -> EmbeddedImages:
+    datasets = _package()
+    try:
+        undecoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # of pyarrow: the column has another type
+        kind = dataset.features[column]
+        raise DataError(f"The column {column!r} of {name} has no images, but {kind}. Name another column.") from error
+    return EmbeddedImages(undecoded, column)
+
+
+def _package() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError.of("datasets", error) from error
+    return datasets
