@@ -9,6 +9,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import pandas as pd
 from PIL import Image
 
 from clip_negatives import catalogue
@@ -37,6 +38,35 @@ def write_csv(folder: Path, n: int = 64, *, separator: str = "\t") -> Path:
             image.save(images / f"{key}.png")
             writer.writerow([images / f"{key}.png", text, item])
     return folder / "pairs.csv"
+
+
+def write_table(folder: Path, kind: str, n: int = 64) -> Path:
+    """Write the listings of `write_csv` in another format, with the columns image_path or image, caption and item."""
+    import datasets
+
+    frame = pd.read_csv(write_csv(folder, n), sep="\t").set_axis(["image_path", "caption", "item"], axis=1)
+    file = folder / f"pairs.{kind}"
+    if kind in ("csv", "csv.gz"):
+        frame.to_csv(file, index=False, encoding="utf-8-sig")
+    elif kind == "parquet":
+        frame.to_parquet(file)
+    elif kind == "jsonl":
+        frame.to_json(file, orient="records", lines=True)
+    elif kind == "imagefolder":
+        names = [Path(path).name for path in frame["image_path"]]
+        frame.drop(columns="image_path").assign(file_name=names).to_csv(folder / "images" / "metadata.csv", index=False)
+        return folder / "images"
+    else:
+        rows = {name: list(frame[name]) for name in ("caption", "item")}
+        rows["image"] = [{"bytes": Path(path).read_bytes(), "path": None} for path in frame["image_path"]]
+        features = {"caption": datasets.Value("string"), "item": datasets.Value("string"), "image": datasets.Image()}
+        dataset = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+        if kind == "datasets":
+            dataset.save_to_disk(file)
+        else:
+            file = folder / "images.parquet"
+            dataset.to_parquet(file)
+    return file
 
 
 def png(image: Image.Image) -> bytes:

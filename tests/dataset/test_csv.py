@@ -61,7 +61,7 @@ def test_missing_texts_are_told_once_and_are_no_text_in_common(tmp_path: Path, c
     ids = text_ids(pa.table({"text": list(source.texts), "image": list(source.image_paths)})).tolist()
     assert ids[0] == ids[5]
     assert len(set(ids)) == 5
-    assert len(text_ids(pa.table({"text": ["nan", "nan"]})).unique()) == 1  # of a tar, where it is a text
+    assert len(text_ids(pa.table({"text": ["nan", "nan"], "shard": ["a", "a"]})).unique()) == 1  # of a tar, where it is a text
 
 
 def test_a_text_that_swallows_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,9 +80,9 @@ def test_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:
         open_table(file, Columns(group="brand"))
 
 
-def test_wrong_separator_is_guessed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"separated by ',', not by '\\t'. Use Columns\(separator="):
-        open_table(write_csv(tmp_path, 2, separator=","))
+def test_a_wrong_separator_gives_one_column(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"separated by ','\. Use Columns\(separator="):
+        open_table(write_csv(tmp_path, 2, separator=","), Columns(separator="\t"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_csv_without_pairs(tmp_path: Path, content: str, fault: str | None) -> N
 def test_binary_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "pairs.csv"
     file.write_bytes(bytes(range(256)) * 10)
-    with pytest.raises(DataError, match=r"is not a csv file|has no column"):
+    with pytest.raises(DataError, match=r"is not in UTF-8: line 2 has the byte 0x80"):
         open_table(file)
 
 
@@ -144,7 +144,7 @@ def test_ending_gives_the_type_as_in_open_clip(tmp_path: Path, name: str) -> Non
     file = write_csv(tmp_path, 2).rename(tmp_path / name)
     assert isinstance(open_pairs(file), TablePairs)
     assert isinstance(open_pairs(file.rename(tmp_path / "pairs.txt"), dataset_type="csv"), TablePairs)
-    with pytest.raises(DataError, match="Set dataset_type= to csv"):
+    with pytest.raises(DataError, match="set dataset_type= to csv"):
         open_pairs(tmp_path / "pairs.txt")
 
 

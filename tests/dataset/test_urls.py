@@ -103,7 +103,7 @@ def test_csv_of_an_object_store(tmp_path: Path) -> None:
     assert there.fingerprint() == here.fingerprint()
     with pytest.raises(DataError, match=r"The csv file memory://none\.csv cannot be read"):
         open_pairs("memory://none.csv")
-    with pytest.raises(DataError, match=r"not by ','\. Use Columns\(separator="):
+    with pytest.raises(DataError, match=r"separated by '\\t'\. Use Columns\(separator="):
         open_table("memory://pairs.csv", Columns(separator=","))
 
 

@@ -134,8 +134,8 @@ def command(*examples: str, notes: str = "", make: Command = click.command, **op
 class OptionsOnBothSides(click.Command):
     """A command whose arguments go to open_clip. Its own options and those of open_clip may stand before or after ``--``.
 
-    Options that the command does not know are arguments of open_clip, whose parser checks them. ``-- --help`` prints open_clip's
-    help.
+    Options that the command does not know are arguments of open_clip, whose parser checks them. ``-- --help`` prints the help
+    of open_clip.
     """
 
     ignore_unknown_options = True

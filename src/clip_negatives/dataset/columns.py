@@ -18,11 +18,12 @@ IMAGE_NAMES = (
 TEXT_NAMES = (
     *("title", "text", "caption", "captions", "name", "description", "product_name", "product_title", "sentence", "prompt"),
 )
+SEPARATORS = "\t,;|"  # of a csv file
 COMMON = {"image": IMAGE_NAMES, "text": TEXT_NAMES}
-PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)$|^https?://", re.IGNORECASE)  # a value of a column of images
+PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b|\bhttps?://", re.IGNORECASE)  # in a value of a column of images
 
 
-@dataclass(frozen=True)  # without slots: `Columns.image` is the default, for signatures and the command line
+@dataclass(frozen=True, slots=True)
 class Columns:
     """Names of the columns that are used; None: found by common names, see `found_columns`.
 
@@ -63,7 +64,7 @@ def found_columns(columns: Columns, names: Sequence[Any], where: str) -> dict[st
     for role, column in found.items():
         if column not in names:
             fault = f"{where} has no column {column!r} ({_listed(names)})."
-            raise DataError(f"{fault}{_headerless(names)} Use {argument_of(role)}.")
+            raise DataError(f"{fault}{_hint(names)} Use {argument_of(role)}.")
     return found
 
 
@@ -72,14 +73,17 @@ def _common_column(role: str, names: Sequence[Any], where: str) -> Any:
     if len(candidates) == 1:
         return candidates[0]
     fault = f"several columns that may be the {role}" if candidates else f"no column with a common name of the {role}"
-    raise DataError(f"{where} has {fault} ({_listed(names)}).{_headerless(names)} Name one with {argument_of(role)}.")
+    raise DataError(f"{where} has {fault} ({_listed(names)}).{_hint(names)} Name one with {argument_of(role)}.")
 
 
 def _listed(names: Sequence[Any]) -> str:
     return f"columns: {', '.join(repr(str(name)) for name in names)}"
 
 
-def _headerless(names: Sequence[Any]) -> str:
-    """Return a hint, beginning with a space, if the names of the columns seem to be a pair; else ""."""
-    is_pair = any(PICTURE.search(str(name)) for name in names)
-    return " Its first line seems to be a pair: a line with the names of the columns is missing. Add it." if is_pair else ""
+def _hint(names: Sequence[Any]) -> str:
+    """Return a hint, beginning with a space, for a file without a header or with another separator; else ""."""
+    if any(PICTURE.search(str(name)) for name in names):
+        return " Its first line seems to be a pair: a line with the names of the columns is missing. Add it."
+    if len(names) == 1 and (likely := next((mark for mark in SEPARATORS if mark in str(names[0])), None)):
+        return f" Its columns seem to be separated by {likely!r}. Use {argument_of('separator')}."
+    return ""

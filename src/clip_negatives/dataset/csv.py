@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from clip_negatives.dataset.columns import argument_of
+from clip_negatives.dataset.columns import SEPARATORS, argument_of
 from clip_negatives.dataset.urls import check_local_file, unreadable
 from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SEPARATORS = "\t,;|"
-HEADER_BYTES = 65_536
+NO_SEPARATOR = "\x1f"  # a control character, so that pandas reads the first line as one name
 NEAR = 20  # bytes before and after a fault that are shown
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -51,8 +50,9 @@ def read_csv(path: Path | str, separator: str | None = None) -> tuple[pd.DataFra
 
 def found_separator(path: Path | str) -> str:
     """Return the most frequent of `SEPARATORS` in the first line of a file; a tab if there is none."""
-    with _opened(path) as stream:
-        header = stream.read(HEADER_BYTES).split(b"\n", 1)[0].decode(errors="replace")
+    import pandas as pd
+
+    header = " ".join(map(str, pd.read_csv(path, sep=NO_SEPARATOR, nrows=0).columns))
     return max(SEPARATORS, key=header.count)
 
 

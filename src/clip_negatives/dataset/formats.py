@@ -113,7 +113,7 @@ def _read_jsonl(path: Path | str) -> pd.DataFrame:
 
     check_local_file("jsonl file", str(path))
     try:
-        return pd.read_json(path, lines=True, dtype=False, convert_dates=False)
+        return pd.read_json(path, lines=True, dtype=False)
     except ValueError as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} does not have one JSON object in each line: {reason}. Correct the file.") from error

@@ -96,11 +96,11 @@ class EmbeddedImages:
             return io.BytesIO(image["bytes"])
         if image.get("path") is not None:
             return str(image["path"])
-        raise DataError(f"{self.name(row)} is empty. Leave the row out.")
+        raise DataError(f"Row {row} has no image in column {self._name!r}. Leave the row out.")
 
     def name(self, row: int) -> str:
-        """Return column and row."""
-        return f"{self._name} of row {row}"
+        """Return the name of the column."""
+        return f"in column {self._name!r}"
 
     def size(self, row: int) -> int | None:
         """Return the number of bytes of an image."""

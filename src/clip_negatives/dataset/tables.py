@@ -58,7 +58,7 @@ class TablePairs:
         self._place = "counted from 0" if table.separator is None else "counted from 0 after the header"
         frame = table.read([name for role, name in used.items() if stored is None or role != "image"])
         if frame.empty:
-            raise DataError(f"{path} has no rows. Add pairs.")
+            raise DataError(f"{path} has no rows{'' if table.separator is None else ' below its header'}. Add pairs.")
         _check_values(path, frame)
         is_missing = _is_missing(frame[used["text"]])
         self._texts = _strings(frame[used["text"]], is_missing, MISSING_TEXT)

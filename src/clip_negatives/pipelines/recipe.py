@@ -50,9 +50,7 @@ class Recipe:
         return encoder_name("image", self.image_encoder), encoder_name("text", self.text_encoder)
 
     def open(self, data: ImageTextPairs | str | Path) -> ImageTextPairs:
-        """Return the pairs of `data`, with the columns of the recipe: of a path or URL (see `clip_negatives.dataset.open_pairs`) or
-        of a ``datasets.Dataset``.
-        """
+        """Open a path, a URL (see `clip_negatives.dataset.open_pairs`) or a ``datasets.Dataset`` with the recipe's columns."""
         from clip_negatives.dataset import dataset_pairs, open_pairs
         from clip_negatives.dataset.hugging_face import is_dataset
 

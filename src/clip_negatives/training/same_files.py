@@ -111,13 +111,13 @@ def check_embedded_images(folder: ClustersFolder, images: EmbeddedImages) -> Non
         compared = zip(folder.samples[BYTES].to_pylist(), images.sizes(), strict=True)
         for row, (old, size) in enumerate(compared):
             if size != old:
-                raise ArtifactError(f"The {images.name(row)} has {size} bytes, but had {old} when it was clustered. {repair}")
+                raise ArtifactError(f"The image of row {row} has {size} bytes, but had {old} when it was clustered. {repair}")
     for source in folder.sources:
         if not source.file.startswith(ROW):
             continue
         place = int(source.file.removeprefix(ROW))
         if images.source(place).sha256 != source.sha256:
-            fault = f"The {images.name(place)} has other content than when it was clustered, at the same size."
+            fault = f"The image of row {place} has other content than when it was clustered, at the same size."
             raise ArtifactError(f"{fault} {repair}")
 
 
