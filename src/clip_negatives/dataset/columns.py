@@ -33,12 +33,19 @@ class Columns:
         group: column, or field of the ``.json``, with the item that the pair shows, such as a product; pairs of one group are
             correct pairs. None: the pairs have no groups.
         separator: text between two columns of a csv file.
+        key: column with the key of the sample in its tar; None: the key is the row number.
+        shard: column with the path or URL of the tar that holds the sample.
+        shard_pattern: path of this tar, made from the key, such as ``shards/{key:.5}.tar``, see
+            `clip_negatives.dataset.tar_names`.
     """
 
     image: str | None = None
     text: str | None = None
     group: str | None = None
     separator: str | None = None
+    key: str | None = None
+    shard: str | None = None
+    shard_pattern: str | None = None
 
 
 def argument_of(column: str) -> str:
@@ -46,21 +53,27 @@ def argument_of(column: str) -> str:
     return argument(column, f"Columns({column}=...)")
 
 
-def found_columns(columns: Columns, names: Sequence[Any], where: str) -> dict[str, Any]:
-    """Return the column of the image, the text and, if it is named, the group among the `names` of a table.
+def found_columns(columns: Columns, names: Sequence[Any], where: str, *, images: bool = True) -> dict[str, Any]:
+    """Return the columns of the image, the text and, if they are named, the group, the key and the tar of a table.
 
     A column that the user does not name is found by its name: open_clip's ``filepath`` and ``title`` if the table has both,
     else the only column with a common name (`COMMON`). Names are compared without case, spaces and hyphens.
 
+    Args:
+        columns: the columns that the user names.
+        names: all columns of the table.
+        where: name of the table, for messages.
+        images: whether the column of the image is needed. If not, it may be missing or ambiguous.
+
     Raises:
-        DataError: a column is missing or ambiguous. `where` names the table.
+        DataError: a column is missing or ambiguous.
     """
     if (columns.image, columns.text) == (None, None) and {"filepath", "title"} <= set(names):
         found: dict[str, Any] = {"image": "filepath", "text": "title"}
     else:
-        found = {role: getattr(columns, role) or _common_column(role, names, where) for role in COMMON}
-    if columns.group is not None:
-        found["group"] = columns.group
+        needed = [role for role in COMMON if images or role != "image" or columns.image or len(_candidates(role, names)) == 1]
+        found = {role: getattr(columns, role) or _common_column(role, names, where) for role in needed}
+    found |= {role: name for role in ("group", "key", "shard") if (name := getattr(columns, role)) is not None}
     for role, column in found.items():
         if column not in names:
             fault = f"{where} has no column {column!r} ({_listed(names)})."
@@ -69,11 +82,15 @@ def found_columns(columns: Columns, names: Sequence[Any], where: str) -> dict[st
 
 
 def _common_column(role: str, names: Sequence[Any], where: str) -> Any:
-    candidates = [name for name in names if re.sub(r"[\W_]+", "_", str(name).strip().lower()) in COMMON[role]]
+    candidates = _candidates(role, names)
     if len(candidates) == 1:
         return candidates[0]
     fault = f"several columns that may be the {role}" if candidates else f"no column with a common name of the {role}"
     raise DataError(f"{where} has {fault} ({_listed(names)}).{_hint(names)} Name one with {argument_of(role)}.")
+
+
+def _candidates(role: str, names: Sequence[Any]) -> list[Any]:
+    return [name for name in names if re.sub(r"[\W_]+", "_", str(name).strip().lower()) in COMMON[role]]
 
 
 def _listed(names: Sequence[Any]) -> str:

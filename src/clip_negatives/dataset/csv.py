@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ NEAR = 20  # bytes before and after a fault that are shown
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_csv(path: Path | str, separator: str | None = None) -> tuple[pd.DataFrame, str]:
+def read_csv(path: Path | str, separator: str | None = None, texts: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """Return all rows of a csv file and its separator; DataError if it cannot be read.
 
-    `separator` None: the most frequent of `SEPARATORS` in the header.
+    `separator` None: the most frequent of `SEPARATORS` in the header. The columns `texts` keep the zeros before a number.
 
     The file is in UTF-8 and may be compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``).
     """
@@ -35,7 +36,8 @@ def read_csv(path: Path | str, separator: str | None = None) -> tuple[pd.DataFra
     check_local_file("csv file", str(path))
     try:
         separator = separator or found_separator(path)
-        return pd.read_csv(path, sep=separator), separator  # open_clip's own call, so that the rows are the same
+        # open_clip's own call, so that the rows are the same
+        return pd.read_csv(path, sep=separator, dtype=dict.fromkeys(texts, str) or None), separator
     except UnicodeDecodeError as error:
         raise DataError(_encoding_fault(path)) from error
     except (ValueError, re.error) as error:  # ValueError: also the errors of pandas

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,24 @@ from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
+
+STREAMED_ROWS = 4096  # rows of a column that are read at a time
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedColumns:
+    """Columns that are read block by block: of parquet files, or of a data set of Hugging Face.
+
+    Attributes:
+        read: yields the values of a column, in order.
+        files: the parquet files.
+        fingerprint: fingerprint of a data set of Hugging Face.
+    """
+
+    read: Callable[[str], Iterator[pa.Array | pa.ChunkedArray]]
+    files: Sequence[str] = ()
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +47,14 @@ class Table:
         read: returns some of the columns.
         separator: text between two columns of a csv file; None for other files.
         with_bytes: the columns that can hold images instead of paths.
+        streamed: the columns, to read them block by block; None for csv and jsonl files.
     """
 
     names: list[Any]
     read: Callable[[Sequence[Any]], pd.DataFrame]
     separator: str | None = None
     with_bytes: frozenset[str] = frozenset()
+    streamed: StreamedColumns | None = None
 
 
 def kind_of(location: str | Path, dataset_type: str = "auto") -> str:
@@ -62,7 +83,7 @@ def _kind_of_folder(folder: Path) -> str:
         raise DataError(f"{folder} is a data set with splits ({splits}). Name one, such as {folder}/train.")
     if any((folder / name).is_file() for name in METADATA):
         return "imagefolder"
-    if any(folder.glob("*.parquet")):
+    if any(folder.glob("*.parquet")) or metadata_of(folder):
         return "parquet"
     if any(folder.glob("*.tar")):
         raise DataError(f"{folder} is a folder of tars. Name the tars, such as '{folder}/{{00000..00099}}.tar'.")
@@ -72,14 +93,28 @@ def _kind_of_folder(folder: Path) -> str:
     )
 
 
-def read_table(location: str, kind: str, separator: str | None = None) -> Table:
-    """Return the table of a file, or of the metadata of a folder of images; DataError if it cannot be read."""
+def metadata_of(folder: Path) -> list[Path]:
+    """Return the tables of a folder that clip-retrieval wrote, in the order of their numbers."""
+    return sorted(folder.glob("metadata/metadata_*.parquet"), key=natural)
+
+
+def natural(file: Path | str) -> list[tuple[int, str]]:
+    """Return a key that sorts names by the numbers in them: ``part_2.npy`` stands before ``part_10.npy``."""
+    parts = re.split(r"(\d+)", str(file))
+    return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(parts)]
+
+
+def read_table(location: str, kind: str, separator: str | None = None, texts: Sequence[str] = ()) -> Table:
+    """Return the table of a file, or of the metadata of a folder of images; DataError if it cannot be read.
+
+    In a csv file, the columns `texts` keep the zeros before a number.
+    """
     path = Path(location) if is_plain(location) else location
     if kind == "parquet":
         return _parquet(location)
     if kind == "imagefolder":
         return _image_folder(Path(location), separator)
-    frame, separator = (_read_jsonl(path), None) if kind == "jsonl" else read_csv(path, separator)
+    frame, separator = (_read_jsonl(path), None) if kind == "jsonl" else read_csv(path, separator, texts)
     return Table(list(frame.columns), lambda names: frame[list(names)], separator)
 
 
@@ -91,7 +126,8 @@ def _parquet(location: str) -> Table:
         check_local_file("parquet file", location)
     try:
         system, path = fsspec.core.url_to_fs(location)
-        data = dataset(path, filesystem=system, format="parquet")
+        parts = metadata_of(Path(location)) if is_plain(location) else []
+        data = dataset([str(part) for part in parts] or path, filesystem=system, format="parquet")
     except Exception as error:  # of pyarrow, and of each file system
         raise unreadable("parquet file", location, error) from error
 
@@ -103,9 +139,16 @@ def _parquet(location: str) -> Table:
             raise unreadable("parquet file", location, error) from error
         return frame
 
+    def stream(name: str) -> Iterator[pa.Array]:
+        try:
+            for batch in data.to_batches(columns=[name], batch_size=STREAMED_ROWS, batch_readahead=2, fragment_readahead=1):
+                yield batch.column(0)
+        except Exception as error:
+            raise unreadable("parquet file", location, error) from error
+
     of_images = (is_struct, is_binary, is_large_binary)
     with_bytes = frozenset(field.name for field in data.schema if any(test(field.type) for test in of_images))
-    return Table(list(data.schema.names), read, with_bytes=with_bytes)
+    return Table(list(data.schema.names), read, with_bytes=with_bytes, streamed=StreamedColumns(stream, data.files))
 
 
 def _read_jsonl(path: Path | str) -> pd.DataFrame:

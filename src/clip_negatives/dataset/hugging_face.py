@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_negatives.dataset.columns import Columns, found_columns
-from clip_negatives.dataset.formats import Table
+from clip_negatives.dataset.formats import STREAMED_ROWS, StreamedColumns, Table
 from clip_negatives.dataset.stored_images import EmbeddedImages
 from clip_negatives.dataset.tables import TablePairs
 from clip_negatives.errors import DataError, MissingPackageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 
 def is_dataset(value: Any) -> bool:
@@ -21,11 +22,13 @@ def is_dataset(value: Any) -> bool:
     return hasattr(value, "column_names") and hasattr(value, "with_format")
 
 
-def dataset_pairs(dataset: Any, columns: Columns | None = None, name: str = "the data set") -> TablePairs:
+def dataset_pairs(
+    dataset: Any, columns: Columns | None = None, name: str = "the data set", *, images: bool = True
+) -> TablePairs:
     """Return the pairs of a ``datasets.Dataset``, in its order; a caption that is a ``ClassLabel`` is the name of the class.
 
     Images are in a column of ``datasets.Image`` or bytes, which is not copied into memory, or in files named by a column of
-    paths. `name` names the data set in messages.
+    paths. `name` names the data set in messages. Without `images`, the data set may lack them, and none is opened.
 
     Raises:
         DataError: `dataset` has several splits, or a column is missing or ambiguous.
@@ -42,21 +45,31 @@ def dataset_pairs(dataset: Any, columns: Columns | None = None, name: str = "the
                 frame[column] = [None if label is None else features[column].int2str(int(label)) for label in frame[column]]
         return frame
 
-    used = found_columns(columns or Columns(), list(dataset.column_names), name)
-    image = used["image"]
-    stored = None if getattr(features[image], "dtype", None) in ("string", "large_string") else _images(plain, image, name)
-    return TablePairs(name, Table(list(dataset.column_names), read), used, stored)
+    def stream(column: str) -> Iterator[pa.ChunkedArray]:
+        for block in plain.select_columns([column]).with_format("arrow").iter(STREAMED_ROWS):
+            yield block[column]
+
+    columns = columns or Columns()
+    used, stored = found_columns(columns, list(dataset.column_names), name, images=images), None
+    if (image := used.get("image")) is not None and getattr(features[image], "dtype", None) not in ("string", "large_string"):
+        if images:
+            stored = _images(plain, image, name)
+        else:
+            del used["image"]
+    streamed = StreamedColumns(stream, fingerprint=str(getattr(dataset, "_fingerprint", "")))
+    table = Table(list(dataset.column_names), read, streamed=streamed)
+    return TablePairs(name, table, used, stored, shard_pattern=columns.shard_pattern, opens_images=images)
 
 
-def saved_pairs(folder: str, columns: Columns | None = None) -> TablePairs:
-    """Return the pairs of a data set that ``Dataset.save_to_disk`` wrote."""
+def saved_pairs(folder: str, columns: Columns | None = None, *, images: bool = True) -> TablePairs:
+    """Return the pairs of a data set that ``Dataset.save_to_disk`` wrote; see `dataset_pairs`."""
     try:
         dataset = _package().load_from_disk(folder)
     except MissingPackageError:
         raise
     except Exception as error:  # the package does not document its errors
         raise DataError(f"{folder} cannot be read as a saved data set: {error}. Save it again with save_to_disk.") from error
-    return dataset_pairs(dataset, columns, folder)
+    return dataset_pairs(dataset, columns, folder, images=images)
 
 
 def parquet_pairs(location: str, columns: Columns | None = None) -> TablePairs:

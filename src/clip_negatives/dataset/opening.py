@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clip_negatives.dataset.columns import Columns, found_columns
+from clip_negatives.dataset.columns import Columns, argument_of, found_columns
 from clip_negatives.dataset.formats import kind_of, read_table
+from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
     from clip_negatives.dataset.tables import TablePairs
     from clip_negatives.dataset.tars import TarPairs
 
+KEYS = ("key", "shard", "shard_pattern")  # fields of `Columns` for the keys of samples
 
-def open_pairs(location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto") -> TablePairs | TarPairs:
+
+def open_pairs(
+    location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto", images: bool = True
+) -> TablePairs | TarPairs:
     """Open image-text pairs.
 
     Args:
@@ -22,6 +27,7 @@ def open_pairs(location: str | Path, columns: Columns | None = None, *, dataset_
             in open_clip). Files may be URLs of fsspec.
         columns: the columns; those that are not named are found by common names.
         dataset_type: one of `clip_negatives.dataset.formats.KINDS`; "auto": by the ending, or by the files of a folder.
+        images: whether images are needed. If not, a table may lack them, and none is opened.
 
     Raises:
         DataError: the data cannot be read, or a column is missing or ambiguous.
@@ -30,20 +36,26 @@ def open_pairs(location: str | Path, columns: Columns | None = None, *, dataset_
     if kind_of(location, dataset_type) == "webdataset":
         from clip_negatives.dataset.tars import TarPairs  # imports torch
 
+        if columns and (named := [name for name in KEYS if getattr(columns, name) is not None]):
+            raise DataError(f"{location} are tars, which have keys of their own. Omit {argument_of(named[0])}.")
         return TarPairs(str(location), group_field=columns.group if columns else None)  # TODO text
-    return open_table(location, columns, dataset_type=dataset_type)
+    return open_table(location, columns, dataset_type=dataset_type, images=images)
 
 
-def open_table(location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto") -> TablePairs:
+def open_table(
+    location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto", images: bool = True
+) -> TablePairs:
     """Open image-text pairs of any kind but tars; see `open_pairs`."""
     from clip_negatives.dataset import hugging_face
     from clip_negatives.dataset.tables import TablePairs
 
     kind, columns = kind_of(location, dataset_type), columns or Columns()
     if kind == "datasets":
-        return hugging_face.saved_pairs(str(location), columns)
-    table = read_table(str(location), kind, columns.separator)
-    used = found_columns(columns, table.names, str(location))
-    if used["image"] in table.with_bytes:
-        return hugging_face.parquet_pairs(str(location), columns)
-    return TablePairs(str(location), table, used)
+        return hugging_face.saved_pairs(str(location), columns, images=images)
+    table = read_table(str(location), kind, columns.separator, [name for name in (columns.key, columns.shard) if name])
+    used = found_columns(columns, table.names, str(location), images=images)
+    if used.get("image") in table.with_bytes:
+        if images:
+            return hugging_face.parquet_pairs(str(location), columns)
+        del used["image"]
+    return TablePairs(str(location), table, used, shard_pattern=columns.shard_pattern, opens_images=images)

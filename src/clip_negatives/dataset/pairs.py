@@ -20,7 +20,8 @@ class Sample:
     """An image-text pair.
 
     Attributes:
-        image_path: file of the image (RGB), if it is a file.
+        image: the image, RGB; None if it is not opened, because its features are known.
+        image_path: file of the image, if it is a file.
         image_bytes: size of this file; None if the image is not a file.
         group: item that the pair shows, such as a product; "" if unknown, None if the data have no groups.
         shard: path or URL of the tar that holds the pair; None for other data.
@@ -28,7 +29,7 @@ class Sample:
 
     key: str
     text: str
-    image: Image.Image
+    image: Image.Image | None
     image_path: str | None = None
     group: str | None = None
     shard: str | None = None

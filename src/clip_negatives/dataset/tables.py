@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from clip_negatives.dataset.formats import Table
 from clip_negatives.dataset.images import AHEAD, count_pixels, limited_batches, read_image, read_small_image
 from clip_negatives.dataset.pairs import Sample, fingerprint_of
 from clip_negatives.dataset.stored_images import ImageFiles, StoredImages
+from clip_negatives.dataset.tar_names import tar_names
+from clip_negatives.dataset.urls import is_plain, shard_source
+from clip_negatives.dataset.values import check_values, identities, is_missing, strings
 from clip_negatives.errors import DataError
 from clip_negatives.printing import log
 from clip_negatives.storage.digests import rows_digest
@@ -30,15 +35,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 2048  # rows per part: a process encodes a part before it writes
-BLOCK = 65_536  # values of a column that are converted to Python strings at a time
-
-# Values that pandas takes as missing in a csv file; they are missing in every table.
-MISSING = frozenset(
-    (
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
-        *("NULL", "NaN", "None", "n/a", "nan", "null"),
-    )
-)
+UNOPENED_ROWS = 65_536  # rows per part of a table whose images are not opened
 
 
 class TablePairs:
@@ -49,25 +46,48 @@ class TablePairs:
 
     Attributes:
         path: file, URL or name of the table, for messages.
-        used: the column of the image, the text and, if there is one, the group.
-        stored: the images.
+        used: the columns of the text and, if known, of image, group, key and tar.
+        streamed: the columns that can be read block by block, None if the format allows no such reading.
+        opens_images: whether the parts open the images.
     """
 
-    def __init__(self, path: Path | str, table: Table, used: dict[str, Any], stored: StoredImages | None = None) -> None:
-        self.path, self.used = path, used
+    def __init__(
+        self,
+        path: Path | str,
+        table: Table,
+        used: dict[str, Any],
+        stored: StoredImages | None = None,
+        *,
+        shard_pattern: str | None = None,
+        opens_images: bool = True,
+    ) -> None:
+        self.path, self.used, self.streamed, self.opens_images = path, used, table.streamed, opens_images
         self._place = "counted from 0" if table.separator is None else "counted from 0 after the header"
-        frame = table.read([name for role, name in used.items() if stored is None or role != "image"])
+        frame = table.read(list(dict.fromkeys(name for role, name in used.items() if stored is None or role != "image")))
         if frame.empty:
             raise DataError(f"{path} has no rows{'' if table.separator is None else ' below its header'}. Add pairs.")
-        _check_values(path, frame)
-        is_missing = _is_missing(frame[used["text"]])
-        self._texts = _strings(frame[used["text"]], is_missing, MISSING_TEXT)
-        self.stored = stored or ImageFiles(_strings(frame[used["image"]], _is_missing(frame[used["image"]]), MISSING_TEXT))
-        groups = frame[used["group"]] if "group" in used else None
-        self._groups = None if groups is None else _strings(groups, _is_missing(groups), "")
+        check_values(path, frame)
+        columns = {role: frame[name] for role, name in used.items() if name in frame}
+        text_is_missing = is_missing(columns["text"])
+        self._texts = strings(columns["text"], text_is_missing, MISSING_TEXT)
+        if stored is None and "image" in columns:
+            stored = ImageFiles(strings(columns["image"], is_missing(columns["image"]), MISSING_TEXT))
+        self._stored = stored
+        self._groups = strings(columns["group"], is_missing(columns["group"]), "") if "group" in columns else None
+        self._keys, self._shards = (identities(columns[name], path) if name in columns else None for name in ("key", "shard"))
+        if shard_pattern is not None:
+            self._shards = self._named_shards(shard_pattern)
         self.n_pairs = len(self._texts)
         self._check_lengths()
-        self._warn_of_texts(is_missing, table.separator)
+        self._warn_of_texts(text_is_missing, table.separator)
+
+    def _named_shards(self, pattern: str) -> pa.ChunkedArray:
+        if self._keys is None or self._shards is not None:
+            fault = "no column of keys is named" if self._keys is None else "a column of tars is named too"
+            repair = "name it with" if self._keys is None else "omit one of them:"
+            option = argument_of("key" if self._keys is None else "shard")
+            raise DataError(f"{argument_of('shard_pattern')} is set, but {fault}. {repair.capitalize()} {option}.")
+        return tar_names(pattern, self._keys)
 
     def _check_lengths(self) -> None:
         lengths = pc.utf8_length(self._texts)
@@ -76,12 +96,12 @@ class TablePairs:
             repair = f"Close its quotation mark, or raise the limit: {VARIABLE}=characters=NUMBER."
             raise DataError(f"The text of row {pc.index(lengths, longest).as_py()} of {self.path} {fault}. {repair}")
 
-    def _warn_of_texts(self, is_missing: pd.Series[bool], separator: str | None) -> None:
+    def _warn_of_texts(self, missing: pd.Series[bool], separator: str | None) -> None:
         """Warn of missing texts, and of texts of a csv file that seem to have swallowed rows."""
-        if n := int(is_missing.sum()):
-            first = int(is_missing.to_numpy().argmax())
+        if n := int(missing.sum()):
+            first = int(missing.to_numpy().argmax())
             _log_once(
-                f"{n} of {len(is_missing)} rows of {self.path} have no text, first row {first} ({self._place}). open_clip "
+                f"{n} of {len(missing)} rows of {self.path} have no text, first row {first} ({self._place}). open_clip "
                 "trains on the text nan for them."
             )
         if separator is None:
@@ -108,8 +128,8 @@ class TablePairs:
 
     @functools.cached_property
     def keys(self) -> Sequence[str]:
-        """Return the row numbers: unlike paths, they are unique."""
-        return [str(row) for row in range(len(self))]
+        """Return the keys, or without a column of keys the row numbers: unlike paths, they are unique."""
+        return self._keys.to_pylist() if self._keys is not None else [str(row) for row in range(len(self))]
 
     @functools.cached_property
     def texts(self) -> Sequence[str]:
@@ -118,8 +138,22 @@ class TablePairs:
 
     @functools.cached_property
     def image_paths(self) -> Sequence[str] | None:
-        """Return the image path of each row; None if the images are in the table."""
-        return None if self.stored.paths is None else cast("list[str]", self.stored.paths.to_pylist())
+        """Return the image path of each row; None if the table has no column of paths."""
+        paths = None if self._stored is None else self._stored.paths
+        return None if paths is None else cast("list[str]", paths.to_pylist())
+
+    @property
+    def stored(self) -> StoredImages:
+        """Return the images; DataError if the table has no column of images."""
+        if self._stored is None:
+            raise DataError(f"{self.path} has no column of images. Name one with {argument_of('image')}.")
+        return self._stored
+
+    def without_images(self) -> TablePairs:
+        """Return the same pairs, whose parts are read without opening an image."""
+        pairs = copy.copy(self)
+        pairs.opens_images = False
+        return pairs
 
     @functools.cached_property
     def groups(self) -> Sequence[str] | None:
@@ -127,8 +161,9 @@ class TablePairs:
         return None if self._groups is None else cast("list[str]", self._groups.to_pylist())
 
     def parts(self) -> Sequence[TablePart]:
-        """Return blocks of `ROWS` rows."""
-        return [TablePart(self, start, min(start + ROWS, len(self))) for start in range(0, len(self), ROWS)]
+        """Return blocks of `ROWS` rows, or of `UNOPENED_ROWS` if the images are not opened."""
+        rows = ROWS if self.opens_images else UNOPENED_ROWS
+        return [TablePart(self, start, min(start + rows, len(self))) for start in range(0, len(self), rows)]
 
     def images(self, start: int, stop: int) -> Iterator[Image.Image]:
         """Yield the images of rows start .. stop-1, RGB; a damaged image is a DataError with its file and row."""
@@ -154,10 +189,11 @@ class TablePairs:
         """Return digests of the columns of images and texts, in order: unlike `fingerprint`, the same on another machine."""
         return {"images": self.stored.digest(), "texts": rows_digest(self._texts)}
 
-    def block(self, start: int, stop: int) -> tuple[list[str], list[str] | None]:
-        """Return the texts and the groups of the rows."""
-        groups = None if self._groups is None else self._groups[start:stop].to_pylist()
-        return self._texts[start:stop].to_pylist(), groups
+    def block(self, start: int, stop: int) -> dict[str, list[str]]:
+        """Return texts and, if known, groups, keys and tars of the rows, and the image paths if the images are not opened."""
+        paths = None if self.opens_images or self._keys is not None or self._stored is None else self._stored.paths
+        columns = {"text": self._texts, "group": self._groups, "key": self._keys, "shard": self._shards, "image_path": paths}
+        return {name: column[start:stop].to_pylist() for name, column in columns.items() if column is not None}
 
     def _image(self, row: int) -> Image.Image:
         return read_image(self.stored.file(row), f"{self.stored.name(row)} (row {row} of {self.path}, {self._place})")
@@ -177,61 +213,48 @@ class TablePart:
         return f"rows {self.start} .. {self.stop - 1} of {self.source.path}"
 
     def digest(self) -> str:
-        """Return a digest of texts, groups, row numbers and images; for image files, of path, size and modification time."""
+        """Return a digest of the columns, row numbers and images; for image files, of path, size and modification time."""
         sha256 = hashlib.sha256(f"{self.start} ".encode())
-        for values in self.source.block(self.start, self.stop):
-            sha256.update("\0".join(values or ()).encode())
-            sha256.update(b"\1" if values is None else b"\2")
-        for row in range(self.start, self.stop):
+        for name, values in self.source.block(self.start, self.stop).items():
+            sha256.update(f"{name}\1{len(values)}\1".encode())
+            sha256.update("\0".join(values).encode())
+        for row in range(self.start, self.stop) if self.source.opens_images else ():
             sha256.update(self.source.stored.stamp(row))
         return sha256.hexdigest()
 
     def source_files(self) -> list[SourceFile]:
-        """Return size and digest of at most `DIGESTED_FILES` evenly spread images."""
-        rows = evenly_spread(self.stop - self.start, DIGESTED_FILES)
+        """Return size and digest of at most `DIGESTED_FILES` evenly spread images, or of the tars that are known."""
+        if shards := self.source.block(self.start, self.stop).get("shard"):
+            return [_shard_source(shard) for shard in dict.fromkeys(shards)]
+        rows = evenly_spread(self.stop - self.start, DIGESTED_FILES) if self.source.opens_images else ()
         sources = (self.source.stored.source(self.start + row) for row in rows)
         return list({source.file: source for source in sources}.values())
 
     def samples(self) -> Iterator[Sample]:
         """Read the rows; a damaged image is a DataError with its file and row: it would stop open_clip too."""
-        texts, groups = self.source.block(self.start, self.stop)
+        columns = self.source.block(self.start, self.stop)
+        has_keys = not {"key", "shard"}.isdisjoint(columns)  # then the samples are in tars, and the paths of images are unused
+        keys = columns.pop("key", None) or list(map(str, range(self.start, self.stop)))
+        opened = self.source.images(self.start, self.stop) if self.source.opens_images else itertools.repeat(None)
+        for place, (key, image) in enumerate(zip(keys, opened, strict=False)):
+            values = {name: column[place] for name, column in columns.items()}
+            if image is not None and not has_keys:
+                values |= self._stored_image(self.start + place)
+            yield Sample(key=key, image=image, **values)
+
+    def _stored_image(self, row: int) -> dict[str, Any]:
         stored = self.source.stored
-        for place, image in enumerate(self.source.images(self.start, self.stop)):
-            row = self.start + place
-            path = None if stored.paths is None else stored.name(row)
-            size = stored.size(row)
-            group = None if groups is None else groups[place]
-            yield Sample(str(row), texts[place], image, path, group, image_bytes=-1 if size is None else size)
+        size = stored.size(row)
+        path = None if stored.paths is None else stored.name(row)
+        return {"image_path": path, "image_bytes": -1 if size is None else size}
+
+
+def _shard_source(shard: str) -> SourceFile:
+    """Return size and digest of a tar, which are unknown if it is not a local file."""
+    return shard_source(shard) if is_plain(shard) and Path(shard).is_file() else SourceFile(shard, None, "")
 
 
 @functools.cache
 def _log_once(message: str) -> None:
     """Log a message of a table that one command opens several times."""
     log(message)
-
-
-def _check_values(path: Path | str, frame: pd.DataFrame) -> None:
-    """Raise DataError if values of a column are lists or objects."""
-    from pandas.api.types import infer_dtype
-
-    for name in frame.columns:
-        if infer_dtype(frame[name], skipna=True) not in ("mixed", "bytes"):
-            continue
-        nested = (row for row, value in enumerate(frame[name]) if hasattr(value, "__len__") and not isinstance(value, str))
-        if (row := next(nested, None)) is not None:
-            kind = type(frame[name].iloc[row]).__name__
-            raise DataError(
-                f"The column {name!r} of {path} has a {kind} in row {row}, not a text. Write one pair per row, or name another "
-                f"column with {argument_of('text')} or {argument_of('image')}."
-            )
-
-
-def _is_missing(column: pd.Series[Any]) -> pd.Series[bool]:
-    return column.isna() | column.isin(MISSING)
-
-
-def _strings(column: pd.Series[Any], is_missing: pd.Series[bool], missing: str) -> pa.ChunkedArray:
-    """Return ``str`` of each value as an Arrow array, which takes far less memory than Python strings."""
-    filled = column.astype(object).where(~is_missing, missing) if is_missing.any() else column
-    blocks = (filled.iloc[start : start + BLOCK] for start in range(0, len(filled), BLOCK))
-    return pa.chunked_array([pa.array(map(str, block), pa.string()) for block in blocks], pa.string())
