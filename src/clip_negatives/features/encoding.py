@@ -28,16 +28,24 @@ KEY_BYTES = 16  # of the digest of tar and key: among 1e9 samples, two digests a
 Advance = Callable[[int], None]  # gets the number of finished samples; may raise an error to stop
 
 
-def encode_images(part: Part, digest: str, encoder: Encoder, store: PartStore, dtype: torch.dtype, advance: Advance) -> None:
-    """Read a part, and store its table of samples, key digests, image features and broken samples."""
+def encode_images(
+    part: Part, digest: str, encoder: Encoder | None, store: PartStore, dtype: torch.dtype, advance: Advance
+) -> None:
+    """Read a part, and store its table of samples, key digests, image features and broken samples.
+
+    Without an encoder, no image features are stored.
+    """
     tables: list[pa.Table] = []
     broken: list[BrokenSample] = []
     with store.adding(digest) as (folder, record):
         with (folder / VECTORS).open("wb") as vectors, (folder / KEYS).open("wb") as keys:
             samples = readable(part.samples(), broken)
-            for chunk in limited_batches(samples, CHUNK, lambda sample: sample.image.width * sample.image.height, MAX_PIXELS):
-                raw = encoder.encode([sample.image for sample in chunk])
-                _write(raw, [f"the image of sample {sample.key}" for sample in chunk], encoder, dtype, vectors, record)
+            for chunk in limited_batches(samples, CHUNK, _pixels, MAX_PIXELS):
+                if encoder is None:
+                    record["count"] = record.get("count", 0) + len(chunk)
+                else:
+                    raw = encoder.encode([sample.image for sample in chunk])
+                    _write(raw, [f"the image of sample {sample.key}" for sample in chunk], encoder, dtype, vectors, record)
                 keys.write(b"".join(map(_identity, chunk)))
                 tables.append(_table(chunk))
                 advance(len(chunk))
@@ -49,6 +57,10 @@ def encode_images(part: Part, digest: str, encoder: Encoder, store: PartStore, d
         record.setdefault("count", 0)
         record["broken"] = [(sample.key, sample.reason, sample.shard) for sample in broken]
         record["sources"] = [(source.file, source.size, source.sha256) for source in sources]
+
+
+def _pixels(sample: Sample) -> int:
+    return 0 if sample.image is None else sample.image.width * sample.image.height
 
 
 def _identity(sample: Sample) -> bytes:

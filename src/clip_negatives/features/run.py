@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,35 +13,53 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
+from torch import Tensor
 
 from clip_negatives import __version__
-from clip_negatives.dataset import ImageTextPairs
+from clip_negatives.dataset import ImageTextPairs, TablePairs
 from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.distributed.processes import ALONE, HaltedError, Processes
 from clip_negatives.encoders import Encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
-from clip_negatives.features.assembly import check_keys, evenly, write_features, write_samples, write_source_files
+from clip_negatives.features.assembly import (
+    check_keys,
+    encoded_blocks,
+    evenly,
+    write_features,
+    write_samples,
+    write_source_files,
+)
 from clip_negatives.features.encoding import CHUNK, Advance, encode_images, encode_texts, texts_of
+from clip_negatives.features.given import GivenFeatures, sides_to_copy, stamp_of, unit_rows
 from clip_negatives.features.store import EncodedFeatures, PartStore
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_inside, replaced_file
 
 T = TypeVar("T")
+Side = Encoder | GivenFeatures  # of the images or of the texts
 
 LEARNED_ON = 100_000  # least number of evenly spaced texts to learn a vocabulary from; at most twice as many are used
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # of stored features
+REPEATED = {  # causes of samples with the same tar and key
+    "table": "the table has the same key again. Name a column with unique keys, or also the tars of the samples.",
+    "tars": "a tar is named twice. Name each tar once.",
+}
 
 
 def encode(
     source: ImageTextPairs,
-    image_encoder: Encoder,
-    text_encoder: Encoder,
+    image_encoder: Encoder | GivenFeatures,
+    text_encoder: Encoder | GivenFeatures,
     folder: Path,
     *,
     dtype: str = "float32",
+    copy: bool = True,
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> EncodedFeatures:
     """Encode images and texts of every pair that is not broken; each of the processes makes this call.
+
+    Features that exist already take the place of an encoder. Without `copy`, they stay in their own file if it is one file of
+    rows with unit norm; else they are joined and scaled on disk, once.
 
     Each part is encoded by one process and stored in `folder`, on a disk that all processes share. A later call with the same
     encoders encodes only the missing parts, and returns exactly the same features; parts of other data or encoders are removed.
@@ -49,41 +67,53 @@ def encode(
     """
     if dtype not in DTYPES:
         raise InputError(f"Expected feature_dtype {' or '.join(DTYPES)}, got {dtype!r}.")
-    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, processes).run(progress)
+    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(progress)
 
 
 class EncodingRun:
     """One call of `encode`, with its arguments."""
 
     def __init__(
-        self, source: ImageTextPairs, images: Encoder, texts: Encoder, folder: Path, dtype: str, processes: Processes
+        self, source: ImageTextPairs, images: Side, texts: Side, folder: Path, dtype: str, copy: bool, processes: Processes
     ) -> None:
         self.images, self.texts, self.folder, self.processes = images, texts, folder, processes
         self.dtype, self.n_pairs, self.parts = DTYPES[dtype], source.n_pairs, source.parts()
         self.digests: list[str] = processes.divided(lambda part: part.digest(), self.parts)
-        self.fingerprint = fingerprint_of(self.digests)
+        self.given = {name: side for name, side in (("image", images), ("text", texts)) if not isinstance(side, Encoder)}
+        self.copy, self.cause = copy, REPEATED["table" if isinstance(source, TablePairs) else "tars"]
+        stamps = [processes.first(lambda: stamp_of(self.given))] if self.given else []
+        self.fingerprint = fingerprint_of([*self.digests, *stamps])
         # Another version may learn other features, which must not be mixed.
         versions = [__version__, torch.__version__, version("scikit-learn")]
         contents = ["features", "samples", "sources", "shards of keys"]  # of a part; older versions stored less
-        self.plan = {"image": images.name, "text": texts.name, "chunk": CHUNK, "dtype": dtype, "versions": versions}
+        names = {"image": images.name, "text": texts.name} | dict.fromkeys(self.given, "given")
+        self.plan = {**names, "chunk": CHUNK, "dtype": dtype, "versions": versions}
         self.plan["contents"] = contents
         # A learned vocabulary depends on all texts, so features of one part differ between data sets.
-        suffix = f"-{self.fingerprint[:16]}" if texts.learn is not None else ""
+        suffix = f"-{self.fingerprint[:16]}" if isinstance(texts, Encoder) and texts.learn is not None else ""
         self.image_store, self.text_store = (PartStore(folder / name, folder) for name in ("images", f"texts{suffix}"))
-        self.whole, self.halt = folder / f"whole-{self.fingerprint[:16]}", folder / "halt"
+        name = "copied" if self.given and copy else "whole"
+        self.whole, self.halt = folder / f"{name}-{self.fingerprint[:16]}", folder / "halt"
         self.clustering_folder = folder / f"clustering-{self.fingerprint[:16]}"
 
     def run(self, progress: bool) -> EncodedFeatures:
         """Encode the missing parts, and merge all parts."""
         self.processes.first(self._claim)
+        to_copy = self.processes.first(self._to_copy)
         console = Console(stderr=True)
         is_hidden = not (progress and console.is_terminal and self.processes.rank == 0)
         with Progress(console=console, disable=is_hidden, transient=True) as bar:
             self._encode_images(bar)
             counts, n_broken = self._counts()
             self._encode_texts(bar, counts)
-        self.processes.first(lambda: self._assemble(counts))
-        return EncodedFeatures(self.whole, self.clustering_folder, self.fingerprint, sum(counts.values()), n_broken)
+        self.processes.first(lambda: self._assemble(counts, to_copy))
+        n_samples = sum(counts.values())
+        return EncodedFeatures(self.whole, self.clustering_folder, self.fingerprint, n_samples, n_broken, self.given)
+
+    def _to_copy(self) -> set[str]:
+        """Check the given features and return those to copy; an earlier run that is complete has done so."""
+        is_whole = PartStore(self.folder, self.folder).record(self.whole.name) is not None
+        return set() if is_whole else sides_to_copy(self.given, self.copy)
 
     def _claim(self) -> None:
         """Remove parts of other data or encoders from the folder."""
@@ -102,11 +132,15 @@ class EncodingRun:
     def _encode_images(self, bar: Progress) -> None:
         parts, missing = dict(zip(self.digests, self.parts, strict=True)), self._missing(self.image_store)
         is_whole = self.processes.world_size == 1 and len(missing) == len(self.parts)
-        advance = self._progress(bar, "Encoding images", self.n_pairs if is_whole else None)
-        options = self.images, self.image_store, self.dtype, advance
+        encoder = self.images if isinstance(self.images, Encoder) else None
+        title = "Encoding images" if encoder else "Reading samples"
+        advance = self._progress(bar, title, self.n_pairs if is_whole else None)
+        options = encoder, self.image_store, self.dtype, advance
         self._for_each(lambda digest: encode_images(parts[digest], digest, *options), self.processes.mine(missing))
 
     def _encode_texts(self, bar: Progress, counts: dict[str, int]) -> None:
+        if not isinstance(self.texts, Encoder):
+            return
         missing = self._missing(self.text_store)
         mine = self.processes.mine(missing)
         advance = self._progress(bar, "Encoding texts", sum(counts[digest] for digest in mine))
@@ -134,7 +168,7 @@ class EncodingRun:
                 first = next((first for _, _, first in records if first), None)
                 hint = f" ({n_broken} are broken, for example {first[0]}: {first[1]})" if first else ""
                 raise DataError(f"The data have no sample that can be read{hint}. Check the data.")
-            check_keys(self.image_store, self.digests, n)
+            check_keys(self.image_store, self.digests, n, self.cause)
 
         self.processes.first(check)
         return {digest: count for digest, (count, _, _) in zip(self.digests, records, strict=True)}, n_broken
@@ -147,14 +181,21 @@ class EncodingRun:
             raise ArtifactError(f"{self.folder} lacks an encoded part. {shared} the same command again.")
         return record["count"], len(record["broken"]), next(iter(record["broken"]), None)
 
-    def _assemble(self, counts: dict[str, int]) -> None:
+    def _assemble(self, counts: dict[str, int], to_copy: set[str]) -> None:
+        sides = ("image", self.images, self.image_store), ("text", self.texts, self.text_store)
         store = PartStore(self.folder, self.folder)
         if store.record(self.whole.name) is None:
             with store.adding(self.whole.name) as (partial, _):
                 write_samples(self.image_store, self.digests, partial)
                 write_source_files(self.image_store, self.digests, partial)
-                images, texts = (self.images, self.image_store), (self.texts, self.text_store)
-                write_features(images, texts, counts, self.dtype, partial)
+                streams: dict[str, Iterator[Tensor]] = {}
+                for name, side, parts in sides:
+                    if isinstance(side, Encoder):
+                        streams[name] = encoded_blocks(side, parts, counts, self.dtype)
+                    elif name in to_copy:
+                        streams[name] = unit_rows(side)
+                if streams:
+                    write_features(streams, sum(counts.values()), partial)
 
     def _for_each(self, work: Callable[[T], None], items: Sequence[T]) -> None:
         """Do the work for this process's items; an error on one process soon stops all processes."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,13 @@ class PartStore:
         return torch.from_numpy(np.array(mapped[start:stop:step]))
 
 
+class Mappable(Protocol):
+    """Features in a file of the user."""
+
+    def mapped(self) -> Tensor | None:
+        """Return the features, memory-mapped."""
+
+
 @dataclass(frozen=True)
 class EncodedFeatures:
     """Features of a data set, the same on every process.
@@ -76,7 +83,8 @@ class EncodedFeatures:
         folder: folder of ``samples.parquet``, ``sources.parquet``, ``features.safetensors`` and, if samples are broken,
             ``broken.parquet``.
         clustering_folder: folder of unfinished clusterings of these features, for the next call; it may not exist yet.
-        fingerprint: fingerprint of the data.
+        fingerprint: fingerprint of the data, with the given features.
+        given: features that exist already. Those that are not in ``features.safetensors`` are mapped from their own file.
     """
 
     folder: Path
@@ -84,6 +92,7 @@ class EncodedFeatures:
     fingerprint: str
     n_samples: int
     n_broken: int
+    given: Mapping[str, Mappable] = field(default_factory=dict)
 
     @property
     def files(self) -> list[Path]:
@@ -111,4 +120,6 @@ class EncodedFeatures:
 
     @cached_property
     def _features(self) -> dict[str, Tensor]:
-        return read_tensors(self.features_file)
+        stored = read_tensors(self.features_file) if self.features_file.exists() else {}
+        mapped = {side: features.mapped() for side, features in self.given.items() if side not in stored}
+        return stored | {side: tensor for side, tensor in mapped.items() if tensor is not None}

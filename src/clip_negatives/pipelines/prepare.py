@@ -7,19 +7,23 @@ import hashlib
 import itertools
 import json
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from clip_negatives.advice import argument
 from clip_negatives.clustering.fit import check_clusterers, cluster_together
-from clip_negatives.dataset import ImageTextPairs
+from clip_negatives.dataset import ImageTextPairs, TablePairs
+from clip_negatives.dataset.given import feature_places
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
-from clip_negatives.errors import ArtifactError
+from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import encode
+from clip_negatives.features.given import GivenFeatures, manifest_entry, open_features
 from clip_negatives.host.registry import Kind
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.printing import log
@@ -32,6 +36,7 @@ from clip_negatives.storage.paths import obstacle
 from clip_negatives.storage.provenance import plugins_section, resolved
 from clip_negatives.storage.safe_reading import read_json
 
+GIVEN = "given"  # in a manifest: name of the encoder of features that existed already
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cached clusters folders
 
 
@@ -51,7 +56,8 @@ def prepare_folder(
     output: str | Path,
     recipe: Recipe | None = None,
     *,
-    keep_features: bool = True,
+    features: str | Path | None = None,
+    keep_features: bool | None = None,
     progress: bool = True,
     processes: Processes = ALONE,
 ) -> dict[str, Any]:
@@ -67,7 +73,10 @@ def prepare_folder(
         data: the pairs, or a path or URL that `Recipe.open` opens.
         output: folder to write; an older clusters folder there is replaced.
         recipe: encoders, clusterers, seed and columns; None is `Recipe()`.
-        keep_features: store the features too, for weightings that compare samples instead of clusters.
+        features: features of the rows of a table that exist already, see `clip_negatives.dataset.given.feature_places`. They
+            take the place of an encoder, and no image is opened if the features of the images are among them.
+        keep_features: store the features too, for weightings that compare samples instead of clusters. None stores them unless
+            `features` has them.
         progress: show progress bars on stderr.
         processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
 
@@ -80,14 +89,15 @@ def prepare_folder(
     """
     recipe = recipe or Recipe()
     folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
-    source = processes.together(lambda: recipe.open(data))
+    source, given = processes.together(lambda: _opened(data, recipe, features))
     processes.together(lambda: recipe.check(source.n_pairs))
+    keep_features = features is None if keep_features is None else keep_features
     with ExitStack() as stack:
         processes.first(lambda: stack.enter_context(sole_user(folder)))
         processes.first(lambda: CLUSTERS_FOLDER.tidy(folder))
         older = processes.first(lambda: _data_of(folder))
         manifest = _encode_and_cluster(
-            source, folder, recipe, keep_features=keep_features, progress=progress, processes=processes
+            source, folder, recipe, given, keep_features=keep_features, progress=progress, processes=processes
         )
         if older not in (None, manifest["data"]):
             processes.first(lambda: log(f"{folder} had clusters of other data. They were replaced."))
@@ -117,7 +127,7 @@ def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, prog
         if (cached := _cached(folder)) is not None:  # another process prepared it meanwhile
             remove_work(work)
             return cached
-        _encode_and_cluster(source, folder, recipe, keep_features=True, progress=progress, processes=ALONE, cached=True)
+        _encode_and_cluster(source, folder, recipe, {}, keep_features=True, progress=progress, processes=ALONE, cached=True)
     return read_clusters(folder)
 
 
@@ -138,10 +148,28 @@ def cache_folder(source: ImageTextPairs, recipe: Recipe | None = None) -> Path:
     return Path(root).absolute() / f"clusters-{_short_digest(parts)}"
 
 
+def _opened(
+    data: ImageTextPairs | str | Path, recipe: Recipe, features: str | Path | None
+) -> tuple[ImageTextPairs, dict[str, GivenFeatures]]:
+    """Return the pairs and the features that exist already, after checking that both fit together and fit the recipe."""
+    if features is None:
+        return recipe.open(data), {}
+    has_images = feature_places(features).image is not None
+    source = recipe.open(data, images=not has_images)
+    if not isinstance(source, TablePairs):
+        raise DataError(f"{argument('features')} needs a table that gives the text of each row, not tars. Name a table as data.")
+    given = open_features(features, source)
+    unused = [name for name in (*(f"{side}_encoder" for side in given), "feature_dtype")[: len(given) + (len(given) > 1)]]
+    if name := next((name for name in unused if getattr(recipe, name) != getattr(Recipe, name)), None):
+        raise InputError(f"{argument(name)} has no effect, because {argument('features')} has these features. Omit it.")
+    return source.without_images() if has_images else source, given
+
+
 def _encode_and_cluster(
     source: ImageTextPairs,
     output: Path,
     recipe: Recipe,
+    given: Mapping[str, GivenFeatures],
     *,
     keep_features: bool,
     progress: bool,
@@ -151,9 +179,15 @@ def _encode_and_cluster(
     """Encode, cluster and write in a work folder that no other run uses; return the manifest."""
     work = _work_folder(output)
     # Before the work folder is made: weights may be missing.
-    images, texts = processes.together(lambda: (image_encoder_of(recipe.image_encoder), text_encoder_of(recipe.text_encoder)))
+    images, texts = processes.together(
+        lambda: (
+            given.get("image") or image_encoder_of(recipe.image_encoder),
+            given.get("text") or text_encoder_of(recipe.text_encoder),
+        )
+    )
     processes.first(lambda: claim_work(work))
-    encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, progress=progress, processes=processes)
+    options: dict[str, Any] = {"copy": keep_features, "progress": progress, "processes": processes}
+    encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, **options)
     processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
     checkpoint = processes.first(lambda: encoded.clustering_folder / _short_digest(_clusterers(recipe)))
     clusterings = cluster_together(
@@ -167,12 +201,15 @@ def _encode_and_cluster(
     manifest = {
         **dataclasses.asdict(recipe),
         **recipe.clusterers,
-        "image_encoder": images.name,
-        "text_encoder": texts.name,
+        "image_encoder": GIVEN if "image" in given else images.name,
+        "text_encoder": GIVEN if "text" in given else texts.name,
         "data": encoded.fingerprint,
         "n_broken": encoded.n_broken,
     }
     del manifest["columns"]  # describes the data, not the clustering
+    if given:
+        manifest["features"] = processes.first(lambda: manifest_entry(given))
+        manifest["feature_dtype"] = str(encoded.image.dtype).removeprefix("torch.")
     files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
     written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
     processes.together(encoded.unmap)

@@ -49,15 +49,18 @@ class Recipe:
 
         return encoder_name("image", self.image_encoder), encoder_name("text", self.text_encoder)
 
-    def open(self, data: ImageTextPairs | str | Path) -> ImageTextPairs:
-        """Open a path, a URL (see `clip_negatives.dataset.open_pairs`) or a ``datasets.Dataset`` with the recipe's columns."""
+    def open(self, data: ImageTextPairs | str | Path, *, images: bool = True) -> ImageTextPairs:
+        """Open a path, a URL (see `clip_negatives.dataset.open_pairs`) or a ``datasets.Dataset`` with the recipe's columns.
+
+        Without `images`, a table may lack them, and none is opened.
+        """
         from clip_negatives.dataset import dataset_pairs, open_pairs
         from clip_negatives.dataset.hugging_face import is_dataset
 
         if isinstance(data, str | Path):
-            return open_pairs(data, self.columns)
+            return open_pairs(data, self.columns, images=images)
         if is_dataset(data):
-            return dataset_pairs(data, self.columns)
+            return dataset_pairs(data, self.columns, images=images)
         if not hasattr(data, "parts"):
             raise InputError(
                 f"Expected a path, a URL or image-text pairs as data, got an object of type {type(data).__name__}."

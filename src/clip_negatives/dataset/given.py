@@ -1,0 +1,73 @@
+"""Where features that exist already are: the value of ``--features``."""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_negatives.advice import argument
+from clip_negatives.dataset.formats import natural
+from clip_negatives.dataset.urls import check_local_file, is_plain
+from clip_negatives.errors import DataError
+
+COLUMNS = "columns:"
+FOLDERS = {"image": "img_emb/img_emb_*.npy", "text": "text_emb/text_emb_*.npy"}  # of clip-retrieval
+FORMS = "a folder of clip-retrieval, IMAGES.npy,TEXTS.npy or columns:IMAGE,TEXT"
+
+Place = str | tuple[str, ...]  # a column, or files
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePlaces:
+    """Where the features of a data set are: a column or files; None for images or texts that are still to be encoded."""
+
+    image: Place | None
+    text: Place | None
+
+
+def feature_places(spec: str | Path) -> FeaturePlaces:
+    """Return where features are.
+
+    Args:
+        spec: a folder that clip-retrieval wrote; or ``IMAGES.npy,TEXTS.npy``, each a file or, with ``*``, the parts of one in
+            the order of their numbers; or ``columns:IMAGE,TEXT``. One of the two may be empty.
+
+    Raises:
+        DataError: the spec has another form, or a file is missing.
+    """
+    spec = str(spec)
+    if spec.startswith(COLUMNS):
+        return FeaturePlaces(*(column or None for column in _pair(spec.removeprefix(COLUMNS), spec)))
+    if Path(spec).is_dir():
+        found = {side: _sorted(str(Path(glob.escape(spec)) / pattern)) for side, pattern in FOLDERS.items()}
+        if not any(found.values()):
+            raise DataError(f"{spec} has neither {' nor '.join(FOLDERS.values())}. Name {FORMS} with {argument('features')}.")
+        return FeaturePlaces(found["image"] or None, found["text"] or None)
+    image, text = (_files(pattern) if pattern else None for pattern in _pair(spec, spec))
+    return FeaturePlaces(image, text)
+
+
+def _pair(names: str, spec: str) -> tuple[str, str]:
+    image, _, text = (part.strip() for part in names.partition(","))
+    if "," in text or not (image or text):
+        raise DataError(f"{argument('features')} must be {FORMS}, got {spec!r}.")
+    return image, text
+
+
+def _files(pattern: str) -> tuple[str, ...]:
+    if not is_plain(pattern):
+        raise DataError(f"{pattern} is a URL, but features are mapped from local files. Copy them to a disk.")
+    if not pattern.endswith(".npy"):
+        fault = "does not exist" if not Path(pattern).exists() else "is neither a folder nor an .npy file"
+        raise DataError(f"{pattern} {fault}. {argument('features')} must be {FORMS}.")
+    files = (pattern,) if Path(pattern).exists() or not glob.has_magic(pattern) else _sorted(pattern)
+    if not files:
+        raise DataError(f"No file matches {pattern}. Correct {argument('features')}.")
+    for file in files:
+        check_local_file("npy file", file)
+    return files
+
+
+def _sorted(pattern: str) -> tuple[str, ...]:
+    return tuple(sorted(glob.glob(pattern), key=natural))  # noqa: PTH207  (the pattern may be absolute)

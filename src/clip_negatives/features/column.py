@@ -1,0 +1,88 @@
+"""Features in a column of a table, read block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from clip_negatives.advice import argument
+from clip_negatives.dataset.tables import TablePairs
+from clip_negatives.dataset.urls import shard_source, shard_stamp
+from clip_negatives.errors import DataError
+from clip_negatives.storage.source_files import SourceFile
+
+LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFeatures:
+    """Features in a column of lists; see `clip_negatives.features.given.GivenFeatures`."""
+
+    table: TablePairs
+    column: str
+
+    def __post_init__(self) -> None:
+        if self.table.streamed is None:
+            fault = f"{self.table.path} cannot hold features in a column"
+            raise DataError(f"{fault}. Save it as parquet, or name npy files with {argument('features')}.")
+        if self.column not in self.table.names:
+            names = ", ".join(map(repr, self.table.names))
+            fault = f"{self.table.path} has no column {self.column!r} (columns: {names})"
+            raise DataError(f"{fault}. Correct {argument('features')}.")
+
+    @property
+    def name(self) -> str:
+        """Return the column and the table."""
+        return f"the column {self.column!r} of {self.table.path}"
+
+    @property
+    def n_rows(self) -> int:
+        """Return the number of rows."""
+        return len(self.table)
+
+    def stamp(self) -> bytes:
+        """Return the column, and names, sizes and modification times of the files or the fingerprint of the data set."""
+        assert self.table.streamed is not None
+        files = (part for file in self.table.streamed.files for part in (file.encode(), shard_stamp(file)))
+        return b"\0".join([self.column.encode(), self.table.streamed.fingerprint.encode(), *files])
+
+    def sources(self) -> list[SourceFile]:
+        """Return size of each parquet file, and a digest of both ends."""
+        return [shard_source(file) for file in self.table.streamed.files] if self.table.streamed is not None else []
+
+    def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
+        """Yield the name, the number of a row, and the rows from there on."""
+        start, dim = 0, None
+        for values in self.table.streamed.read(self.column) if self.table.streamed is not None else ():
+            rows = self._rows(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, start)
+            if dim not in (None, rows.shape[1]):
+                raise self._ragged(start, rows.shape[1], dim)
+            dim = rows.shape[1]
+            yield self.name, start, rows
+            start += len(rows)
+
+    def mapped(self) -> None:
+        """Return None: no tensor can be mapped from a column."""
+
+    def _rows(self, values: pa.Array, start: int) -> Tensor:
+        """Return the lists of an array as rows."""
+        if not any(is_list(values.type) for is_list in LISTS) or not pa.types.is_floating(values.type.value_type):
+            fault = f"has values of type {values.type}, not lists of floats"
+            raise DataError(f"{self.name.capitalize()} {fault}. Name another column with {argument('features')}.")
+        lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0))
+        numbers = pc.list_flatten(values)
+        if len(odd := np.flatnonzero(lengths != lengths.max())) or lengths[0] == 0 or numbers.null_count:
+            row = int(odd[0]) if len(odd) else 0
+            raise self._ragged(start + row, int(lengths[row]), int(lengths.max()))
+        flat = numbers.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
+        return torch.from_numpy(np.array(flat))
+
+    def _ragged(self, row: int, dim: int, expected: int | None) -> DataError:
+        fault = f"has {dim} numbers, but other rows have {expected}, or a number is missing"
+        return DataError(f"Row {row} of {self.name} {fault}. Leave the row out, or compute its features again.")
