@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,17 +16,16 @@ from PIL import Image
 from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.formats import Table
 from clip_negatives.dataset.images import AHEAD, count_pixels, limited_batches, read_image, read_small_image
-from clip_negatives.dataset.pairs import Sample, fingerprint_of
+from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.dataset.stored_images import ImageFiles, StoredImages
+from clip_negatives.dataset.table_parts import TablePart
 from clip_negatives.dataset.tar_names import tar_names
-from clip_negatives.dataset.urls import is_plain, shard_source
 from clip_negatives.dataset.values import check_values, identities, is_missing, strings
 from clip_negatives.errors import DataError
 from clip_negatives.printing import log
 from clip_negatives.storage.digests import rows_digest
 from clip_negatives.storage.limits import VARIABLE, limit
 from clip_negatives.storage.sample_ids import MISSING_TEXT
-from clip_negatives.storage.source_files import DIGESTED_FILES, SourceFile, evenly_spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,19 +73,21 @@ class TablePairs:
         self._stored = stored
         self._groups = strings(columns["group"], is_missing(columns["group"]), "") if "group" in columns else None
         self._keys, self._shards = (identities(columns[name], path) if name in columns else None for name in ("key", "shard"))
-        if shard_pattern is not None:
-            self._shards = self._named_shards(shard_pattern)
+        if shard_pattern is not None and self._keys is not None:
+            self._shards = self._named_shards(shard_pattern, self._keys)
+        if self._keys is None and (shard_pattern is not None or self._shards is not None):
+            option = argument_of("shard" if self._shards is not None else "shard_pattern")
+            raise DataError(
+                f"{option} needs the keys of the samples. Name their column with {argument_of('key')}."
+            )
         self.n_pairs = len(self._texts)
         self._check_lengths()
         self._warn_of_texts(text_is_missing, table.separator)
 
-    def _named_shards(self, pattern: str) -> pa.ChunkedArray:
-        if self._keys is None or self._shards is not None:
-            fault = "no column of keys is named" if self._keys is None else "a column of tars is named too"
-            repair = "name it with" if self._keys is None else "omit one of them:"
-            option = argument_of("key" if self._keys is None else "shard")
-            raise DataError(f"{argument_of('shard_pattern')} is set, but {fault}. {repair.capitalize()} {option}.")
-        return tar_names(pattern, self._keys)
+    def _named_shards(self, pattern: str, keys: pa.ChunkedArray) -> pa.ChunkedArray:
+        if self._shards is not None:
+            raise DataError(f"{argument_of('shard')} and {argument_of('shard_pattern')} both name the tars. Omit one of them.")
+        return tar_names(pattern, keys)
 
     def _check_lengths(self) -> None:
         lengths = pc.utf8_length(self._texts)
@@ -199,61 +197,6 @@ class TablePairs:
 
     def _image(self, row: int) -> Image.Image:
         return read_image(self.stored.file(row), f"{self.stored.name(row)} (row {row} of {self.path}, {self._place})")
-
-
-@dataclass(frozen=True, slots=True)
-class TablePart:
-    """Rows start .. stop-1 of a table; see `clip_negatives.dataset.pairs.Part`. No row is skipped."""
-
-    source: TablePairs
-    start: int
-    stop: int
-
-    @property
-    def name(self) -> str:
-        """Return the rows and the table."""
-        return f"rows {self.start} .. {self.stop - 1} of {self.source.path}"
-
-    def digest(self) -> str:
-        """Return a digest of the columns, row numbers and images; for image files, of path, size and modification time."""
-        sha256 = hashlib.sha256(f"{self.start} ".encode())
-        for name, values in self.source.block(self.start, self.stop).items():
-            sha256.update(f"{name}\1{len(values)}\1".encode())
-            sha256.update("\0".join(values).encode())
-        for row in range(self.start, self.stop) if self.source.opens_images else ():
-            sha256.update(self.source.stored.stamp(row))
-        return sha256.hexdigest()
-
-    def source_files(self) -> list[SourceFile]:
-        """Return size and digest of at most `DIGESTED_FILES` evenly spread images, or of the tars that are known."""
-        if shards := self.source.block(self.start, self.stop).get("shard"):
-            return [_shard_source(shard) for shard in dict.fromkeys(shards)]
-        rows = evenly_spread(self.stop - self.start, DIGESTED_FILES) if self.source.opens_images else ()
-        sources = (self.source.stored.source(self.start + row) for row in rows)
-        return list({source.file: source for source in sources}.values())
-
-    def samples(self) -> Iterator[Sample]:
-        """Read the rows; a damaged image is a DataError with its file and row: it would stop open_clip too."""
-        columns = self.source.block(self.start, self.stop)
-        has_keys = not {"key", "shard"}.isdisjoint(columns)  # then the samples are in tars, and the paths of images are unused
-        keys = columns.pop("key", None) or list(map(str, range(self.start, self.stop)))
-        opened = self.source.images(self.start, self.stop) if self.source.opens_images else itertools.repeat(None)
-        for place, (key, image) in enumerate(zip(keys, opened, strict=False)):
-            values = {name: column[place] for name, column in columns.items()}
-            if image is not None and not has_keys:
-                values |= self._stored_image(self.start + place)
-            yield Sample(key=key, image=image, **values)
-
-    def _stored_image(self, row: int) -> dict[str, Any]:
-        stored = self.source.stored
-        size = stored.size(row)
-        path = None if stored.paths is None else stored.name(row)
-        return {"image_path": path, "image_bytes": -1 if size is None else size}
-
-
-def _shard_source(shard: str) -> SourceFile:
-    """Return size and digest of a tar, which are unknown if it is not a local file."""
-    return shard_source(shard) if is_plain(shard) and Path(shard).is_file() else SourceFile(shard, None, "")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clip_negatives.advice import argument
+from clip_negatives.dataset.formats import StreamedColumns
 from clip_negatives.dataset.tables import TablePairs
 from clip_negatives.dataset.urls import shard_source, shard_stamp
 from clip_negatives.errors import DataError
@@ -24,42 +25,36 @@ LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 class ColumnFeatures:
     """Features in a column of lists; see `clip_negatives.features.given.GivenFeatures`."""
 
-    table: TablePairs
+    name: str
+    n_rows: int
     column: str
+    streamed: StreamedColumns
 
-    def __post_init__(self) -> None:
-        if self.table.streamed is None:
-            fault = f"{self.table.path} cannot hold features in a column"
+    @classmethod
+    def of(cls, table: TablePairs, column: str) -> ColumnFeatures:
+        """Return the features in a column of a table, whose values are not read yet; DataError if it has no such column."""
+        if table.streamed is None:
+            fault = f"{table.path} cannot hold features in a column"
             raise DataError(f"{fault}. Save it as parquet, or name npy files with {argument('features')}.")
-        if self.column not in self.table.names:
-            names = ", ".join(map(repr, self.table.names))
-            fault = f"{self.table.path} has no column {self.column!r} (columns: {names})"
+        if column not in table.names:
+            names = ", ".join(map(repr, table.names))
+            fault = f"{table.path} has no column {column!r} (columns: {names})"
             raise DataError(f"{fault}. Correct {argument('features')}.")
-
-    @property
-    def name(self) -> str:
-        """Return the column and the table."""
-        return f"the column {self.column!r} of {self.table.path}"
-
-    @property
-    def n_rows(self) -> int:
-        """Return the number of rows."""
-        return len(self.table)
+        return cls(f"the column {column!r} of {table.path}", len(table), column, table.streamed)
 
     def stamp(self) -> bytes:
         """Return the column, and names, sizes and modification times of the files or the fingerprint of the data set."""
-        assert self.table.streamed is not None
-        files = (part for file in self.table.streamed.files for part in (file.encode(), shard_stamp(file)))
-        return b"\0".join([self.column.encode(), self.table.streamed.fingerprint.encode(), *files])
+        files = (part for file in self.streamed.files for part in (file.encode(), shard_stamp(file)))
+        return b"\0".join([self.column.encode(), self.streamed.fingerprint.encode(), *files])
 
     def sources(self) -> list[SourceFile]:
         """Return size of each parquet file, and a digest of both ends."""
-        return [shard_source(file) for file in self.table.streamed.files] if self.table.streamed is not None else []
+        return [shard_source(file) for file in self.streamed.files]
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
         """Yield the name, the number of a row, and the rows from there on."""
         start, dim = 0, None
-        for values in self.table.streamed.read(self.column) if self.table.streamed is not None else ():
+        for values in self.streamed.read(self.column):
             rows = self._rows(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, start)
             if dim not in (None, rows.shape[1]):
                 raise self._ragged(start, rows.shape[1], dim)
@@ -74,7 +69,7 @@ class ColumnFeatures:
         """Return the lists of an array as rows."""
         if not any(is_list(values.type) for is_list in LISTS) or not pa.types.is_floating(values.type.value_type):
             fault = f"has values of type {values.type}, not lists of floats"
-            raise DataError(f"{self.name.capitalize()} {fault}. Name another column with {argument('features')}.")
+            raise DataError(f"{self.name[0].upper()}{self.name[1:]} {fault}. Name another column with {argument('features')}.")
         lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0))
         numbers = pc.list_flatten(values)
         if len(odd := np.flatnonzero(lengths != lengths.max())) or lengths[0] == 0 or numbers.null_count:

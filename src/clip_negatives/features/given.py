@@ -39,7 +39,7 @@ class GivenFeatures(Protocol):
         """Return the files, with size and digest."""
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield a place such as a file, the number of a row in it, and the rows from there on, float, in the order of samples."""
+        """Yield all rows in blocks: a place such as a file, the number of the first row in it, and the rows, float."""
 
     def mapped(self) -> Tensor | None:
         """Return all rows, memory-mapped, float32 or float16, shape (N, D); None if they have to be joined on disk first."""
@@ -119,4 +119,4 @@ def _checked(features: GivenFeatures) -> Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
 def _opened(place: Place, source: TablePairs) -> GivenFeatures:
-    return ColumnFeatures(source, place) if isinstance(place, str) else NpyFeatures.open(place)
+    return ColumnFeatures.of(source, place) if isinstance(place, str) else NpyFeatures.open(place)

@@ -14,17 +14,16 @@ from typing import Any
 
 import platformdirs
 
-from clip_negatives.advice import argument
 from clip_negatives.clustering.fit import check_clusterers, cluster_together
-from clip_negatives.dataset import ImageTextPairs, TablePairs
-from clip_negatives.dataset.given import feature_places
+from clip_negatives.dataset import ImageTextPairs
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
-from clip_negatives.errors import ArtifactError, DataError, InputError
+from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
-from clip_negatives.features.given import GivenFeatures, manifest_entry, open_features
+from clip_negatives.features.given import GivenFeatures, manifest_entry
 from clip_negatives.host.registry import Kind
+from clip_negatives.pipelines.open_data import open_data
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.printing import log
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters_from_files
@@ -89,7 +88,7 @@ def prepare_folder(
     """
     recipe = recipe or Recipe()
     folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
-    source, given = processes.together(lambda: _opened(data, recipe, features))
+    source, given = processes.together(lambda: open_data(data, recipe, features))
     processes.together(lambda: recipe.check(source.n_pairs))
     keep_features = features is None if keep_features is None else keep_features
     with ExitStack() as stack:
@@ -146,23 +145,6 @@ def cache_folder(source: ImageTextPairs, recipe: Recipe | None = None) -> Path:
     dtype = [] if recipe.feature_dtype == Recipe.feature_dtype else [recipe.feature_dtype]
     parts = FORMAT, source.fingerprint(), *recipe.encoders, *_clusterers(recipe), *dtype
     return Path(root).absolute() / f"clusters-{_short_digest(parts)}"
-
-
-def _opened(
-    data: ImageTextPairs | str | Path, recipe: Recipe, features: str | Path | None
-) -> tuple[ImageTextPairs, dict[str, GivenFeatures]]:
-    """Return the pairs and the features that exist already, after checking that both fit together and fit the recipe."""
-    if features is None:
-        return recipe.open(data), {}
-    has_images = feature_places(features).image is not None
-    source = recipe.open(data, images=not has_images)
-    if not isinstance(source, TablePairs):
-        raise DataError(f"{argument('features')} needs a table that gives the text of each row, not tars. Name a table as data.")
-    given = open_features(features, source)
-    unused = [name for name in (*(f"{side}_encoder" for side in given), "feature_dtype")[: len(given) + (len(given) > 1)]]
-    if name := next((name for name in unused if getattr(recipe, name) != getattr(Recipe, name)), None):
-        raise InputError(f"{argument(name)} has no effect, because {argument('features')} has these features. Omit it.")
-    return source.without_images() if has_images else source, given
 
 
 def _encode_and_cluster(
