@@ -77,9 +77,7 @@ class TablePairs:
             self._shards = self._named_shards(shard_pattern, self._keys)
         if self._keys is None and (shard_pattern is not None or self._shards is not None):
             option = argument_of("shard" if self._shards is not None else "shard_pattern")
-            raise DataError(
-                f"{option} needs the keys of the samples. Name their column with {argument_of('key')}."
-            )
+            raise DataError(f"{option} needs the keys of the samples. Name their column with {argument_of('key')}.")
         self.n_pairs = len(self._texts)
         self._check_lengths()
         self._warn_of_texts(text_is_missing, table.separator)

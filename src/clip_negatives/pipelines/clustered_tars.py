@@ -16,7 +16,8 @@ from clip_negatives.dataset.urls import open_url, shard_stamp
 from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import DataError, UnsupportedError
 from clip_negatives.storage.ownership import replaced_file
-from clip_negatives.storage.shards import ShardedSamples, last_parts
+from clip_negatives.storage.sharded_samples import ShardedSamples
+from clip_negatives.storage.shards import last_parts
 
 
 class ClusteredTars:
@@ -26,7 +27,14 @@ class ClusteredTars:
     """
 
     def __init__(self, source: ShardedSamples, shards: list[str], work: Path) -> None:
-        """Raise UnsupportedError for a ``pipe:``, and DataError if `shards` lack a clustered tar."""
+        """Check the tars.
+
+        Raises:
+            UnsupportedError: a tar is a ``pipe:``.
+            DataError: `shards` lack a clustered tar.
+            ArtifactError: the samples of a tar do not stand together in the clusters.
+        """
+        source.check_together()
         self.source, self._work = source, work
         self._addresses = _addresses(shards)
         self._stamps: dict[int, str] = {}
@@ -74,7 +82,7 @@ class ClusteredTars:
     @cached_property
     def _shards(self) -> dict[str, int]:
         """Return the first row of each shard."""
-        return {shard: rows.start for shard, _, rows, _ in self.source.shards()}
+        return {shard: rows.start for shard, _, rows, _ in self.source.shards() if isinstance(rows, slice)}
 
     def _offsets(self, number: int) -> NDArray[Any]:
         offsets: NDArray[Any] = np.load(self._offsets_file(number, list(self._shards)[number]), mmap_mode="r")

@@ -33,7 +33,7 @@ from clip_negatives.storage.ownership import claim_work, remove_work, replaced_f
 from clip_negatives.storage.paths import check_resumable
 from clip_negatives.storage.provenance import clusters_section, differences, in_words, plugins_section, resolved
 from clip_negatives.storage.safe_reading import one_line, read_json
-from clip_negatives.storage.shards import ShardedSamples
+from clip_negatives.storage.sharded_samples import ShardedSamples
 from clip_negatives.training.same_data import map_files
 from clip_negatives.training.same_files import check_contents
 

@@ -28,7 +28,8 @@ from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.consistency import MODALITIES, check_counts, tensor_specs
 from clip_negatives.storage.manifest import CLUSTERS, LABELS_FOLDER, OWN_ENTRIES, SHARDS
 from clip_negatives.storage.safe_reading import check_file, read_table, read_tensors
-from clip_negatives.storage.shards import KnownShards, ShardedSamples, check_distinct, distinct_depth, last_parts
+from clip_negatives.storage.sharded_samples import ShardedSamples
+from clip_negatives.storage.shards import KnownShards, check_distinct, distinct_depth, last_parts
 from clip_negatives.storage.source_files import SourceFile
 
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch import Tensor
 
 from clip_negatives.errors import ArtifactError
-from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters, sources_in
-from clip_negatives.storage.digests import text_digest
-from clip_negatives.storage.manifest import CLUSTERS_FOLDER, SAMPLES
-from clip_negatives.storage.safe_reading import BATCH_ROWS, read_batches
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.safe_reading import BATCH_ROWS
 from clip_negatives.storage.source_files import SourceFile
 
 
@@ -146,44 +141,6 @@ class ShardRows:
     def text(self, row: int) -> str:
         """Return the text of a sample."""
         return str(self.texts[row].as_py())
-
-
-class ShardedSamples:
-    """Samples of a clusters folder made from tars; only the keys of one shard are in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.clusters, self.manifest, self._table = open_clusters(path)
-        if "shard" not in self._table.schema_arrow.names:
-            fault = "does not name shards: it was made from a csv file or by an older version"
-            raise ArtifactError(f"The clusters folder {path} {fault}. Run clip-negatives prepare on the tars.")
-
-    def sources(self) -> dict[str, SourceFile]:
-        """Read size and digest of each shard, by its name; empty if an older version wrote the folder."""
-        return {source.file: source for source in sources_in(self.path, self.manifest)}
-
-    def shards(self) -> Iterator[tuple[str, pa.Array, slice, pa.Array]]:
-        """Yield the name of each shard, and keys, rows and texts of its samples; one shard is in memory at a time."""
-        start = 0
-        for shard, runs in groupby(self._runs(), key=lambda run: run[0]):
-            keys, texts = (pa.concat_arrays(parts) for parts in zip(*((keys, texts) for _, keys, texts in runs), strict=True))
-            yield shard, keys, slice(start, start + len(keys)), texts
-            start += len(keys)
-
-    def table(self, keys: pa.Array, rows: slice | Tensor, texts: pa.Array) -> pa.Table:
-        """Return keys, labels and text digests of samples, as a labels file stores them."""
-        image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.clusters.image, self.clusters.text))
-        digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
-        return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
-
-    def _runs(self) -> Iterator[tuple[str, pa.Array, pa.Array]]:
-        """Yield shard, keys and texts of each run of consecutive samples of one shard."""
-        with CLUSTERS_FOLDER.reading(self.path, SAMPLES):
-            for batch in read_batches(self._table, ("key", "text", "shard"), ("key", "text", "shard")):
-                shards, keys, texts = batch.column("shard").to_pylist(), batch.column("key"), batch.column("text")
-                for shard, group in groupby(range(len(shards)), key=shards.__getitem__):
-                    rows = list(group)
-                    yield shard, keys.slice(rows[0], len(rows)), texts.slice(rows[0], len(rows))
 
 
 def last_parts(address: str, depth: int) -> str:

@@ -154,10 +154,9 @@ def warn_of_newer_data(folder: ClustersOrLabels, args: Namespace) -> None:
     """Warn if the training data changed after the clusters were made (see `warn_of_newer`), or cannot be compared."""
     if isinstance(folder, ClustersFolder) and "image" in folder.samples.column_names:
         if BYTES not in folder.samples.column_names:
-            log(
-                f"{folder.path} has no sizes of images: they were not compared. To compare them, run "
-                "clip-negatives prepare again."
-            )
+            fault = f"{folder.path} has no sizes of images: they were not compared."
+            is_given = "features" in folder.manifest  # then no image was opened
+            log(fault if is_given else f"{fault} To compare them, run clip-negatives prepare again.")
         warn_of_newer(folder.path, folder.manifest, "images", spread(folder.samples["image"]))
     elif kind_of(args) == "webdataset":
         shards = [shard for shard in expand_urls(args.train_data) if is_plain(shard)]

@@ -1,0 +1,100 @@
+"""Samples of a clusters folder made from tars, shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from clip_negatives.errors import ArtifactError
+from clip_negatives.storage.clusters_folder import open_clusters, sources_in
+from clip_negatives.storage.digests import text_digest
+from clip_negatives.storage.manifest import CLUSTERS_FOLDER, SAMPLES
+from clip_negatives.storage.safe_reading import read_batches
+from clip_negatives.storage.source_files import SourceFile
+
+
+class ShardedSamples:
+    """Samples of a clusters folder made from tars; only the keys of one shard are in memory, if they stand together."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.clusters, self.manifest, self._table = open_clusters(path)
+        if "shard" not in self._table.schema_arrow.names:
+            fault = "does not name shards: it was made from a csv file or by an older version"
+            raise ArtifactError(f"The clusters folder {path} {fault}. Run clip-negatives prepare on the tars.")
+
+    def sources(self) -> dict[str, SourceFile]:
+        """Read size and digest of each shard, by its name; empty if an older version wrote the folder."""
+        return {source.file: source for source in sources_in(self.path, self.manifest)}
+
+    @cached_property
+    def is_scattered(self) -> bool:
+        """Return whether the samples of a tar stand apart, as after several workers have encoded them by turns."""
+        if "features" not in self.manifest:  # encoded tar by tar
+            return False
+        seen, last = set[str](), None
+        for batch in self._batches("shard"):
+            for shard, _ in groupby(batch.column("shard").to_pylist()):
+                if shard != last and shard in seen:
+                    return True
+                seen.add(shard)
+                last = shard
+        return False
+
+    def shards(self) -> Iterator[tuple[str, pa.Array, slice | Tensor, pa.Array]]:
+        """Yield the name of each shard, and keys, rows and texts of its samples.
+
+        One shard is in memory at a time, or the whole table if the samples `is_scattered`.
+        """
+        if self.is_scattered:
+            yield from self._gathered()
+            return
+        start = 0
+        for shard, runs in groupby(self._runs(), key=lambda run: run[0]):
+            keys, texts = (pa.concat_arrays(parts) for parts in zip(*((keys, texts) for _, keys, texts in runs), strict=True))
+            yield shard, keys, slice(start, start + len(keys)), texts
+            start += len(keys)
+
+    def check_together(self) -> None:
+        """Raise ArtifactError if the samples of a tar stand apart."""
+        if self.is_scattered:
+            raise ArtifactError(
+                f"In {self.path}, the samples of a tar do not stand together. Sort the table and its features by tar, and run "
+                "clip-negatives prepare again."
+            )
+
+    def table(self, keys: pa.Array, rows: slice | Tensor, texts: pa.Array) -> pa.Table:
+        """Return keys, labels and text digests of samples, as a labels file stores them."""
+        image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.clusters.image, self.clusters.text))
+        digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
+        return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
+
+    def _gathered(self) -> Iterator[tuple[str, pa.Array, Tensor, pa.Array]]:
+        table = pa.Table.from_batches(self._batches("key", "text", "shard"))
+        shards = table["shard"].combine_chunks().dictionary_encode()
+        numbers = shards.indices.to_numpy()
+        order = np.argsort(numbers, kind="stable")
+        limits = np.searchsorted(numbers[order], np.arange(len(shards.dictionary) + 1))
+        keys, texts = (table[name].combine_chunks() for name in ("key", "text"))
+        for name, start, stop in zip(shards.dictionary.to_pylist(), limits, limits[1:], strict=False):
+            rows = order[start:stop]
+            yield name, keys.take(pa.array(rows)), torch.from_numpy(rows), texts.take(pa.array(rows))
+
+    def _runs(self) -> Iterator[tuple[str, pa.Array, pa.Array]]:
+        """Yield shard, keys and texts of each run of consecutive samples of one shard."""
+        for batch in self._batches("key", "text", "shard"):
+            shards, keys, texts = batch.column("shard").to_pylist(), batch.column("key"), batch.column("text")
+            for shard, group in groupby(range(len(shards)), key=shards.__getitem__):
+                rows = list(group)
+                yield shard, keys.slice(rows[0], len(rows)), texts.slice(rows[0], len(rows))
+
+    def _batches(self, *columns: str) -> Iterator[pa.RecordBatch]:
+        with CLUSTERS_FOLDER.reading(self.path, SAMPLES):
+            yield from read_batches(self._table, columns, columns)
