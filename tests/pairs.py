@@ -7,9 +7,13 @@ import functools
 import io
 import json
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from PIL import Image
 
 from clip_negatives import catalogue
@@ -67,6 +71,21 @@ def write_table(folder: Path, kind: str, n: int = 64) -> Path:
             file = folder / "images.parquet"
             dataset.to_parquet(file)
     return file
+
+
+def write_clip_retrieval(
+    folder: Path, features: Mapping[str, NDArray[Any]], columns: Mapping[str, Sequence[str]], *, parts: int = 1
+) -> Path:
+    """Write image and text features, and columns of their samples, as clip-retrieval does."""
+    names = {"image": "img_emb", "text": "text_emb"}
+    for name in (*names.values(), "metadata"):
+        (folder / name).mkdir(parents=True)
+    frame = pd.DataFrame(columns)
+    for part, rows in enumerate(np.array_split(np.arange(len(frame)), parts)):
+        frame.iloc[rows].to_parquet(folder / "metadata" / f"metadata_{part}.parquet")
+        for side, name in names.items():
+            np.save(folder / name / f"{name}_{part}.npy", features[side][rows])
+    return folder
 
 
 def png(image: Image.Image) -> bytes:

@@ -16,18 +16,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from torch.utils.data import DataLoader, TensorDataset
 
 import clip_negatives
-from clip_negatives import catalogue, read_clusters
+from clip_negatives import ClustersFolder, catalogue, read_clusters
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
 from clip_negatives.host import registry
 from clip_negatives.host.method import split_methods
 from clip_negatives.pipelines.prepare import prepare
+from tests.pairs import write_clip_retrieval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
@@ -53,7 +56,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with train.csv, test.csv (each with a column product) and the clusters of the first."""
+    """Return a folder with train.csv, test.csv (each with a column product), and clusters and embeddings of the first."""
     folder = tmp_path_factory.mktemp("docs")
     exported = catalogue.export(folder / "exported", split="test", format="csv")
     rows = list(csv.reader((exported / "test.csv").open(), delimiter="\t"))
@@ -61,16 +64,29 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, some in (("train.csv", rows[1 : 1 + ROWS]), ("test.csv", rows[1 + ROWS : 1 + 2 * ROWS])):
         with (folder / name).open("w", newline="") as stream:
             csv.writer(stream, delimiter="\t", lineterminator="\n").writerows([rows[0], *some])
-    prepare(open_pairs(str(folder / "train.csv")), folder / "clusters")
+    write_embeddings(folder, prepare(open_pairs(str(folder / "train.csv")), folder / "clusters"))
     return folder
+
+
+def write_embeddings(folder: Path, prepared: ClustersFolder) -> None:
+    """Write the features of train.csv in each form that ``--features`` reads."""
+    features = {side: getattr(prepared.clusters, f"{side}_features").numpy() for side in ("image", "text")}
+    for side, rows in features.items():
+        np.save(folder / f"{side}s.npy", rows)
+    texts = prepared.samples["text"].to_pylist()
+    embeddings = {f"{side}_embedding": list(rows) for side, rows in features.items()}
+    pd.DataFrame({"caption": texts, **embeddings}).to_parquet(folder / "train.parquet")
+    keys = [f"{row // 100:05d}{row % 100:04d}" for row in range(len(texts))]
+    write_clip_retrieval(folder / "embeddings", features, {"image_path": keys, "caption": texts})
 
 
 @pytest.fixture
 def there(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be in a copy of the workspace."""
-    for name in ("train.csv", "test.csv"):
+    for name in ("train.csv", "test.csv", "train.parquet", "images.npy", "texts.npy"):
         shutil.copy(workspace / name, tmp_path)
-    shutil.copytree(workspace / "clusters", tmp_path / "clusters")
+    for name in ("clusters", "embeddings"):
+        shutil.copytree(workspace / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(workspace / "cache"))
     return tmp_path

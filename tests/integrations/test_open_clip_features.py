@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.reshard import reshard
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.labels_folder import write_labels
+from tests.pairs import write_clip_retrieval
 
 from .conftest import BATCH, ROWS, logged_losses
 from .test_open_clip_streams import _of_stream
@@ -29,19 +29,16 @@ def _embeddings(shards: str, folder: Path) -> Path:
     encoded = prepare(shards, folder / "encoded", RECIPE, progress=False)
     tars = TarPairs(shards)
     order = np.arange(ROWS).reshape(2, -1).T.ravel()
-    for side in ("img", "text"):
-        (folder / f"{side}_emb").mkdir()
-        features = encoded.clusters.image_features if side == "img" else encoded.clusters.text_features
-        assert features is not None
-        np.save(folder / f"{side}_emb" / f"{side}_emb_0.npy", features.numpy()[order])
+    clusters = encoded.clusters
+    assert clusters.image_features is not None
+    assert clusters.text_features is not None
+    features = {"image": clusters.image_features.numpy()[order], "text": clusters.text_features.numpy()[order]}
     columns = {
         "image_path": [tars.keys[row] for row in order],
         "caption": [tars.texts[row] for row in order],
         "tar": [Path(tars.shard_of[row]).name for row in order],
     }
-    (folder / "metadata").mkdir()
-    pd.DataFrame(columns).to_parquet(folder / "metadata" / "metadata_0.parquet")
-    return folder
+    return write_clip_retrieval(folder / "embeddings", features, columns)
 
 
 def test_training_on_the_tars(arguments: list[str], shards: str, tmp_path: Path) -> None:
@@ -49,7 +46,7 @@ def test_training_on_the_tars(arguments: list[str], shards: str, tmp_path: Path)
     recipe = Recipe(clusterer=RECIPE.clusterer, columns=Columns(key="image_path", shard="tar"))
     made = prepare(folder, tmp_path / "clusters", recipe, features=folder, progress=False)
     write_labels(tmp_path / "clusters", tmp_path / "labels")
-    with pytest.raises(ArtifactError, match="the samples of a tar do not stand together. Sort the table"):
+    with pytest.raises(ArtifactError, match=r"the samples of a tar do not stand together. Sort the table"):
         reshard(shards, tmp_path / "clusters", tmp_path / "resharded", samples_per_shard=64)
     stream, tars = _of_stream(arguments, shards), TarPairs(shards)
     row_of = {(Path(shard).name, key): row for row, (shard, key) in enumerate(zip(tars.shard_of, tars.keys, strict=True))}

@@ -22,7 +22,7 @@ from clip_negatives.errors import ClipNegativesError, DataError, InputError
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.storage.labels_folder import write_labels
 from clip_negatives.storage.shards import ShardRows
-from tests.pairs import listings, write_csv
+from tests.pairs import listings, write_clip_retrieval, write_csv
 
 N = 64
 RECIPE = Recipe(clusterer="kmeans:n_clusters=6")
@@ -55,23 +55,14 @@ def save(folder: Path, features: dict[str, NDArray[Any]]) -> str:
     return ",".join(str(folder / f"{side}.npy") for side in SIDES)
 
 
-def save_as_clip_retrieval(folder: Path, features: dict[str, NDArray[Any]], parts: int, order: Any = None) -> Path:
+def save_as_clip_retrieval(folder: Path, features: dict[str, NDArray[Any]], parts: int) -> Path:
     """Write the layout of clip-retrieval, with keys as img2dataset makes them: 16 samples per tar."""
-    rows = np.arange(N) if order is None else order
-    frame = pd.DataFrame(
-        {
-            "image_path": [f"{row // 16:05d}{row % 16:04d}" for row in rows],
-            "caption": [listings(N)[row][1] for row in rows],
-            "url": ["https://example.org/a.jpg"] * N,
-        }
-    )
-    for name in ("img_emb", "text_emb", "metadata"):
-        (folder / name).mkdir(parents=True)
-    for part, places in enumerate(np.array_split(np.arange(N), parts)):
-        np.save(folder / "img_emb" / f"img_emb_{part}.npy", features["image"][rows[places]])
-        np.save(folder / "text_emb" / f"text_emb_{part}.npy", features["text"][rows[places]])
-        frame.iloc[places].to_parquet(folder / "metadata" / f"metadata_{part}.parquet")
-    return folder
+    columns = {
+        "image_path": [f"{row // 16:05d}{row % 16:04d}" for row in range(N)],
+        "caption": [listing[1] for listing in listings(N)],
+        "url": ["https://example.org/a.jpg"] * N,
+    }
+    return write_clip_retrieval(folder, features, columns, parts=parts)
 
 
 def assert_same_labels(folder: ClustersFolder, encoded: ClustersFolder) -> None:
