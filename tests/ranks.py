@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 from clip_negatives.cli import main
-from clip_negatives.dataset import csv
+from clip_negatives.dataset import tables
 
 FORKS = multiprocessing.get_context("forkserver")
 
@@ -65,7 +65,7 @@ def run(world_size: int, work: Callable[..., Any], *arguments: Any, log: Path) -
 
 def commands(*lines: Sequence[object]) -> None:
     """Run commands of ours one after the other, with parts of csv files that are small; say the exit code of each."""
-    csv.ROWS = 16
+    tables.ROWS = 16
     for line, port in zip(lines, os.environ["MASTER_PORTS"].split(), strict=True):
         os.environ["MASTER_PORT"] = port
         os.write(1, f"exit code {command(line)}\n".encode())

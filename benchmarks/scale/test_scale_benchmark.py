@@ -33,3 +33,10 @@ def test_same_files() -> None:
     rows = rows_of("same_files.py", "scale-same-files.json")
     assert [row["step"] for row in rows] == ["prepare", "checks before training", "start until the first batch"]
     assert all(row["wall"]["added"] > 0 for row in rows)
+
+
+def test_given_memory() -> None:
+    """Mapped and scaled features take little memory."""
+    rows = rows_of("given_memory.py", "scale-given.json")
+    assert [row["case"] for row in rows] == ["unit", "scaled"]
+    assert all(row["additional_peak_mib"] > 0 for row in rows)

@@ -77,10 +77,10 @@ def _command(line: str, folder: Path, at: int, end: str, room: int, output: Conn
     os.environ["CLIP_NEGATIVES_CACHE"] = str(folder / "cache")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     from clip_negatives.cli import main
-    from clip_negatives.dataset import csv
+    from clip_negatives.dataset import tables
     from clip_negatives.pipelines import generate
 
-    csv.ROWS = generate.ROWS = 16
+    tables.ROWS = generate.ROWS = 16
     fork = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment,misc,return-value]
     _count_writes(folder.with_suffix(".writes"), at, end, room)

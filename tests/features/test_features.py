@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.dataset import TablePairs, TarPairs, csv, open_table
+from clip_negatives.dataset import TablePairs, TarPairs, open_table, tables
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import EncodedFeatures, assembly, encode, encoding, run
@@ -39,7 +39,7 @@ N = 60
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TablePairs:
     """Return pairs that fill several parts, the last one incompletely."""
-    monkeypatch.setattr(csv, "ROWS", 16)
+    monkeypatch.setattr(tables, "ROWS", 16)
     return open_table(write_csv(tmp_path, N))
 
 
@@ -65,7 +65,7 @@ def test_features_have_unit_norm(source: TablePairs, tmp_path: Path) -> None:
 def test_features_are_those_of_one_piece(source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "CHUNK", 7)
     image, text = _run(source, tmp_path / "work")
-    monkeypatch.setattr(csv, "ROWS", 1000)
+    monkeypatch.setattr(tables, "ROWS", 1000)
     whole_image, whole_text = _run(source, tmp_path / "whole")
     torch.testing.assert_close(image, whole_image)
     torch.testing.assert_close(text, whole_text)
@@ -265,10 +265,10 @@ SCRIPT = """
     from pathlib import Path
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it for background processes
     from clip_negatives import features
-    from clip_negatives.dataset import TablePairs, csv, open_table
+    from clip_negatives.dataset import TablePairs, open_table, tables
     from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 
-    csv.ROWS = 16
+    tables.ROWS = 16
     plain = image_encoder("pixels:dim=8")
 
     def slowly(images):
@@ -328,8 +328,9 @@ def test_full_disk_is_an_error(source: TablePairs, tmp_path: Path, monkeypatch: 
             encoding._write(torch.ones(4, 4), [], encoder, dtype, stream, {})
     (tmp_path / FEATURES).symlink_to("/dev/full")
     store = mock.Mock(vectors=lambda *given: torch.ones(4, 4))
+    blocks = assembly.encoded_blocks(encoder, store, {"part": 4}, torch.float32)
     with pytest.raises(OSError, match="No space"):
-        assembly.write_features((encoder, store), (encoder, store), {"part": 4}, torch.float32, tmp_path)
+        assembly.write_features({"image": blocks, "text": iter([torch.ones(4, 4)])}, 4, tmp_path)
     monkeypatch.setattr(assembly.tempfile, "TemporaryDirectory", _full)
     with pytest.raises(ArtifactError, match=r"work cannot be written: No space left on device"):
         _encode(source, tmp_path / "work")
