@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -219,3 +220,34 @@ def test_killed_runs_go_on_to_what_an_undisturbed_run_makes(shards: str, tmp_pat
             if kills < KILLS:
                 shutil.rmtree(tmp_path / "clusters")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "expected", "log"]
+
+
+def test_given_features_on_two_processes(data: Path, tmp_path: Path) -> None:
+    """One image file is mapped by both processes, two text files are joined, and texts are encoded by both."""
+    generator = np.random.default_rng(0)
+    images, texts = (generator.standard_normal((90, dim), dtype=np.float32) for dim in (8, 4))
+    np.save(tmp_path / "images.npy", images / np.linalg.norm(images, axis=1, keepdims=True))
+    for part in range(2):
+        np.save(tmp_path / f"texts-{part}.npy", texts[part * 45 : (part + 1) * 45])
+    clusterer = ("--clusterer", "parallel_kmeans:n_clusters=8")
+    pairs, both, image = data / "pairs.csv", f"{tmp_path}/images.npy,{tmp_path}/texts-*.npy", f"{tmp_path}/images.npy"
+    contents = []
+    for world_size in (1, 2):
+        output = tmp_path / str(world_size)
+        output.mkdir()
+        lines = [
+            ["prepare", pairs, output / "both", "--features", both, *clusterer],
+            ["prepare", pairs, output / "image", "--features", image, *clusterer, "--text-encoder", "tfidf:dim=8"],
+            ["prepare", pairs, output / "short", "--features", f"{image},{tmp_path}/texts-0.npy", *clusterer],
+        ]
+        said = run(world_size, commands, *lines, log=_folder(output / "log"))
+        assert [line for line in said[0].splitlines() if line.startswith("exit code")] == [
+            f"exit code {code}" for code in (0, 0, 2)
+        ]
+        contents.append([_content(output / name) for name in ("both", "image")])
+    assert contents[0] == contents[1]
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path

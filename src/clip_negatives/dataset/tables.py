@@ -58,6 +58,8 @@ class TablePairs:
         shard_pattern: str | None = None,
         opens_images: bool = True,
     ) -> None:
+        if not opens_images and "key" in used:  # then the images are in tars, and their paths are unused
+            used = {role: name for role, name in used.items() if role != "image"}
         self.names = table.names
         self.path, self.used, self.streamed, self.opens_images = path, used, table.streamed, opens_images
         self._place = "counted from 0" if table.separator is None else "counted from 0 after the header"
@@ -122,7 +124,7 @@ class TablePairs:
     @property
     def summary(self) -> str:
         """Return what is read: the used columns and the number of rows."""
-        return f"Reading {', '.join(map(str, self.used.values()))} of {self.path}; {len(self):,} rows"
+        return f"Reading {', '.join(map(str, dict.fromkeys(self.used.values())))} of {self.path}; {len(self):,} rows"
 
     @functools.cached_property
     def keys(self) -> Sequence[str]:

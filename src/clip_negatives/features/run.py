@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -18,7 +16,7 @@ from torch import Tensor
 from clip_negatives import __version__
 from clip_negatives.dataset import ImageTextPairs, TablePairs
 from clip_negatives.dataset.pairs import fingerprint_of
-from clip_negatives.distributed.processes import ALONE, HaltedError, Processes
+from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders import Encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features.assembly import (
@@ -29,12 +27,12 @@ from clip_negatives.features.assembly import (
     write_samples,
     write_source_files,
 )
-from clip_negatives.features.encoding import CHUNK, Advance, encode_images, encode_texts, texts_of
+from clip_negatives.features.encoding import CHUNK, encode_images, encode_texts, texts_of
 from clip_negatives.features.given import GivenFeatures, sides_to_copy, stamp_of, unit_rows
+from clip_negatives.features.shared_work import SharedWork
 from clip_negatives.features.store import EncodedFeatures, PartStore
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_inside, replaced_file
 
-T = TypeVar("T")
 Side = Encoder | GivenFeatures  # of the images or of the texts
 
 LEARNED_ON = 100_000  # least number of evenly spaced texts to learn a vocabulary from; at most twice as many are used
@@ -70,7 +68,7 @@ def encode(
     return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(progress)
 
 
-class EncodingRun:
+class EncodingRun(SharedWork):
     """One call of `encode`, with its arguments."""
 
     def __init__(
@@ -196,29 +194,3 @@ class EncodingRun:
                         streams[name] = unit_rows(side)
                 if streams:
                     write_features(streams, sum(counts.values()), partial)
-
-    def _for_each(self, work: Callable[[T], None], items: Sequence[T]) -> None:
-        """Do the work for this process's items; an error on one process soon stops all processes."""
-
-        def work_on_all() -> None:
-            try:
-                for item in items:
-                    work(item)
-            except Exception as error:
-                if not isinstance(error, HaltedError) and self.processes.world_size > 1:
-                    with suppress(OSError):  # stopping the other processes matters less than the error
-                        self.halt.touch()
-                raise
-
-        self.processes.together(work_on_all)
-
-    def _progress(self, bar: Progress, title: str, total: int | None) -> Advance:
-        """Return a callback that shows progress, and stops if another process has failed."""
-        task = bar.add_task(title, total=total)
-
-        def advance(count: int) -> None:
-            bar.advance(task, count)
-            if self.processes.world_size > 1 and self.halt.exists():
-                raise HaltedError("Another process of the run stopped.")
-
-        return advance

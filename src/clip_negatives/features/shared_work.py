@@ -1,0 +1,53 @@
+"""Work that the processes of a run share: an error on one of them soon stops all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from rich.progress import Progress
+
+from clip_negatives.distributed.processes import HaltedError, Processes
+from clip_negatives.features.encoding import Advance
+
+T = TypeVar("T")
+
+
+class SharedWork:
+    """Base of the steps of a run on several processes.
+
+    Attributes:
+        processes: the processes of the run.
+        halt: file on a shared disk by which a process stops the others.
+    """
+
+    processes: Processes
+    halt: Path
+
+    def _for_each(self, work: Callable[[T], None], items: Sequence[T]) -> None:
+        """Do the work for this process's items; an error on one process soon stops all processes."""
+
+        def work_on_all() -> None:
+            try:
+                for item in items:
+                    work(item)
+            except Exception as error:
+                if not isinstance(error, HaltedError) and self.processes.world_size > 1:
+                    with suppress(OSError):  # stopping the other processes matters less than the error
+                        self.halt.touch()
+                raise
+
+        self.processes.together(work_on_all)
+
+    def _progress(self, bar: Progress, title: str, total: int | None) -> Advance:
+        """Return a callback that shows progress, and stops if another process has failed."""
+        task = bar.add_task(title, total=total)
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            if self.processes.world_size > 1 and self.halt.exists():
+                raise HaltedError("Another process of the run stopped.")
+
+        return advance
