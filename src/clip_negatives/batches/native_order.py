@@ -36,6 +36,11 @@ class NativeOrder:
         return getattr(self.batches, "sampler", None)
 
     @property
+    def is_shared(self) -> bool:
+        """Return whether each process has batches of its own, as with a `DistributedSampler`."""
+        return hasattr(self.sampler, "num_replicas")
+
+    @property
     def needs_epoch(self) -> bool:
         """Return whether only `set_epoch` changes the order, as with a `DistributedSampler`."""
         return any(hasattr(owner, "set_epoch") for owner in (self.batches, self.sampler))
