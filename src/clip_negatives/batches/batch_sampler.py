@@ -23,6 +23,15 @@ from clip_negatives.interfaces import ExtraTextSampler, NegativeSampler
 ELSEWHERE = -1  # id of each sample in a batch of another process
 
 
+class WholeBatch(list[Any]):
+    """A batch of one process; a slice of it is an error."""
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            raise InputError("The batches cannot be split among processes. Create the Accelerator without split_batches=True.")
+        return super().__getitem__(place)
+
+
 @dataclass(eq=False)
 class NegativeBatches(Sampler[list[Any]]):
     """Batches of a negative sampler: lists of ids, or of ``(id, captions)`` if the sampler adds captions.
@@ -100,8 +109,11 @@ class NegativeBatches(Sampler[list[Any]]):
 
     def _of_all_processes(self, rank: int, world_size: int) -> Iterator[list[Any]]:
         for batch in self._of_sampler():
+            if world_size == 1:
+                yield batch
+                continue
             elsewhere: list[Any] = [(ELSEWHERE, []) if isinstance(item, tuple) else ELSEWHERE for item in batch]
-            yield from (batch if place == rank else elsewhere for place in range(world_size))
+            yield from (WholeBatch(batch if place == rank else elsewhere) for place in range(world_size))
 
     def _of_sampler(self) -> Iterator[list[Any]]:
         """Yield the batches of the sampler. `skip` and the epoch are read when the first batch is fetched."""
