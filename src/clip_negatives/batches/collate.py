@@ -98,13 +98,19 @@ class IndexedCollate:
 
     def _unreadable_sample(self, samples: list[Any], ids: tuple[int, ...], error: Exception) -> DataError:
         """Return the error of the first sample that cannot be collated alone; raise `error` if there is none."""
-        for sample, index in zip(samples, ids, strict=True):
-            try:
-                self.collate([sample])
-            except Exception as fault:
-                if is_unreadable(fault):
-                    return self.unreadable(index, fault)
-        raise error
+        faults = ((index, self._fault(sample)) for sample, index in zip(samples, ids, strict=True))
+        unreadable = next((self.unreadable(index, fault) for index, fault in faults if fault is not None), None)
+        if unreadable is None:
+            raise error
+        return unreadable
+
+    def _fault(self, sample: Any) -> Exception | None:
+        """Return why a sample cannot be read when it is collated alone, or None."""
+        try:
+            self.collate([sample])
+        except Exception as fault:
+            return fault if is_unreadable(fault) else None
+        return None
 
     def _warn(self) -> None:
         self._keeps_order = True
