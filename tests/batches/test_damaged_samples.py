@@ -174,6 +174,11 @@ def test_any_error_of_pillow_names_the_sample(tmp_path: Path, monkeypatch: pytes
         list(planned_of(Bomb(tmp_path / "large.png")))
 
 
+class Resized(Squares):
+    def __getitem__(self, row: int) -> Any:
+        return {"row": row, "pixels": pixels_of(Image.new("RGB", (4, 4)).resize((0, "wide")))}
+
+
 class Mistaken(Squares):
     def __getitem__(self, row: int) -> Any:
         return {}["caption"]
@@ -183,5 +188,7 @@ def test_mistakes_of_the_data_set_keep_their_own_error() -> None:
     for options in ({"num_workers": 0}, {"num_workers": 1}):
         with pytest.raises(KeyError, match="caption"):
             list(IndexedLoader(DataLoader(Mistaken(), batch_size=4, **options), InBatch(SamplingContext(20, 4))))
+    with pytest.raises(TypeError):
+        list(planned_of(Resized()))
     with pytest.raises(KeyError, match="text"):
         list(planned(collate_fn=lambda samples: [sample["text"] for sample in samples]))

@@ -117,6 +117,14 @@ def test_batches_are_those_of_the_loader_alone(folder: Path, sampler: str, worke
     assert rest == epoch_of(loader, 5)[2:]
 
 
+def test_a_resume_without_the_epoch_is_a_warning(folder: Path) -> None:
+    """accelerate counts epochs from 0."""
+    loader, _ = attached(folder)
+    loader.load_state_dict({"epoch": 5, "batches": 2, "of": loader.state_dict()["of"]})
+    with pytest.warns(UserWarning, match=r"the position in epoch 5 is lost\. Call set_epoch\(5\)"):
+        assert len(ids_of(Accelerator(cpu=True).prepare(loader))) == 3
+
+
 def test_batches_and_samples_are_moved_to_the_device(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     accelerator.state.device = torch.device("meta")

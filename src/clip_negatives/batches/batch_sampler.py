@@ -19,6 +19,7 @@ from clip_negatives.batches.checked import checked_batches
 from clip_negatives.batches.extra_texts import texts_per_image
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import ExtraTextSampler, NegativeSampler
+from clip_negatives.printing import warn
 
 ELSEWHERE = -1  # id of each sample in a batch of another process
 
@@ -79,6 +80,12 @@ class NegativeBatches(Sampler[list[Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the sampler; another epoch begins with its first batch."""
+        if self.skip and epoch < self.epoch:
+            warn(
+                f"Epoch {epoch} begins, so the position in epoch {self.epoch} is lost. Call set_epoch({self.epoch}) on the "
+                "loader that you iterate over, then resume.",
+                stacklevel=3,
+            )
         if epoch != self.epoch:
             self.skip = 0
         self.epoch = epoch

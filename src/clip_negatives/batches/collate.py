@@ -15,37 +15,13 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from clip_negatives.batches.extra_texts import Collate
-from clip_negatives.batches.samples import is_unreadable
+from clip_negatives.batches.samples import FailedBatch, is_unreadable
 from clip_negatives.errors import DataError
 from clip_negatives.printing import warn
 from clip_negatives.step import BatchSamples
 
 COMPARED = 32  # number of values that are compared between a sample and its row of the batch
 Leaves = dict[Any, Any]  # values of a nested sample or batch, by their path of keys and positions
-
-
-class FailedBatch:
-    """A batch that could not be made: whatever uses it raises its error.
-
-    torch would hide an error that a worker raises in the text of a traceback. A failed batch brings it to the training loop.
-    """
-
-    def __init__(self, error: DataError) -> None:
-        self.error = error
-
-    def __iter__(self) -> Iterator[Any]:
-        raise self.error
-
-    def __getitem__(self, place: Any) -> Any:
-        raise self.error
-
-    def keys(self) -> Any:
-        """Raise the error."""
-        raise self.error
-
-    def to(self, *options: Any, **named: Any) -> Any:
-        """Raise the error; accelerate calls this to move the batch."""
-        raise self.error
 
 
 class IndexedCollate:

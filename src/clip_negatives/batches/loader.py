@@ -13,10 +13,10 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives.batches.batch_sampler import FixedOrder, NegativeBatches
-from clip_negatives.batches.collate import FailedBatch, IndexedCollate
+from clip_negatives.batches.collate import IndexedCollate
 from clip_negatives.batches.extra_texts import Collate, TextsDataset, Tokenize, flat_collate, texts_per_image
 from clip_negatives.batches.native_order import NativeOrder
-from clip_negatives.batches.samples import IndexedDataset
+from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.interfaces import NegativeSampler
 from clip_negatives.printing import warn

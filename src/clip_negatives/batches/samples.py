@@ -1,10 +1,10 @@
-"""Samples with their ids. A sample that cannot be read is named by its row and its image file."""
+"""Samples with their ids, and errors for samples that cannot be read, with their row and their image file."""
 
 from __future__ import annotations
 
 import traceback
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,10 +74,34 @@ class IndexedDataset(Dataset[Any]):
         return sample if fault is None else DataError(fault)
 
 
+class FailedBatch:
+    """A batch that could not be made: whatever uses it raises its error.
+
+    torch would hide an error that a worker raises in the text of a traceback. A failed batch brings it to the training loop.
+    """
+
+    def __init__(self, error: DataError) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[Any]:
+        raise self.error
+
+    def __getitem__(self, place: Any) -> Any:
+        raise self.error
+
+    def keys(self) -> Any:
+        """Raise the error."""
+        raise self.error
+
+    def to(self, *options: Any, **named: Any) -> Any:
+        """Raise the error; accelerate calls this to move the batch."""
+        raise self.error
+
+
 def is_unreadable(error: Exception) -> bool:
-    """Return whether an error says that a file cannot be read: an OSError, or any error within Pillow."""
-    frames = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, OSError) or any(frame.f_globals.get("__name__", "").startswith("PIL.") for frame, _ in frames)
+    """Return whether an error says that a file cannot be read: an OSError, or any error while Pillow opens or decodes it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name in ("open", "load"))
+    return isinstance(error, OSError) or any(frame.f_globals.get("__name__", "").startswith("PIL.") for frame in frames)
 
 
 def listed_file(dataset: Any, index: int) -> str | None:

@@ -14,10 +14,10 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from clip_negatives.batches.batch_sampler import NegativeBatches
-from clip_negatives.batches.collate import FailedBatch, IndexedCollate
+from clip_negatives.batches.collate import IndexedCollate
 from clip_negatives.batches.extra_texts import refuse_texts
 from clip_negatives.batches.loader import rebuilt
-from clip_negatives.batches.samples import IndexedDataset
+from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import InputError, MissingPackageError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
