@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,10 @@ def _process(folder: Path) -> None:
         prepared = accelerator.prepare(loader)
         whole = epoch_of(prepared, 1)
         gathered = [accelerator.gather_for_metrics(samples.ids).tolist() for _, samples in prepared]
-        alone = None if name == "native" else epoch_of(loader, 1)
+        with warnings.catch_warnings(record=True) as record:
+            warnings.simplefilter("always")
+            alone = epoch_of(loader, 1)
+        assert any("Each process trains on all samples" in str(one.message) for one in record) == (name == "native")
         prepared.set_epoch(1)
         rest = ids_of(skip_first_batches(prepared, 1))
         results[name] = {"ids": whole, "alone": alone, "rest": rest, "gathered": gathered, "length": len(prepared)}

@@ -99,7 +99,7 @@ class IndexedLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield ``(batch, samples)`` of the epoch; a sample whose file is missing or damaged is a `DataError`."""
-        self._warn_of_same_epoch()
+        self._warn_of_repetition()
         epoch, skip = self.epoch, self.batch_sampler.skip
         self._place, self._is_running = (epoch, skip), True
         self._newest = iteration = object()
@@ -154,11 +154,17 @@ class IndexedLoader(DataLoader[Any]):
         seed = f", seed {context.seed}, batch size {context.batch_size}" if context is not None else ""
         return f"{type(self.negatives).__name__} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
 
-    def _warn_of_same_epoch(self) -> None:
-        """Warn if this epoch was completed before: training would get the same batches again."""
+    def _warn_of_repetition(self) -> None:
+        """Warn if training gets the batches of a completed epoch again, or if all processes get the same samples."""
         if self._finished == self.epoch and (self._order is None or self._order.needs_epoch):
             warn(
                 f"Epoch {self.epoch} begins again, with the same batches. Call loader.set_epoch(epoch) before each epoch.",
+                stacklevel=3,
+            )
+        if self._order is not None and self._order.repeats_samples:
+            warn(
+                "Each process trains on all samples, because the loader has no DistributedSampler. Create it with "
+                "sampler=DistributedSampler(dataset), or pass the loader of attach to accelerator.prepare.",
                 stacklevel=3,
             )
 
