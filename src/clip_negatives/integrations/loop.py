@@ -57,7 +57,8 @@ def attach(
 
     For features of several batches, pass ``BatchSamples.concatenate([...])``, and ``again=True`` to every further call with the
     same samples. Inside a process group, loader and loss know their rank. In evaluation mode, and without gradients, the loss
-    is plain InfoNCE and needs no samples. `IndexedLoader.state_dict` resumes within an epoch.
+    is plain InfoNCE and needs no samples. The loader is a `DataLoader`, which accelerate can prepare.
+    `IndexedLoader.state_dict` resumes within an epoch.
 
     Args:
         loader: the loader of your loop. Sample i of its data set must be sample i of the clusters.
