@@ -8,6 +8,7 @@ import datasets
 import pandas as pd
 import pytest
 
+from clip_negatives import Columns, Recipe
 from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.integrations.open_clip import TrainOptions, train
 from clip_negatives.pipelines.prepare import prepare
@@ -71,3 +72,16 @@ def test_an_ambiguous_column_names_the_option_of_open_clip(tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"several columns that may be the text .* Name one with --csv-caption-key\."):
         train(arguments, TrainOptions(sampler="in_batch"))
     train([*arguments, "--csv-caption-key", "text"], TrainOptions(sampler="in_batch", weighting="uniform"))
+
+
+@pytest.mark.parametrize("weighting", ["id_mask:by=text", "multi_positive:by=group"])
+def test_ids_of_texts_and_groups_need_no_clusters(weighting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_csv(tmp_path, N)
+    recipe = Recipe(columns=Columns(group="item"))
+    method = {"sampler": "in_batch", "weighting": weighting}
+    prepare(file, tmp_path / "clusters", recipe, progress=False)
+    train(_arguments(file, tmp_path / "logs", "clusters"), TrainOptions(**method, clusters=tmp_path / "clusters"))
+    monkeypatch.setattr("clip_negatives.integrations.open_clip.preflight.prepare_cached", None)
+    train(_arguments(file, tmp_path / "logs", "ids"), TrainOptions(**method, recipe=recipe))
+    clusters, ids = (logged_losses(tmp_path / "logs" / name / "out.log") for name in ("clusters", "ids"))
+    assert clusters == ids
