@@ -126,11 +126,11 @@ def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
         shards.check(addresses)
         check_shards(shards, addresses)
     elif kind_of(args) == "table" and isinstance(folder, ClustersFolder):
-        source = pairs(args)
-        if isinstance(source, TablePairs) and isinstance(source.stored, EmbeddedImages):
-            check_embedded_images(folder, source.stored)
-        else:
-            check_images(folder)
+        check_images(folder)
+        if "image" not in folder.samples.column_names:
+            source = pairs(args)
+            if isinstance(source, TablePairs) and isinstance(source.stored, EmbeddedImages):
+                check_embedded_images(folder, source.stored)
 
 
 def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
