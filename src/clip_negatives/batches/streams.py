@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_negatives.dataset.captions import with_caption
 from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.digests import text_digest
@@ -21,6 +22,21 @@ from clip_negatives.storage.labels_folder import ShardLabels
 from clip_negatives.storage.shards import KnownShards, LeftOut, ShardRows
 
 UNLABELLED_LIMIT = 20_000  # stop after this many unlabelled samples and no labelled one: the labels belong to other shards
+
+
+@dataclass(frozen=True)
+class CaptionStage:
+    """Stage of a webdataset pipeline that sets ``txt`` to the caption, placed right after the tars are read.
+
+    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`.
+    """
+
+    field: str
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the samples; one without a caption has no ``txt``, so open_clip leaves it out."""
+        for sample in samples:
+            yield with_caption(sample, self.field)
 
 
 @dataclass(frozen=True)
@@ -53,16 +69,20 @@ class TextStage:
     left_out: Mapping[tuple[str, str], LeftOut]
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the samples with the digests of their texts."""
-        read = Counter[tuple[str, str]]()
+        """Yield the samples with the digests of their texts; ArtifactError if clustered samples have no text."""
+        read, textless = Counter[tuple[str, str]](), ""
         for sample in samples:
-            identity = self.shards.ending(sample["__url__"]), sample["__key__"]
+            shard, key = sample["__url__"], sample["__key__"]
+            identity = self.shards.ending(shard), key
             if (left_out := self.left_out.get(identity)) is not None:
                 # Modulo, because a shard may be read several times.
                 occurrence = read[identity] % (left_out.n_skipped + left_out.first_is_clustered)
                 read[identity] += 1
                 if occurrence > 0 or not left_out.first_is_clustered:
                     continue
+            if "txt" not in sample and textless == shard:  # a torn tar may have lost the text of its last sample only
+                raise other_text(shard, key, self.shards.folder)
+            textless = "" if "txt" in sample else shard
             yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
 
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from clip_negatives.dataset.archive import DAMAGED, files, grouped
+from clip_negatives.dataset.captions import RawSample, contents, ending_of, remedy, why_no_caption, with_caption
 from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.images import AHEAD, ImageTooLargeError, count_pixels, limited_batches, read_image, read_small_image
 from clip_negatives.dataset.pairs import BrokenSample, Sample, fingerprint_of, readable
@@ -29,31 +29,29 @@ from clip_negatives.dataset.urls import (
     unreadable,
 )
 from clip_negatives.errors import DataError
-from clip_negatives.printing import printable
 from clip_negatives.storage.limits import OF_SAMPLES, limit
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.source_files import SourceFile
 
 EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # image endings, in open_clip's order of preference
 ENDINGS = (*EXTENSIONS, "txt", "json")  # endings of the files that are read
-ENDINGS_SHOWN = 100  # characters
-RawSample = dict[str, Any]  # contents of the files of a sample by ending, and its ``__key__``
 
 
 class TarPairs:
-    """Image-text pairs of webdataset tars, read as open_clip does: an image and a ``.txt`` with the same key.
+    """Image-text pairs of webdataset tars, read as open_clip does: an image and a text with the same key.
 
     A pair is identified by its tar and its key: several tars may have the same keys. Data are read on first use. `keys`,
     `texts` and `groups` of all tars are in memory; `parts` are read one by one. Broken samples are skipped; a broken image is
     only noticed when it is read. `urls` are one or more tars joined by ``::``, with brace expansion: paths, URLs of fsspec, or
-    ``pipe:``. Pairs of one group (a field of the ``.json``) show the same item.
+    ``pipe:``. Pairs of one group (a field of the ``.json``) show the same item. `text_field` is the ending or the json field of
+    the text, see `clip_negatives.dataset.captions.with_caption`; None is the ``.txt``.
     """
 
     n_pairs: int | None = None
     image_paths: Sequence[str] | None = None
 
-    def __init__(self, urls: str, *, group_field: str | None = None) -> None:
-        self.urls, self._group_field = urls, group_field
+    def __init__(self, urls: str, *, group_field: str | None = None, text_field: str | None = None) -> None:
+        self.urls, self._group_field, self._text_field = urls, group_field, text_field
         self.shards = expand_urls(urls)
         check_shards(self.shards)
 
@@ -63,7 +61,7 @@ class TarPairs:
 
     def parts(self) -> Sequence[TarPart]:
         """Return the tars."""
-        return [TarPart(shard, self._group_field) for shard in self.shards]
+        return [TarPart(shard, self._group_field, self._text_field) for shard in self.shards]
 
     @property
     def keys(self) -> Sequence[str]:
@@ -117,7 +115,8 @@ class TarPairs:
             shards.append(sample["__url__"])
         if not keys:
             hint = f" ({broken[0].key}: {broken[0].reason})" if broken else ""
-            raise DataError(f"{self.urls} has no sample with an image and a valid .txt{hint}. Check the tars.")
+            repair = remedy(broken[0].reason if broken else "")
+            raise DataError(f"{self.urls} has no sample with an image and a valid text{hint}. {repair}")
         return keys, texts, groups, shards
 
     def _samples(self, broken: list[BrokenSample]) -> Iterator[RawSample]:
@@ -130,11 +129,14 @@ class TarPart:
 
     name: str
     group_field: str | None
+    text_field: str | None = None
 
     def digest(self) -> str:
         """Return a digest of name, size, modification time, and the limits that leave samples out."""
         limits = [limit(name) for name in OF_SAMPLES]
-        return hashlib.sha256(f"{self.group_field}\0{self.name}\0{limits}\0".encode() + shard_stamp(self.name)).hexdigest()
+        return hashlib.sha256(
+            f"{self.group_field}\0{self.text_field}\0{self.name}\0{limits}\0".encode() + shard_stamp(self.name)
+        ).hexdigest()
 
     def source_files(self) -> list[SourceFile]:
         """Return size and digest of the tar."""
@@ -153,7 +155,7 @@ class TarPart:
         try:
             with open_url(self.name) as stream:
                 for key, members in grouped(self._files(ShardStream(stream, self.name), damage)):
-                    sample = {"__key__": key, "__url__": self.name, **members}
+                    sample = with_caption({"__key__": key, "__url__": self.name, **members}, self.text_field)
                     has_json |= "json" in sample
                     if damage and not _is_pair(sample):  # its other files are lost with the rest of the tar
                         continue
@@ -168,7 +170,7 @@ class TarPart:
     def _files(self, stream: ShardStream, damage: list[BrokenSample]) -> Iterator[tuple[str, bytes | None]]:
         """Yield the files of the tar before any damage, so that the last complete sample is kept."""
         try:
-            yield from files(stream, ENDINGS)
+            yield from files(stream, {*ENDINGS, ending_of(self.text_field)})
         except DAMAGED:
             damage.append(BrokenSample(self.name, "the tar is damaged; the samples before the damage are used", self.name))
 
@@ -185,25 +187,26 @@ class TarPart:
 
     def _fault(self, sample: RawSample, is_cut: bool) -> str | None:
         """Return why a sample cannot be used, None if it can."""
-        if not _is_pair(sample):
-            has_image = any(extension in sample for extension in EXTENSIONS)
-            missing = " and ".join(("no .txt",) * ("txt" not in sample) + ("no image",) * (not has_image))
-            endings = ", ".join(f".{ending}" for ending in sample if not ending.startswith("__"))
-            return f"{missing}, only {printable(endings[:ENDINGS_SHOWN])}"
         if is_cut and self.group_field is not None and "json" not in sample:
             return "the tar is damaged before its .json"
         if too_large := next((ending for ending in ENDINGS if sample.get(ending, b"") is None), None):
-            return f"the .{too_large} has more than {limit('member_bytes')} bytes"
+            ending = ending_of(self.text_field) if too_large == "txt" else too_large
+            return f"the .{ending} has more than {limit('member_bytes')} bytes"
+        try:
+            parse_json(sample.get("json", b"{}"))
+        except ValueError:
+            return "the .json cannot be read"
+        if not _is_pair(sample):
+            has_image = any(extension in sample for extension in EXTENSIONS)
+            no_caption = () if "txt" in sample else (why_no_caption(sample, self.text_field),)
+            missing = " and ".join((*no_caption, *("no image",) * (not has_image)))
+            return f"{missing}, only {contents(sample)}"
         try:
             text = sample["txt"].decode()
         except UnicodeDecodeError:
             return "the text is not UTF-8"
         if len(text) > limit("characters"):
             return f"the text has more than {limit('characters')} characters"
-        try:
-            parse_json(sample.get("json", b"{}"))
-        except ValueError:
-            return "the .json cannot be read"
         return None
 
     def _decode(self, sample: RawSample | BrokenSample) -> Sample | BrokenSample:

@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from clip_negatives import __version__
 from clip_negatives.dataset import ImageTextPairs
+from clip_negatives.dataset.captions import remedy
 from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.distributed.processes import ALONE, HaltedError, Processes
 from clip_negatives.encoders import Encoder
@@ -133,7 +134,7 @@ class EncodingRun:
             if n == 0:
                 first = next((first for _, _, first in records if first), None)
                 hint = f" ({n_broken} are broken, for example {first[0]}: {first[1]})" if first else ""
-                raise DataError(f"The data have no sample that can be read{hint}. Check the data.")
+                raise DataError(f"The data have no sample that can be read{hint}. {remedy(first[1] if first else '')}")
             check_keys(self.image_store, self.digests, n)
 
         self.processes.first(check)
