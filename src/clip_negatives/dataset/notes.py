@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 from PIL import Image
@@ -13,7 +13,7 @@ from clip_negatives.errors import DataError
 DEEP, TRANSPARENT, TURNED, NO_GROUP = "deep", "transparent", "turned", "no group"
 
 SENTENCES = {
-    DEEP: "have values over 255 or fractions, such as 16-bit images (first: {first}). open_clip makes them white or black.",
+    DEEP: "have more than 8 bits per channel (first: {first}). open_clip makes most of their pixels white or black.",
     TRANSPARENT: "have transparent pixels (first: {first}). open_clip shows the color that is stored under them, often black.",
     TURNED: "have an EXIF orientation (first: {first}). open_clip ignores it, so they are turned or mirrored.",
     NO_GROUP: "have no .json with the group field (first: {first}). Their group is unknown.",
@@ -35,7 +35,8 @@ class Note(NamedTuple):
 
 def image_kinds(image: Image.Image) -> tuple[str, ...]:
     """Return the kinds of notes of an image; it has been decoded, which applies the orientation of a TIFF."""
-    return (*(DEEP,) * _is_deep(image), *(TRANSPARENT,) * _is_transparent(image), *(TURNED,) * _is_turned(image))
+    checks = {DEEP: _is_deep, TRANSPARENT: _is_transparent, TURNED: _is_turned}
+    return tuple(kind for kind, applies in checks.items() if _holds(applies, image))
 
 
 def image_notes(image: Image.Image) -> list[Note]:
@@ -84,11 +85,20 @@ def check_groups(summary: Mapping[str, list[Any]], n: int) -> None:
         raise no_groups(summary[NO_GROUP][2])
 
 
+def _holds(check: Callable[[Image.Image], bool], image: Image.Image) -> bool:
+    try:
+        return check(image)
+    except Exception:  # undocumented errors of Pillow, such as for damaged EXIF data: the image itself can be read
+        return False
+
+
 def _is_deep(image: Image.Image) -> bool:
     if image.mode != "F" and not image.mode.startswith("I"):
         return False
+    if image.mode not in ("F", "I", "I;16"):  # of which Pillow cannot tell the extrema
+        image = image.convert("I")
     low, high = cast("tuple[float, float]", image.getextrema())
-    return bool(low < 0 or high > 255 or (image.mode == "F" and high <= 1))
+    return low < 0 or high > 255 or (image.mode == "F" and high <= 1)
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -101,9 +111,4 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    if "exif" not in image.info:
-        return False
-    try:
-        return image.getexif().get(ORIENTATION, 1) not in (0, 1)
-    except Exception:  # undocumented errors of damaged EXIF data
-        return False
+    return "exif" in image.info and image.getexif().get(ORIENTATION, 1) not in (0, 1)

@@ -121,22 +121,26 @@ class Losses:
         """Raise DataError if the share is larger than `max_lost`; `repair` says how to accept the loss."""
         if self.share <= max_lost:
             return
+        is_unknown = any(part.n_lost is None for part in self.torn)
+        n = f"{self.n_lost + self.n_torn} of {self.n_read + self.n_torn} samples ({self.share:.1%})"
+        fault = f"{'An unknown share of the samples' if is_unknown else n} are lost, more than {max_lost:.2%}: {self._causes()}"
+        percent = math.ceil(100 * self.share)
+        option = argument("max_lost")
+        value = f"{option} {percent}%" if option.startswith("-") else f"{option}{percent / 100}"
+        again = f"and run the same command again, which keeps the intact parts, or accept the loss with {value}"
+        raise DataError(f"{fault}. Repair the data {repair.format(percent) or again}.")
+
+    def _causes(self) -> str:
+        """Return the torn tars and the number of broken samples, with the first names."""
         causes = []
         if self.torn:
-            names = ", ".join(f"{part.name} {part}" for part in self.torn[:NAMES_SHOWN])
+            names = ", ".join(f"{part.name}: {part}" for part in self.torn[:NAMES_SHOWN])
             more = f", and {len(self.torn) - NAMES_SHOWN} more" if len(self.torn) > NAMES_SHOWN else ""
             causes.append(f"{len(self.torn)} torn tar{'s' * (len(self.torn) > 1)} ({names}{more})")
         if self.first_lost is not None:
             key, reason = self.first_lost
             causes.append(f"{self.n_lost} broken sample{'s' * (self.n_lost > 1)} (first: {key}: {reason})")
-        n = f"{self.n_lost + self.n_torn} of {self.n_read + self.n_torn} samples ({self.share:.1%})"
-        if any(part.n_lost is None for part in self.torn):
-            n = "An unknown share of the samples"
-        percent = math.ceil(100 * self.share)
-        option = argument("max_lost")
-        value = f"{option} {percent}%" if option.startswith("-") else f"{option}{percent / 100}"
-        repair = repair.format(percent) or f"the same command reads only these parts again. Or accept the loss with {value}"
-        raise DataError(f"{n} are lost, more than {max_lost:.2%}: {' and '.join(causes)}. Repair the data; {repair}.")
+        return " and ".join(causes)
 
 
 def check_share(max_lost: float) -> None:

@@ -115,9 +115,12 @@ class EncodingRun:
         """Remove the parts of torn tars, and what was made from them, so that the tars are read again."""
         torn = self.processes.divided(lambda digest: (self.image_store.record(digest) or {}).get("torn"), self.digests)
         parts = [digest for digest, damage in zip(self.digests, torn, strict=True) if damage is not None]
-        stale = [store.folder / digest for store in (self.image_store, self.text_store) for digest in parts]
+        stale = [self.whole, self.clustering_folder, *(self.image_store.folder / digest for digest in parts)]
+        # A learned vocabulary depends on the texts of the torn tars too.
+        learned = self.texts.learn is not None
+        stale += [self.text_store.folder] if learned else [self.text_store.folder / digest for digest in parts]
         if parts:
-            self.processes.first(lambda: remove_inside(self.folder, [*stale, self.whole, self.clustering_folder]))
+            self.processes.first(lambda: remove_inside(self.folder, stale))
 
     def _claim(self) -> None:
         """Remove parts of other data or encoders from the folder."""
