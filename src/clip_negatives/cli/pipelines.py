@@ -107,9 +107,8 @@ def _print_skipped(output: Path) -> None:
     if (rest := len(causes) - CAUSES_SHOWN) > 0:
         echo(f"  and {rest} other causes", err=True)
     if len(torn):
-        echo(
-            f"Torn: {len(torn)} tar{'s' * (len(torn) > 1)}, listed in {file}. The same command reads only them again.", err=True
-        )
+        n = f"{len(torn)} tar{'s' * (len(torn) > 1)}"
+        echo(f"Torn: {n}, listed in {file}. The same command reads only the torn tars again.", err=True)
     for tar, reason in zip(torn["key"][:CAUSES_SHOWN], torn["reason"], strict=False):
         echo(f"  {tar}: {reason}", err=True)
     if (rest := len(torn) - CAUSES_SHOWN) > 0:
