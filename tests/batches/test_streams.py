@@ -74,3 +74,17 @@ def test_captions_of_a_stream() -> None:
         {"__key__": "b", "txt": b"hat", "json": b'{"cls": "hat"}'},
         {},
     ]
+
+
+def test_stream_without_any_caption_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several passes; one caption is enough to go on."""
+    monkeypatch.setattr("clip_negatives.batches.streams.UNLABELLED_LIMIT", 5)
+    samples = [{"__key__": key, "jpg": b"", "json": b'{"title": "hat"}'} for key in "abc"]
+    stage = CaptionStage("cls")
+    assert len(list(stage(samples))) == 3
+    with pytest.raises(
+        DataError, match=r"None of the first 5 samples .* 'cls', only \.jpg, \.json \(fields: title\)\. Name the"
+    ):
+        list(stage(samples))
+    stage = CaptionStage("cls")
+    assert len(list(stage([{"cls": b"7"}, *samples, *samples]))) == 7

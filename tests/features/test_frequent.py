@@ -37,8 +37,10 @@ def _with_placeholder(folder: Path, rows: range, *, texts: bool = True) -> Path:
 def test_placeholder_is_reported_with_count_and_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked_at: int) -> None:
     monkeypatch.setattr(csv, "ROWS", 16)
     monkeypatch.setattr(frequent, "LOOKED_AT", looked_at)
-    assert _warnings(_with_placeholder(tmp_path, range(5, 45)), tmp_path / "work") == [
-        "40 of 60 samples with 40 different texts have the same image features (first: 5). "
+    file = _with_placeholder(tmp_path, range(5, 45))
+    image = CsvPairs(file).image_paths[5]
+    assert _warnings(file, tmp_path / "work") == [
+        f"40 of 60 samples with 40 different texts have the same image features (first: row 5, {image}). "
         "If the image is a placeholder, leave these samples out."
     ]
 

@@ -73,6 +73,12 @@ def test_lost_samples_are_estimated(tars: str, tmp_path: Path, file: str, conten
     ]
 
 
+def test_files_beside_the_tar_of_a_command(tars: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs-000001_stats.json").write_text(json.dumps({"successes": 21}))
+    (torn,) = _encode(f"pipe:cat '{tmp_path}/pairs-000001.tar' || true", tmp_path / "work").losses.torn
+    assert (torn.n_read, torn.n_lost, torn.basis) == (7, 14, "pairs-000001_stats.json")
+
+
 def test_a_damaged_header_is_estimated_from_its_place(tmp_path: Path) -> None:
     tar = Path(write_tars(tmp_path, N, shards=1).replace("{000000..000000}", "000000"))
     with tarfile.open(tar) as opened:

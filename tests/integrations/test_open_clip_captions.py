@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clip_negatives.dataset import TarPairs, open_pairs
-from clip_negatives.errors import ArtifactError
+from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.integrations.open_clip import TrainOptions, train
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.storage.labels_folder import write_labels
@@ -83,3 +83,19 @@ def test_other_captions_than_the_clustered_ones_stop(arguments: list[str], capti
     line = [*_stream(arguments, first, "--name", "run"), "--csv-caption-key", "none"]
     with pytest.raises(ArtifactError, match="is not the one that was clustered"):
         train(line, TrainOptions(sampler="in_batch", clusters=folder))
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_no_caption_at_all_says_what_the_samples_have(
+    arguments: list[str], captioned: str, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """Without clusters, nothing reads the tars before the training, and webdataset reads them for ever."""
+    monkeypatch.setattr("clip_negatives.batches.streams.UNLABELLED_LIMIT", 2 * ROWS)
+    first = captioned.replace("{000000..000001}", "000000")
+    options = TrainOptions(sampler="in_batch", weighting="uniform")
+    with pytest.raises(DataError) as caught:
+        train([*_stream(arguments, first, "--name", "run"), "--workers", workers], options)
+    assert str(caught.value) == (
+        f"None of the first {2 * ROWS} samples has a caption: no .txt, only .png, .cls. "
+        "Name the ending or the json field of the caption with --csv-caption-key."
+    )

@@ -39,8 +39,8 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """Return the key, or row and file of a pair of a csv file, for messages."""
-        return self.key if self.image_path is None else f"row {self.key}, {self.image_path}"
+        """Return the name for messages."""
+        return name_of(self.key, self.image_path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,11 @@ class ImageTextPairs(Protocol):
 
     def fingerprint(self) -> str:
         """Return a digest that changes with the pairs: `fingerprint_of` of the parts' digests."""
+
+
+def name_of(key: str, image_path: str | None) -> str:
+    """Return the name of a pair for messages: its key, or row and file of a pair of a csv file."""
+    return key if image_path is None else f"row {key}, {image_path}"
 
 
 def readable(samples: Iterable[T | BrokenSample], broken: list[BrokenSample]) -> Iterator[T]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from clip_negatives.dataset.pairs import name_of
 from clip_negatives.features.assembly import evenly
 from clip_negatives.features.store import PartStore
 from clip_negatives.storage.manifest import SAMPLES
@@ -20,22 +21,21 @@ SHOWN, DIGEST_BYTES = 3, 16
 
 
 class Frequent(NamedTuple):
-    """Samples with exactly equal image features: their number, the first one, and their different texts."""
+    """Samples with exactly equal image features: their number, the name of the first one, and digests of their texts."""
 
     n: int
     first: str
-    texts: set[str]
+    texts: set[bytes]
 
 
 def frequent_images(store: PartStore, counts: dict[str, int]) -> list[str]:
-    """Return a sentence for each frequent image; images of which all samples have few different texts are usual."""
+    """Return a sentence for each frequent image; an image with few different texts is usual."""
     n = sum(counts.values())
     least = max(LEAST_COUNT, LEAST_SHARE * n)
     places = evenly(counts, LOOKED_AT)
     looked_at = Counter(row for digest, start, step in places for row in _rows(store, digest, start, step))
-    step = places[0][2] if places else 1
-    candidates = {row for row, count in looked_at.items() if 2 * step * count >= least}
-    images = [image for image in _counted(store, counts, candidates) if image.n > least - 1 and len(image.texts) >= least]
+    candidates = {row for row, count in looked_at.items() if 2 * places[0][2] * count >= least}
+    images = [image for image in _counted(store, counts, candidates) if len(image.texts) >= least]
     return [
         f"{image.n} of {n} samples with {len(image.texts)} different texts have the same image features "
         f"(first: {image.first}). If the image is a placeholder, leave these samples out."
@@ -45,21 +45,24 @@ def frequent_images(store: PartStore, counts: dict[str, int]) -> list[str]:
 
 def _counted(store: PartStore, counts: dict[str, int], candidates: set[bytes]) -> list[Frequent]:
     """Return the exact numbers for the candidates."""
-    found: dict[bytes, Frequent] = {}
+    images: dict[bytes, Frequent] = {}
     for digest in counts if candidates else ():
-        rows = [(place, row) for place, row in enumerate(_rows(store, digest, 0, 1)) if row in candidates]
+        rows = {place: row for place, row in enumerate(_rows(store, digest, 0, 1)) if row in candidates}
         if not rows:
             continue
-        table = pq.read_table(store.folder / digest / SAMPLES, columns=["key", "text"])
-        for place, row in rows:
-            key, text = (str(table[name][place].as_py()) for name in ("key", "text"))
-            image = found.get(row, Frequent(0, key, set()))
-            image.texts.add(text)
-            found[row] = image._replace(n=image.n + 1)
-    return list(found.values())
+        samples = pq.read_table(store.folder / digest / SAMPLES).take(list(rows)).to_pylist()
+        for row, sample in zip(rows.values(), samples, strict=True):
+            image = images.get(row, Frequent(0, name_of(sample["key"], sample.get("image")), set()))
+            image.texts.add(_digest(sample["text"].encode()))
+            images[row] = image._replace(n=image.n + 1)
+    return list(images.values())
 
 
 def _rows(store: PartStore, digest: str, start: int, step: int) -> Iterator[bytes]:
     """Yield digests of the features start, start + step, ... of a part."""
     rows = np.ascontiguousarray(store.vectors(digest, start, None, step).numpy())
-    yield from (hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in rows)
+    yield from map(_digest, rows)
+
+
+def _digest(content: Any) -> bytes:
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()

@@ -17,6 +17,7 @@ from clip_negatives.errors import DataError, InputError
 from clip_negatives.features.store import Record
 from clip_negatives.storage.limits import limit
 from clip_negatives.storage.safe_reading import parse_json
+from clip_negatives.storage.shards import piped_tar
 
 NAMES_SHOWN = 3
 SIZES = "sizes.json"  # file of webdataset beside the shards: number of samples of each shard
@@ -151,11 +152,12 @@ def check_share(max_lost: float) -> None:
 
 def _estimated(name: str, cause: str, share: float | None, n_read: int, mean: float | None) -> TornPart:
     """Return a torn tar with its losses, estimated from the first basis that is known."""
-    stats = _stats_file(name)
+    tar = (piped_tar(name) or name) if name.startswith("pipe:") else name
+    stats = _stats_file(tar)
     of_file = None if share is None or not n_read else n_read / share
     for expected, basis in (
         (_number(stats, "successes"), stats.rpartition("/")[2]),
-        (_number(f"{_folder(name)}{SIZES}", name.rpartition("/")[2]), SIZES),
+        (_number(f"{_folder(tar)}{SIZES}", tar.rpartition("/")[2]), SIZES),
         (mean, "the mean of the other tars"),
         (of_file, "the place of the damage in the file"),
     ):
@@ -175,7 +177,7 @@ def _stats_file(tar: str) -> str:
 
 
 def _number(file: str, field: str) -> int | None:
-    """Return a number of a JSON file beside a tar; None without a valid file, and for ``pipe:``."""
+    """Return a number of a JSON file beside a tar; None without a valid file, and for a ``pipe:`` without a tar."""
     if file.startswith("pipe:"):
         return None
     try:

@@ -72,14 +72,8 @@ class EncodingRun:
         self.fingerprint = fingerprint_of(self.digests)
         # Another version may learn other features, which must not be mixed.
         versions = [__version__, torch.__version__, version("scikit-learn")]
-        contents = [
-            "features",
-            "samples",
-            "sources",
-            "shards of keys",
-            "losses",
-            "notes",
-        ]  # of a part; older versions stored less
+        # Of a part; older versions stored less.
+        contents = ["features", "samples", "sources", "shards of keys", "losses", "notes"]
         self.plan = {"image": images.name, "text": texts.name, "chunk": CHUNK, "dtype": dtype, "versions": versions}
         self.plan["contents"] = contents
         # A learned vocabulary depends on all texts, so features of one part differ between data sets.

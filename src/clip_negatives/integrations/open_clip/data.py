@@ -94,12 +94,11 @@ def caption_field(args: Any) -> str | None:
 
 
 def read_captions(loader: Any, field: str | None) -> None:
-    """Make a stream use the captions of a `CaptionStage`, before other stages read them; None changes nothing."""
-    if field is not None:
-        stages = loader.pipeline[0].dataset.pipeline
-        place = _place_after_tars(stages)
-        if not isinstance(stages[place], CaptionStage):
-            stages.insert(place, CaptionStage(field))
+    """Make a stream use the captions of a `CaptionStage`, before other stages read them."""
+    stages = loader.pipeline[0].dataset.pipeline
+    place = _place_after_tars(stages)
+    if not isinstance(stages[place], CaptionStage):
+        stages.insert(place, CaptionStage(field))
 
 
 def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
