@@ -82,9 +82,7 @@ def test_stream_without_any_caption_stops(monkeypatch: pytest.MonkeyPatch) -> No
     samples = [{"__key__": key, "jpg": b"", "json": b'{"title": "hat"}'} for key in "abc"]
     stage = CaptionStage("cls")
     assert len(list(stage(samples))) == 3
-    with pytest.raises(
-        DataError, match=r"None of the first 5 samples .* 'cls', only \.jpg, \.json \(fields: title\)\. Name the"
-    ):
+    with pytest.raises(DataError, match=r"of the first 5 samples .* 'cls', only \.jpg, \.json \(fields: title\)\. Name the"):
         list(stage(samples))
     stage = CaptionStage("cls")
     assert len(list(stage([{"cls": b"7"}, *samples, *samples]))) == 7

@@ -29,10 +29,11 @@ UNLABELLED_LIMIT = 20_000
 class CaptionStage:
     """Stage of a webdataset pipeline that sets ``txt`` to the caption, placed right after the tars are read.
 
-    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`.
+    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`; `option` sets it.
     """
 
     field: str | None
+    option: str = ""
     n_read: int = 0
     any_caption: bool = False
 
@@ -44,7 +45,9 @@ class CaptionStage:
             self.n_read += 1
             if not self.any_caption and self.n_read >= UNLABELLED_LIMIT:  # webdataset would read the tars for ever
                 reason = f"{why_no_caption(sample, self.field)}, only {contents(sample)}"
-                raise DataError(f"None of the first {self.n_read} samples has a caption: {reason}. {remedy(reason)}")
+                raise DataError(
+                    f"None of the first {self.n_read} samples has a caption: {reason}. {remedy(reason, self.option)}"
+                )
             yield captioned
 
 

@@ -80,8 +80,8 @@ def json_fields(sample: RawSample) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def remedy(reason: str) -> str:
-    """Return what to do if no sample can be used; `reason` is why the first one cannot."""
+def remedy(reason: str, option: str = "") -> str:
+    """Return what to do if no sample can be used; `reason` is why one cannot, `option` the option of the caption."""
     if reason.startswith(NO_CAPTION) and not reason.startswith("no image"):
-        return f"Name the ending or the json field of the caption with {argument_of('text')}."
+        return f"Name the ending or the json field of the caption with {option or argument_of('text')}."
     return "Check the data."

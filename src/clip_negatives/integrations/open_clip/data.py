@@ -13,6 +13,7 @@ from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
 from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, SamplingContext
@@ -98,7 +99,7 @@ def read_captions(loader: Any, field: str | None) -> None:
     stages = loader.pipeline[0].dataset.pipeline
     place = _place_after_tars(stages)
     if not isinstance(stages[place], CaptionStage):
-        stages.insert(place, CaptionStage(field))
+        stages.insert(place, CaptionStage(field, OPTIONS["text"]))
 
 
 def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
