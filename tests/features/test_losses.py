@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from clip_negatives.dataset import TarPairs, tar_part
 from clip_negatives.encoders import image_encoder, text_encoder
@@ -124,6 +126,27 @@ def test_samples_without_text_or_image_are_not_lost(tmp_path: Path, tars: str) -
     write_tar(tmp_path / "bare.tar", {f"x{number}.png": picture for number in range(30)})
     encoded = _encode(f"{first}::{tmp_path}/bare.tar", tmp_path / "work", max_lost=0)
     assert (encoded.n_samples, encoded.n_broken, encoded.losses.share) == (EACH, 30, 0.0)
+
+
+def test_notes_of_all_parts_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first tar has no groups, which is a warning; no group at all is an error."""
+    pattern = write_tars(tmp_path, N, shards=SHARDS)
+    deep = Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16))
+    files = {"png": png(deep), "txt": b"a"}
+    bare = write_tar(tmp_path / "bare.tar", {f"x{row}.{end}": files[end] for row in range(3) for end in files})
+    source = TarPairs(f"{bare}::{pattern}", group_field="item")
+    manifest = prepare_folder(source, tmp_path / "out", RECIPE, progress=False)
+    assert manifest["n_samples"] == N + 3
+    said = [record.getMessage().removeprefix("clip-negatives: ") for record in caplog.records]
+    assert said == [
+        "The first tar has no groups. If no other tar has the group field, an error follows after the last image.",
+        "3 of 63 images have more than 8 bits per channel (first: x0). open_clip makes most of their pixels white or black.",
+        "3 of 63 samples have no .json with the group field (first: x0). Their group is unknown.",
+    ]
+    with pytest.raises(
+        DataError, match=r"^No sample has a \.json with the field 'brand' \(the first has \.png, \.txt\)\. Name"
+    ):
+        prepare_folder(TarPairs(f"{bare}::{pattern}", group_field="brand"), tmp_path / "none", RECIPE, progress=False)
 
 
 def test_the_next_run_reads_a_torn_tar_again_and_keeps_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

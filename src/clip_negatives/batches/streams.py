@@ -29,7 +29,8 @@ UNLABELLED_LIMIT = 20_000
 class CaptionStage:
     """Stage of a webdataset pipeline that sets ``txt`` to the caption, placed right after the tars are read.
 
-    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`; `option` sets it.
+    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`. `option` is the
+    option that sets it.
     """
 
     field: str | None

@@ -63,9 +63,8 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 )
 @click.option(
     "--max-lost",
-    default=MAX_LOST,
+    default=f"{MAX_LOST:.0%}",
     type=Share(),
-    show_default=f"{MAX_LOST:.0%}",
     help="Largest share of samples that may be lost: unreadable, or in torn tars.",
 )
 def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, **options: Any) -> None:
