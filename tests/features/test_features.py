@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.dataset import TablePairs, TarPairs, csv, open_table
+from clip_negatives.dataset import TablePairs, TarPairs, open_table, tables
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import EncodedFeatures, assembly, encode, encoding, run
@@ -39,7 +39,7 @@ N = 60
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TablePairs:
     """Return pairs that fill several parts, the last one incompletely."""
-    monkeypatch.setattr(csv, "ROWS", 16)
+    monkeypatch.setattr(tables, "ROWS", 16)
     return open_table(write_csv(tmp_path, N))
 
 
@@ -65,7 +65,7 @@ def test_features_have_unit_norm(source: TablePairs, tmp_path: Path) -> None:
 def test_features_are_those_of_one_piece(source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "CHUNK", 7)
     image, text = _run(source, tmp_path / "work")
-    monkeypatch.setattr(csv, "ROWS", 1000)
+    monkeypatch.setattr(tables, "ROWS", 1000)
     whole_image, whole_text = _run(source, tmp_path / "whole")
     torch.testing.assert_close(image, whole_image)
     torch.testing.assert_close(text, whole_text)
@@ -235,14 +235,18 @@ def test_broken_samples_of_tars_are_left_out_and_listed(tmp_path: Path) -> None:
     }
     encoded = _encode(TarPairs(f"{torn}::{unreadable}"), tmp_path / "work")
     assert 0 < encoded.n_samples < 40
-    assert pq.read_table(encoded.folder / "broken.parquet")["key"].to_pylist() == [str(torn), "a"]
+    assert pq.read_table(encoded.folder / "broken.parquet")["key"].to_pylist() == ["a", str(torn)]
 
 
 def test_data_of_broken_samples_alone_are_refused(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "a.tar", {"a.png": b"no image", "a.txt": b"text", "b.txt": b"text"})
-    with pytest.raises(DataError, match=r"can be read \(2 are broken, for example a: the image cannot be read\)"):
+    with pytest.raises(
+        DataError, match=r"can be read \(2 samples are broken and 0 tars torn, for example a: the image cannot be read\)"
+    ):
         _encode(TarPairs(str(file)), tmp_path / "work")
-    with pytest.raises(DataError, match=r"can be read \(1 are broken, for example b: no image, only \.txt\)"):
+    with pytest.raises(
+        DataError, match=r"can be read \(1 samples are broken and 0 tars torn, for example b: no image, only \.txt\)"
+    ):
         _encode(TarPairs(str(write_tar(tmp_path / "b.tar", {"b.txt": b"text"}))), tmp_path / "work")
 
 
@@ -265,10 +269,10 @@ SCRIPT = """
     from pathlib import Path
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it for background processes
     from clip_negatives import features
-    from clip_negatives.dataset import TablePairs, csv, open_table
+    from clip_negatives.dataset import open_table, tables
     from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 
-    csv.ROWS = 16
+    tables.ROWS = 16
     plain = image_encoder("pixels:dim=8")
 
     def slowly(images):

@@ -30,7 +30,8 @@ def open_pairs(location: str | Path, columns: Columns | None = None, *, dataset_
     if kind_of(location, dataset_type) == "webdataset":
         from clip_negatives.dataset.tars import TarPairs  # imports torch
 
-        return TarPairs(str(location), group_field=columns.group if columns else None)  # TODO text
+        columns = columns or Columns()
+        return TarPairs(str(location), group_field=columns.group, text_field=columns.text)
     return open_table(location, columns, dataset_type=dataset_type)
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from clip_negatives.storage.manifest import SAMPLES
 from clip_negatives.storage.ownership import new_folder, remove_inside
 from clip_negatives.storage.safe_reading import read_tensors
 from clip_negatives.storage.source_files import SOURCES
+
+if TYPE_CHECKING:
+    from clip_negatives.features.losses import Losses
 
 # Files of a part besides `SAMPLES`: its record with the size of each file, features row by row, and digests of the keys.
 RECORD, VECTORS, KEYS = "record.json", "vectors.bin", "keys.bin"
@@ -77,6 +80,8 @@ class EncodedFeatures:
             ``broken.parquet``.
         clustering_folder: folder of unfinished clusterings of these features, for the next call; it may not exist yet.
         fingerprint: fingerprint of the data.
+        losses: torn tars and samples that cannot be read.
+        warnings: sentences on samples that are used.
     """
 
     folder: Path
@@ -84,6 +89,8 @@ class EncodedFeatures:
     fingerprint: str
     n_samples: int
     n_broken: int
+    losses: Losses
+    warnings: list[str]
 
     @property
     def files(self) -> list[Path]:

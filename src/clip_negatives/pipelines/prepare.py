@@ -20,11 +20,13 @@ from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
 from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
+from clip_negatives.features.losses import check_share
 from clip_negatives.host.registry import Kind
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.printing import log
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters_from_files
 from clip_negatives.storage.folder_kind import FORMAT
+from clip_negatives.storage.limits import MAX_LOST
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.manifest import CLUSTERS_FOLDER, MANIFEST
 from clip_negatives.storage.ownership import claim_work, remove_work
@@ -33,6 +35,9 @@ from clip_negatives.storage.provenance import plugins_section, resolved
 from clip_negatives.storage.safe_reading import read_json
 
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cached clusters folders
+
+# How to accept a loss of {} percent when the clusters are prepared for the cache.
+ACCEPTED = "or run clip-negatives prepare with --max-lost {}%, and use its folder as the clusters"
 
 
 def prepare(
@@ -54,6 +59,7 @@ def prepare_folder(
     keep_features: bool = True,
     progress: bool = True,
     processes: Processes = ALONE,
+    max_lost: float = MAX_LOST,
 ) -> dict[str, Any]:
     """Encode and cluster image-text pairs, write a clusters folder, and return its manifest.
 
@@ -70,10 +76,11 @@ def prepare_folder(
         keep_features: store the features too, for weightings that compare samples instead of clusters.
         progress: show progress bars on stderr.
         processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
+        max_lost: largest share of the samples, 0 .. 1, that may be lost in torn tars or cannot be read.
 
     Raises:
         PluginError: a name or option is unknown.
-        DataError: the data or the weights of an encoder cannot be read.
+        DataError: the data or the weights of an encoder cannot be read, or more than `max_lost` of the samples are lost.
         InputError: a value is out of its range, or the clusterer cannot cluster the features.
         ArtifactError: the folder cannot be written.
         ProcessError: a process was lost.
@@ -82,12 +89,13 @@ def prepare_folder(
     folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
     source = processes.together(lambda: recipe.open(data))
     processes.together(lambda: recipe.check(source.n_pairs))
+    processes.together(lambda: check_share(max_lost))
     with ExitStack() as stack:
         processes.first(lambda: stack.enter_context(sole_user(folder)))
         processes.first(lambda: CLUSTERS_FOLDER.tidy(folder))
         older = processes.first(lambda: _data_of(folder))
         manifest = _encode_and_cluster(
-            source, folder, recipe, keep_features=keep_features, progress=progress, processes=processes
+            source, folder, recipe, keep_features=keep_features, progress=progress, processes=processes, max_lost=max_lost
         )
         if older not in (None, manifest["data"]):
             processes.first(lambda: log(f"{folder} had clusters of other data. They were replaced."))
@@ -117,7 +125,8 @@ def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, prog
         if (cached := _cached(folder)) is not None:  # another process prepared it meanwhile
             remove_work(work)
             return cached
-        _encode_and_cluster(source, folder, recipe, keep_features=True, progress=progress, processes=ALONE, cached=True)
+        options: dict[str, Any] = {"progress": progress, "processes": ALONE, "max_lost": MAX_LOST, "cached": True}
+        _encode_and_cluster(source, folder, recipe, keep_features=True, **options)
     return read_clusters(folder)
 
 
@@ -146,6 +155,7 @@ def _encode_and_cluster(
     keep_features: bool,
     progress: bool,
     processes: Processes,
+    max_lost: float,
     cached: bool = False,
 ) -> dict[str, Any]:
     """Encode, cluster and write in a work folder that no other run uses; return the manifest."""
@@ -153,7 +163,8 @@ def _encode_and_cluster(
     # Before the work folder is made: weights may be missing.
     images, texts = processes.together(lambda: (image_encoder_of(recipe.image_encoder), text_encoder_of(recipe.text_encoder)))
     processes.first(lambda: claim_work(work))
-    encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, progress=progress, processes=processes)
+    options: dict[str, Any] = {"progress": progress, "max_lost": max_lost, "repair": ACCEPTED if cached else ""}
+    encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, processes=processes, **options)
     processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
     checkpoint = processes.first(lambda: encoded.clustering_folder / _short_digest(_clusterers(recipe)))
     clusterings = cluster_together(
@@ -171,12 +182,16 @@ def _encode_and_cluster(
         "text_encoder": texts.name,
         "data": encoded.fingerprint,
         "n_broken": encoded.n_broken,
+        "n_torn": len(encoded.losses.torn),
     }
     del manifest["columns"]  # describes the data, not the clustering
     files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
     written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
     processes.together(encoded.unmap)
-    processes.first(lambda: remove_work(work))
+    if cached or not encoded.losses.torn:  # the next call reads the torn tars again, and keeps the other parts
+        processes.first(lambda: remove_work(work))
+    for warning in encoded.warnings if processes.rank == 0 else ():
+        log(warning)
     return written
 
 
