@@ -33,3 +33,10 @@ def test_same_files() -> None:
     rows = rows_of("same_files.py", "scale-same-files.json")
     assert [row["step"] for row in rows] == ["prepare", "checks before training", "start until the first batch"]
     assert all(row["wall"]["added"] > 0 for row in rows)
+
+
+def test_reading() -> None:
+    """Every format is read, by this package and by a plain loop."""
+    rows = rows_of("reading.py", "scale-reading.json")
+    assert [row["format"] for row in rows] == ["csv", "jsonl", "parquet", "imagefolder", "datasets", "webdataset"]
+    assert all(row["ratio"] > 0 for row in rows)

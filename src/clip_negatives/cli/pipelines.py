@@ -84,6 +84,7 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, **option
 
     with joined() as processes:
         source = processes.together(lambda: open_pairs(data, recipe.columns, dataset_type=dataset_type))
+        processes.together(lambda: recipe.check(source.n_pairs))  # its errors come before the first line of output
         if processes.rank == 0:
             echo(source.summary, err=True)
         manifest = prepare_folder(source, output, recipe, processes=processes, **options)
