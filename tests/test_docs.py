@@ -14,6 +14,8 @@ import pytest
 
 from clip_negatives import catalogue
 from clip_negatives.cli import main
+from clip_negatives.dataset.columns import COMMON
+from clip_negatives.dataset.kinds import KINDS
 from clip_negatives.host import hookspecs, registry
 from clip_negatives.storage.source_files import DIGESTED_FILES
 from clip_negatives.testing import CHECKS
@@ -29,6 +31,15 @@ def commands(page: Path) -> list[list[str]]:
     code = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     inline = "\n".join(found for found in re.findall(r"`([^`\n]+)`", text) if re.match(r"clip-negatives [a-z]", found))
     return [shlex.split(match) for match in re.findall(r"clip-negatives ((?:compare|[a-z])[^\n&|]*)", f"{code}\n{inline}")]
+
+
+def test_page_of_data_has_all_formats_and_names_of_columns() -> None:
+    text = (ROOT / "docs" / "data.md").read_text()
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [*KINDS]
+    for role, label in (("image", "image"), ("text", "caption")):
+        listed = re.search(rf"^\* {label}: (.*?)[;.]$", text, re.MULTILINE | re.DOTALL)
+        assert listed is not None
+        assert tuple(re.findall(r"`(\w+)`", listed[1])) == COMMON[role]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from click.testing import CliRunner
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -155,6 +156,8 @@ def what_a_reader_has() -> dict[str, Any]:
 )
 def test_python(page: Path, there: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(there)
+    for state in (AcceleratorState, PartialState, GradientState):
+        monkeypatch.setattr(state, "_shared_state", {})  # of the processes, which other tests configure in another way
     for line in commands(page):  # what a page's Python reads, its commands have written
         if line.split()[1] in ("catalogue", "prepare", "generate", "meter"):
             run(line)

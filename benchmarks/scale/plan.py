@@ -41,6 +41,7 @@ def page() -> str:
         parts.append(_plan(result))
         parts += _measured(name, result)
     parts += [_same_files(file) for file in sorted(RESULTS.glob("*/scale-same-files.json"))]
+    parts += [_reading(file) for file in sorted(RESULTS.glob("*/scale-reading.json"))]
     return "\n".join(parts)
 
 
@@ -105,6 +106,15 @@ def _same_files(file: Path) -> str:
     limits = {"checked": CHECKED_FILES, "digested": DIGESTED_FILES}
     about = ABOUT["same_files"].format(n=result["n_samples"], machine=file.parent.name, **limits)
     return about + table(rows, ["step", "seconds of the comparison", "time with comparison / without"])
+
+
+def _reading(file: Path) -> str:
+    """Return the rates of reading each format."""
+    result = json.loads(file.read_text())
+    names = "format", "ours_per_second", "plain_per_second", "ratio", "lowest_ratio"
+    rows = [[str(row[name]) for name in names] for row in result["rows"]]
+    about = ABOUT["reading"].format(n=result["n_samples"], side=result["side"], machine=file.parent.name)
+    return about + table(rows, ["format", "samples a second", "of a plain loop", "median ratio", "lowest ratio"])
 
 
 def _prepared(row: Mapping[str, Any]) -> list[str]:

@@ -87,8 +87,8 @@ def measure_prepare(data: Path, output: Path) -> dict[str, Any]:
     import pyarrow as pa
 
     from clip_negatives import Recipe, read_clusters, write_clusters
-    from clip_negatives.dataset import open_table, stored_images
-    from clip_negatives.dataset.images import file_size
+    from clip_negatives.dataset import open_table
+    from clip_negatives.dataset.stored_images import ImageFiles
     from clip_negatives.dataset.table_parts import TablePart
     from clip_negatives.pipelines.prepare import prepare_folder
     from clip_negatives.storage.clusters_folder import BYTES
@@ -97,7 +97,7 @@ def measure_prepare(data: Path, output: Path) -> dict[str, Any]:
     recipe = Recipe(clusterer="kmeans:n_clusters=64")
     bare = output.with_name("bare")
     with (
-        mock.patch.object(stored_images, "file_size", return_value=0),
+        mock.patch.object(ImageFiles, "size", return_value=0),
         mock.patch.object(TablePart, "source_files", return_value=[]),
     ):
         without = seconds(lambda: prepare_folder(open_table(data), bare, recipe, progress=False))
@@ -107,7 +107,7 @@ def measure_prepare(data: Path, output: Path) -> dict[str, Any]:
     def compute() -> None:
         for part in source.parts():
             sources.extend(part.source_files())
-            sizes.extend(map(file_size, (source.image_paths or ())[part.start : part.stop]))
+            sizes.extend(map(source.stored.size, range(part.start, part.stop)))
 
     added = seconds(compute)
     folder = read_clusters(bare)  # the clusters of `measure_start` are these with the sizes

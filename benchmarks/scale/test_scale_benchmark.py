@@ -40,3 +40,10 @@ def test_given_memory() -> None:
     rows = rows_of("given_memory.py", "scale-given.json")
     assert [row["case"] for row in rows] == ["unit", "scaled"]
     assert all(row["additional_peak_mib"] > 0 for row in rows)
+
+
+def test_reading() -> None:
+    """Every format is read, by this package and by a plain loop."""
+    rows = rows_of("reading.py", "scale-reading.json")
+    assert [row["format"] for row in rows] == ["csv", "jsonl", "parquet", "imagefolder", "datasets", "webdataset"]
+    assert all(row["ratio"] > 0 for row in rows)

@@ -165,6 +165,41 @@ def test_states_of_something_else_are_refused() -> None:
         planned(in_order=False, num_workers=1).state_dict()
 
 
+def test_the_loader_has_the_settings_of_the_loader_it_replaces() -> None:
+    generator = torch.Generator()
+    options = {"num_workers": 2, "prefetch_factor": 3, "persistent_workers": True, "timeout": 60, "generator": generator}
+    native = DataLoader(Squares(), batch_size=6, worker_init_fn=print, multiprocessing_context="fork", **options)
+    loader = IndexedLoader(native, InBatch(SamplingContext(20, 6)))
+    assert isinstance(loader, DataLoader)
+    for name in (*options, "worker_init_fn", "multiprocessing_context", "batch_size", "pin_memory", "in_order"):
+        assert getattr(loader, name) is getattr(native, name) or getattr(loader, name) == getattr(native, name)
+    assert loader.drop_last
+    assert (len(loader), len(loader.batch_sampler), len(loader.dataset), len(loader.sampler)) == (3, 3, 20, 18)
+    assert [list(batch) for batch in loader.batch_sampler] == rows(loader)
+    assert list(loader.sampler) == list(itertools.chain(*rows(loader)))
+    kept = wrapped(DataLoader(Squares(), batch_size=6))
+    assert (kept.batch_size, kept.drop_last, len(kept), len(kept.sampler)) == (6, False, 4, 20)
+
+
+def test_batches_of_a_loader_that_is_made_of_its_attributes_have_their_samples() -> None:
+    loader = planned()
+    again = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn, num_workers=1)
+    again.batch_sampler.set_epoch(2)
+    assert loader.epoch == 2
+    assert rows(again) == rows(loader)
+
+
+def test_another_sampler_is_used_from_the_next_iteration_on() -> None:
+    loader, other = planned(num_workers=1, persistent_workers=True), InBatch(SamplingContext(20, 4, seed=7))
+    loader.set_epoch(3)
+    before = rows(loader)
+    loader.use(other)
+    loader.set_epoch(3)
+    assert rows(loader) != before
+    assert sorted(itertools.chain(*rows(loader))) == list(range(20))
+    assert loader.negatives is other
+
+
 class Bucketed:
     """A loop's own batch sampler, which changes with its epoch."""
 

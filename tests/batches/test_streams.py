@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clip_negatives.batches.streams import StreamLoader, TextStage
+from clip_negatives.batches.streams import CaptionStage, StreamLoader, TextStage
 from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.shards import ClusteredShards, ShardRows
@@ -52,5 +52,37 @@ def test_samples_that_were_not_clustered_are_left_out_of_a_stream() -> None:
     broken = pa.table({"key": ["a", "b", "a"], "reason": ["why"] * 3, "shard": ["s/0.tar", "s/0.tar", "s/0.tar"]})
     stage = TextStage(shards, rows.left_out(broken))
     read = [("0.tar", "a", 0), ("0.tar", "a", 1), ("0.tar", "b", 2), ("0.tar", "a", 3), ("1.tar", "a", 4), ("1.tar", "b", 5)]
-    samples = [{"__url__": f"/copy/{tar}", "__key__": key, "number": number} for tar, key, number in read]
+    samples = [{"__url__": f"/copy/{tar}", "__key__": key, "txt": b"", "number": number} for tar, key, number in read]
     assert [sample["number"] for sample in stage([*samples, *samples])] == [0, 4, 5, 0, 4, 5]
+
+
+def test_clustered_samples_without_a_text_stop() -> None:
+    """They were clustered with another caption; the last sample of a torn tar may have lost its text."""
+    shards = ClusteredShards(Path("clusters"), 1, {}, {"s/0.tar": "0.tar", "s/1.tar": "1.tar"})
+    first, last = {"__url__": "0.tar", "__key__": "a", "txt": b"shoe"}, {"__url__": "0.tar", "__key__": "b"}
+    stage = TextStage(shards, {})
+    torn = [first, last, {**last, "__url__": "1.tar"}, first, last, first]
+    assert [sample["__key__"] for sample in stage(torn)] == ["a", "b", "b", "a", "b", "a"]
+    with pytest.raises(ArtifactError, match=r"^The text of the sample 'c' of 0\.tar is not the one that was clustered"):
+        list(stage([first, last, {**last, "__key__": "c"}]))
+
+
+def test_captions_of_a_stream() -> None:
+    samples = [{"__key__": "a", "cls": b"7\n"}, {"__key__": "b", "txt": b"shoe", "json": b'{"cls": "hat"}'}, {"txt": b"x"}]
+    assert list(CaptionStage("cls")(samples)) == [
+        {"__key__": "a", "txt": b"7"},
+        {"__key__": "b", "txt": b"hat", "json": b'{"cls": "hat"}'},
+        {},
+    ]
+
+
+def test_stream_without_any_caption_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several passes; one caption is enough to go on."""
+    monkeypatch.setattr("clip_negatives.batches.streams.UNLABELLED_LIMIT", 5)
+    samples = [{"__key__": key, "jpg": b"", "json": b'{"title": "hat"}'} for key in "abc"]
+    stage = CaptionStage("cls")
+    assert len(list(stage(samples))) == 3
+    with pytest.raises(DataError, match=r"of the first 5 samples .* 'cls', only \.jpg, \.json \(fields: title\)\. Name the"):
+        list(stage(samples))
+    stage = CaptionStage("cls")
+    assert len(list(stage([{"cls": b"7"}, *samples, *samples]))) == 7

@@ -56,13 +56,13 @@ def options_of(command: str) -> set[str]:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (["prepare", "pairs.csv", "out", "--csv-separator", ","], "Use --csv-separator"),
-        (["prepare", "pairs.csv", "out", "--csv-caption-key", "x"], "Use --csv-caption-key"),
+        (["prepare", "pairs.csv", "out", "--csv-separator", ","], "Use --separator"),
+        (["prepare", "pairs.csv", "out", "--csv-caption-key", "x"], "Use --caption-key"),
         (["prepare", "pairs.csv", "out", "--group-column", "x"], "Use --group-column"),
         (["prepare", "tars/{0..0}.tar", "out", "--dataset-type", "csv"], "does not exist"),
-        (["prepare", "noted.txt", "out"], "Set --dataset-type to csv or webdataset"),
-        (["inspect", "clusters", "--data", "noted.txt"], "Set --dataset-type to csv or webdataset"),
-        (["inspect", "clusters", "--data", "pairs.csv", "--csv-img-key", "x"], "Use --csv-img-key"),
+        (["prepare", "noted.txt", "out"], "set --dataset-type to csv or webdataset"),
+        (["inspect", "clusters", "--data", "noted.txt"], "set --dataset-type to csv or webdataset"),
+        (["inspect", "clusters", "--data", "pairs.csv", "--csv-img-key", "x"], "Use --image-key"),
         (["inspect", "clusters", "--batch-size", "32", "--pairs", "0"], "--pairs must be at least 1"),
         (["inspect", "clusters"], "--batch-size must be within 2 .. 64"),
         (["inspect", "tar-clusters", "--batch-size", "32", "--data", "pairs.csv"], "The data of --data (64 pairs)"),
@@ -72,7 +72,7 @@ def options_of(command: str) -> set[str]:
         (["train", *TRAIN, "--batch-size", "1000"], "Use a smaller --batch-size"),
         (["compare", "--test-data", "pairs.csv", *TRAIN, "--csv-caption-key", "x"], "Use --csv-caption-key"),
         (["compare", "--test-data", "pairs.csv", "--group-column", "x", *TRAIN], "Use --group-column"),
-        (["compare", "--test-data", "noted.txt", *TRAIN], "Set --dataset-type to csv or webdataset"),
+        (["compare", "--test-data", "noted.txt", *TRAIN], "set --dataset-type to csv or webdataset"),
         (["compare", *TRAIN], "Add --test-data"),
         (["reshard", "absent.tar", "tar-clusters", "out"], "The tar absent.tar does not exist"),
         (["labels", "clusters", "out"], "Run clip-negatives prepare on the tars"),
@@ -94,7 +94,7 @@ def test_messages_name_arguments_in_python(tmp_path: Path) -> None:
     calls = {
         r"Use Columns\(separator=\.\.\.\)": lambda: open_pairs("pairs.csv", Columns(separator=",")),
         r"Use Columns\(image=\.\.\.\)": lambda: open_pairs("pairs.csv", Columns(image="x")),
-        r"Set dataset_type= to csv or webdataset": lambda: open_pairs("noted.txt"),
+        r"set dataset_type= to csv or webdataset": lambda: open_pairs("noted.txt"),
         r"samples_per_shard= must": lambda: reshard("x.tar", "tar-clusters", tmp_path / "out", samples_per_shard=0),
         r"batch_size= must be within": lambda: write_inspection(clusters, tmp_path / "out", batch_size=1000),
         r"The data of source= ": lambda: write_inspection(

@@ -74,7 +74,7 @@ def test_plugins_new_writes_a_folder(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["prepare", "absent.csv", "out"], "absent.csv does not exist"),
-        (["prepare", "absent.txt", "out"], "end in .csv, .tsv or .tar"),
+        (["prepare", "absent.txt", "out"], "does not end in .csv"),
         (["meter", "absent"], "clip-negatives prepare"),
         (["generate", "absent"], "clip-negatives prepare"),
         (["inspect", "absent"], "clip-negatives prepare"),

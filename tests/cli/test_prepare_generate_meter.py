@@ -93,7 +93,7 @@ def test_meter_shows_every_word_in_a_pipe_and_writes_json() -> None:
     ("arguments", "words"),
     [
         (["prepare", "pairs.csv", "clusters", "--csv-caption-key", "caption"], "'filepath', 'title', 'item'"),
-        (["prepare", "pairs.csv", "clusters", "--csv-separator", ","], "Use --csv-separator"),
+        (["prepare", "pairs.csv", "clusters", "--csv-separator", ","], "Use --separator"),
         (["prepare", "pairs.csv", "images"], "it has files, but no manifest.json"),
         (["prepare", "pairs.csv", "pairs.csv/clusters"], "cannot be written"),
         (["prepare", "pairs.csv", "clusters", "--image-encoder", "pixel"], "Did you mean 'pixels'"),

@@ -13,7 +13,7 @@ import pytest
 
 from clip_negatives import Columns
 from clip_negatives.dataset import dataset_pairs, open_pairs, open_table
-from clip_negatives.dataset.columns import COMMON, found_columns
+from clip_negatives.dataset.columns import found_columns
 from clip_negatives.dataset.formats import kind_of
 from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.pipelines.prepare import prepare
@@ -90,10 +90,6 @@ def test_columns_are_found_by_common_names(names: list[str], image: str, text: s
 def test_an_ambiguous_or_missing_column_is_an_error(names: list[str], columns: Columns, fault: str) -> None:
     with pytest.raises(DataError, match=rf"^a\.csv has .*{fault}"):
         found_columns(columns, names, "a.csv")
-
-
-def test_the_defaults_of_open_clip_come_first() -> None:
-    assert (COMMON["image"][0], COMMON["text"][0]) == ("filepath", "title")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "datasets"])

@@ -149,11 +149,15 @@ def test_tar_without_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("json", "fault"),
-    [({}, r"No sample of .*a\.tar has a \.json with groups"), (b"{}", "one has no field 'item'"), (b"[1]", "one has no field")],
+    [
+        ({}, r"has \.png, \.txt"),
+        (b'{"name": 1}', r"has \.png, \.txt, \.json \(fields: name\)"),
+        (b"[1]", r"has \.png, \.txt, \.json"),
+    ],
 )
 def test_group_field_that_is_not_there(tmp_path: Path, json: bytes, fault: str) -> None:
     file = write_tar(tmp_path / "a.tar", {**_pair("one"), **({"one.json": json} if json else {})})
-    with pytest.raises(DataError, match=fault):
+    with pytest.raises(DataError, match=rf"No sample has a \.json with the field 'item' \(the first {fault}\)\. Name another"):
         len(TarPairs(str(file), group_field="item"))
 
 

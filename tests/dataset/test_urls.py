@@ -14,8 +14,9 @@ import fsspec
 import pytest
 
 from clip_negatives import Columns
-from clip_negatives.dataset import BrokenSample, TarPairs, open_pairs, open_table, urls
+from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table, urls
 from clip_negatives.dataset.archive import sample_offsets
+from clip_negatives.dataset.pairs import TornTar
 from clip_negatives.errors import DataError
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
@@ -139,8 +140,24 @@ def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(
     monkeypatch.setattr(urls.fsspec, "open", lambda url, mode: type("Opened", (), {"open": lambda self: Gone(whole)})())
     with pytest.raises(DataError, match=r"The tar memory://bucket/pairs-000000\.tar cannot be read: no answer"):
         _pairs("memory://bucket/pairs-000000.tar")
-    with pytest.raises(DataError, match="The tar pipe:exit 3 cannot be read: "):
-        list(TarPairs("pipe:exit 3").parts()[0].samples())
+
+
+@pytest.mark.parametrize(("ending", "cause"), [("; exit 3", "its command failed"), (" || true", "it is torn or damaged")])
+def test_tar_of_a_command_that_failed_is_torn(memory: str, tmp_path: Path, ending: str, cause: str) -> None:
+    """Nothing, half of a tar, and a whole one."""
+    whole = fsspec.filesystem("memory").cat("/bucket/pairs-000000.tar")
+    (tmp_path / "a.tar").write_bytes(whole)
+    for size, complete in ((0, False), (len(whole) // 2, False), (len(whole), True)):
+        pipe = f"pipe:head -c {size} {tmp_path}/a.tar{ending}"
+        (part,) = TarPairs(pipe).parts()
+        *samples, last = part.samples()
+        if complete and cause == "it is torn or damaged":
+            assert isinstance(last, Sample)
+            continue
+        assert isinstance(last, TornTar)
+        assert (last.key, last.reason, last.share) == (pipe, cause, None)
+        assert bool(samples) == (size > 0)
+        assert len(part.digest()) == 64
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -236,14 +236,18 @@ def test_broken_samples_of_tars_are_left_out_and_listed(tmp_path: Path) -> None:
     }
     encoded = _encode(TarPairs(f"{torn}::{unreadable}"), tmp_path / "work")
     assert 0 < encoded.n_samples < 40
-    assert pq.read_table(encoded.folder / "broken.parquet")["key"].to_pylist() == [str(torn), "a"]
+    assert pq.read_table(encoded.folder / "broken.parquet")["key"].to_pylist() == ["a", str(torn)]
 
 
 def test_data_of_broken_samples_alone_are_refused(tmp_path: Path) -> None:
     file = write_tar(tmp_path / "a.tar", {"a.png": b"no image", "a.txt": b"text", "b.txt": b"text"})
-    with pytest.raises(DataError, match=r"can be read \(2 are broken, for example a: the image cannot be read\)"):
+    with pytest.raises(
+        DataError, match=r"can be read \(2 samples are broken and 0 tars torn, for example a: the image cannot be read\)"
+    ):
         _encode(TarPairs(str(file)), tmp_path / "work")
-    with pytest.raises(DataError, match=r"can be read \(1 are broken, for example b: no image, only \.txt\)"):
+    with pytest.raises(
+        DataError, match=r"can be read \(1 samples are broken and 0 tars torn, for example b: no image, only \.txt\)"
+    ):
         _encode(TarPairs(str(write_tar(tmp_path / "b.tar", {"b.txt": b"text"}))), tmp_path / "work")
 
 
@@ -266,7 +270,7 @@ SCRIPT = """
     from pathlib import Path
     signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it for background processes
     from clip_negatives import features
-    from clip_negatives.dataset import TablePairs, open_table, tables
+    from clip_negatives.dataset import open_table, tables
     from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 
     tables.ROWS = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import lightning
@@ -95,6 +96,30 @@ def test_batches_of_each_epoch_are_those_of_a_loop_of_ones_own(tmp_path, cluster
         expected += [samples.ids.tolist() for _, samples in loader]
     assert module.seen == expected
     assert extract_batch_size(next(iter(loader))) == BATCH
+
+
+def test_overfitting_repeats_the_same_batches(tmp_path, clusters):
+    module, _, _ = fit(tmp_path, max_epochs=3, overfit_batches=2, num_sanity_val_steps=2)
+    loader, _ = attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), clusters[0], seed=2)
+    assert module.seen == 3 * [samples.ids.tolist() for _, samples in itertools.islice(loader, 2)]
+
+
+def test_a_loader_without_the_callback_gets_the_epoch_from_lightning(tmp_path, clusters):
+    class Alone(Towers):
+        def training_step(self, batch, batch_idx):
+            self.seen.append(batch[1].ids.tolist())
+            return self.encode(batch[0])[0].sum()
+
+    loader, _ = attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), clusters[0], keys=list(map(str, range(N))))
+    how = {"max_epochs": 2, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    module = Alone(NegativesCallback(clusters[0]))
+    lightning.Trainer(**how, enable_model_summary=False, default_root_dir=tmp_path).fit(module, train_dataloaders=loader)
+    assert (loader.epoch, loader.state_dict()["batches"]) == (1, STEPS)
+    expected = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        expected += [samples.ids.tolist() for _, samples in loader]
+    assert module.seen == expected
 
 
 def test_refresh_clusters_with_the_module_and_leaves_it_as_it_was(tmp_path, clusters):

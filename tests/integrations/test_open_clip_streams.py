@@ -161,7 +161,7 @@ def test_samples_that_could_not_be_clustered_are_left_out(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("CLIP_NEGATIVES_LIMITS", "characters=60")
-        folder = prepare(open_pairs(shards), tmp_path / "clusters", progress=False)
+        folder = prepare(open_pairs(shards), tmp_path / "clusters", progress=False, max_lost=1.0)
     broken = set(folder.broken["key"].to_pylist())
     assert 0 < len(broken) < ROWS - BATCH
     seen: list[BatchSamples] = []

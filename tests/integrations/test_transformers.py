@@ -168,6 +168,21 @@ def test_what_cannot_be_served_is_refused(tmp_path, clusters):
         NegativesTrainer.compute_loss(found, found.model.text_model, batch)
 
 
+class Damaged(Pictures):
+    def __getitem__(self, row: int):
+        if row == 7:
+            raise OSError("image file is truncated")
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damaged_picture_is_named_in_one_sentence(tmp_path, clusters, workers):
+    run = arguments(tmp_path / "run", dataloader_num_workers=workers)
+    done = NegativesTrainer(tiny_clip(), run, train_dataset=Damaged(), data_collator=collate, clusters=clusters[0])
+    with pytest.raises(DataError, match=r"^Sample 7 \(counted from 0\) cannot be read: image file is truncated\. Repair"):
+        done.train()
+
+
 def test_another_order_of_the_data_is_refused(tmp_path, clusters):
     texts = [f"positive{row}" for row in range(N)]
     with pytest.raises(ArtifactError, match="another order: keys differs at sample 0"):

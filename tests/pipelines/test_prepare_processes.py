@@ -60,15 +60,16 @@ def _commands(data: Path, output: Path) -> list[list[object]]:
     tars = f"{data}/broken.tar::{data}/pairs-{{000000..000004}}.tar"
     return [
         ["prepare", data / "pairs.csv", output / "csv", *OPTIONS, "--group-column", "item"],
-        ["prepare", tars, output / "tars", *OPTIONS],
-        ["prepare", tars, output / "half", *OPTIONS, "--feature-dtype", "float16", "--drop-features"],
-        ["prepare", tars, output / "parallel", *OPTIONS[:-1], "parallel_kmeans:n_clusters=8"],
+        ["prepare", tars, output / "tars", "--max-lost", "2%", *OPTIONS],
+        ["prepare", tars, output / "half", "--max-lost", "2%", *OPTIONS, "--feature-dtype", "float16", "--drop-features"],
+        ["prepare", tars, output / "parallel", "--max-lost", "2%", *OPTIONS[:-1], "parallel_kmeans:n_clusters=8"],
         ["reshard", tars, output / "parallel", output / "new", "--samples-per-shard", 20],
         ["generate", output / "parallel", "--output", output / "pairs.parquet", "--per-image", 2],
         ["prepare", f"{data}/broken.tar", output / "none", *OPTIONS],
         ["prepare", tars.replace("4}", "5}"), output / "none", *OPTIONS],
-        ["prepare", tars, output / "none", *OPTIONS, "--group-column", "brand"],
-        ["prepare", tars, output / "none", *OPTIONS[:-1], "kmeans:n_clusters=91"],
+        ["prepare", tars, output / "none", "--max-lost", "2%", *OPTIONS, "--group-column", "brand"],
+        ["prepare", tars, output / "none", "--max-lost", "2%", *OPTIONS[:-1], "kmeans:n_clusters=91"],
+        ["prepare", tars, output / "none", *OPTIONS],
     ]
 
 
@@ -100,8 +101,9 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
     errors = [
         "no sample that can be read",
         "000005.tar does not exist",
-        "broken.tar has a .json with groups",
+        "No sample has a .json with the field 'brand' (the first has .png, .txt, .json (fields: item)).",
         "number of samples (90)",
+        "1 of 91 samples (1.1%) are lost, more than 1.00%: 1 broken sample (first: bad: the image cannot be read).",
     ]
     assert lines[14:18:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
     assert len(lines) == 18 + 2 * len(errors)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import clip_negatives
-from clip_negatives import Columns, Recipe
+from clip_negatives import Recipe
+from clip_negatives.dataset.columns import COMMON, SEPARATORS
 from clip_negatives.errors import ClipNegativesError
 from clip_negatives.pipelines.prepare import prepare
 from tests.pairs import write_csv
@@ -15,17 +16,20 @@ ROOT = Path(clip_negatives.__file__).parent
 DEFAULT = re.compile(r'"(filepath|title)"|(separator|delimiter)\b[^\n]*"\\t"')
 
 
-def test_defaults_of_columns_are_those_of_open_clip() -> None:
+def test_the_first_common_names_are_the_defaults_of_open_clip() -> None:
     from open_clip_train.params import parse_args
 
     args = parse_args([])
-    expected = Columns(args.csv_img_key, args.csv_caption_key, separator=args.csv_separator)
-    assert Recipe().columns == Columns() == expected
+    assert (COMMON["image"][0], COMMON["text"][0], SEPARATORS[0]) == (
+        args.csv_img_key,
+        args.csv_caption_key,
+        args.csv_separator,
+    )
 
 
 def test_defaults_of_columns_are_written_once() -> None:
     written = [file.relative_to(ROOT).as_posix() for file in ROOT.rglob("*.py") for _ in DEFAULT.finditer(file.read_text())]
-    assert written == ["dataset/columns.py"] * 3
+    assert written == ["dataset/columns.py"] * 2
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,8 @@ def test_data_in_tars_with_broken_samples(tmp_path: Path) -> None:
     tars = write_tars(tmp_path, N)
     broken = write_tar(tmp_path / "broken.tar", {"bad.png": b"no image", "bad.txt": b"text"})
     source = open_pairs(f"{broken}::{tars}")
-    folder = prepare(source, tmp_path / "clusters", Recipe(clusterer="kmeans:n_clusters=8"), progress=False)
+    recipe = Recipe(clusterer="kmeans:n_clusters=8")
+    folder = prepare(source, tmp_path / "clusters", recipe, progress=False, max_lost=0.02)
     assert folder.broken.select(["key", "reason"]).to_pylist() == [{"key": "bad", "reason": "the image cannot be read"}]
     written = write_inspection(folder, tmp_path / "r", source=source, batch_size=32, pairs=5)
     assert written.missing == 0

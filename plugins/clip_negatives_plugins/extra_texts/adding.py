@@ -35,6 +35,7 @@ class Adding:
         self.sampler: NegativeSampler = registry.create("negative_sampler", of, context)
         if isinstance(self.sampler, ExtraTextSampler):
             raise InputError(f"of={of} adds captions itself. Use a sampler that adds none, such as of=in_batch.")
+        self.keeps_native_order = bool(getattr(self.sampler, "keeps_native_order", False))
         self.epoch = 0
 
     def extra_texts(self, batch: Sequence[int]) -> list[str]:

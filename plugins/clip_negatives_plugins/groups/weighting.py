@@ -32,6 +32,7 @@ class IdMask:
     def __init__(self, by: str = "text") -> None:
         check_choice("by", by, KINDS)
         self.by = by
+        self.requires_only_ids = by in ("text", "group")
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return terms with the groups."""

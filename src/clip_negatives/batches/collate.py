@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from clip_negatives.batches.extra_texts import Collate
+from clip_negatives.batches.samples import FailedBatch, is_unreadable
 from clip_negatives.errors import DataError
 from clip_negatives.printing import warn
 from clip_negatives.step import BatchSamples
@@ -26,16 +27,19 @@ Leaves = dict[Any, Any]  # values of a nested sample or batch, by their path of 
 class IndexedCollate:
     """Collate function for items ``(sample, id)`` or ``(sample, id, text ids)``; returns ``(batch, samples)``.
 
-    If a sample is a `DataError`, the error is returned as the batch: torch would hide a raised error in the traceback of a
-    worker.
+    If a sample is a `DataError`, or `collate` cannot read its image, the batch is a `FailedBatch`.
 
     The order of every batch is compared with its samples. If `collate` computes new values, the samples cannot be recognised in
     the batch. Then the first batch of each process is also collated in reverse order. If that does not show the order either,
     a warning is issued.
+
+    Args:
+        collate: the collate function of the samples.
+        unreadable: returns the error for the id of a sample that `collate` cannot read because of an exception.
     """
 
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
+    def __init__(self, collate: Collate, unreadable: Callable[[int, Exception], DataError]) -> None:
+        self.collate, self.unreadable = collate, unreadable
         self._keeps_order: bool | None = None  # result for the first batch in reverse order; None before it
 
     def __call__(self, items: list[tuple[Any, ...]]) -> tuple[Any, BatchSamples]:
@@ -44,10 +48,20 @@ class IndexedCollate:
         texts = torch.tensor(text_ids[0], dtype=torch.int64) if text_ids else None
         identity = BatchSamples(ids=torch.tensor(ids, dtype=torch.int64), text_ids=texts)
         error = next((sample for sample in samples if isinstance(sample, DataError)), None)
-        if error is not None:
-            return error, identity
+        batch = self._collated(list(samples), ids) if error is None else error
+        return FailedBatch(batch) if isinstance(batch, DataError) else batch, identity
+
+    def _collated(self, samples: list[Any], ids: tuple[int, ...]) -> Any:
+        """Return the batch, or an error."""
         leaves, copies = [_leaves(sample) for sample in samples], [copy.copy(sample) for sample in samples]
-        batch = self.collate(list(samples))
+        try:
+            batch = self.collate(samples)
+        except Exception as error:
+            if not is_unreadable(error):
+                raise
+            return self._unreadable_sample(copies, ids, error)
+        if isinstance(batch, DataError):
+            return batch
         in_order = keeps_order(leaves, batch)
         if in_order is None and self._keeps_order is None:
             self._keeps_order = follows_order(self.collate, copies)
@@ -55,8 +69,24 @@ class IndexedCollate:
                 self._warn()
         if in_order is False or (in_order is None and not self._keeps_order):
             fault = "The collate function changes the order of its samples, so the weights would reach the wrong pairs."
-            return DataError(f"{fault} Keep the order in collate_fn."), identity
-        return batch, identity
+            return DataError(f"{fault} Keep the order in collate_fn.")
+        return batch
+
+    def _unreadable_sample(self, samples: list[Any], ids: tuple[int, ...], error: Exception) -> DataError:
+        """Return the error of the first sample that cannot be collated alone; raise `error` if there is none."""
+        faults = ((index, self._fault(sample)) for sample, index in zip(samples, ids, strict=True))
+        unreadable = next((self.unreadable(index, fault) for index, fault in faults if fault is not None), None)
+        if unreadable is None:
+            raise error
+        return unreadable
+
+    def _fault(self, sample: Any) -> Exception | None:
+        """Return why a sample cannot be read when it is collated alone, or None."""
+        try:
+            self.collate([sample])
+        except Exception as fault:
+            return fault if is_unreadable(fault) else None
+        return None
 
     def _warn(self) -> None:
         self._keeps_order = True

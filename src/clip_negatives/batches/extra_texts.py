@@ -7,7 +7,7 @@ gradient accumulation, keep this order.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from clip_negatives.batches.checked import checked_batches
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.interfaces import ExtraTextSampler, NegativeSampler
 
@@ -58,38 +57,6 @@ def refuse_texts(sampler: NegativeSampler, trainer: str) -> None:
 
 
 @dataclass
-class LaterBatches:
-    """Batches of a sampler after the first `skip`: lists of ids, or of ``(id, captions)`` if the sampler adds captions."""
-
-    sampler: NegativeSampler
-    n_samples: int
-    skip: int = 0
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the sampler."""
-        self.sampler.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return self._after(self.skip)  # `skip` is read now, because a later iterator may change it
-
-    def _after(self, skip: int) -> Iterator[list[Any]]:
-        sampler, n = self.sampler, texts_per_image(self.sampler)
-        for batch in checked_batches(sampler, self.n_samples, skip):
-            if not isinstance(sampler, ExtraTextSampler):
-                yield batch
-                continue
-            texts = sampler.extra_texts(batch)
-            if len(texts) != n * len(batch):
-                raise InputError(
-                    f"{type(sampler).__name__} must add {n} captions to each of {len(batch)} samples, got {len(texts)}."
-                )
-            yield [(index, texts[place * n : (place + 1) * n]) for place, index in enumerate(batch)]
-
-
-@dataclass
 class TextsDataset(Dataset[Any]):
     """Samples ``(image, tokens, ...)`` with added captions; tokens have a row, and text ids an id, for each caption.
 
@@ -99,6 +66,9 @@ class TextsDataset(Dataset[Any]):
     samples: Dataset[Any]  # items ((image, tokens, ...), id) or (error, id)
     tokenize: Tokenize
     per_sample: int  # number of added captions of each sample
+
+    def __len__(self) -> int:
+        return len(self.samples)  # type: ignore[arg-type]
 
     def __getitem__(self, item: tuple[int, list[str]]) -> tuple[Any, int, tuple[int, ...]]:
         sample, index = self.samples[item[0]]

@@ -7,30 +7,43 @@ and the loader yields ``(batch, samples)``: even with prefetching, a batch keeps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from clip_negatives.batches.batch_sampler import FixedOrder, NegativeBatches
 from clip_negatives.batches.collate import IndexedCollate
-from clip_negatives.batches.extra_texts import Collate, LaterBatches, TextsDataset, Tokenize, flat_collate, texts_per_image
+from clip_negatives.batches.extra_texts import Collate, TextsDataset, Tokenize, flat_collate, texts_per_image
 from clip_negatives.batches.native_order import NativeOrder
-from clip_negatives.dataset.images import check_regular
+from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.interfaces import NegativeSampler
 from clip_negatives.printing import warn
 
 OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers", "worker_init_fn", "multiprocessing_context", "in_order")
-KEPT = (*OF_WORKERS, "pin_memory", "timeout", "generator")  # `DataLoader` settings that `rebuilt` keeps
+KEPT = (*OF_WORKERS, "pin_memory", "timeout", "generator")  # `DataLoader` settings that are kept
 
 
-class IndexedLoader:
+class IndexedLoader(DataLoader[Any]):
     """A map-style `DataLoader` with the batches of a `NegativeSampler`, yielding ``(batch, samples)``.
 
     All other settings of the loader are kept. Iterators are independent of each other. An iterator reads the epoch when its
     first batch is fetched, so the epoch can be set after ``iter(loader)``.
+
+    The loader yields the batches of this process. Its `batch_sampler` yields those of all processes, because ``accelerate``
+    splits them, see `NegativeBatches`.
+
+    Args:
+        loader: the loader to replace.
+        sampler: the sampler of the batches of this process.
+        tokenize: tokenizer of the captions that the sampler adds.
+        order: the batches of `loader`, if the sampler yields them.
+        identity: returns what is wrong with the sample of an id, or None.
+        process: rank and number of the processes, if each has batches of its own.
     """
+
+    batch_sampler: NegativeBatches
 
     def __init__(
         self,
@@ -39,42 +52,63 @@ class IndexedLoader:
         tokenize: Tokenize | None = None,
         order: NativeOrder | None = None,
         identity: Callable[[Any, int], str | None] | None = None,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         if loader.batch_sampler is None:
             raise DataError("The loader has no batch sampler. Create it with a map-style data set and with batch_size=.")
-        self.dataset = loader.dataset
-        self._native, self._tokenize, self._order, self._identity = loader, tokenize, order, identity
-        self.epoch = self._skip = 0
+        indexed = IndexedDataset(loader.dataset, identity)
+        dataset, collate = _with_texts(indexed, loader.collate_fn, sampler, tokenize)
+        native: Any = loader.batch_sampler
+        size = loader.batch_size or getattr(native, "batch_size", None)
+        drop_last = order is None or bool(getattr(native, "drop_last", False))
+        sizes = size if drop_last or process[1] == 1 else None, drop_last
+        batches = NegativeBatches(sampler, len(indexed), *sizes, *process)
+        options: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
+        super().__init__(dataset, batch_sampler=batches, collate_fn=IndexedCollate(collate, indexed.unreadable), **options)
+        attributes = {"batch_size": size, "drop_last": drop_last, "sampler": FixedOrder(batches)}
+        for name, value in attributes.items():  # `DataLoader` has no values for them if it gets a batch sampler
+            object.__setattr__(self, name, value)
+        self._order = order
         self._place = 0, 0  # epoch of the newest iteration, and number of batches that it yielded
         self._is_running = False
         self._finished: int | None = None  # epoch of the last iteration that ended
         self._newest = object()
-        self.use(sampler)
+
+    @property
+    def negatives(self) -> NegativeSampler:
+        """Return the negative sampler."""
+        return self.batch_sampler.negatives
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch of the next iteration."""
+        return self.batch_sampler.epoch
 
     def use(self, sampler: NegativeSampler) -> None:
-        """Use another sampler from the next iteration on; a sampler that adds captions needs a tokenizer."""
-        self.sampler, self._batches = sampler, LaterBatches(sampler, len(self.dataset))  # type: ignore[arg-type]
-        dataset: Dataset[Any] = IndexedDataset(self.dataset, self._identity)
-        collate: Collate = self._native.collate_fn
-        if per_sample := texts_per_image(sampler):
-            if self._tokenize is None:
-                raise InputError(f"{type(sampler).__name__} adds captions and needs a tokenizer: attach(..., tokenize=...).")
-            dataset, collate = TextsDataset(dataset, self._tokenize, per_sample), partial(flat_collate, collate)
-        self._loader = rebuilt(self._native, dataset, self._batches, IndexedCollate(collate))
+        """Use another sampler from the next iteration on; it must add as many captions as the present sampler."""
+        if texts_per_image(sampler) != texts_per_image(self.negatives):
+            raise InputError(
+                f"The loader has {texts_per_image(self.negatives)} added captions for each image, {type(sampler).__name__} "
+                f"adds {texts_per_image(sampler)}. Attach the loader again."
+            )
+        self.batch_sampler.negatives = sampler
+        sampler.set_epoch(self.epoch)
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.negatives)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield ``(batch, samples)`` of the epoch; a sample whose file is missing or damaged is a `DataError`."""
-        self._warn_of_same_epoch()
-        epoch, skip, self._skip = self.epoch, self._skip, 0
-        self._batches.skip, self._place, self._is_running = skip, (epoch, skip), True
+        self._warn_of_repetition()
+        epoch, skip = self.epoch, self.batch_sampler.skip
+        self._place, self._is_running = (epoch, skip), True
         self._newest = iteration = object()
-        for position, (batch, samples) in enumerate(self._loader, skip + 1):
-            if isinstance(batch, DataError):
-                raise batch
-            if self._newest is not iteration and self._native.persistent_workers:
+        with self.batch_sampler.of_this_process():
+            batches = super().__iter__()
+        for position, (batch, samples) in enumerate(batches, skip + 1):
+            if isinstance(batch, FailedBatch):
+                raise batch.error
+            if self._newest is not iteration and self.persistent_workers:
                 raise InputError("persistent_workers=True allows one iterator at a time. Set persistent_workers=False.")
             self._place = epoch, position
             yield batch, samples
@@ -82,12 +116,10 @@ class IndexedLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; drop the position of `load_state_dict` if it belongs to another epoch."""
-        if epoch != self.epoch:
-            self._skip = 0
+        self.batch_sampler.set_epoch(epoch)
         if not self._is_running:
-            self._place = epoch, self._skip
-        self.epoch, self._finished = epoch, None
-        self.sampler.set_epoch(epoch)
+            self._place = epoch, self.batch_sampler.skip
+        self._finished = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and the number of batches that the newest iterator has yielded; prefetched batches do not count.
@@ -97,7 +129,7 @@ class IndexedLoader:
         Raises:
             InputError: the loader has ``in_order=False``, so the yielded batches may not be the first ones.
         """
-        if not getattr(self._native, "in_order", True):
+        if not self.in_order:
             raise InputError("A loader with in_order=False cannot be resumed. Create it with in_order=True.")
         state: dict[str, Any] = {"epoch": self._place[0], "batches": self._place[1], "of": self._settings()}
         return state if self._order is None or self._order.state is None else state | {"order": self._order.state}
@@ -112,65 +144,41 @@ class IndexedLoader:
             )
         self._is_running = False
         self.set_epoch(epoch)
-        self._skip, self._place = batches, (epoch, batches)
+        self.batch_sampler.skip, self._place = batches, (epoch, batches)
         if self._order is not None:
             self._order.restore(state.get("order"))
 
     def _settings(self) -> str:
         """Return a text with the settings that determine the batches, apart from the epoch and the clusters."""
-        context = getattr(self.sampler, "context", None)
+        context = getattr(self.negatives, "context", None)
         seed = f", seed {context.seed}, batch size {context.batch_size}" if context is not None else ""
-        return f"{type(self.sampler).__name__} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
+        return f"{type(self.negatives).__name__} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
 
-    def _warn_of_same_epoch(self) -> None:
-        """Warn if this epoch was completed before: training would get the same batches again."""
+    def _warn_of_repetition(self) -> None:
+        """Warn if training gets the batches of a completed epoch again, or if all processes get the same samples."""
         if self._finished == self.epoch and (self._order is None or self._order.needs_epoch):
             warn(
                 f"Epoch {self.epoch} begins again, with the same batches. Call loader.set_epoch(epoch) before each epoch.",
                 stacklevel=3,
             )
+        if self._order is not None and self._order.repeats_samples:
+            warn(
+                "Each process trains on all samples, because the loader has no DistributedSampler. Create it with "
+                "sampler=DistributedSampler(dataset), or pass the loader of attach to accelerator.prepare.",
+                stacklevel=3,
+            )
 
 
-class IndexedDataset(Dataset[Any]):
-    """Samples with their ids, ``(sample, id)``; an unreadable or unexpected sample becomes a `DataError`."""
-
-    def __init__(self, dataset: Any, identity: Callable[[Any, int], str | None] | None = None) -> None:
-        self.dataset, self._identity = dataset, identity
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        file = self._file(index)
-        try:
-            with suppress(FileNotFoundError):  # the data set may look for the file in another folder
-                check_regular(file)
-            return self._checked(self.dataset[index], index), index
-        except OSError as error:  # Pillow's errors are OSErrors too
-            place, reason = (f"counted from 0, {file}", error.strerror or error) if file else ("counted from 0", error)
-            return DataError(f"Sample {index} ({place}) cannot be read: {reason}. Repair or remove it."), index
-
-    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
-        """Return the samples of a batch, read together if the data set supports that, as in Hugging Face's data sets."""
-        read = getattr(self.dataset, "__getitems__", None)
-        if read is None:
-            return [self[index] for index in indices]
-        try:
-            samples = read(indices)
-        except OSError:
-            return [self[index] for index in indices]  # one by one, to name the sample in the error
-        return [(self._checked(sample, index), index) for sample, index in zip(samples, indices, strict=True)]
-
-    def _file(self, index: int) -> str | None:
-        """Return the image file of a sample, if the data set lists its files, as open_clip's csv data do."""
-        files: Any = getattr(self.dataset, "images", None)
-        is_listed = isinstance(files, list) and index < len(files) and isinstance(files[index], str)
-        return files[index] if is_listed else None
-
-    def _checked(self, sample: Any, index: int) -> Any:
-        """Return the sample, or a `DataError` if it is not the sample that was clustered as `index`."""
-        fault = None if self._identity is None else self._identity(sample, index)
-        return sample if fault is None else DataError(fault)
+def _with_texts(
+    dataset: IndexedDataset, collate: Collate, sampler: NegativeSampler, tokenize: Tokenize | None
+) -> tuple[Dataset[Any], Collate]:
+    """Return data set and collation, with the captions that the sampler adds, if any."""
+    per_sample = texts_per_image(sampler)
+    if not per_sample:
+        return dataset, collate
+    if tokenize is None:
+        raise InputError(f"{type(sampler).__name__} adds captions and needs a tokenizer: attach(..., tokenize=...).")
+    return TextsDataset(dataset, tokenize, per_sample), partial(flat_collate, collate)
 
 
 def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], batches: Any, collate: Collate) -> DataLoader[Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.utils.data import RandomSampler, SequentialSampler
 
 
 class NativeOrder:
@@ -34,6 +36,17 @@ class NativeOrder:
     def sampler(self) -> Any:
         """Return the sampler of the batch sampler."""
         return getattr(self.batches, "sampler", None)
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether each process has batches of its own, as with a `DistributedSampler`."""
+        return hasattr(self.sampler, "num_replicas")
+
+    @property
+    def repeats_samples(self) -> bool:
+        """Return whether several processes train on the same samples: the order is of all samples, and nothing splits it."""
+        is_whole = type(self.sampler) in (RandomSampler, SequentialSampler)
+        return is_whole and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     @property
     def needs_epoch(self) -> bool:

@@ -14,13 +14,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_negatives.dataset.captions import contents, remedy, why_no_caption, with_caption
 from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.labels_folder import ShardLabels
 from clip_negatives.storage.shards import KnownShards, LeftOut, ShardRows
 
-UNLABELLED_LIMIT = 20_000  # stop after this many unlabelled samples and no labelled one: the labels belong to other shards
+# Stop after this many samples without labels or captions: the labels belong to other shards, or the captions are elsewhere.
+UNLABELLED_LIMIT = 20_000
+
+
+@dataclass
+class CaptionStage:
+    """Stage of a webdataset pipeline that sets ``txt`` to the caption, placed right after the tars are read.
+
+    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`. `option` is the
+    option that sets it.
+    """
+
+    field: str | None
+    option: str = ""
+    n_read: int = 0
+    any_caption: bool = False
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the samples. One without a caption has no ``txt``, so open_clip leaves it out; DataError if all are."""
+        for sample in samples:
+            captioned = with_caption(sample, self.field)
+            self.any_caption |= "txt" in captioned
+            self.n_read += 1
+            if not self.any_caption and self.n_read >= UNLABELLED_LIMIT:  # webdataset would read the tars for ever
+                reason = f"{why_no_caption(sample, self.field)}, only {contents(sample)}"
+                raise DataError(
+                    f"None of the first {self.n_read} samples has a caption: {reason}. {remedy(reason, self.option)}"
+                )
+            yield captioned
 
 
 @dataclass(frozen=True)
@@ -53,16 +82,20 @@ class TextStage:
     left_out: Mapping[tuple[str, str], LeftOut]
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the samples with the digests of their texts."""
-        read = Counter[tuple[str, str]]()
+        """Yield the samples with the digests of their texts; ArtifactError if clustered samples have no text."""
+        read, textless = Counter[tuple[str, str]](), ""
         for sample in samples:
-            identity = self.shards.ending(sample["__url__"]), sample["__key__"]
+            shard, key = sample["__url__"], sample["__key__"]
+            identity = self.shards.ending(shard), key
             if (left_out := self.left_out.get(identity)) is not None:
                 # Modulo, because a shard may be read several times.
                 occurrence = read[identity] % (left_out.n_skipped + left_out.first_is_clustered)
                 read[identity] += 1
                 if occurrence > 0 or not left_out.first_is_clustered:
                     continue
+            if "txt" not in sample and textless == shard:  # a torn tar may have lost the text of its last sample only
+                raise other_text(shard, key, self.shards.folder)
+            textless = "" if "txt" in sample else shard
             yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
 
 
@@ -93,10 +126,10 @@ class StreamLoader:
                 else:
                     *batch, shards, keys = batch
                     yield tuple(batch), self._keyed(self._rows, shards, keys, last)
-        except ArtifactError as error:
+        except (ArtifactError, DataError) as error:
             # The message of an error from a worker begins with a traceback; its last line is the original message.
-            name = f"{ArtifactError.__module__}.{ArtifactError.__qualname__}"
-            raise ArtifactError(str(error).strip().splitlines()[-1].removeprefix(f"{name}: ")) from error
+            kind = type(error)
+            raise kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
 
     def _keyed(self, rows: ShardRows, shards: list[str], keys: list[str], texts: list[str]) -> BatchSamples:
         """Return the ids of samples; `texts` are digests."""

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from clip_negatives.catalogue.listings import COLUMNS, Catalogue, load
+from clip_negatives.dataset.columns import IMAGE, SEPARATOR, TEXT
 from clip_negatives.errors import InputError
 from clip_negatives.storage.ownership import OwnedFolder
 from clip_negatives.storage.paths import check_writable
@@ -55,11 +56,11 @@ def _write_csv(catalogue: Catalogue, folder: Path, target: Path, split: str) -> 
     for row, file in enumerate(files):
         catalogue.image(row).save(folder / file)
         os.utime(folder / file, (EXPORTED, EXPORTED))
-    columns = {"filepath": [str(target / file) for file in files], "title": catalogue.column("text")}
+    columns = {IMAGE: [str(target / file) for file in files], TEXT: catalogue.column("text")}
     columns |= {name: catalogue.column(name) for name in COLUMNS if name != "text"}
     import pandas as pd
 
-    pd.DataFrame(columns).to_csv(folder / f"{split}.csv", sep="\t", index=False)
+    pd.DataFrame(columns).to_csv(folder / f"{split}.csv", sep=SEPARATOR, index=False)
 
 
 def _write_tars(catalogue: Catalogue, folder: Path, split: str, shard_size: int) -> None:

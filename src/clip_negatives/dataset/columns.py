@@ -10,15 +10,17 @@ from typing import Any
 from clip_negatives.advice import argument
 from clip_negatives.errors import DataError
 
-# Common names of columns, in lower case with one underscore between words. The first ones are open_clip's defaults.
+IMAGE, TEXT, SEPARATOR = "filepath", "title", "\t"  # open_clip's defaults
+
+# Common names of columns, in lower case with one underscore between words.
 IMAGE_NAMES = (
-    *("filepath", "image", "image_path", "image_file", "image_filename", "img", "img_path", "path", "file", "file_path"),
+    *(IMAGE, "image", "image_path", "image_file", "image_filename", "img", "img_path", "path", "file", "file_path"),
     *("file_name", "filename", "url", "image_url"),
 )
 TEXT_NAMES = (
-    *("title", "text", "caption", "captions", "name", "description", "product_name", "product_title", "sentence", "prompt"),
+    *(TEXT, "text", "caption", "captions", "name", "description", "product_name", "product_title", "sentence", "prompt"),
 )
-SEPARATORS = "\t,;|"  # of a csv file
+SEPARATORS = f"{SEPARATOR},;|"  # of a csv file
 COMMON = {"image": IMAGE_NAMES, "text": TEXT_NAMES}
 PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b|\bhttps?://", re.IGNORECASE)  # in a value of a column of images
 
@@ -68,8 +70,8 @@ def found_columns(columns: Columns, names: Sequence[Any], where: str, *, images:
     Raises:
         DataError: a column is missing or ambiguous.
     """
-    if (columns.image, columns.text) == (None, None) and {"filepath", "title"} <= set(names):
-        found: dict[str, Any] = {"image": "filepath", "text": "title"}
+    if (columns.image, columns.text) == (None, None) and {IMAGE, TEXT} <= set(names):
+        found: dict[str, Any] = {"image": IMAGE, "text": TEXT}
     else:
         needed = [role for role in COMMON if images or role != "image" or columns.image or len(_candidates(role, names)) == 1]
         found = {role: getattr(columns, role) or _common_column(role, names, where) for role in needed}

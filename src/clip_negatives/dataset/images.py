@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from clip_negatives.dataset.notes import KEY, image_kinds
 from clip_negatives.errors import DataError
 from clip_negatives.storage.atomic import digest
 from clip_negatives.storage.limits import VARIABLE, limit
@@ -59,10 +60,15 @@ def pillow_limit() -> Iterator[None]:
 
 
 def read_image(file: Any, name: str) -> Image.Image:
-    """Return an image (path or binary stream) in RGB, converted as in open_clip; `name` is its name in errors."""
+    """Return an image (path or binary stream) in RGB, converted as in open_clip; `name` is its name in errors.
+
+    `clip_negatives.dataset.notes.image_notes` says how the conversion changes the picture.
+    """
     try:
         with _opened(file) as image:
-            return image.convert("RGB")
+            converted = image.convert("RGB")
+            converted.info[KEY] = image_kinds(image)
+            return converted
     except Image.DecompressionBombError as error:
         repair = f"Shrink it, leave it out, or raise the limit: {VARIABLE}=pixels=NUMBER."
         raise ImageTooLargeError(f"The image {name} has more than {limit('pixels')} pixels. {repair}") from error

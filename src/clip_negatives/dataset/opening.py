@@ -36,9 +36,10 @@ def open_pairs(
     if kind_of(location, dataset_type) == "webdataset":
         from clip_negatives.dataset.tars import TarPairs  # imports torch
 
-        if columns and (named := [name for name in KEYS if getattr(columns, name) is not None]):
+        columns = columns or Columns()
+        if named := [name for name in KEYS if getattr(columns, name) is not None]:
             raise DataError(f"{location} are tars, which have keys of their own. Omit {argument_of(named[0])}.")
-        return TarPairs(str(location), group_field=columns.group if columns else None)  # TODO text
+        return TarPairs(str(location), group_field=columns.group, text_field=columns.text)
     return open_table(location, columns, dataset_type=dataset_type, images=images)
 
 

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from PIL import Image
 
+from clip_negatives.dataset.notes import Note
 from clip_negatives.storage.source_files import SourceFile
 
 T = TypeVar("T")
@@ -25,6 +26,7 @@ class Sample:
         image_bytes: size of this file; None if the image is not a file.
         group: item that the pair shows, such as a product; "" if unknown, None if the data have no groups.
         shard: path or URL of the tar that holds the pair; None for other data.
+        notes: what the user should know of the pair, besides the notes of its image.
     """
 
     key: str
@@ -34,15 +36,38 @@ class Sample:
     group: str | None = None
     shard: str | None = None
     image_bytes: int | None = None
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the name for messages."""
+        return name_of(self.key, self.image_path)
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenSample:
-    """A skipped pair, or the skipped rest of a damaged tar; open_clip skips both too. `reason` is the same in every run."""
+    """A skipped pair; open_clip skips it too. `reason` is the same in every run.
+
+    Attributes:
+        shard: path or URL of the tar.
+        is_lost: whether the pair cannot be read; False for a sample that open_clip does not count as a pair.
+    """
 
     key: str
     reason: str
-    shard: str  # path or URL of the tar
+    shard: str
+    is_lost: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TornTar(BrokenSample):
+    """The skipped rest of a tar; `key` is the tar.
+
+    Attributes:
+        share: share of the file before the damage; None if unknown.
+    """
+
+    share: float | None = None
 
 
 class Part(Protocol):
@@ -74,6 +99,11 @@ class ImageTextPairs(Protocol):
 
     def fingerprint(self) -> str:
         """Return a digest that changes with the pairs: `fingerprint_of` of the parts' digests."""
+
+
+def name_of(key: str, image_path: str | None) -> str:
+    """Return the name of a pair for messages: its key, or row and file of a pair of a csv file."""
+    return key if image_path is None else f"row {key}, {image_path}"
 
 
 def readable(samples: Iterable[T | BrokenSample], broken: list[BrokenSample]) -> Iterator[T]:

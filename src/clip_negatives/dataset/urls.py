@@ -27,6 +27,10 @@ READ_BYTES = 2**20  # of a shard that are read at a time for its digest
 MAX_READS_AFTER_END = 100  # empty reads at the end of a stream before the shard counts as damaged
 
 
+class CommandError(EOFError):
+    """The command of a ``pipe:`` failed, so its tar may be incomplete."""
+
+
 def expand_urls(urls: str) -> list[str]:
     """Return the shards in `urls`, by open_clip's rules for ``::`` and braces; an unclosed brace is a DataError."""
     try:
@@ -86,9 +90,14 @@ def shard_stamp(url: str) -> bytes:
         if changes := [str(info[name]) for name in CHANGES if info.get(name)]:
             return repr([info.get("size"), *changes]).encode()
     sha256 = hashlib.sha256()
-    with _errors(url), open_url(url) as stream:
-        while block := stream.read(READ_BYTES):
-            sha256.update(block)
+    try:
+        with _errors(url), open_url(url) as stream:
+            while block := stream.read(READ_BYTES):
+                sha256.update(block)
+    except DataError as error:
+        if not _is_failed_command(url, error):
+            raise
+        sha256.update(b"failed")  # what the command gave is used, see `CommandError`
     return sha256.digest()
 
 
@@ -141,15 +150,25 @@ def open_url(url: str) -> IO[bytes]:
 
 
 class ShardStream:
-    """A shard, opened by `open_url`, whose errors are DataErrors."""
+    """A shard, opened by `open_url`, whose errors are DataErrors; a failed command is a CommandError.
+
+    Attributes:
+        n_read: number of bytes read.
+    """
 
     def __init__(self, stream: IO[bytes], url: str) -> None:
-        self._stream, self._url, self._reads_after_end = stream, url, 0
+        self._stream, self._url, self._reads_after_end, self.n_read = stream, url, 0, 0
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes; DataError if they cannot be read, EOFError after too many reads at the end."""
-        with _errors(self._url):
-            block = self._stream.read(size)
+        try:
+            with _errors(self._url):
+                block = self._stream.read(size)
+        except DataError as error:
+            if _is_failed_command(self._url, error):
+                raise CommandError(*error.args) from error
+            raise
+        self.n_read += len(block)
         self._reads_after_end = 0 if block else self._reads_after_end + 1
         # If a header claims 2^60 bytes, `tarfile` keeps reading after the end, block by block.
         if self._reads_after_end > MAX_READS_AFTER_END:
@@ -177,6 +196,10 @@ def unreadable(kind: str, url: str, error: Exception) -> DataError:
     """Return the error for a file ("tar" or "csv file") that cannot be read."""
     reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
     return DataError(f"The {kind} {url} cannot be read: {reason}. Check that it is reachable, and run the command again.")
+
+
+def _is_failed_command(url: str, error: DataError) -> bool:
+    return url.startswith("pipe:") and isinstance(error.__cause__, OSError)
 
 
 def _info(url: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from clip_negatives.encoders import Encoder
 from clip_negatives.errors import DataError
 from clip_negatives.features.encoding import CHUNK, KEY_BYTES, unit, write_rows
+from clip_negatives.features.losses import Losses
 from clip_negatives.features.store import KEYS, PartStore
 from clip_negatives.storage.atomic import writing
 from clip_negatives.storage.clusters_folder import BROKEN, FEATURES
@@ -30,6 +31,7 @@ from clip_negatives.storage.source_files import DIGESTED_FILES, SOURCES, SourceF
 FITTED_ON = 20_000  # least number of evenly spaced samples to fit a projection on; at most twice as many are used
 ROWS = 65_536  # least rows of a row group of the table of samples; the last group may have fewer
 KEYS_AT_ONCE = 2**21  # digests of keys that are sorted in memory at a time
+BROKEN_COLUMNS = pa.schema([*((name, pa.string()) for name in ("key", "reason", "shard")), ("samples", pa.int64())])
 DTYPES = {torch.float32: "F32", torch.float16: "F16"}  # names in safetensors
 
 
@@ -55,8 +57,8 @@ def check_keys(samples: PartStore, digests: Sequence[str], n: int, cause: str) -
         raise DataError(f"{repeated} samples repeat, because {cause}")
 
 
-def write_samples(samples: PartStore, digests: Sequence[str], folder: Path) -> None:
-    """Write the tables of all parts as one table, and any broken samples as a second table."""
+def write_samples(samples: PartStore, digests: Sequence[str], losses: Losses, folder: Path) -> None:
+    """Write the tables of all parts as one table, and any broken samples and torn tars as a second table."""
     kept = [digest for digest in digests if (samples.folder / digest / SAMPLES).exists()]
     schema = pq.read_schema(samples.folder / kept[0] / SAMPLES)
     with pq.ParquetWriter(folder / SAMPLES, schema, compression="zstd") as writer:
@@ -66,10 +68,13 @@ def write_samples(samples: PartStore, digests: Sequence[str], folder: Path) -> N
             if sum(map(len, waiting)) >= ROWS or digest == kept[-1]:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting = []
-    broken = [entry for digest in digests for entry in (samples.record(digest) or {}).get("broken", ())]
+    broken = [(*entry, 1) for digest in digests for entry in (samples.record(digest) or {}).get("broken", ())]
+    broken += [(part.name, str(part), part.name, part.n_lost) for part in losses.torn]
     if broken:
-        keys, reasons, shards = zip(*broken, strict=True)
-        pq.write_table(pa.table({"key": keys, "reason": reasons, "shard": shards}), folder / BROKEN, compression="zstd")
+        columns = [
+            pa.array(values, field.type) for values, field in zip(zip(*broken, strict=True), BROKEN_COLUMNS, strict=True)
+        ]
+        pq.write_table(pa.table(columns, schema=BROKEN_COLUMNS), folder / BROKEN, compression="zstd")
 
 
 def write_source_files(samples: PartStore, digests: Sequence[str], folder: Path) -> None:

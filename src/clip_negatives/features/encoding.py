@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.dataset import BrokenSample, Part, Sample
+from clip_negatives.dataset import BrokenSample, Part, Sample, notes
 from clip_negatives.dataset.images import limited_batches
-from clip_negatives.dataset.pairs import readable
+from clip_negatives.dataset.pairs import TornTar, readable
 from clip_negatives.encoders import Encoder
 from clip_negatives.errors import DataError
 from clip_negatives.features.store import KEYS, VECTORS, PartStore, Record
@@ -31,12 +31,13 @@ Advance = Callable[[int], None]  # gets the number of finished samples; may rais
 def encode_images(
     part: Part, digest: str, encoder: Encoder | None, store: PartStore, dtype: torch.dtype, advance: Advance
 ) -> None:
-    """Read a part, and store its table of samples, key digests, image features and broken samples.
+    """Read a part, and store its table of samples, key digests, image features, broken samples and notes.
 
     Without an encoder, no image features are stored.
     """
     tables: list[pa.Table] = []
     broken: list[BrokenSample] = []
+    summary: notes.Summary = {}
     with store.adding(digest) as (folder, record):
         with (folder / VECTORS).open("wb") as vectors, (folder / KEYS).open("wb") as keys:
             samples = readable(part.samples(), broken)
@@ -48,14 +49,21 @@ def encode_images(
                     _write(raw, [f"the image of sample {sample.key}" for sample in chunk], encoder, dtype, vectors, record)
                 keys.write(b"".join(map(_identity, chunk)))
                 tables.append(_table(chunk))
+                for sample in chunk:
+                    of_image = () if sample.image is None else notes.image_notes(sample.image)
+                    notes.count((*sample.notes, *of_image), sample.name, summary)
                 advance(len(chunk))
         if tables:
             pq.write_table(pa.concat_tables(tables), folder / SAMPLES, compression="zstd")
         sources = part.source_files()  # before the check that no file changed
-        if part.digest() != digest:
+        torn = next((sample for sample in broken if isinstance(sample, TornTar)), None)
+        if torn is None and part.digest() != digest:
             raise DataError(f"{part.name} changed while it was read. Start again.")
         record.setdefault("count", 0)
-        record["broken"] = [(sample.key, sample.reason, sample.shard) for sample in broken]
+        record["broken"] = [(sample.key, sample.reason, sample.shard) for sample in broken if sample is not torn]
+        record["lost"] = [(sample.key, sample.reason) for sample in broken if sample.is_lost and sample is not torn]
+        record["torn"] = None if torn is None else (torn.key, torn.reason, torn.share)
+        record["notes"] = summary
         record["sources"] = [(source.file, source.size, source.sha256) for source in sources]
 
 

@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from clip_negatives import __version__
-from clip_negatives.dataset import ImageTextPairs, TablePairs
+from clip_negatives.dataset import ImageTextPairs, TablePairs, notes
+from clip_negatives.dataset.captions import remedy
 from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders import Encoder
@@ -28,9 +29,12 @@ from clip_negatives.features.assembly import (
     write_source_files,
 )
 from clip_negatives.features.encoding import CHUNK, encode_images, encode_texts, texts_of
+from clip_negatives.features.frequent import frequent_images
 from clip_negatives.features.given import GivenFeatures, sides_to_copy, stamp_of, unit_rows
+from clip_negatives.features.losses import Losses, PartReport, check_share
 from clip_negatives.features.shared_work import SharedWork
 from clip_negatives.features.store import EncodedFeatures, PartStore
+from clip_negatives.printing import log
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_inside, replaced_file
 
 Side = Encoder | GivenFeatures  # of the images or of the texts
@@ -53,6 +57,8 @@ def encode(
     copy: bool = True,
     progress: bool = True,
     processes: Processes = ALONE,
+    max_lost: float = 1.0,
+    repair: str = "",
 ) -> EncodedFeatures:
     """Encode images and texts of every pair that is not broken; each of the processes makes this call.
 
@@ -62,10 +68,12 @@ def encode(
     Each part is encoded by one process and stored in `folder`, on a disk that all processes share. A later call with the same
     encoders encodes only the missing parts, and returns exactly the same features; parts of other data or encoders are removed.
     Memory holds one part, and the samples that encoders learn from: up to 200,000 texts and raw features of 40,000 images.
+    A later call reads torn tars again. DataError if the share of lost samples is larger than `max_lost`; see `Losses.check`.
     """
+    check_share(max_lost)
     if dtype not in DTYPES:
         raise InputError(f"Expected feature_dtype {' or '.join(DTYPES)}, got {dtype!r}.")
-    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(progress)
+    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(progress, max_lost, repair)
 
 
 class EncodingRun(SharedWork):
@@ -83,7 +91,8 @@ class EncodingRun(SharedWork):
         self.fingerprint = fingerprint_of([*self.digests, *stamps])
         # Another version may learn other features, which must not be mixed.
         versions = [__version__, torch.__version__, version("scikit-learn")]
-        contents = ["features", "samples", "sources", "shards of keys"]  # of a part; older versions stored less
+        # Of a part; older versions stored less.
+        contents = ["features", "samples", "sources", "shards of keys", "losses", "notes"]
         names = {"image": images.name, "text": texts.name} | dict.fromkeys(self.given, "given")
         self.plan = {**names, "chunk": CHUNK, "dtype": dtype, "versions": versions}
         self.plan["contents"] = contents
@@ -94,24 +103,46 @@ class EncodingRun(SharedWork):
         self.whole, self.halt = folder / f"{name}-{self.fingerprint[:16]}", folder / "halt"
         self.clustering_folder = folder / f"clustering-{self.fingerprint[:16]}"
 
-    def run(self, progress: bool) -> EncodedFeatures:
+    def run(self, progress: bool, max_lost: float, repair: str) -> EncodedFeatures:
         """Encode the missing parts, and merge all parts."""
         self.processes.first(self._claim)
+        self._forget_torn_parts()
         to_copy = self.processes.first(self._to_copy)
         console = Console(stderr=True)
         is_hidden = not (progress and console.is_terminal and self.processes.rank == 0)
         with Progress(console=console, disable=is_hidden, transient=True) as bar:
             self._encode_images(bar)
-            counts, n_broken = self._counts()
+            parts = self._reports()
+            losses = self.processes.first(lambda: self._losses(parts))
+            self.processes.together(lambda: losses.check(max_lost, repair))
+            summary = notes.merged(part.notes for part in parts)
+            self.processes.together(lambda: notes.check_groups(summary, losses.n_usable))
+            counts = {digest: part.n_samples for digest, part in zip(self.digests, parts, strict=True)}
             self._encode_texts(bar, counts)
-        self.processes.first(lambda: self._assemble(counts, to_copy))
-        n_samples = sum(counts.values())
-        return EncodedFeatures(self.whole, self.clustering_folder, self.fingerprint, n_samples, n_broken, self.given)
+        images = isinstance(self.images, Encoder)
+        frequent = self.processes.first(lambda: frequent_images(self.image_store, counts) if images else [])
+        self.processes.first(lambda: self._assemble(counts, losses, to_copy))
+        n_broken = sum(part.n_broken for part in parts)
+        warnings = [*notes.sentences(summary, losses.n_usable), *frequent]
+        return EncodedFeatures(
+            self.whole, self.clustering_folder, self.fingerprint, losses.n_usable, n_broken, losses, warnings, self.given
+        )
 
     def _to_copy(self) -> set[str]:
         """Check the given features and return those to copy; an earlier run that is complete has done so."""
         is_whole = PartStore(self.folder, self.folder).record(self.whole.name) is not None
         return set() if is_whole else sides_to_copy(self.given, self.copy)
+
+    def _forget_torn_parts(self) -> None:
+        """Remove the parts of torn tars, and what was made from them, so that the tars are read again."""
+        torn = self.processes.divided(lambda digest: (self.image_store.record(digest) or {}).get("torn"), self.digests)
+        parts = [digest for digest, damage in zip(self.digests, torn, strict=True) if damage is not None]
+        stale = [self.whole, self.clustering_folder, *(self.image_store.folder / digest for digest in parts)]
+        # A learned vocabulary depends on the texts of the torn tars too.
+        learned = isinstance(self.texts, Encoder) and self.texts.learn is not None
+        stale += [self.text_store.folder] if learned else [self.text_store.folder / digest for digest in parts]
+        if parts:
+            self.processes.first(lambda: remove_inside(self.folder, stale))
 
     def _claim(self) -> None:
         """Remove parts of other data or encoders from the folder."""
@@ -134,7 +165,19 @@ class EncodingRun(SharedWork):
         title = "Encoding images" if encoder else "Reading samples"
         advance = self._progress(bar, title, self.n_pairs if is_whole else None)
         options = encoder, self.image_store, self.dtype, advance
-        self._for_each(lambda digest: encode_images(parts[digest], digest, *options), self.processes.mine(missing))
+
+        def encode_part(digest: str) -> None:
+            encode_images(parts[digest], digest, *options)
+            if digest == self.digests[0]:  # an error about groups comes only after all parts
+                self._warn_of_groups(digest)
+
+        self._for_each(encode_part, self.processes.mine(missing))
+
+    def _warn_of_groups(self, digest: str) -> None:
+        """Warn if no sample of a part has the group field."""
+        report = self._report(digest)
+        if notes.all_lack_groups(report.notes, report.n_samples):
+            log("The first tar has no groups. If no other tar has the group field, an error follows after the last image.")
 
     def _encode_texts(self, bar: Progress, counts: dict[str, int]) -> None:
         if not isinstance(self.texts, Encoder):
@@ -156,35 +199,35 @@ class EncodingRun(SharedWork):
         stored = self.processes.divided(lambda digest: store.record(digest) is not None, digests)
         return [digest for digest, is_stored in zip(digests, stored, strict=True) if not is_stored]
 
-    def _counts(self) -> tuple[dict[str, int], int]:
-        """Return the number of samples of each part, in order, and of broken samples, after checking the keys."""
-        records = self.processes.divided(self._count, self.digests)
-        n, n_broken = sum(count for count, _, _ in records), sum(count for _, count, _ in records)
+    def _reports(self) -> list[PartReport]:
+        """Return what was read and lost of each part, in order."""
+        return self.processes.divided(self._report, self.digests)
 
-        def check() -> None:
-            if n == 0:
-                first = next((first for _, _, first in records if first), None)
-                hint = f" ({n_broken} are broken, for example {first[0]}: {first[1]})" if first else ""
-                raise DataError(f"The data have no sample that can be read{hint}. Check the data.")
-            check_keys(self.image_store, self.digests, n, self.cause)
-
-        self.processes.first(check)
-        return {digest: count for digest, (count, _, _) in zip(self.digests, records, strict=True)}, n_broken
-
-    def _count(self, digest: str) -> tuple[int, int, list[str] | None]:
-        """Return the number of samples and of broken samples of a part, and key and reason of the first broken sample."""
+    def _report(self, digest: str) -> PartReport:
         record = self.image_store.record(digest)
         if record is None:
             shared = "Use a disk that all machines share, and run" if self.processes.world_size > 1 else "Run"
             raise ArtifactError(f"{self.folder} lacks an encoded part. {shared} the same command again.")
-        return record["count"], len(record["broken"]), next(iter(record["broken"]), None)
+        return PartReport.of(record)
 
-    def _assemble(self, counts: dict[str, int], to_copy: set[str]) -> None:
+    def _losses(self, parts: list[PartReport]) -> Losses:
+        """Return the losses; DataError if no sample is left, or if samples repeat."""
+        losses = Losses.of(parts)
+        if losses.n_usable == 0:
+            examples = (part.first_broken or (part.torn and part.torn[:2]) for part in parts)
+            first = next(filter(None, examples), None)
+            counts = f"{sum(part.n_broken for part in parts)} samples are broken and {len(losses.torn)} tars torn"
+            hint = f" ({counts}, for example {first[0]}: {first[1]})" if first else ""
+            raise DataError(f"The data have no sample that can be read{hint}. {remedy(first[1] if first else '')}")
+        check_keys(self.image_store, self.digests, losses.n_usable, self.cause)
+        return losses
+
+    def _assemble(self, counts: dict[str, int], losses: Losses, to_copy: set[str]) -> None:
         sides = ("image", self.images, self.image_store), ("text", self.texts, self.text_store)
         store = PartStore(self.folder, self.folder)
         if store.record(self.whole.name) is None:
             with store.adding(self.whole.name) as (partial, _):
-                write_samples(self.image_store, self.digests, partial)
+                write_samples(self.image_store, self.digests, losses, partial)
                 write_source_files(self.image_store, self.digests, partial)
                 streams: dict[str, Iterator[Tensor]] = {}
                 for name, side, parts in sides:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from clip_negatives.storage.manifest import SAMPLES
 from clip_negatives.storage.ownership import new_folder, remove_inside
 from clip_negatives.storage.safe_reading import read_tensors
 from clip_negatives.storage.source_files import SOURCES
+
+if TYPE_CHECKING:
+    from clip_negatives.features.losses import Losses
 
 # Files of a part besides `SAMPLES`: its record with the size of each file, features row by row, and digests of the keys.
 RECORD, VECTORS, KEYS = "record.json", "vectors.bin", "keys.bin"
@@ -84,6 +87,8 @@ class EncodedFeatures:
             ``broken.parquet``.
         clustering_folder: folder of unfinished clusterings of these features, for the next call; it may not exist yet.
         fingerprint: fingerprint of the data, with the given features.
+        losses: torn tars and samples that cannot be read.
+        warnings: sentences on samples that are used.
         given: features that exist already. Those that are not in ``features.safetensors`` are mapped from their own file.
     """
 
@@ -92,6 +97,8 @@ class EncodedFeatures:
     fingerprint: str
     n_samples: int
     n_broken: int
+    losses: Losses
+    warnings: list[str]
     given: Mapping[str, Mappable] = field(default_factory=dict)
 
     @property

@@ -77,6 +77,13 @@ class Method:
         """Return whether the sampler or the weighting needs clusters; errors as in `plugins`."""
         return any(plugin.requires_clusters for plugin in self.plugins)
 
+    @property
+    def requires_only_ids(self) -> bool:
+        """Return whether the method needs the ids of texts and groups, but no clustering; errors as in `plugins`."""
+        sampler, weighting = self.plugins
+        only_ids = bool(getattr(self.create_weighting(), "requires_only_ids", False))
+        return only_ids and weighting.requires_clusters and not sampler.requires_clusters
+
     def create_sampler(self, context: SamplingContext) -> NegativeSampler:
         """Return the sampler for a context; errors as in `plugins`, and `InputError` if the context does not fit."""
         return registry.create("negative_sampler", self.sampler, context)  # type: ignore[no-any-return]

@@ -120,12 +120,12 @@ class NegativesCallback(Callback):
         _log(trainer, lambda: cluster_figures(self._clusters), trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Re-cluster if it is due, and set the epoch of the sampler."""
+        """Re-cluster if it is due, and set the epoch of the sampler; ``overfit_batches`` repeats the batches of epoch 0."""
         epoch = trainer.current_epoch
         if refresh_due(epoch, self.refresh_every) and self.encode is not None and self._refreshed != epoch:
             self._refresh(trainer, pl_module, self.encode)
             self._refreshed = epoch
-        self._loader.set_epoch(epoch)
+        self._loader.set_epoch(0 if trainer.overfit_batches else epoch)  # type: ignore[attr-defined]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -12,9 +12,10 @@ import torch
 from torch import distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
-from clip_negatives.batches.extra_texts import Captions, Tokenize, texts_per_image
+from clip_negatives.batches.extra_texts import Captions, TextsDataset, Tokenize, texts_per_image
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.native_order import NativeOrder
+from clip_negatives.batches.samples import IndexedDataset
 from clip_negatives.distributed.environment import started_processes
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.host import registry
@@ -56,7 +57,8 @@ def attach(
 
     For features of several batches, pass ``BatchSamples.concatenate([...])``, and ``again=True`` to every further call with the
     same samples. Inside a process group, loader and loss know their rank. In evaluation mode, and without gradients, the loss
-    is plain InfoNCE and needs no samples. `IndexedLoader.state_dict` resumes within an epoch.
+    is plain InfoNCE and needs no samples. The loader is a `DataLoader`, which accelerate can prepare.
+    `IndexedLoader.state_dict` resumes within an epoch.
 
     Args:
         loader: the loader of your loop. Sample i of its data set must be sample i of the clusters.
@@ -85,7 +87,7 @@ def attach(
         UnsupportedError: the sampler adds captions, which the weighting does not support.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
-    if isinstance(loader, IndexedLoader):
+    if isinstance(getattr(loader, "dataset", None), IndexedDataset | TextsDataset):
         raise InputError("The loader has a sampler already. Attach the DataLoader of your loop, once.")
     if not isinstance(loader, DataLoader):
         raise InputError(f"Expected the DataLoader of your loop, got an object of type {type(loader).__name__}.")
@@ -103,7 +105,9 @@ def attach(
     loss = NegativesClipLoss(local_loss, gather_with_grad, **options)
     loss.clusters = folder.digest
     identity = None if key_of is None else SampleIdentity(folder.samples, key_of)
-    return IndexedLoader(loader, negative_sampler, tokenize, order, identity), loss
+    is_shared = order is None or order.is_shared
+    process = (context.rank, context.world_size) if is_shared else (0, 1)
+    return IndexedLoader(loader, negative_sampler, tokenize, order, identity, process), loss
 
 
 def sampling_context(loader: DataLoader[Any], folder: ClustersFolder, seed: int, size: int | None = None) -> SamplingContext:

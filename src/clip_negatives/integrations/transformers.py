@@ -13,10 +13,12 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from clip_negatives.batches.batch_sampler import NegativeBatches
 from clip_negatives.batches.collate import IndexedCollate
-from clip_negatives.batches.extra_texts import LaterBatches, refuse_texts
-from clip_negatives.batches.loader import IndexedDataset, rebuilt
-from clip_negatives.errors import DataError, InputError, MissingPackageError, UnsupportedError
+from clip_negatives.batches.extra_texts import refuse_texts
+from clip_negatives.batches.loader import rebuilt
+from clip_negatives.batches.samples import FailedBatch, IndexedDataset
+from clip_negatives.errors import InputError, MissingPackageError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.integrations.loop import ORDERS, sampling_context
@@ -98,8 +100,9 @@ class NegativesTrainer(Trainer):
                 )
             batches = registry.create("negative_sampler", self.sampler, context)
             refuse_texts(batches, "the Trainer")
-            batches = LaterBatches(batches, context.n_samples)
-        loader = rebuilt(native, IndexedDataset(native.dataset), batches, _CollateWithIds(native.collate_fn))
+            batches = NegativeBatches(batches, context.n_samples)
+        dataset = IndexedDataset(native.dataset)
+        loader = rebuilt(native, dataset, batches, _CollateWithIds(native.collate_fn, dataset.unreadable))
         # The batches are already those of this process: with the true number of processes, accelerate would split them.
         prepared: DataLoader[Any] = prepare_data_loader(
             loader, self.accelerator.device, 1, 0, put_on_device=True, non_blocking=self.accelerator.non_blocking
@@ -158,6 +161,4 @@ class _CollateWithIds(IndexedCollate):
 
     def __call__(self, items: list[tuple[Any, ...]]) -> Any:
         batch, samples = super().__call__(items)
-        if isinstance(batch, DataError):
-            raise batch
-        return {**batch, IDS: samples.ids}
+        return batch if isinstance(batch, FailedBatch) else {**batch, IDS: samples.ids}

@@ -22,12 +22,14 @@ from clip_negatives.encoders import text_encoder as text_encoder_of
 from clip_negatives.errors import ArtifactError
 from clip_negatives.features import encode
 from clip_negatives.features.given import GivenFeatures, manifest_entry
+from clip_negatives.features.losses import check_share
 from clip_negatives.host.registry import Kind
 from clip_negatives.pipelines.open_data import open_data
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.printing import log
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters_from_files
 from clip_negatives.storage.folder_kind import FORMAT
+from clip_negatives.storage.limits import MAX_LOST
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.manifest import CLUSTERS_FOLDER, MANIFEST
 from clip_negatives.storage.ownership import claim_work, remove_work
@@ -37,6 +39,9 @@ from clip_negatives.storage.safe_reading import read_json
 
 GIVEN = "given"  # in a manifest: name of the encoder of features that existed already
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cached clusters folders
+
+# How to accept a loss of {} percent when the clusters are prepared for the cache.
+ACCEPTED = "or run clip-negatives prepare with --max-lost {}%, and use its folder as the clusters"
 
 
 def prepare(
@@ -59,6 +64,7 @@ def prepare_folder(
     keep_features: bool | None = None,
     progress: bool = True,
     processes: Processes = ALONE,
+    max_lost: float = MAX_LOST,
 ) -> dict[str, Any]:
     """Encode and cluster image-text pairs, write a clusters folder, and return its manifest.
 
@@ -78,10 +84,11 @@ def prepare_folder(
             `features` has them.
         progress: show progress bars on stderr.
         processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
+        max_lost: largest share of the samples, 0 .. 1, that may be lost in torn tars or cannot be read.
 
     Raises:
         PluginError: a name or option is unknown.
-        DataError: the data or the weights of an encoder cannot be read.
+        DataError: the data or the weights of an encoder cannot be read, or more than `max_lost` of the samples are lost.
         InputError: a value is out of its range, or the clusterer cannot cluster the features.
         ArtifactError: the folder cannot be written.
         ProcessError: a process was lost.
@@ -90,14 +97,14 @@ def prepare_folder(
     folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
     source, given = processes.together(lambda: open_data(data, recipe, features))
     processes.together(lambda: recipe.check(source.n_pairs))
+    processes.together(lambda: check_share(max_lost))
     keep_features = features is None if keep_features is None else keep_features
+    options: dict[str, Any] = {"keep_features": keep_features, "progress": progress, "max_lost": max_lost}
     with ExitStack() as stack:
         processes.first(lambda: stack.enter_context(sole_user(folder)))
         processes.first(lambda: CLUSTERS_FOLDER.tidy(folder))
         older = processes.first(lambda: _data_of(folder))
-        manifest = _encode_and_cluster(
-            source, folder, recipe, given, keep_features=keep_features, progress=progress, processes=processes
-        )
+        manifest = _encode_and_cluster(source, folder, recipe, given, processes=processes, **options)
         if older not in (None, manifest["data"]):
             processes.first(lambda: log(f"{folder} had clusters of other data. They were replaced."))
         return manifest
@@ -126,7 +133,8 @@ def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, prog
         if (cached := _cached(folder)) is not None:  # another process prepared it meanwhile
             remove_work(work)
             return cached
-        _encode_and_cluster(source, folder, recipe, {}, keep_features=True, progress=progress, processes=ALONE, cached=True)
+        options: dict[str, Any] = {"progress": progress, "processes": ALONE, "max_lost": MAX_LOST, "cached": True}
+        _encode_and_cluster(source, folder, recipe, {}, keep_features=True, **options)
     return read_clusters(folder)
 
 
@@ -156,6 +164,7 @@ def _encode_and_cluster(
     keep_features: bool,
     progress: bool,
     processes: Processes,
+    max_lost: float,
     cached: bool = False,
 ) -> dict[str, Any]:
     """Encode, cluster and write in a work folder that no other run uses; return the manifest."""
@@ -168,7 +177,8 @@ def _encode_and_cluster(
         )
     )
     processes.first(lambda: claim_work(work))
-    options: dict[str, Any] = {"copy": keep_features, "progress": progress, "processes": processes}
+    options: dict[str, Any] = {"progress": progress, "max_lost": max_lost, "repair": ACCEPTED if cached else ""}
+    options |= {"copy": keep_features, "processes": processes}
     encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, **options)
     processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
     checkpoint = processes.first(lambda: encoded.clustering_folder / _short_digest(_clusterers(recipe)))
@@ -187,6 +197,7 @@ def _encode_and_cluster(
         "text_encoder": GIVEN if "text" in given else texts.name,
         "data": encoded.fingerprint,
         "n_broken": encoded.n_broken,
+        "n_torn": len(encoded.losses.torn),
     }
     del manifest["columns"]  # describes the data, not the clustering
     if given:
@@ -195,7 +206,10 @@ def _encode_and_cluster(
     files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
     written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
     processes.together(encoded.unmap)
-    processes.first(lambda: remove_work(work))
+    if cached or not encoded.losses.torn:  # the next call reads the torn tars again, and keeps the other parts
+        processes.first(lambda: remove_work(work))
+    for warning in encoded.warnings if processes.rank == 0 else ():
+        log(warning)
     return written
 
 

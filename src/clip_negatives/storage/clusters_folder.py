@@ -67,7 +67,7 @@ class ClustersFolder:
 
     @property
     def broken(self) -> pa.Table:
-        """Read the table of skipped samples, with columns key, reason and shard; ArtifactError if it is damaged."""
+        """Read the table of skipped samples and torn tars: key, reason, shard; ArtifactError if it is damaged."""
         if BROKEN in self.manifest.get("files", ()):
             with CLUSTERS_FOLDER.reading(self.path, BROKEN):
                 return read_table(self.path / BROKEN, ("key", "reason", "shard"))

@@ -21,6 +21,8 @@ DEFAULTS = {
     "header_bytes": 2**20,  # of a safetensors header or a tar header
 }
 
+MAX_LOST = 0.01  # default of the largest share of samples that `prepare` may lose in damaged data
+
 # Limits that skip samples of tars: with other limits, the same tars give other samples.
 OF_SAMPLES = ("pixels", "characters", "member_bytes", "header_bytes")
 

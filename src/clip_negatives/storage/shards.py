@@ -146,14 +146,20 @@ class ShardRows:
 def last_parts(address: str, depth: int) -> str:
     """Return the last `depth` path components of a shard; for a ``pipe:`` command, of the last tar in the command."""
     if address.startswith("pipe:"):
-        words = re.split(r"[\s'\"]+", address.removeprefix("pipe:"))
-        tars = [word for word in words if re.search(r"\.(tar|tgz)(\.\w+)?$", word)]
-        if not tars:
+        tar = piped_tar(address)
+        if tar is None:
             return address
-        address = tars[-1]
+        address = tar
     if "://" in address:
         address = address.partition("?")[0]  # the query is a signature, which changes
     return "/".join(address.split("/")[-depth:])
+
+
+def piped_tar(command: str) -> str | None:
+    """Return the path or URL of the last tar in a ``pipe:`` command; None without one."""
+    words = re.split(r"[\s'\"]+", command.removeprefix("pipe:"))
+    tars = [word for word in words if re.search(r"\.(tar|tgz)(\.\w+)?$", word)]
+    return tars[-1] if tars else None
 
 
 def check_distinct(shards: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from torch.utils.data import ConcatDataset, Subset
 
+from clip_negatives.dataset.columns import IMAGE, TEXT
 from clip_negatives.errors import ArtifactError, InputError
 from clip_negatives.printing import log, warn
 from clip_negatives.storage.clusters_folder import ClustersFolder
@@ -23,9 +24,9 @@ R = TypeVar("R")
 IDENTITIES = ("key", "text", "image")  # columns of a sample table that identify samples
 # Names of attributes or columns of a data set that identify its samples: captions, or else keys, or else image paths.
 NAMES = (
-    {"caption", "captions", "text", "texts", "title", "titles"},
+    {"caption", "captions", "text", "texts", TEXT, "titles"},
     {"key", "keys", "__key__"},
-    {"image_path", "image_paths", "filepath", "file_name", "images"},
+    {"image_path", "image_paths", IMAGE, "file_name", "images"},
 )
 CHECKED_FILES = 50_000  # files whose size and modification time are checked: a network file system answers slowly
 CHUNK = 256  # files that a thread looks at in one go

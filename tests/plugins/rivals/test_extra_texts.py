@@ -149,7 +149,7 @@ def test_loader_hands_out_each_text_with_those_that_come_with_it(name: str, work
         index = samples.ids.tolist()
         assert images.shape == (B, 3)
         expected = [
-            line for row in index for line in (CAPTIONS[row], *loader.sampler.extra_texts([row]))
+            line for row in index for line in (CAPTIONS[row], *loader.negatives.extra_texts([row]))
         ]  # the same epoch, so the same captions as in the workers
         assert torch.equal(texts, tokenize(expected))
         ids = samples.text_ids

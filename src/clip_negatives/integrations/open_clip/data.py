@@ -10,9 +10,10 @@ from torch.utils.data import IterableDataset
 
 from clip_negatives.batches.extra_texts import Captions, texts_per_image
 from clip_negatives.batches.loader import IndexedLoader
-from clip_negatives.batches.streams import LabelStage, StreamLoader, TextStage
+from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
 from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, SamplingContext
@@ -20,6 +21,8 @@ from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
 from clip_negatives.storage.shards import KnownShards, ShardRows
 from clip_negatives.training.same_files import warn_of_uncompared_shards
+
+TAR_STAGES = ("tarfile_to_samples", "tarfile_samples")  # of open_clip for training, of webdataset for validation
 
 
 @dataclass
@@ -45,6 +48,7 @@ class TrainData:
         native, args = self.info.dataloader, self.args
         if self.dataset is None:
             self.dataloader = HandOver(self._stream(native), self.current)
+            read_captions(native, caption_field(self.args))
             self.dataloader.num_batches = native.num_batches
         else:
             captions: Any = getattr(self.dataset, "captions", None)
@@ -83,21 +87,47 @@ class TrainData:
             self.dataloader.loader.set_epoch(epoch)
 
 
+def caption_field(args: Any) -> str | None:
+    """Return the ending or json field of the captions of tars; None for the ``.txt``."""
+    return args.csv_caption_key or None
+
+
+def read_captions(loader: Any, field: str | None) -> None:
+    """Make a stream use the captions of a `CaptionStage`, before other stages read them."""
+    stages = loader.pipeline[0].dataset.pipeline
+    place = _place_after_tars(stages)
+    if not isinstance(stages[place], CaptionStage):
+        stages.insert(place, CaptionStage(field, OPTIONS["text"]))
+
+
 def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
     """Append entries of the samples to each batch of a stream. The order of the samples does not change.
 
     `stage` adds the entries to the samples, right after the tars are read; None if the samples have them already.
     """
     stages = loader.pipeline[0].dataset.pipeline
-    names = [getattr(getattr(part, "f", part), "__name__", "") for part in stages]
-    tar_places = [place for place, name in enumerate(names) if name.startswith("tarfile_to_samples")]
-    tuple_places = [place for place, name in enumerate(names) if name == "_to_tuple"]
-    if len(tuple_places) != 1 or (stage is not None and len(tar_places) != 1):
-        raise UnsupportedError(
-            "The webdataset stream of this open_clip differs from version 3: no tar stage, or no to_tuple('image', 'text'). "
-            "Install open_clip_torch>=3.0,<4."
-        )
+    tuple_places = [place for place, name in enumerate(_names(stages)) if name == "_to_tuple"]
+    if len(tuple_places) != 1:
+        raise _unknown_stream()
     if stages[tuple_places[0]].args == ("image", "text"):
         stages[tuple_places[0]] = webdataset.to_tuple("image", "text", *entries)
         if stage is not None:
-            stages.insert(tar_places[0] + 1, stage)
+            stages.insert(_place_after_tars(stages), stage)
+
+
+def _place_after_tars(stages: list[Any]) -> int:
+    """Return the place behind the stage that reads the tars."""
+    places = [place for place, name in enumerate(_names(stages)) if name.startswith(TAR_STAGES)]
+    if len(places) != 1:
+        raise _unknown_stream()
+    return places[0] + 1
+
+
+def _names(stages: list[Any]) -> list[str]:
+    """Return the name of the function of each stage."""
+    return [getattr(getattr(stage, "f", stage), "__name__", "") for stage in stages]
+
+
+def _unknown_stream() -> UnsupportedError:
+    fault = "The webdataset stream of this open_clip differs from version 3: no tar stage, or no to_tuple('image', 'text')."
+    return UnsupportedError(f"{fault} Install open_clip_torch>=3.0,<4.")

@@ -11,13 +11,11 @@ from urllib.parse import urlparse
 
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from webdataset.gopen import gopen_schemes
 
 from clip_negatives.advice import argument
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.batches.extra_texts import Captions, texts_per_image
-from clip_negatives.clustering.fit import cluster_features
 from clip_negatives.dataset import TablePairs
 from clip_negatives.dataset.stored_images import EmbeddedImages
 from clip_negatives.dataset.urls import expand_urls, is_plain
@@ -25,12 +23,12 @@ from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, 
 from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import pairs, rank, world_size
+from clip_negatives.integrations.open_clip.without_clustering import ids_only, synthetic
 from clip_negatives.interfaces import Clusters, LossTerms, SamplingContext
 from clip_negatives.losses.backends import check_backend
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.pipelines.prepare import cache_folder, prepare_cached
 from clip_negatives.printing import log
-from clip_negatives.sampling import epoch_generator
 from clip_negatives.storage.clusters_folder import BYTES, ClustersFolder, read_clusters
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder, read_labels
 from clip_negatives.storage.manifest import LABELS_FOLDER
@@ -64,8 +62,10 @@ def _first_folder(args: Namespace, options: TrainOptions) -> ClustersOrLabels:
         is_labels = kind == "webdataset" and LABELS_FOLDER.is_at(options.clusters)
         return read_labels(options.clusters) if is_labels else read_clusters(options.clusters)
     if kind == "synthetic":
-        return _synthetic(args, options)
+        return synthetic(args, options)
     data = pairs(args, options.recipe.columns.group)
+    if options.requires_only_ids and isinstance(data, TablePairs):
+        return ClustersFolder(Path(data.path), *ids_only(data), {})
     if rank() == 0:
         return prepare_cached(data, options.recipe)
     try:
@@ -126,11 +126,11 @@ def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
         shards.check(addresses)
         check_shards(shards, addresses)
     elif kind_of(args) == "table" and isinstance(folder, ClustersFolder):
-        source = pairs(args)
-        if isinstance(source, TablePairs) and isinstance(source.stored, EmbeddedImages):
-            check_embedded_images(folder, source.stored)
-        else:
-            check_images(folder)
+        check_images(folder)
+        if "image" not in folder.samples.column_names:
+            source = pairs(args)
+            if isinstance(source, TablePairs) and isinstance(source.stored, EmbeddedImages):
+                check_embedded_images(folder, source.stored)
 
 
 def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
@@ -183,13 +183,3 @@ def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, op
     if options.refresh_every is not None:
         options.recipe.check(n)
     return extra
-
-
-def _synthetic(args: Namespace, options: TrainOptions) -> ClustersFolder:
-    """Return clusters of random features with 32 dimensions, for timing only: all synthetic samples are the same pair."""
-    log("All synthetic samples are the same pair: the clusters are random, for timing only.")
-    n, generator = args.train_num_samples, epoch_generator(args.seed, 0)
-    image, text = (F.normalize(torch.randn(n, 32, generator=generator), dim=1) for _ in range(2))
-    clusters = cluster_features(image, text, **options.recipe.clusterers, seed=args.seed, epoch=0)
-    samples = pa.table({"key": [str(row) for row in range(n)], "text": ["Dummy caption"] * n})
-    return ClustersFolder(Path("synthetic"), clusters, samples, {})

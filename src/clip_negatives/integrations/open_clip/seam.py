@@ -35,7 +35,7 @@ from clip_negatives.integrations.open_clip.checkpoints import (
     store_random,
     store_state,
 )
-from clip_negatives.integrations.open_clip.data import TrainData
+from clip_negatives.integrations.open_clip.data import TrainData, caption_field, read_captions
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
 from clip_negatives.integrations.open_clip.loggers import EpochFigures
 from clip_negatives.integrations.open_clip.preflight import first_folder, terms_of, warn_of_newer_data
@@ -115,6 +115,8 @@ class Negatives:
         self._current = CurrentSamples(args.accum_freq, self.observe)
         self._data = data["train"] = TrainData(data["train"], args, self.options, self._current, self.folder)
         self._data.use(self._clusters)
+        if "val" in data and kind_of(args, args.val_data) == "webdataset":
+            read_captions(data["val"].dataloader, caption_field(args))
         return data
 
     def _agree(self, args: Any, dataset: Any, epoch: int) -> None:

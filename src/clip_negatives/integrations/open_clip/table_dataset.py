@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from clip_negatives.dataset import Columns, open_table
 from clip_negatives.dataset.formats import kind_of
 from clip_negatives.dataset.images import check_regular
 from clip_negatives.integrations.open_clip.arguments import OPTIONS
+from clip_negatives.printing import log
 
 open_clip_dataset_fn = open_clip_data.get_dataset_fn
 
@@ -46,6 +48,7 @@ class TableDataset(Dataset[Any]):
         columns = Columns(img_key or None, caption_key or None, None, sep or None)
         with named(OPTIONS):
             self.pairs = open_table(input_filename, columns, dataset_type=dataset_type)
+        log(self.pairs.summary, logging.INFO)
         self.images, self.captions = self.pairs.image_paths, self.pairs.texts
         self.transforms, self.tokenize = transforms, tokenizer
 
