@@ -101,8 +101,8 @@ def sides_to_copy(given: Mapping[str, GivenFeatures], keep: bool) -> set[str]:
     copied = set[str]()
     for side, features in given.items():
         must_copy = keep or features.mapped() is None
-        # If both sides are copied anyway, the copy makes the checks.
-        if (must_copy and len(given) > 1) or not are_unit(features) or must_copy:
+        is_checked_later = must_copy and len(given) > 1  # by the copy, because nothing is encoded before it
+        if is_checked_later or not are_unit(features) or must_copy:
             copied.add(side)
     return copied
 
