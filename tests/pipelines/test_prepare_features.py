@@ -125,7 +125,19 @@ def test_float16_stays_float16(csv_file: Path, features: dict[str, NDArray[Any]]
     assert torch.equal(made.clusters.image_features, torch.from_numpy(half["image"]))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["list", "fixed", "datasets"])
+def test_other_layouts_of_npy_files(csv_file: Path, features: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    """float64, big-endian, and columns first: none can be mapped as a tensor, all give the same features."""
+    expected = torch.from_numpy(features["image"])
+    layouts = (features["image"].astype(np.float64), features["image"].astype(">f4"), np.asfortranarray(features["image"]))
+    for number, rows in enumerate(layouts):
+        spec = save(tmp_path / "npy", {**features, "image": rows})
+        options: dict[str, Any] = {"features": spec, "keep_features": True, "progress": False}
+        made = prepare(csv_file, tmp_path / str(number), RECIPE, **options)
+        assert made.clusters.image_features is not None
+        torch.testing.assert_close(made.clusters.image_features, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["list", "fixed", "datasets", "saved"])
 def test_columns(encoded: ClustersFolder, features: dict[str, NDArray[Any]], tmp_path: Path, kind: str) -> None:
     datasets = pytest.importorskip("datasets")
     columns: dict[str, Any] = {"caption": [listing[1] for listing in listings(N)]}
@@ -137,10 +149,14 @@ def test_columns(encoded: ClustersFolder, features: dict[str, NDArray[Any]], tmp
     pq.write_table(table, tmp_path / "pairs.parquet", row_group_size=20)
     data = datasets.Dataset.from_parquet(str(tmp_path / "pairs.parquet"), cache_dir=str(tmp_path / "cache"))
     spec = "columns:image_embedding,text_embedding"
-    source = data if kind == "datasets" else tmp_path / "pairs.parquet"
+    data.save_to_disk(tmp_path / "saved")
+    sources = {"datasets": data, "saved": tmp_path / "saved"}
+    source = sources.get(kind, tmp_path / "pairs.parquet")
     made = prepare(source, tmp_path / "clusters", RECIPE, features=spec, progress=False)
     assert_same_labels(made, encoded)
     assert made.samples.column_names == ["key", "text"]
+    assert all(Path(entry["file"]).stat().st_size == entry["bytes"] for entry in made.manifest["features"]["image"])
+    assert made.manifest["features"]["image"] != []
 
 
 def test_the_other_side_is_encoded(

@@ -29,7 +29,7 @@ class StreamedColumns:
 
     Attributes:
         read: yields the values of a column, in order.
-        files: the parquet files.
+        files: the parquet files, or the files of the data set; none if it is in memory.
         fingerprint: fingerprint of a data set of Hugging Face.
     """
 

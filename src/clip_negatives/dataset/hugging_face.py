@@ -56,7 +56,8 @@ def dataset_pairs(
             stored = _images(plain, image, name)
         else:
             del used["image"]
-    streamed = StreamedColumns(stream, fingerprint=str(getattr(dataset, "_fingerprint", "")))
+    files = [str(entry["filename"]) for entry in getattr(dataset, "cache_files", ())]
+    streamed = StreamedColumns(stream, files, str(getattr(dataset, "_fingerprint", "")))
     table = Table(list(dataset.column_names), read, streamed=streamed)
     return TablePairs(name, table, used, stored, shard_pattern=columns.shard_pattern, opens_images=images)
 

@@ -48,7 +48,7 @@ class ColumnFeatures:
         return b"\0".join([self.column.encode(), self.streamed.fingerprint.encode(), *files])
 
     def sources(self) -> list[SourceFile]:
-        """Return size of each parquet file, and a digest of both ends."""
+        """Return size of each file, and a digest of both ends."""
         return [shard_source(file) for file in self.streamed.files]
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:

@@ -81,9 +81,9 @@ def manifest_entry(given: Mapping[str, GivenFeatures]) -> dict[str, list[dict[st
 def unit_rows(features: GivenFeatures) -> Iterator[Tensor]:
     """Yield all rows at unit norm, float16 if they are stored so, else float32."""
     for rows, norms, is_unit in _checked(features):
-        scaled = rows / norms.to(rows.dtype)[:, None] if rows.dtype == torch.float64 else rows.float() / norms.float()[:, None]
         stored = rows if rows.dtype == torch.float16 else rows.float()
-        yield torch.where(is_unit[:, None], stored, scaled.to(stored.dtype)).contiguous()
+        scaled = (rows.double() / norms[:, None]).to(stored.dtype)
+        yield torch.where(is_unit[:, None], stored, scaled).contiguous()
 
 
 def are_unit(features: GivenFeatures) -> bool:
