@@ -165,7 +165,8 @@ def test_parts_of_other_encoders_are_not_used(source: TablePairs, tmp_path: Path
 
 def test_only_parts_that_changed_are_encoded_again(source: TablePairs, tmp_path: Path) -> None:
     _run(source, tmp_path / "work")
-    source.path.write_text(source.path.read_text() + source.path.read_text().splitlines()[1] + "\n")
+    file = Path(source.path)
+    file.write_text(file.read_text() + file.read_text().splitlines()[1] + "\n")
     again, other = Stopping(-1), open_table(source.path)
     encoded = _run(other, tmp_path / "work", again.encoder())
     assert again.encoded == N + 1 - 48
