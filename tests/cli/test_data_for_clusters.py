@@ -47,7 +47,7 @@ def test_meter_of_data_is_that_of_its_clusters() -> None:
     ("line", "words"),
     [
         (["inspect", "absent.csv"], "The csv file absent.csv does not exist"),
-        (["inspect", "absent"], "Run clip-negatives prepare"),
+        (["inspect", "absent"], "Write one with clip-negatives prepare"),
         (["meter", "absent/{0..3}.tar"], "absent/0.tar does not exist"),
         (["meter", "empty"], "prepare"),
     ],
