@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.formats import Table
 from clip_negatives.dataset.images import AHEAD, count_pixels, limited_batches, read_image, read_small_image
 from clip_negatives.dataset.pairs import Sample, fingerprint_of
 from clip_negatives.dataset.stored_images import ImageFiles, StoredImages
+from clip_negatives.dataset.values import as_strings, check_values, is_missing
 from clip_negatives.errors import DataError
 from clip_negatives.printing import log
 from clip_negatives.storage.digests import rows_digest
@@ -30,22 +29,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS = 2048  # rows per part: a process encodes a part before it writes
-BLOCK = 65_536  # values of a column that are converted to Python strings at a time
-
-# Values that pandas takes as missing in a csv file; they are missing in every table.
-MISSING = frozenset(
-    (
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
-        *("NULL", "NaN", "None", "n/a", "nan", "null"),
-    )
-)
 
 
 class TablePairs:
     """Image-text pairs of a table, one pair per row, in the order of the rows.
 
-    As in open_clip's csv data, relative image paths start at the working directory, and a missing text is "nan" (`MISSING`).
-    The used columns are in memory, except for images. A row without a group is a group of its own.
+    As in open_clip's csv data, relative image paths start at the working directory, and a missing text is "nan". The used columns
+    are in memory, except for images. A row without a group is a group of its own.
 
     Attributes:
         path: file, URL or name of the table, for messages.
@@ -59,15 +49,15 @@ class TablePairs:
         frame = table.read([name for role, name in used.items() if stored is None or role != "image"])
         if frame.empty:
             raise DataError(f"{path} has no rows{'' if table.separator is None else ' below its header'}. Add pairs.")
-        _check_values(path, frame)
-        is_missing = _is_missing(frame[used["text"]])
-        self._texts = _strings(frame[used["text"]], is_missing, MISSING_TEXT)
-        self.stored = stored or ImageFiles(_strings(frame[used["image"]], _is_missing(frame[used["image"]]), MISSING_TEXT))
+        check_values(path, frame)
+        missing = is_missing(frame[used["text"]])
+        self._texts = as_strings(frame[used["text"]], missing, MISSING_TEXT)
+        self.stored = stored or ImageFiles(as_strings(frame[used["image"]], is_missing(frame[used["image"]]), MISSING_TEXT))
         groups = frame[used["group"]] if "group" in used else None
-        self._groups = None if groups is None else _strings(groups, _is_missing(groups), "")
+        self._groups = None if groups is None else as_strings(groups, is_missing(groups), "")
         self.n_pairs = len(self._texts)
         self._check_lengths()
-        self._warn_of_texts(is_missing, table.separator)
+        self._warn_of_texts(missing, table.separator)
 
     def _check_lengths(self) -> None:
         lengths = pc.utf8_length(self._texts)
@@ -76,12 +66,12 @@ class TablePairs:
             repair = f"Close its quotation mark, or raise the limit: {VARIABLE}=characters=NUMBER."
             raise DataError(f"The text of row {pc.index(lengths, longest).as_py()} of {self.path} {fault}. {repair}")
 
-    def _warn_of_texts(self, is_missing: pd.Series[bool], separator: str | None) -> None:
+    def _warn_of_texts(self, missing: pd.Series[bool], separator: str | None) -> None:
         """Warn of missing texts, and of texts of a csv file that seem to have swallowed rows."""
-        if n := int(is_missing.sum()):
-            first = int(is_missing.to_numpy().argmax())
+        if n := int(missing.sum()):
+            first = int(missing.to_numpy().argmax())
             _log_once(
-                f"{n} of {len(is_missing)} rows of {self.path} have no text, first row {first} ({self._place}). open_clip "
+                f"{n} of {len(missing)} rows of {self.path} have no text, first row {first} ({self._place}). open_clip "
                 "trains on the text nan for them."
             )
         if separator is None:
@@ -208,30 +198,3 @@ class TablePart:
 def _log_once(message: str) -> None:
     """Log a message of a table that one command opens several times."""
     log(message)
-
-
-def _check_values(path: Path | str, frame: pd.DataFrame) -> None:
-    """Raise DataError if values of a column are lists or objects."""
-    from pandas.api.types import infer_dtype
-
-    for name in frame.columns:
-        if infer_dtype(frame[name], skipna=True) not in ("mixed", "bytes"):
-            continue
-        nested = (row for row, value in enumerate(frame[name]) if hasattr(value, "__len__") and not isinstance(value, str))
-        if (row := next(nested, None)) is not None:
-            kind = type(frame[name].iloc[row]).__name__
-            raise DataError(
-                f"The column {name!r} of {path} has a {kind} in row {row}, not a text. Write one pair per row, or name another "
-                f"column with {argument_of('text')} or {argument_of('image')}."
-            )
-
-
-def _is_missing(column: pd.Series[Any]) -> pd.Series[bool]:
-    return column.isna() | column.isin(MISSING)
-
-
-def _strings(column: pd.Series[Any], is_missing: pd.Series[bool], missing: str) -> pa.ChunkedArray:
-    """Return ``str`` of each value as an Arrow array, which takes far less memory than Python strings."""
-    filled = column.astype(object).where(~is_missing, missing) if is_missing.any() else column
-    blocks = (filled.iloc[start : start + BLOCK] for start in range(0, len(filled), BLOCK))
-    return pa.chunked_array([pa.array(map(str, block), pa.string()) for block in blocks], pa.string())
