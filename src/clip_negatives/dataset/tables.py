@@ -34,7 +34,7 @@ ROWS = 2048  # rows per part: a process encodes a part before it writes
 class TablePairs:
     """Image-text pairs of a table, one pair per row, in the order of the rows.
 
-    As in open_clip's csv data, relative image paths start at the working directory, and a missing text is "nan". The used columns
+    As in open_clip's csv data, relative image paths start at the working directory. A missing text is "nan". The used columns
     are in memory, except for images. A row without a group is a group of its own.
 
     Attributes:
