@@ -38,14 +38,14 @@ def test_torn_tars_are_said_apart_from_broken_samples(data: str) -> None:
     refused = run("prepare", data, "clusters", "--dataset-type", "webdataset", *OPTIONS, code=2)
     lost = refused.stderr.split("samples; about ")[1].split(" ")[0]
     start = f"Error: {int(lost) + 1} of "
-    assert refused.stderr.startswith(start)
+    assert start in refused.stderr
     assert "samples; about " in refused.stderr
     assert "are lost, more than 1.00%: 1 torn tar (pipe:head" in refused.stderr
     assert "and 1 broken sample (first: x: the image cannot be read)" in refused.stderr
     percent = refused.stderr.rstrip().rpartition(" ")[2]
     assert f"or accept the loss with --max-lost {percent}" in refused.stderr
     shown = run("prepare", data, "clusters", "--dataset-type", "webdataset", *OPTIONS, "--max-lost", percent.rstrip("."))
-    lines = shown.stderr.splitlines()
+    lines = shown.stderr.splitlines()[1:]
     assert lines[:4] == [
         "Left out: 3 samples, listed in clusters/broken.parquet",
         "  1: the image cannot be read (first: x)",

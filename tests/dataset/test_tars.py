@@ -162,15 +162,16 @@ def test_group_field_that_is_not_there(tmp_path: Path, json: bytes, fault: str) 
 
 
 def test_unknown_groups(tmp_path: Path) -> None:
-    """A field that is null or not a number, and a sample without .json, give no group."""
+    """A field that is null, NaN or NA, and a sample without .json, give no group."""
     values = {"a": b'{"item": null}', "b": b'{"item": NaN}', "c": b'{"item": ""}', "d": b'{"item": 0}', "e": b'{"item": "x"}'}
+    values["g"] = b'{"item": "NA"}'
     files: dict[str, bytes] = {}
-    for key in "abcdef":
+    for key in "abcdefg":
         files |= _pair(key) | ({f"{key}.json": values[key]} if key in values else {})
     file = write_tar(tmp_path / "a.tar", files)
     source = TarPairs(str(file), group_field="item")
     assert dict(zip(source.keys, source.groups or (), strict=True)) == dict(
-        zip("abcdef", ("", "", "", "0", "x", ""), strict=True)
+        zip("abcdefg", ("", "", "", "0", "x", "", ""), strict=True)
     )
 
 

@@ -44,7 +44,8 @@ def ranks(arguments: Sequence[str], checkpoint: Path, test: Mapping[str, Any]) -
 
 def _items(source: TablePairs | TarPairs) -> Tensor:
     """Return an id of the item of each pair, int64, shape (N,): of its group or, in data without groups, of its text."""
-    columns = {"text": source.texts, "image": source.image_paths, "group": source.groups}
+    shards = source.shard_of if isinstance(source, TarPairs) else None
+    columns = {"text": source.texts, "shard": shards, "group": source.groups}
     samples = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items() if values is not None})
     groups = group_ids(samples)
     return text_ids(samples) if groups is None else groups

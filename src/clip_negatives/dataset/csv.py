@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,9 @@ def read_csv(path: Path | str, separator: str | None = None, texts: Sequence[str
             raise unreadable("csv file", path, error) from error
         reason = " ".join(str(error).split())
         repair = f"Correct the file or {argument_of('separator')}."
+        with suppress(ValueError):
+            if (likely := found_separator(path)) != separator:
+                repair = f"Its columns seem to be separated by {likely!r}. Use {argument_of('separator')}."
         raise DataError(f"{path} is not a csv file separated by {separator!r}: {reason}. {repair}") from error
     except Exception as error:  # each file system of fsspec has its own errors
         raise unreadable("csv file", str(path), error) from error

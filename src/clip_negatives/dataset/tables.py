@@ -20,7 +20,7 @@ from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.dataset.stored_images import ImageFiles, StoredImages
 from clip_negatives.dataset.table_parts import TablePart
 from clip_negatives.dataset.tar_names import tar_names
-from clip_negatives.dataset.values import check_values, identities, is_missing, strings
+from clip_negatives.dataset.values import as_strings, check_values, identities, is_missing
 from clip_negatives.errors import DataError
 from clip_negatives.printing import log
 from clip_negatives.storage.digests import rows_digest
@@ -37,8 +37,8 @@ UNOPENED_ROWS = 65_536  # rows per part of a table whose images are not opened
 class TablePairs:
     """Image-text pairs of a table, one pair per row, in the order of the rows.
 
-    As in open_clip's csv data, relative image paths start at the working directory, and a missing text is "nan" (`MISSING`).
-    The used columns are in memory, except for images. A row without a group is a group of its own.
+    As in open_clip's csv data, relative image paths start at the working directory. A missing text is "nan". The used columns
+    are in memory, except for images. A row without a group is a group of its own.
 
     Attributes:
         path: file, URL or name of the table, for messages.
@@ -69,11 +69,11 @@ class TablePairs:
         check_values(path, frame)
         columns = {role: frame[name] for role, name in used.items() if name in frame}
         text_is_missing = is_missing(columns["text"])
-        self._texts = strings(columns["text"], text_is_missing, MISSING_TEXT)
+        self._texts = as_strings(columns["text"], text_is_missing, MISSING_TEXT)
         if stored is None and "image" in columns:
-            stored = ImageFiles(strings(columns["image"], is_missing(columns["image"]), MISSING_TEXT))
+            stored = ImageFiles(as_strings(columns["image"], is_missing(columns["image"]), MISSING_TEXT))
         self._stored = stored
-        self._groups = strings(columns["group"], is_missing(columns["group"]), "") if "group" in columns else None
+        self._groups = as_strings(columns["group"], is_missing(columns["group"]), "") if "group" in columns else None
         self._keys, self._shards = (identities(columns[name], path) if name in columns else None for name in ("key", "shard"))
         if shard_pattern is not None and self._keys is not None:
             self._shards = self._named_shards(shard_pattern, self._keys)

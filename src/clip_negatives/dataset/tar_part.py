@@ -15,6 +15,7 @@ from clip_negatives.dataset.images import AHEAD, ImageTooLargeError, count_pixel
 from clip_negatives.dataset.notes import NO_GROUP, Note
 from clip_negatives.dataset.pairs import BrokenSample, Sample, TornTar
 from clip_negatives.dataset.urls import CommandError, ShardStream, is_plain, open_url, shard_source, shard_stamp, unreadable
+from clip_negatives.dataset.values import MISSING
 from clip_negatives.storage.limits import OF_SAMPLES, limit
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.source_files import SourceFile
@@ -156,7 +157,7 @@ def group_of(sample: RawSample, field: str | None) -> str | None:
     if field not in fields:
         return None
     group = fields[field]
-    if group is None or group != group:  # JSON of Python can have NaN
+    if group is None or group != group or str(group) in MISSING:  # JSON of Python can have NaN
         return ""
     return str(group).encode("utf-8", "backslashreplace").decode()  # JSON can escape text that is not valid UTF-8
 

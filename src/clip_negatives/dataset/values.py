@@ -1,4 +1,4 @@
-"""Values of the columns of a table: missing ones, and their conversion to strings."""
+"""Values of the columns of a table: which are missing, and all of them as texts."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def check_values(path: Path | str, frame: pd.DataFrame) -> None:
 
 
 def is_missing(column: pd.Series[Any]) -> pd.Series[bool]:
-    """Return for each value whether it is missing."""
+    """Return which values of a column are missing: null, NaN or one of `MISSING`."""
     return column.isna() | column.isin(MISSING)
 
 
-def strings(column: pd.Series[Any], missing: pd.Series[bool], instead: str) -> pa.ChunkedArray:
-    """Return ``str`` of each value as an Arrow array, which takes far less memory than Python strings."""
-    filled = column.astype(object).where(~missing, instead) if missing.any() else column
+def as_strings(column: pd.Series[Any], missing: pd.Series[bool], replacement: str) -> pa.ChunkedArray:
+    """Return ``str`` of each value, `replacement` for a missing one, as an Arrow array; Python strings take far more memory."""
+    filled = column.astype(object).where(~missing, replacement) if missing.any() else column
     blocks = (filled.iloc[start : start + BLOCK] for start in range(0, len(filled), BLOCK))
     return pa.chunked_array([pa.array(map(str, block), pa.string()) for block in blocks], pa.string())
 
@@ -58,4 +58,4 @@ def identities(column: pd.Series[Any], path: Path | str) -> pa.ChunkedArray:
     if missing.any():
         row = int(missing.to_numpy().argmax())
         raise DataError(f"The column {column.name!r} of {path} is empty in row {row}. Fill it, or name another column.")
-    return strings(column, missing, "")
+    return as_strings(column, missing, "")
