@@ -20,6 +20,7 @@ from .interfaces import (
 from .losses import functional
 from .losses.functional import weighted_info_nce
 from .losses.module import NegativesClipLoss
+from .pipelines.prepare import prepare
 from .pipelines.recipe import Recipe
 from .sampling import PlannedSampler
 from .step import BatchSamples
@@ -58,6 +59,7 @@ __all__ = [
     "integrations",
     "interfaces",
     "metrics",
+    "prepare",
     "read_clusters",
     "registry",
     "sampling",
