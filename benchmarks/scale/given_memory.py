@@ -1,7 +1,7 @@
 """Measure the memory of `prepare --features` on npy files of 1 GB: python benchmarks/scale/given_memory.py.
 
-A process of its own prepares the clusters. A thread of it watches the memory that is not mapped from a file. Mapped pages are
-not counted, because the system takes them back when it needs them. ``--small`` takes files of 64 MB.
+Each case runs in a process of its own. A thread watches its memory, without pages that are mapped from a file: the system takes
+these back when it needs them. ``--small`` takes files of 64 MB.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 DIM, BYTES = 512, 2  # dimensions of a feature, and bytes of a float16
 SIZES = {"small": 2**26, "full": 2**30}
 BLOCK = 16_384  # rows that are written at a time
-CASES = ("unit", "scaled")  # mapped from the file of the user, and scaled on disk
+CASES = ("unit", "scaled")  # features mapped from the user's file; features scaled on disk
 
 
 def main() -> None:
@@ -73,22 +73,22 @@ def prepare(folder: Path) -> None:
 
     torch.set_num_threads(1)
     is_done, before = threading.Event(), memory_mib("RssAnon")
-    found: dict[str, Any] = {"peak": before}
+    memory: dict[str, Any] = {"peak": before}
 
     def watch() -> None:
         while not is_done.wait(0.01):
-            found["peak"] = max(found["peak"], memory_mib("RssAnon"))
+            memory["peak"] = max(memory["peak"], memory_mib("RssAnon"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
     recipe = Recipe(clusterer="parallel_kmeans:n_clusters=64,n_iter=3")
     spec = f"{folder}/images.npy,{folder}/texts.npy"
-    made = prepare_folder(folder / "texts.parquet", folder / "clusters", recipe, features=spec, progress=False)
+    manifest = prepare_folder(folder / "texts.parquet", folder / "clusters", recipe, features=spec, progress=False)
     is_done.set()
     watcher.join()
-    peak, seconds = round(found["peak"] - before), round(time.perf_counter() - began, 1)
-    print(json.dumps({"n_samples": made["n_samples"], "additional_peak_mib": peak, "seconds": seconds}))
+    peak, seconds = round(memory["peak"] - before), round(time.perf_counter() - began, 1)
+    print(json.dumps({"n_samples": manifest["n_samples"], "additional_peak_mib": peak, "seconds": seconds}))
 
 
 if __name__ == "__main__":

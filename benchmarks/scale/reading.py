@@ -1,8 +1,8 @@
 """Measure how fast each format is read: python benchmarks/scale/reading.py [--small].
 
-The same images, JPEGs of 256 x 256 pixels made from the catalogue, are read in every format with their captions, once by this
-package and once by a plain loop over pandas, datasets or webdataset. The ratio is plain / ours, of wall-clock time: the median
-of several pairs of runs, one after the other, in changing order.
+Each format has the same pairs: JPEGs of 256 x 256 pixels made from the catalogue, with captions. This package and a plain loop
+over pandas, datasets or webdataset read them in turn, in changing order. The ratio of wall-clock times is plain / ours: the
+median of several pairs of runs.
 """
 
 from __future__ import annotations

@@ -307,6 +307,6 @@ LossWeightingFactory = Callable[..., LossWeighting]
 Optional attributes: ``requires_clusters`` (default True); ``requires_logit_bias`` (default False): the weighting trains a model
 with a logit bias, open_clip's ``--siglip``.
 
-Optional attribute of a weighting: ``requires_only_ids`` (default False): it needs ``Clusters.texts`` or ``Clusters.groups``,
-and no clustering. With a sampler that needs no clusters, a training on a table then clusters nothing.
+Optional attribute of the returned weighting: ``requires_only_ids`` (default False): it uses ``Clusters.texts`` or
+``Clusters.groups`` alone. If the sampler needs no clusters either, a training on a table encodes and clusters nothing.
 """

@@ -67,7 +67,7 @@ def refusal(*arguments: str) -> str:
         (["--lr-scheduler", "linear"], "--lr-scheduler must be cosine, const or const-cooldown, got 'linear'"),
         (["--lr-scheduler", "const-cooldown"], "Add --epochs-cooldown"),
         (["--device", "foo"], "--device must name a device of torch"),
-        (["--lock-text"], "Add --lock-text-freeze-layer-norm after --"),
+        (["--lock-text"], "Add --lock-text-freeze-layer-norm"),
         (["--imagenet-val", "absent"], "No such file or directory: 'absent'"),
         (["--imagenet-v2", "absent"], "open_clip cannot start with these arguments: "),
         (["--force-image-size", "0"], "open_clip cannot start with these arguments: "),

@@ -1,4 +1,4 @@
-"""Clusters of features that exist already: the same as of features that are encoded."""
+"""Clusters of precomputed features are the same as of encoded features."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_wrong_features_are_named(csv_file: Path, features: dict[str, NDArray[An
         (with_row(7, float("nan")), r"^Row 7 of .*image.npy has NaN or infinity"),
         (with_row(8, float("inf")), r"^Row 8 of .*image.npy has NaN or infinity"),
         (with_row(9, 0.0), r"^Row 9 of .*image.npy is zero"),
-        (features["image"].astype(np.int64), r"image.npy has values of type int64 .*not float32 or float16"),
+        (features["image"].astype(np.int64), r"image.npy has values of type int64 .*not float16, float32 or float64"),
         (features["image"].ravel(), r"image.npy has values of type float32 and the shape \(\d+,\)"),
         (features["image"].astype(object), "image.npy cannot be mapped as an npy file"),
     ]
@@ -242,7 +242,7 @@ def test_damaged_files_and_wrong_specs_are_named(csv_file: Path, features: dict[
         (f"{tmp_path}/two/*.npy,{text}", r"two/1.npy has features of \d+ dimensions, but .*two/0.npy of \d+"),
         (f"{tmp_path}/absent", "absent does not exist. features= must be a folder of clip-retrieval"),
         (str(csv_file), "pairs.csv is neither a folder nor an .npy file"),
-        (f"s3://bucket/a.npy,{text}", "is a URL, but features are mapped from local files"),
+        (f"s3://bucket/a.npy,{text}", "is a URL, but features are memory-mapped from local files"),
         (str(tmp_path), "has neither img_emb/"),
         (",", "must be a folder of clip-retrieval, IMAGES.npy,TEXTS.npy or columns:IMAGE,TEXT, got ','"),
         ("columns:title,title", "pairs.csv cannot hold features in a column. Save it as parquet"),
@@ -270,7 +270,7 @@ def test_wrong_columns_are_named(features: dict[str, NDArray[Any]], tmp_path: Pa
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (Columns(key="title"), "samples repeat, because the table has the same key again"),
+        (Columns(key="title"), "samples repeat, because keys of the table repeat"),
         (Columns(key="absent"), r"no column 'absent' .*Use Columns\(key=...\)"),
         (Columns(shard="item"), r"Columns\(shard=...\) needs the keys of the samples"),
         (Columns(key="filepath", shard_pattern="{key:5}.tar"), "must contain {key} or {key:.5}"),

@@ -1,8 +1,8 @@
-"""The batch sampler of a loader: batches of a negative sampler, in the form that torch, accelerate and Lightning expect.
+"""Batch sampler with the batches of a negative sampler, in the form that torch, accelerate and Lightning expect.
 
 accelerate expects the batches of all processes from a batch sampler, and picks every n-th batch for one of n processes. A
-negative sampler yields only the batches of its own process. So in the places of the other processes, the batch sampler yields
-batches of the id `ELSEWHERE`, which are an error when they are read.
+negative sampler yields only the batches of its own process. So for every other process, the batch sampler yields a
+placeholder: a batch of the id `ELSEWHERE`, which is an error when it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ELSEWHERE = -1  # id of each sample in a batch of another process
 
 
 class WholeBatch(list[Any]):
-    """A batch of one process; a slice of it is an error."""
+    """A batch that accelerate must not split: a slice of it is an error."""
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
@@ -46,7 +46,7 @@ class NegativeBatches(Sampler[list[Any]]):
         drop_last: whether an epoch leaves out samples that do not fill a batch.
         rank: rank of this process.
         world_size: number of processes that have batches of their own; 1 if all processes have the same batches.
-        skip: batches that the next iteration leaves out, if the epoch stays the same.
+        skip: number of batches that the next iteration skips; another epoch resets it to 0.
         epoch: epoch of the next iteration.
     """
 
@@ -67,7 +67,7 @@ class NegativeBatches(Sampler[list[Any]]):
 
     @property
     def generator(self) -> Any:
-        """Return the generator of the loop's own sampler; accelerate makes it equal in all processes.
+        """Return the generator of the loop's own sampler; accelerate gives it the same state on all processes.
 
         Raises:
             AttributeError: the negative sampler does not yield the loop's own batches, or they have no generator.
@@ -79,7 +79,7 @@ class NegativeBatches(Sampler[list[Any]]):
         self._native_sampler.generator = generator
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the sampler; another epoch begins with its first batch."""
+        """Set the epoch of the sampler. Another epoch than the present one starts with its first batch."""
         if self.skip and epoch < self.epoch:
             warn(
                 f"Epoch {epoch} begins, so the position in epoch {self.epoch} is lost. Call set_epoch({self.epoch}) on the "
@@ -96,7 +96,7 @@ class NegativeBatches(Sampler[list[Any]]):
         return self.world_size * len(self.negatives)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        return self._of_all_processes(0, 1) if self._is_own else self._of_all_processes(self.rank, self.world_size)
+        return self._with_placeholders(0, 1) if self._is_own else self._with_placeholders(self.rank, self.world_size)
 
     @contextmanager
     def of_this_process(self) -> Iterator[None]:
@@ -114,16 +114,17 @@ class NegativeBatches(Sampler[list[Any]]):
         owner: Any = self.negatives
         return owner.context.native_batches.sampler
 
-    def _of_all_processes(self, rank: int, world_size: int) -> Iterator[list[Any]]:
-        for batch in self._of_sampler():
+    def _with_placeholders(self, rank: int, world_size: int) -> Iterator[list[Any]]:
+        """Yield the batches of this process in the place `rank`, and placeholders for the other processes."""
+        for batch in self._own_batches():
             if world_size == 1:
                 yield batch
                 continue
-            elsewhere: list[Any] = [(ELSEWHERE, []) if isinstance(item, tuple) else ELSEWHERE for item in batch]
-            yield from (WholeBatch(batch if place == rank else elsewhere) for place in range(world_size))
+            placeholder: list[Any] = [(ELSEWHERE, []) if isinstance(item, tuple) else ELSEWHERE for item in batch]
+            yield from (WholeBatch(batch if peer == rank else placeholder) for peer in range(world_size))
 
-    def _of_sampler(self) -> Iterator[list[Any]]:
-        """Yield the batches of the sampler. `skip` and the epoch are read when the first batch is fetched."""
+    def _own_batches(self) -> Iterator[list[Any]]:
+        """Yield the batches of the sampler, with captions if it adds any. The first fetch reads `skip` and the epoch."""
         skip, self.skip = self.skip, 0
         sampler, n = self.negatives, texts_per_image(self.negatives)
         for batch in checked_batches(sampler, self.n_samples, skip):

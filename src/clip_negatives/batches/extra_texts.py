@@ -58,9 +58,9 @@ def refuse_texts(sampler: NegativeSampler, trainer: str) -> None:
 
 @dataclass
 class TextsDataset(Dataset[Any]):
-    """Samples ``(image, tokens, ...)`` with added captions; tokens have a row, and text ids an id, for each caption.
+    """Samples ``(image, tokens, ...)`` with added captions: one row of tokens and one text id per caption.
 
-    The own caption comes first, then the added captions.
+    The sample's own caption comes first, then the added captions.
     """
 
     samples: Dataset[Any]  # items ((image, tokens, ...), id) or (error, id)

@@ -39,8 +39,8 @@ class IndexedLoader(DataLoader[Any]):
         sampler: the sampler of the batches of this process.
         tokenize: tokenizer of the captions that the sampler adds.
         order: the batches of `loader`, if the sampler yields them.
-        identity: returns what is wrong with the sample of an id, or None.
-        process: rank and number of the processes, if each has batches of its own.
+        identity: returns why a sample is not the clustered sample of its id, or None.
+        process: rank of this process and number of processes; (0, 1) if all processes have the same batches.
     """
 
     batch_sampler: NegativeBatches
@@ -61,8 +61,8 @@ class IndexedLoader(DataLoader[Any]):
         native: Any = loader.batch_sampler
         size = loader.batch_size or getattr(native, "batch_size", None)
         drop_last = order is None or bool(getattr(native, "drop_last", False))
-        sizes = size if drop_last or process[1] == 1 else None, drop_last
-        batches = NegativeBatches(sampler, len(indexed), *sizes, *process)
+        fixed_size = size if drop_last or process[1] == 1 else None
+        batches = NegativeBatches(sampler, len(indexed), fixed_size, drop_last, *process)
         options: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
         super().__init__(dataset, batch_sampler=batches, collate_fn=IndexedCollate(collate, indexed.unreadable), **options)
         attributes = {"batch_size": size, "drop_last": drop_last, "sampler": FixedOrder(batches)}
@@ -85,7 +85,7 @@ class IndexedLoader(DataLoader[Any]):
         return self.batch_sampler.epoch
 
     def use(self, sampler: NegativeSampler) -> None:
-        """Use another sampler from the next iteration on; it must add as many captions as the present sampler."""
+        """Use another sampler from the next iteration on; it must add the same number of captions as the present one."""
         if texts_per_image(sampler) != texts_per_image(self.negatives):
             raise InputError(
                 f"The loader has {texts_per_image(self.negatives)} added captions for each image, {type(sampler).__name__} "
@@ -172,7 +172,7 @@ class IndexedLoader(DataLoader[Any]):
 def _with_texts(
     dataset: IndexedDataset, collate: Collate, sampler: NegativeSampler, tokenize: Tokenize | None
 ) -> tuple[Dataset[Any], Collate]:
-    """Return data set and collation, with the captions that the sampler adds, if any."""
+    """Return data set and collate function, extended for the captions that the sampler adds."""
     per_sample = texts_per_image(sampler)
     if not per_sample:
         return dataset, collate
@@ -182,6 +182,6 @@ def _with_texts(
 
 
 def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], batches: Any, collate: Collate) -> DataLoader[Any]:
-    """Return a loader with the workers, pinning and generator of `loader`, and another data set, sampler and collation."""
+    """Return a loader with another data set, batch sampler and collate function, and the other settings of `loader`."""
     options = {name: getattr(loader, name) for name in KEPT}
     return DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **options)

@@ -44,7 +44,7 @@ class NativeOrder:
 
     @property
     def repeats_samples(self) -> bool:
-        """Return whether several processes train on the same samples: the order is of all samples, and nothing splits it."""
+        """Return whether each of several processes trains on all samples, because no `DistributedSampler` splits them."""
         is_whole = type(self.sampler) in (RandomSampler, SequentialSampler)
         return is_whole and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

@@ -1,4 +1,4 @@
-"""Samples with their ids, and errors for samples that cannot be read, with their row and their image file."""
+"""A data set of samples with their ids; the error for an unreadable sample names its row and its image file."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ class IndexedDataset(Dataset[Any]):
 
 
 class FailedBatch:
-    """A batch that could not be made: whatever uses it raises its error.
+    """Placeholder for a batch that could not be made. Every use of it raises its error.
 
-    torch would hide an error that a worker raises in the text of a traceback. A failed batch brings it to the training loop.
+    If a worker raised the error, torch would hide it in the text of a traceback. This object carries it to the training loop.
     """
 
     def __init__(self, error: DataError) -> None:
@@ -99,7 +99,7 @@ class FailedBatch:
 
 
 def is_unreadable(error: Exception) -> bool:
-    """Return whether an error says that a file cannot be read: an OSError, or any error while Pillow opens or decodes it."""
+    """Return whether a file could not be read: `error` is an OSError, or was raised while Pillow opened or decoded an image."""
     frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code.co_name in ("open", "load"))
     return isinstance(error, OSError) or any(frame.f_globals.get("__name__", "").startswith("PIL.") for frame in frames)
 

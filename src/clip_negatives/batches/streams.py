@@ -21,7 +21,7 @@ from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.labels_folder import ShardLabels
 from clip_negatives.storage.shards import KnownShards, LeftOut, ShardRows
 
-# Stop after this many samples without labels or captions: the labels belong to other shards, or the captions are elsewhere.
+# Stop after this many samples without labels or captions: the labels belong to other shards, or another field has the captions.
 UNLABELLED_LIMIT = 20_000
 
 
@@ -29,8 +29,8 @@ UNLABELLED_LIMIT = 20_000
 class CaptionStage:
     """Stage of a webdataset pipeline that sets ``txt`` to the caption, placed right after the tars are read.
 
-    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`. `option` is the
-    option that sets it.
+    `field` is the ending or the json field of the caption, see `clip_negatives.dataset.captions.with_caption`. Errors name
+    `option`, which sets the field.
     """
 
     field: str | None
@@ -39,7 +39,7 @@ class CaptionStage:
     any_caption: bool = False
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the samples. One without a caption has no ``txt``, so open_clip leaves it out; DataError if all are."""
+        """Yield the samples; open_clip skips those without ``txt``. DataError if `UNLABELLED_LIMIT` samples have no caption."""
         for sample in samples:
             captioned = with_caption(sample, self.field)
             self.any_caption |= "txt" in captioned
@@ -82,8 +82,8 @@ class TextStage:
     left_out: Mapping[tuple[str, str], LeftOut]
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the samples with the digests of their texts; ArtifactError if clustered samples have no text."""
-        read, textless = Counter[tuple[str, str]](), ""
+        """Yield the samples with the digests of their texts; ArtifactError if two samples in a row have no text."""
+        read, shard_without_text = Counter[tuple[str, str]](), ""
         for sample in samples:
             shard, key = sample["__url__"], sample["__key__"]
             identity = self.shards.ending(shard), key
@@ -93,9 +93,9 @@ class TextStage:
                 read[identity] += 1
                 if occurrence > 0 or not left_out.first_is_clustered:
                     continue
-            if "txt" not in sample and textless == shard:  # a torn tar may have lost the text of its last sample only
+            if "txt" not in sample and shard_without_text == shard:  # one such sample may be the last of a torn tar
                 raise other_text(shard, key, self.shards.folder)
-            textless = "" if "txt" in sample else shard
+            shard_without_text = "" if "txt" in sample else shard
             yield {**sample, "__text__": text_digest(sample.get("txt", b""))}
 
 

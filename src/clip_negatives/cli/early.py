@@ -22,7 +22,11 @@ def check_data(location: str, dataset_type: str = "auto") -> None:
 
 
 def check_features(spec: str | None) -> bool:
-    """Return whether images must be opened, because their features are not given; DataError if a file of them is missing."""
+    """Check that the files of ``--features`` exist, and return whether images must be opened, because it lacks their features.
+
+    Raises:
+        DataError: a file is missing.
+    """
     if spec is None:
         return True
     from clip_negatives.dataset.given import feature_places
@@ -39,7 +43,7 @@ def check_clusters(path: Path) -> None:
 
 
 def is_data(location: str, dataset_type: str = "auto") -> bool:
-    """Return whether a path or URL is a data set rather than a clusters folder."""
+    """Return whether a path or URL is a data set, not a clusters folder."""
     from clip_negatives.dataset.formats import kind_of
     from clip_negatives.storage.manifest import MANIFEST
 

@@ -85,14 +85,14 @@ dataset_type_option = click.option(
     "--dataset-type", type=click.Choice(["auto", *KINDS]), default="auto", help="Format of the data."
 )
 
-_COLUMNS = (  # each with the name that open_clip gives it too
-    click.option("--separator", "--csv-separator", "separator", help="Csv column separator.  [default: found]"),
-    click.option("--image-key", "--csv-img-key", "image", help="Column with the image or its path.  [default: found]"),
+_COLUMNS = (  # each option also has open_clip's name
+    click.option("--separator", "--csv-separator", "separator", help="Csv column separator.  [default: detected]"),
+    click.option("--image-key", "--csv-img-key", "image", help="Column with the image or its path.  [default: detected]"),
     click.option(
         "--caption-key",
         "--csv-caption-key",
         "text",
-        help="Column with the caption. Tars: ending of a file, or json field.  [default: found; tars: txt]",
+        help="Column with the caption. Tars: ending of a file, or json field.  [default: detected; tars: txt]",
     ),
 )
 _GROUP = click.option(
@@ -142,7 +142,7 @@ def command(*examples: str, notes: str = "", make: Command = click.command, **op
 class OptionsOnBothSides(click.Command):
     """A command whose arguments go to open_clip. Its own options and those of open_clip may stand before or after ``--``.
 
-    Options that the command does not know are arguments of open_clip, whose parser checks them. ``-- --help`` prints the help
+    Options that the command does not know go to open_clip, whose parser checks them. ``-- --help`` prints the help
     of open_clip.
     """
 

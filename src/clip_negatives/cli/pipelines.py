@@ -59,7 +59,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 @click.option(
     "--features",
     metavar="SPEC",
-    help="Features that exist already: a folder of clip-retrieval, IMAGES.npy,TEXTS.npy or columns:IMAGE,TEXT.",
+    help="Precomputed features: a folder of clip-retrieval, IMAGES.npy,TEXTS.npy or columns:IMAGE,TEXT.",
 )
 @parameters.column_and_key_options
 @parameters.recipe_options
@@ -111,7 +111,7 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features
 
 
 def _print_skipped(output: Path) -> None:
-    """Print what was left out: the number of samples and the first key for each cause, then the torn tars."""
+    """Print the skipped samples, with number and first key for each cause, then the torn tars."""
     import pandas as pd
 
     table, file = pd.read_parquet(output / BROKEN), output / BROKEN

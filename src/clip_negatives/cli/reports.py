@@ -1,4 +1,4 @@
-"""The commands `meter` and `inspect`, which report on a clusters folder."""
+"""The commands `meter` and `inspect`, which report on a clusters folder or on data."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def inspect(clusters: str, output: Path, data: str | None, dataset_type: str, re
 
 
 def _folder_and_data(location: str, dataset_type: str, recipe: Recipe) -> tuple[ClustersFolder, TablePairs | TarPairs | None]:
-    """Return a clusters folder; for data, the cached clusters folder of the data, and the data."""
+    """Return the clusters folder and None; for data, the cached clusters folder of the data, and the data."""
     from clip_negatives.dataset import open_pairs
     from clip_negatives.pipelines.prepare import prepare_cached
     from clip_negatives.storage.clusters_folder import read_clusters

@@ -81,7 +81,8 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
 
     Trains the same CLIP model with every method and seed, and reports Rank@k.
     Without --train-data, the data are the emoji catalogue. All other options go to
-    open_clip_train, before or after --. To continue after an interruption, run the same command again:
+    open_clip_train. Our options and those of open_clip may stand in any order, before
+    or after --. To continue after an interruption, run the same command again:
     finished runs are kept.
     """
     from clip_negatives.compare.arguments import check_paths, with_defaults

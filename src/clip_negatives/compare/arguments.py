@@ -45,7 +45,7 @@ def with_defaults(arguments: Sequence[str], *, quick: bool) -> list[str]:
     for name in RESERVED:
         if getattr(given, name) != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"
-            raise InputError(f"compare sets {option} itself. Remove {option} from the arguments after --.")
+            raise InputError(f"compare sets {option} itself. Remove {option} from the arguments.")
     return [*DEFAULTS.split(), "--epochs", "2" if quick else "20", *arguments]
 
 

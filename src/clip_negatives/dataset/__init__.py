@@ -2,5 +2,5 @@
 
 import lazy_loader
 
-# `Columns` has the defaults of the command line, whose --help must not load pyarrow.
+# Lazy, because the command line imports `Columns`, and its --help must not load pyarrow.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

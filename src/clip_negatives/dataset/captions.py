@@ -13,13 +13,13 @@ from clip_negatives.storage.safe_reading import parse_json
 
 RawSample = dict[str, Any]  # contents of the files of a sample by ending (None: too large), and its ``__key__``
 
-NO_CAPTION = "no "  # begins the reason why a sample without a caption is left out
-KEPT = ("__key__", "__url__")  # what webdataset knows of a sample
+NO_CAPTION = "no "  # start of the reason why a sample without a caption is left out
+KEPT = ("__key__", "__url__")  # entries that webdataset adds: key of the sample, and address of its tar
 SHOWN = 100  # characters of a list of endings or fields
 
 
 def ending_of(field: str | None) -> str:
-    """Return the ending of the file that `field` can name, such as "cls" for ".CLS"; None is "txt"."""
+    """Return the file ending that `field` stands for: "cls" for ".CLS", "txt" for None."""
     return "txt" if field is None else field.lower().removeprefix(".")
 
 
@@ -39,16 +39,16 @@ def with_caption(sample: RawSample, field: str | None) -> RawSample:
     if field is None:
         return sample
     ending = ending_of(field)
-    # Without the file, because webdataset would decode it: a text in a .cls is no number, so the sample would be left out.
-    others = {name: content for name, content in sample.items() if name not in {"txt", ending} - {"json", *KEPT}}
+    # Remove the file, because webdataset would decode it: a .cls that is no number would make it skip the sample.
+    rest = {name: content for name, content in sample.items() if name not in {"txt", ending} - {"json", *KEPT}}
     if ending in sample and ending not in KEPT:
         content = sample[ending]
-        return {**others, "txt": content if ending == "txt" or content is None else content.strip()}
+        return {**rest, "txt": content if ending == "txt" or content is None else content.strip()}
     value = json_fields(sample).get(field)
     if value is None or isinstance(value, list | dict) or value != value:  # JSON of Python can have NaN
-        return others
+        return rest
     text = value if isinstance(value, str) else str(value)
-    return {**others, "txt": text.strip().encode("utf-8", "backslashreplace")}  # JSON can escape text that is not valid UTF-8
+    return {**rest, "txt": text.strip().encode("utf-8", "backslashreplace")}  # JSON can escape text that is not valid UTF-8
 
 
 def why_no_caption(sample: RawSample, field: str | None) -> str:
@@ -81,7 +81,7 @@ def json_fields(sample: RawSample) -> dict[str, Any]:
 
 
 def remedy(reason: str, option: str = "") -> str:
-    """Return what to do if no sample can be used; `reason` is why one cannot, `option` the option of the caption."""
+    """Return the advice if no sample can be used. `reason` says why one was left out; `option` sets the caption field."""
     if reason.startswith(NO_CAPTION) and not reason.startswith("no image"):
         return f"Name the ending or the json field of the caption with {option or argument_of('text')}."
     return "Check the data."

@@ -1,4 +1,4 @@
-"""The columns of a data set: what the user names, and what is found by common names."""
+"""The columns of a data set: named by the user, or detected by common names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ TEXT_NAMES = (
 )
 SEPARATORS = f"{SEPARATOR},;|"  # of a csv file
 COMMON = {"image": IMAGE_NAMES, "text": TEXT_NAMES}
-PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b|\bhttps?://", re.IGNORECASE)  # in a value of a column of images
+PICTURE = re.compile(
+    r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b|\bhttps?://", re.IGNORECASE
+)  # in a header that is really a first row: an image file or a URL
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns that are used; None: found by common names, see `found_columns`.
+    """Names of the columns to use. None: detected by common names, see `found_columns`.
 
     Attributes:
         image: column with the path of the image, or with the image. Unused for tars.
@@ -55,40 +57,40 @@ def argument_of(column: str) -> str:
     return argument(column, f"Columns({column}=...)")
 
 
-def found_columns(columns: Columns, names: Sequence[Any], where: str, *, images: bool = True) -> dict[str, Any]:
+def found_columns(columns: Columns, names: Sequence[Any], table: str, *, images: bool = True) -> dict[str, Any]:
     """Return the columns of the image, the text and, if they are named, the group, the key and the tar of a table.
 
-    A column that the user does not name is found by its name: open_clip's ``filepath`` and ``title`` if the table has both,
+    A column that the user does not name is detected by its name: open_clip's ``filepath`` and ``title`` if the table has both,
     else the only column with a common name (`COMMON`). Names are compared without case, spaces and hyphens.
 
     Args:
         columns: the columns that the user names.
         names: all columns of the table.
-        where: name of the table, for messages.
+        table: name of the table, for messages.
         images: whether the column of the image is needed. If not, it may be missing or ambiguous.
 
     Raises:
         DataError: a column is missing or ambiguous.
     """
     if (columns.image, columns.text) == (None, None) and {IMAGE, TEXT} <= set(names):
-        found: dict[str, Any] = {"image": IMAGE, "text": TEXT}
+        used: dict[str, Any] = {"image": IMAGE, "text": TEXT}
     else:
         needed = [role for role in COMMON if images or role != "image" or columns.image or len(_candidates(role, names)) == 1]
-        found = {role: getattr(columns, role) or _common_column(role, names, where) for role in needed}
-    found |= {role: name for role in ("group", "key", "shard") if (name := getattr(columns, role)) is not None}
-    for role, column in found.items():
+        used = {role: getattr(columns, role) or _common_column(role, names, table) for role in needed}
+    used |= {role: name for role in ("group", "key", "shard") if (name := getattr(columns, role)) is not None}
+    for role, column in used.items():
         if column not in names:
-            fault = f"{where} has no column {column!r} ({_listed(names)})."
+            fault = f"{table} has no column {column!r} ({_listed(names)})."
             raise DataError(f"{fault}{_hint(names)} Use {argument_of(role)}.")
-    return found
+    return used
 
 
-def _common_column(role: str, names: Sequence[Any], where: str) -> Any:
+def _common_column(role: str, names: Sequence[Any], table: str) -> Any:
     candidates = _candidates(role, names)
     if len(candidates) == 1:
         return candidates[0]
     fault = f"several columns that may be the {role}" if candidates else f"no column with a common name of the {role}"
-    raise DataError(f"{where} has {fault} ({_listed(names)}).{_hint(names)} Name one with {argument_of(role)}.")
+    raise DataError(f"{table} has {fault} ({_listed(names)}).{_hint(names)} Name one with {argument_of(role)}.")
 
 
 def _candidates(role: str, names: Sequence[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from clip_negatives.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_SEPARATOR = "\x1f"  # a control character, so that pandas reads the first line as one name
+NO_SEPARATOR = "\x1f"  # a control character: pandas then reads the first line as one name
 NEAR = 20  # bytes before and after a fault that are shown
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -26,7 +26,7 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 def read_csv(path: Path | str, separator: str | None = None, texts: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
     """Return all rows of a csv file and its separator; DataError if it cannot be read.
 
-    `separator` None: the most frequent of `SEPARATORS` in the header. The columns `texts` keep the zeros before a number.
+    `separator` None: the most frequent of `SEPARATORS` in the header. The columns `texts` are read as strings: 007 stays 007.
 
     The file is in UTF-8 and may be compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``).
     """
@@ -63,7 +63,7 @@ def found_separator(path: Path | str) -> str:
 
 
 def _encoding_fault(path: Path | str) -> str:
-    """Return the first line of a file that is not UTF-8, and how to convert the file."""
+    """Return an error message with the first line that is not UTF-8, and the command that converts the file."""
     encoding, fault, condition = "LATIN1", "", ", if it is in Latin-1,"
     with _opened(path) as stream:
         for number, line in enumerate(stream, 1):

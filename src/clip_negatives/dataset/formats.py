@@ -1,4 +1,4 @@
-"""Kinds of data sets, and the tables of those that are tables."""
+"""Recognise the format of a data set, and read the formats that are tables."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ class StreamedColumns:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table in a file.
+    """A table: a file, a folder, or a data set of Hugging Face.
 
     Attributes:
         names: names of the columns.
-        read: returns some of the columns.
+        read: returns the named columns.
         separator: text between two columns of a csv file; None for other files.
         with_bytes: the columns that can hold images instead of paths.
         streamed: the columns, to read them block by block; None for csv and jsonl files.
@@ -71,7 +71,7 @@ def kind_of(location: str | Path, dataset_type: str = "auto") -> str:
     kind = ENDINGS.get(before.lower() if ending.lower() in COMPRESSED else ending.lower())
     if kind is None or (kind == "webdataset" and ending != "tar"):
         known = ", ".join(f".{ending}" for ending in ENDINGS)
-        raise DataError(f"{name} does not end in {known}, and is no folder. Correct it, or set {option} to csv or webdataset.")
+        raise DataError(f"{name} does not end in {known}, and is no folder. Correct it, or name the format with {option}.")
     return kind
 
 
@@ -99,7 +99,7 @@ def metadata_of(folder: Path) -> list[Path]:
 
 
 def natural(file: Path | str) -> list[tuple[int, str]]:
-    """Return a key that sorts names by the numbers in them: ``part_2.npy`` stands before ``part_10.npy``."""
+    """Return a sort key that compares the numbers in names: ``part_2.npy`` stands before ``part_10.npy``."""
     parts = re.split(r"(\d+)", str(file))
     return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(parts)]
 
@@ -107,7 +107,7 @@ def natural(file: Path | str) -> list[tuple[int, str]]:
 def read_table(location: str, kind: str, separator: str | None = None, texts: Sequence[str] = ()) -> Table:
     """Return the table of a file, or of the metadata of a folder of images; DataError if it cannot be read.
 
-    In a csv file, the columns `texts` keep the zeros before a number.
+    In a csv file, the columns `texts` are read as strings, so that leading zeros stay.
     """
     path = Path(location) if is_plain(location) else location
     if kind == "parquet":
@@ -165,7 +165,7 @@ def _read_jsonl(path: Path | str) -> pd.DataFrame:
 
 
 def _image_folder(folder: Path, separator: str | None) -> Table:
-    """Return the metadata of a folder of images; ``file_name`` is relative to the folder of its metadata."""
+    """Return the metadata of a folder of images. Its ``file_name`` is relative to the folder; other columns are unchanged."""
     files = [folder / name for name in METADATA if (folder / name).is_file()]
     if not files:
         raise DataError(f"{folder} has no {' or '.join(METADATA)}. Add it, with the columns file_name and text.")
@@ -183,7 +183,7 @@ def _image_folder(folder: Path, separator: str | None) -> Table:
 
 
 def check_exists(location: str | Path, dataset_type: str = "auto") -> None:
-    """Raise DataError if training data are of an unknown kind, or if a local file of them is missing; nothing is read."""
+    """Raise DataError if the format of data is unknown, or if a local file of them is missing, without reading the files."""
     kind = kind_of(location, dataset_type)
     if kind == "webdataset":
         for shard in expand_urls(str(location)):

@@ -1,4 +1,4 @@
-"""Where features that exist already are: the value of ``--features``."""
+"""Locations of precomputed features: the value of ``--features``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Place = str | tuple[str, ...]  # a column, or files
 
 @dataclass(frozen=True, slots=True)
 class FeaturePlaces:
-    """Where the features of a data set are: a column or files; None for images or texts that are still to be encoded."""
+    """Column or files with the features of the images and of the texts; None for a side without precomputed features."""
 
     image: Place | None
     text: Place | None
 
 
 def feature_places(spec: str | Path) -> FeaturePlaces:
-    """Return where features are.
+    """Return the columns or files that a value of ``--features`` names.
 
     Args:
         spec: a folder that clip-retrieval wrote; or ``IMAGES.npy,TEXTS.npy``, each a file or, with ``*``, the parts of one in
@@ -40,10 +40,10 @@ def feature_places(spec: str | Path) -> FeaturePlaces:
     if spec.startswith(COLUMNS):
         return FeaturePlaces(*(column or None for column in _pair(spec.removeprefix(COLUMNS), spec)))
     if Path(spec).is_dir():
-        found = {side: _sorted(str(Path(glob.escape(spec)) / pattern)) for side, pattern in FOLDERS.items()}
-        if not any(found.values()):
+        files = {side: _sorted(str(Path(glob.escape(spec)) / pattern)) for side, pattern in FOLDERS.items()}
+        if not any(files.values()):
             raise DataError(f"{spec} has neither {' nor '.join(FOLDERS.values())}. Name {FORMS} with {argument('features')}.")
-        return FeaturePlaces(found["image"] or None, found["text"] or None)
+        return FeaturePlaces(files["image"] or None, files["text"] or None)
     image, text = (_files(pattern) if pattern else None for pattern in _pair(spec, spec))
     return FeaturePlaces(image, text)
 
@@ -57,7 +57,7 @@ def _pair(names: str, spec: str) -> tuple[str, str]:
 
 def _files(pattern: str) -> tuple[str, ...]:
     if not is_plain(pattern):
-        raise DataError(f"{pattern} is a URL, but features are mapped from local files. Copy them to a disk.")
+        raise DataError(f"{pattern} is a URL, but features are memory-mapped from local files. Copy it to a local disk.")
     if not pattern.endswith(".npy"):
         fault = "does not exist" if not Path(pattern).exists() else "is neither a folder nor an .npy file"
         raise DataError(f"{pattern} {fault}. {argument('features')} must be {FORMS}.")

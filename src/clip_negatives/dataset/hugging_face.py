@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_negatives.dataset.columns import Columns, found_columns
+from clip_negatives.dataset.columns import Columns, argument_of, found_columns
 from clip_negatives.dataset.formats import STREAMED_ROWS, StreamedColumns, Table
 from clip_negatives.dataset.stored_images import EmbeddedImages
 from clip_negatives.dataset.tables import TablePairs
@@ -94,7 +94,8 @@ def _images(dataset: Any, column: str, name: str) -> EmbeddedImages:
         undecoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except Exception as error:  # of pyarrow: the column has another type
         kind = dataset.features[column]
-        raise DataError(f"The column {column!r} of {name} has no images, but {kind}. Name another column.") from error
+        fault = f"The column {column!r} of {name} has values of type {kind}, not images"
+        raise DataError(f"{fault}. Name another column with {argument_of('image')}.") from error
     return EmbeddedImages(undecoded, column)
 
 

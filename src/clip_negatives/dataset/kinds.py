@@ -1,4 +1,4 @@
-"""Names of the kinds of data sets, and of the files by which they are recognised."""
+"""Formats of data sets, and the file names by which they are recognised."""
 
 ENDINGS = {
     **dict.fromkeys(("csv", "tsv"), "csv"),

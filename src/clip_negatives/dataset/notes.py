@@ -1,4 +1,4 @@
-"""What `prepare` tells about samples that are used: unknown groups, and images that open_clip shows otherwise than expected."""
+"""Notes of `prepare` on samples that are used: unknown groups, and images that look different in open_clip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENTENCES = {
     NO_GROUP: "have no .json with the group field (first: {first}). Their group is unknown.",
 }
 
-KEY = "clip-negatives"  # of the notes in `PIL.Image.Image.info`
+KEY = "clip-negatives"  # entry of `PIL.Image.Image.info` with the kinds of notes
 ORIENTATION = 274  # tag of EXIF
 LEAST_SHARE = 0.01  # least share of transparent pixels
 
@@ -34,13 +34,13 @@ class Note(NamedTuple):
 
 
 def image_kinds(image: Image.Image) -> tuple[str, ...]:
-    """Return the kinds of notes of an image; it has been decoded, which applies the orientation of a TIFF."""
+    """Return the kinds of notes of a decoded image. Decoding applies the orientation of a TIFF, so it gets no note."""
     checks = {DEEP: _is_deep, TRANSPARENT: _is_transparent, TURNED: _is_turned}
     return tuple(kind for kind, applies in checks.items() if _holds(applies, image))
 
 
 def image_notes(image: Image.Image) -> list[Note]:
-    """Return the notes of an image of `clip_negatives.dataset.images.read_image`."""
+    """Return the notes of an image that `clip_negatives.dataset.images.read_image` returned."""
     return [Note(kind) for kind in image.info.get(KEY, ())]
 
 
@@ -69,7 +69,7 @@ def sentences(summary: Mapping[str, list[Any]], n: int) -> list[str]:
 
 
 def no_groups(detail: str) -> DataError:
-    """Return the error for tars without any group; `detail` is the one of a note of the kind `NO_GROUP`."""
+    """Return the error for tars without any group; `detail` comes from a note of the kind `NO_GROUP`."""
     fault = f"No sample has a .json with the field {detail}"
     return DataError(f"{fault}. Name another field with {argument_of('group')}, or omit it.")
 
@@ -95,7 +95,7 @@ def _holds(check: Callable[[Image.Image], bool], image: Image.Image) -> bool:
 def _is_deep(image: Image.Image) -> bool:
     if image.mode != "F" and not image.mode.startswith("I"):
         return False
-    if image.mode not in ("F", "I", "I;16"):  # of which Pillow cannot tell the extrema
+    if image.mode not in ("F", "I", "I;16"):  # Pillow has no extrema of other modes
         image = image.convert("I")
     low, high = cast("tuple[float, float]", image.getextrema())
     return low < 0 or high > 255 or (image.mode == "F" and high <= 1)

@@ -26,7 +26,7 @@ class Sample:
         image_bytes: size of this file; None if the image is not a file.
         group: item that the pair shows, such as a product; "" if unknown, None if the data have no groups.
         shard: path or URL of the tar that holds the pair; None for other data.
-        notes: what the user should know of the pair, besides the notes of its image.
+        notes: notes on the pair, besides the notes on its image, see `clip_negatives.dataset.notes`.
     """
 
     key: str
@@ -50,7 +50,7 @@ class BrokenSample:
 
     Attributes:
         shard: path or URL of the tar.
-        is_lost: whether the pair cannot be read; False for a sample that open_clip does not count as a pair.
+        is_lost: whether the pair cannot be read. False for a sample without image or caption, and for a repeated key.
     """
 
     key: str
@@ -71,7 +71,7 @@ class TornTar(BrokenSample):
 
 
 class Part(Protocol):
-    """Pairs that are read independently of other parts of the data set: one tar, or a block of csv rows."""
+    """Pairs that are read independently of other parts of the data set: one tar, or a block of rows of a table."""
 
     @property
     def name(self) -> str:
@@ -102,7 +102,7 @@ class ImageTextPairs(Protocol):
 
 
 def name_of(key: str, image_path: str | None) -> str:
-    """Return the name of a pair for messages: its key, or row and file of a pair of a csv file."""
+    """Return the name of a pair for messages: its key, or row and image file of a pair of a table."""
     return key if image_path is None else f"row {key}, {image_path}"
 
 

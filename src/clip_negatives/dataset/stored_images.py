@@ -1,4 +1,4 @@
-"""Where the images of a table are: in files, or in the table itself."""
+"""The images of a table: in files, or in the table itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StoredImages(Protocol):
         """Return the path of each image, None if the images are in the table."""
 
     def file(self, row: int) -> str | io.BytesIO:
-        """Return what `PIL.Image.open` opens."""
+        """Return the path of an image, or a stream of its bytes, for `PIL.Image.open`."""
 
     def name(self, row: int) -> str:
         """Return a name for messages."""
@@ -81,7 +81,8 @@ class EmbeddedImages:
     """Images in a column of a ``datasets.Dataset``: encoded files, or paths of files.
 
     Args:
-        column: the data set with the column alone, of the feature ``datasets.Image(decode=False)``.
+        column: the data set with this column alone, of the feature ``datasets.Image(decode=False)``.
+        name: name of the column.
     """
 
     paths = None

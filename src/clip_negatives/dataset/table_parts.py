@@ -41,7 +41,7 @@ class TablePart:
         return sha256.hexdigest()
 
     def source_files(self) -> list[SourceFile]:
-        """Return size and digest of at most `DIGESTED_FILES` evenly spread images, or of the tars that are known."""
+        """Return size and digest of at most `DIGESTED_FILES` evenly spread images, or of the tars that the table names."""
         if shards := self.source.block(self.start, self.stop).get("shard"):
             return [_shard_source(shard) for shard in dict.fromkeys(shards)]
         rows = evenly_spread(self.stop - self.start, DIGESTED_FILES) if self.source.opens_images else ()

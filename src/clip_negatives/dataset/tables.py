@@ -97,7 +97,7 @@ class TablePairs:
             raise DataError(f"The text of row {pc.index(lengths, longest).as_py()} of {self.path} {fault}. {repair}")
 
     def _warn_of_texts(self, missing: pd.Series[bool], separator: str | None) -> None:
-        """Warn of missing texts, and of texts of a csv file that seem to have swallowed rows."""
+        """Warn of missing texts, and of texts of a csv file that seem to contain whole rows."""
         if n := int(missing.sum()):
             first = int(missing.to_numpy().argmax())
             _log_once(
@@ -123,7 +123,7 @@ class TablePairs:
 
     @property
     def summary(self) -> str:
-        """Return what is read: the used columns and the number of rows."""
+        """Return a line for the user: the used columns and the number of rows."""
         return f"Reading {', '.join(map(str, dict.fromkeys(self.used.values())))} of {self.path}; {len(self):,} rows"
 
     @functools.cached_property
@@ -201,5 +201,5 @@ class TablePairs:
 
 @functools.cache
 def _log_once(message: str) -> None:
-    """Log a message of a table that one command opens several times."""
+    """Log a message once, although one command may open a table several times."""
     log(message)

@@ -58,7 +58,7 @@ class TarPart:
             with open_url(self.name) as opened:
                 for key, members in grouped(self._files(ShardStream(opened, self.name), damage)):
                     sample = with_caption({"__key__": key, "__url__": self.name, **members}, self.text_field)
-                    if damage and not _is_pair(sample):  # its other files are lost with the rest of the tar
+                    if damage and not _is_pair(sample):  # cut sample: its other files are lost
                         continue
                     yield self._checked(sample, is_cut=bool(damage), is_repeated=key in keys)
                     keys.add(key)
@@ -77,9 +77,9 @@ class TarPart:
             damage.append(self._torn(cause, stream.n_read))
 
     def _torn(self, cause: str, n_read: int | None) -> TornTar:
-        """Return the lost rest of the tar; `n_read` is the number of bytes before the damage."""
+        """Return the record of a torn tar; `n_read` is the number of bytes before the damage."""
         size = Path(self.name).stat().st_size if is_plain(self.name) else None
-        if size is None or n_read is None or not 0 < n_read < size:  # a tar that was cut off has no size to go by
+        if size is None or n_read is None or not 0 < n_read < size:  # the full size of a cut tar is unknown
             return TornTar(self.name, cause, self.name)
         return TornTar(self.name, cause, self.name, share=n_read / size)
 

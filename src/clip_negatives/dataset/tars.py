@@ -39,7 +39,7 @@ class TarPairs:
 
     @property
     def summary(self) -> str:
-        """Return what is read."""
+        """Return a line for the user: the number of tars and their addresses."""
         return f"Reading {len(self.shards):,} tar{'s' * (len(self.shards) != 1)} of {self.urls}"
 
     def __len__(self) -> int:

@@ -97,7 +97,7 @@ def shard_stamp(url: str) -> bytes:
     except DataError as error:
         if not _is_failed_command(url, error):
             raise
-        sha256.update(b"failed")  # what the command gave is used, see `CommandError`
+        sha256.update(b"failed")  # the output before the failure is used, see `CommandError`
     return sha256.digest()
 
 

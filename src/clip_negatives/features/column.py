@@ -48,11 +48,11 @@ class ColumnFeatures:
         return b"\0".join([self.column.encode(), self.streamed.fingerprint.encode(), *files])
 
     def sources(self) -> list[SourceFile]:
-        """Return size of each file, and a digest of both ends."""
+        """Return the size of each file, and a digest of both ends."""
         return [shard_source(file) for file in self.streamed.files]
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield the name, the number of a row, and the rows from there on."""
+        """Yield blocks: the name of the features, the number of the first row, and the rows."""
         start, dim = 0, None
         for values in self.streamed.read(self.column):
             rows = self._rows(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, start)

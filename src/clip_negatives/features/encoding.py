@@ -33,7 +33,7 @@ def encode_images(
 ) -> None:
     """Read a part, and store its table of samples, key digests, image features, broken samples and notes.
 
-    Without an encoder, no image features are stored.
+    Without an encoder, store no image features.
     """
     tables: list[pa.Table] = []
     broken: list[BrokenSample] = []

@@ -16,7 +16,7 @@ from clip_negatives.features.store import PartStore
 from clip_negatives.storage.manifest import SAMPLES
 
 LEAST_SHARE, LEAST_COUNT = 0.01, 10  # of samples with one image
-LOOKED_AT = 20_000  # least number of evenly spaced samples among which frequent images are looked for
+LOOKED_AT = 20_000  # least number of evenly spaced samples that are searched for frequent images
 SHOWN, DIGEST_BYTES = 3, 16
 
 
@@ -29,11 +29,12 @@ class Frequent(NamedTuple):
 
 
 def frequent_images(store: PartStore, counts: dict[str, int]) -> list[str]:
-    """Return a sentence for each frequent image; an image with few different texts is usual."""
+    """Return a sentence for each frequent image; an image is not frequent if its samples have few different texts."""
     n = sum(counts.values())
     least = max(LEAST_COUNT, LEAST_SHARE * n)
     places = evenly(counts, LOOKED_AT)
     looked_at = Counter(row for digest, start, step in places for row in _rows(store, digest, start, step))
+    # Half of the expected number is enough: the count varies, because only one in `step` samples is searched.
     candidates = {row for row, count in looked_at.items() if 2 * places[0][2] * count >= least}
     images = [image for image in _counted(store, counts, candidates) if len(image.texts) >= least]
     return [
@@ -44,7 +45,7 @@ def frequent_images(store: PartStore, counts: dict[str, int]) -> list[str]:
 
 
 def _counted(store: PartStore, counts: dict[str, int], candidates: set[bytes]) -> list[Frequent]:
-    """Return the exact numbers for the candidates."""
+    """Return the exact number of samples and the texts of each candidate."""
     images: dict[bytes, Frequent] = {}
     for digest in counts if candidates else ():
         rows = {place: row for place, row in enumerate(_rows(store, digest, 0, 1)) if row in candidates}

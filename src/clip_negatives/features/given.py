@@ -1,4 +1,4 @@
-"""Features that exist already, instead of encoders: their checks, and their rows at unit norm."""
+"""Precomputed features in place of encoders: their checks, and their rows at unit norm."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDING = {torch.float16: 2e-3, torch.float32: 1e-4}
 
 
 class GivenFeatures(Protocol):
-    """Features of the images or of the texts of a data set, one row per sample."""
+    """Precomputed features of the images or of the texts of a data set, one row per sample."""
 
     @property
     def name(self) -> str:
@@ -42,11 +42,11 @@ class GivenFeatures(Protocol):
         """Yield all rows in blocks: a place such as a file, the number of the first row in it, and the rows, float."""
 
     def mapped(self) -> Tensor | None:
-        """Return all rows, memory-mapped, float32 or float16, shape (N, D); None if they have to be joined on disk first."""
+        """Return all rows, memory-mapped, float32 or float16, shape (N, D); None if they must be copied to one file first."""
 
 
 def open_features(spec: str | Path, source: TablePairs) -> dict[str, GivenFeatures]:
-    """Return the given features of a table by "image" and "text"; see `clip_negatives.dataset.given.feature_places`.
+    """Return the precomputed features of a table by "image" and "text"; see `clip_negatives.dataset.given.feature_places`.
 
     Raises:
         DataError: features cannot be read, or are not as many as the rows of the table.
@@ -96,7 +96,7 @@ def sides_to_copy(given: Mapping[str, GivenFeatures], keep: bool) -> set[str]:
 
     Args:
         given: the features by side.
-        keep: whether the user keeps a copy of all features.
+        keep: whether all features are copied, because the user keeps them.
     """
     copied = set[str]()
     for side, features in given.items():

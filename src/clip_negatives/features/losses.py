@@ -27,10 +27,11 @@ class TornPart(NamedTuple):
     """A torn tar, and the estimated number of its lost samples.
 
     Attributes:
+        name: path or URL of the tar.
         cause: what is wrong with the tar.
         n_read: number of samples before the damage.
         n_lost: estimated number of lost samples; None if unknown.
-        basis: what the estimate comes from.
+        basis: source of the estimate.
     """
 
     name: str
@@ -52,7 +53,7 @@ class PartReport(NamedTuple):
         n_samples: number of samples that can be used.
         n_broken: number of samples that are left out.
         n_lost: number of those that cannot be read.
-        first_broken, first_lost: key and reason.
+        first_broken, first_lost: key and reason of the first of them; None if there is none.
         torn: name and cause of a torn tar, and the share of the file before the damage.
         notes: see `clip_negatives.dataset.notes`.
     """
@@ -123,8 +124,9 @@ class Losses:
         if self.share <= max_lost:
             return
         is_unknown = any(part.n_lost is None for part in self.torn)
-        n = f"{self.n_lost + self.n_torn} of {self.n_read + self.n_torn} samples ({self.share:.1%})"
-        fault = f"{'An unknown share of the samples' if is_unknown else n} are lost, more than {max_lost:.2%}: {self._causes()}"
+        counts = f"{self.n_lost + self.n_torn} of {self.n_read + self.n_torn} samples ({self.share:.1%})"
+        lost = "An unknown share of the samples" if is_unknown else counts
+        fault = f"{lost} are lost, more than {max_lost:.2%}: {self._causes()}"
         percent = math.ceil(100 * self.share)
         option = argument("max_lost")
         value = f"{option} {percent}%" if option.startswith("-") else f"{option}{percent / 100}"

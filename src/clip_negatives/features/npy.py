@@ -51,16 +51,16 @@ class NpyFeatures:
         return b"\0".join(part for file in self.files for part in (file.encode(), shard_stamp(file)))
 
     def sources(self) -> list[SourceFile]:
-        """Return size of each file, and a digest of both ends."""
+        """Return the size of each file, and a digest of both ends."""
         return [shard_source(file) for file in self.files]
 
     def blocks(self) -> Iterator[tuple[str, int, Tensor]]:
-        """Yield a file, the number of a row in it, and the rows from there on."""
+        """Yield blocks: the file, the number of the first row in it, and the rows."""
         for file, length in zip(self.files, self.lengths, strict=True):
             mapped = _opened(file)
             step = max(1, BLOCK_BYTES // (mapped.shape[1] * mapped.itemsize))
             for start in range(0, length, step):
-                # Mapped anew, so that the pages of earlier blocks do not count as memory of this process.
+                # Map the file again for each block, so that pages of earlier blocks do not count as memory of this process.
                 rows = _opened(file)[start : start + step]
                 yield file, start, torch.from_numpy(np.array(rows, rows.dtype.newbyteorder("="), order="C"))
 
@@ -83,5 +83,5 @@ def _opened(file: str) -> NDArray[Any]:
         raise DataError(f"{file} cannot be mapped as an npy file: {reason}. Write it with numpy.save.") from error
     if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind != "f" or rows.dtype.itemsize > np.dtype(np.float64).itemsize:
         fault = f"has values of type {rows.dtype} and the shape {rows.shape}"
-        raise DataError(f"{file} {fault}, not float32 or float16 and (samples, dimensions). Write it again so.")
+        raise DataError(f"{file} {fault}, not float16, float32 or float64 of shape (samples, dimensions). Write it again.")
     return rows

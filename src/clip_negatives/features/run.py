@@ -37,12 +37,12 @@ from clip_negatives.features.store import EncodedFeatures, PartStore
 from clip_negatives.printing import log
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_inside, replaced_file
 
-Side = Encoder | GivenFeatures  # of the images or of the texts
+Side = Encoder | GivenFeatures  # source of the features of the images, or of the texts
 
 LEARNED_ON = 100_000  # least number of evenly spaced texts to learn a vocabulary from; at most twice as many are used
 DTYPES = {"float32": torch.float32, "float16": torch.float16}  # of stored features
 REPEATED = {  # causes of samples with the same tar and key
-    "table": "the table has the same key again. Name a column with unique keys, or also the tars of the samples.",
+    "table": "keys of the table repeat. Name a column with unique keys, or also name the tars of the samples.",
     "tars": "a tar is named twice. Name each tar once.",
 }
 
@@ -62,8 +62,8 @@ def encode(
 ) -> EncodedFeatures:
     """Encode images and texts of every pair that is not broken; each of the processes makes this call.
 
-    Features that exist already take the place of an encoder. Without `copy`, they stay in their own file if it is one file of
-    rows with unit norm; else they are joined and scaled on disk, once.
+    Precomputed features take the place of an encoder. Without `copy`, they stay in their own file if it is a single file whose
+    rows have unit norm. Otherwise they are joined and scaled on disk, once.
 
     Each part is encoded by one process and stored in `folder`, on a disk that all processes share. A later call with the same
     encoders encodes only the missing parts, and returns exactly the same features; parts of other data or encoders are removed.
@@ -129,7 +129,7 @@ class EncodingRun(SharedWork):
         )
 
     def _to_copy(self) -> set[str]:
-        """Check the given features and return those to copy; an earlier run that is complete has done so."""
+        """Check the precomputed features, and return the sides to copy: none if an earlier run completed the copy."""
         is_whole = PartStore(self.folder, self.folder).record(self.whole.name) is not None
         return set() if is_whole else sides_to_copy(self.given, self.copy)
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class SharedWork:
-    """Base of the steps of a run on several processes.
+    """Steps of a run that several processes share.
 
     Attributes:
         processes: the processes of the run.

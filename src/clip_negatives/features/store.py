@@ -72,10 +72,10 @@ class PartStore:
 
 
 class Mappable(Protocol):
-    """Features in a file of the user."""
+    """Precomputed features, which may be mapped from the user's own file."""
 
     def mapped(self) -> Tensor | None:
-        """Return the features, memory-mapped."""
+        """Return the features, memory-mapped; None if they cannot be mapped."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class EncodedFeatures:
         folder: folder of ``samples.parquet``, ``sources.parquet``, ``features.safetensors`` and, if samples are broken,
             ``broken.parquet``.
         clustering_folder: folder of unfinished clusterings of these features, for the next call; it may not exist yet.
-        fingerprint: fingerprint of the data, with the given features.
+        fingerprint: fingerprint of the data and the precomputed features.
         losses: torn tars and samples that cannot be read.
-        warnings: sentences on samples that are used.
-        given: features that exist already. Those that are not in ``features.safetensors`` are mapped from their own file.
+        warnings: sentences about samples that are used.
+        given: precomputed features. Those that are not in ``features.safetensors`` are mapped from their own file.
     """
 
     folder: Path

@@ -85,6 +85,7 @@ class ClusteredTars:
         return {shard: rows.start for shard, _, rows, _ in self.source.shards() if isinstance(rows, slice)}
 
     def _offsets(self, number: int) -> NDArray[Any]:
+        """Return offset and size of each sample of a shard, int64, shape (samples, 2), memory-mapped."""
         offsets: NDArray[Any] = np.load(self._offsets_file(number, list(self._shards)[number]), mmap_mode="r")
         return offsets
 

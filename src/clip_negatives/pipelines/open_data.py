@@ -1,4 +1,4 @@
-"""Open the data of `prepare`, and the features that exist already."""
+"""Open the data of `prepare`, and precomputed features."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from clip_negatives.pipelines.recipe import Recipe
 def open_data(
     data: ImageTextPairs | str | Path, recipe: Recipe, features: str | Path | None
 ) -> tuple[ImageTextPairs, dict[str, GivenFeatures]]:
-    """Return the pairs, and the features that exist already by "image" and "text".
+    """Return the pairs, and the precomputed features by "image" and "text".
 
     Raises:
         DataError: the data or the features cannot be read, or differ in the number of rows.
-        InputError: the recipe names an encoder or a dtype for features that exist already.
+        InputError: the recipe names an encoder or a dtype for precomputed features.
     """
     if features is None:
         return recipe.open(data), {}

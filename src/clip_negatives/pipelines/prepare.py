@@ -37,7 +37,7 @@ from clip_negatives.storage.paths import obstacle
 from clip_negatives.storage.provenance import plugins_section, resolved
 from clip_negatives.storage.safe_reading import read_json
 
-GIVEN = "given"  # in a manifest: name of the encoder of features that existed already
+GIVEN = "given"  # in a manifest: name of the encoder of precomputed features
 CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cached clusters folders
 
 # How to accept a loss of {} percent when the clusters are prepared for the cache.
@@ -75,16 +75,16 @@ def prepare_folder(
     `encode` and of the clusterer, rank 0 needs 16 bytes per pair for the labels.
 
     Args:
-        data: the pairs, or a path or URL that `Recipe.open` opens.
+        data: the pairs, a ``datasets.Dataset``, or a path or URL, see `Recipe.open`.
         output: folder to write; an older clusters folder there is replaced.
         recipe: encoders, clusterers, seed and columns; None is `Recipe()`.
-        features: features of the rows of a table that exist already, see `clip_negatives.dataset.given.feature_places`. They
-            take the place of an encoder, and no image is opened if the features of the images are among them.
-        keep_features: store the features too, for weightings that compare samples instead of clusters. None stores them unless
-            `features` has them.
+        features: precomputed features of the rows of a table, see `clip_negatives.dataset.given.feature_places`. They take the
+            place of an encoder. With features of the images, no image is opened.
+        keep_features: store the features too, for weightings that compare samples instead of clusters. None stores them
+            only without `features`.
         progress: show progress bars on stderr.
         processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
-        max_lost: largest share of the samples, 0 .. 1, that may be lost in torn tars or cannot be read.
+        max_lost: largest share of samples, 0 .. 1, that may be in the lost part of torn tars or be unreadable.
 
     Raises:
         PluginError: a name or option is unknown.

@@ -19,7 +19,7 @@ FORMAT = 1  # version of the formats of our folders
 
 @dataclass(frozen=True, slots=True)
 class FolderKind:
-    """A kind of folder that this package writes, known by its manifest.
+    """A kind of folder that this package writes, recognised by its manifest.
 
     Attributes:
         name: name of the kind, such as "clusters".

@@ -10,14 +10,13 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-MISSING_TEXT = "nan"  # open_clip trains on this text if a row of a csv file has no text
+MISSING_TEXT = "nan"  # open_clip trains on this text if a row of a table has no text
 
 
 def text_ids(samples: pa.Table) -> Tensor:
     """Return an id for each text of a table of samples, int64, shape (N,): equal texts have equal ids.
 
-    Each missing text has its own id. A text is missing if it is empty or, in data from a csv file, which have a column of
-    images, if it is "nan".
+    Each missing text has its own id. A text is missing if it is empty or, in samples that name no tars, if it is "nan".
     """
     texts = samples["text"]
     if "shard" not in samples.column_names:

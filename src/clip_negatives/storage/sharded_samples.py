@@ -21,7 +21,7 @@ from clip_negatives.storage.source_files import SourceFile
 
 
 class ShardedSamples:
-    """Samples of a clusters folder made from tars; only the keys of one shard are in memory, if they stand together."""
+    """Samples of a clusters folder made from tars. Memory holds one shard at a time, unless the samples are scattered."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,8 +36,8 @@ class ShardedSamples:
 
     @cached_property
     def is_scattered(self) -> bool:
-        """Return whether the samples of a tar stand apart, as after several workers have encoded them by turns."""
-        if "features" not in self.manifest:  # encoded tar by tar
+        """Return whether samples of other tars stand between those of a tar, because several workers encoded them in turn."""
+        if "features" not in self.manifest:  # `prepare` encoded tar by tar
             return False
         seen, last = set[str](), None
         for batch in self._batches("shard"):
@@ -63,7 +63,7 @@ class ShardedSamples:
             start += len(keys)
 
     def check_together(self) -> None:
-        """Raise ArtifactError if the samples of a tar stand apart."""
+        """Raise ArtifactError if the samples of a tar are scattered."""
         if self.is_scattered:
             raise ArtifactError(
                 f"In {self.path}, the samples of a tar do not stand together. Sort the table and its features by tar, and run "
@@ -77,6 +77,7 @@ class ShardedSamples:
         return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
 
     def _gathered(self) -> Iterator[tuple[str, pa.Array, Tensor, pa.Array]]:
+        """Yield as `shards` does, from samples that are scattered."""
         table = pa.Table.from_batches(self._batches("key", "text", "shard"))
         shards = table["shard"].combine_chunks().dictionary_encode()
         numbers = shards.indices.to_numpy()

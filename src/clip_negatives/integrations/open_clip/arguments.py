@@ -30,7 +30,7 @@ OPTIONS = {
     "dataset_type": "--dataset-type",
 }
 
-# First arguments of each run: without the user's value, columns and separator are found, instead of open_clip's defaults.
+# First arguments of each run: empty values replace open_clip's defaults, so columns and separator are detected.
 FOUND = ("--csv-separator=", "--csv-img-key=", "--csv-caption-key=")
 
 
@@ -41,7 +41,7 @@ def parsed(arguments: Sequence[str]) -> Namespace:
         with contextlib.redirect_stderr(output):
             args: Namespace = parse_args([*FOUND, *arguments])
     except ValueError as error:  # open_clip splits each --aug-cfg at "="
-        raise InputError("--aug-cfg needs settings name=value. Correct it in the arguments after --.") from error
+        raise InputError("--aug-cfg needs settings name=value. Correct it.") from error
     except SystemExit as stopped:
         if not stopped.code:
             raise

@@ -38,7 +38,7 @@ def _check_loss(args: Namespace, options: TrainOptions) -> None:
     """Check that the run trains with CLIP's or SigLIP's loss, which our loss can replace."""
     _, weighting = options.plugins
     if weighting.requires_logit_bias and not args.siglip:
-        raise InputError(f"The weighting {weighting.name} needs a logit bias. Add --siglip after --.")
+        raise InputError(f"The weighting {weighting.name} needs a logit bias. Add --siglip.")
     for unsupported, option in (
         (args.distill_model is not None, "--distill-model"),
         (args.siglip and not weighting.requires_logit_bias, f"--siglip with the weighting {weighting.name}"),
@@ -103,9 +103,9 @@ def _option(name: str) -> str:
 def _check_data(args: Namespace, options: TrainOptions) -> None:
     """Check that there are enough training data for a step, and readable validation data."""
     if args.dataset_type != "synthetic" and not args.train_data:
-        raise DataError("There is no training data. Add --train-data FILE, or --dataset-type synthetic, after --.")
+        raise DataError("There is no training data. Add --train-data FILE, or --dataset-type synthetic.")
     if args.dataset_type == "synthetic" and not args.train_num_samples:
-        raise DataError("Synthetic data needs a size. Add --train-num-samples after --.")
+        raise DataError("Synthetic data needs a size. Add --train-num-samples.")
     if options.refresh_every is not None and (kind := kind_of(args)) != "table":
         raise InputError(
             f"{argument('refresh_every')} needs a table, not {kind} data, to encode every sample again. Leave it out."

@@ -93,7 +93,7 @@ def caption_field(args: Any) -> str | None:
 
 
 def read_captions(loader: Any, field: str | None) -> None:
-    """Make a stream use the captions of a `CaptionStage`, before other stages read them."""
+    """Insert a `CaptionStage` into a stream, before the stages that read captions."""
     stages = loader.pipeline[0].dataset.pipeline
     place = _place_after_tars(stages)
     if not isinstance(stages[place], CaptionStage):
@@ -116,7 +116,7 @@ def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage 
 
 
 def _place_after_tars(stages: list[Any]) -> int:
-    """Return the place behind the stage that reads the tars."""
+    """Return the place after the stage that reads the tars."""
     places = [place for place, name in enumerate(_names(stages)) if name.startswith(TAR_STAGES)]
     if len(places) != 1:
         raise _unknown_stream()

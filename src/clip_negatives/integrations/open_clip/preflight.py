@@ -179,7 +179,7 @@ def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, op
     context = SamplingContext(n, args.batch_size, 0, world_size(), args.seed, clusters, captions=captions)
     extra = texts_per_image(options.create_sampler(context))
     if extra and kind == "synthetic":
-        raise UnsupportedError(f"The sampler {options.sampler} adds captions, so synthetic data do not fit.")
+        raise UnsupportedError(f"The sampler {options.sampler} adds captions, which synthetic data lack. Use another sampler.")
     if options.refresh_every is not None:
         options.recipe.check(n)
     return extra

@@ -102,7 +102,7 @@ class _Start:
             return ArtifactError(f"{fault}: {_reason(error)}. Use the arguments of its run or another --resume.")
         frozen = self._args.lock_text_freeze_layer_norm
         repair = "Add --lock-text-freeze-layer-norm" if self._args.lock_text and not frozen else "Correct the arguments"
-        return InputError(f"open_clip cannot start with these arguments: {_reason(error)}. {repair} after --.")
+        return InputError(f"open_clip cannot start with these arguments: {_reason(error)}. {repair}.")
 
     def _one_process(self, args: Namespace) -> torch.device:
         args.device, args.distributed, args.world_size, args.rank, args.local_rank = self._device, False, 1, 0, 0

@@ -82,7 +82,7 @@ def record_of(args: Namespace, options: TrainOptions, data: dict[str, Any]) -> R
 
 
 def data_section(args: Namespace) -> dict[str, Any]:
-    """Return the section that identifies the training data: rows of a csv file, tars, or number of synthetic samples."""
+    """Return the section that identifies the training data: rows of a table, tars, or number of synthetic samples."""
     kind = kind_of(args)
     return {"kind": kind, **({"samples": args.train_num_samples} if kind == "synthetic" else pairs(args).identity())}
 
@@ -120,7 +120,7 @@ def data_digest(record: Record) -> str:
 
 
 def check_dataset(record: Record, dataset: Any) -> None:
-    """Check that open_clip read the recorded csv file, which may have changed after it was recorded."""
+    """Check that open_clip read the recorded table, which may have changed after it was recorded."""
     for name, value in dataset.pairs.identity().items():
         if record["data"].get(name, value) != value:
             raise DataError(f"The training data changed while the run started: the {name} differ. Start again.")
@@ -158,7 +158,7 @@ def check_resume(args: Namespace, checkpoint: Path | None, record: Record, *, an
     if stored is None and not anyway:
         raise ArtifactError(
             f"The record of the resumed run, {file}, is damaged or of another version, so nothing can be compared with it. "
-            "If data and settings are those of the run, add --resume-anyway before --."
+            "If data and settings are those of the run, add --resume-anyway."
         )
     if stored is None:
         return f"Nothing was compared with the resumed run: {file} is damaged or of another version."
@@ -168,7 +168,7 @@ def check_resume(args: Namespace, checkpoint: Path | None, record: Record, *, an
     if faults and not anyway:
         raise InputError(
             f"The run of {checkpoint} had other data or settings: {in_words(faults)}. Resume with those of the run, or add "
-            "--resume-anyway before --."
+            "--resume-anyway."
         )
     return f"The resumed run had other data, settings or packages: {in_words(changes)}." if changes else ""
 

@@ -1,4 +1,4 @@
-"""Tables of any kind in place of open_clip's csv data."""
+"""Tables of any format in place of open_clip's csv data."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ open_clip_dataset_fn = open_clip_data.get_dataset_fn
 class TableDataset(Dataset[Any]):
     """The samples of a table, as ``open_clip_train.data.CsvDataset`` gives those of a csv file.
 
-    The arguments are those of open_clip, and `dataset_type`; an empty column or separator is found. An image that is a pipe or
-    another special file raises OSError.
+    The arguments are those of open_clip, and `dataset_type`. An empty column or separator is detected. An image that is a pipe
+    or another special file raises OSError.
 
     Attributes:
         images: path of each image; None if the images are in the table.
@@ -62,7 +62,7 @@ class TableDataset(Dataset[Any]):
 
 
 def dataset_function(location: str, dataset_type: str) -> Callable[..., Any]:
-    """Return open_clip's function for a kind of data, its csv function for every table."""
+    """Return open_clip's function that opens data of this type: its csv function for every table."""
     is_table = dataset_type != "synthetic" and kind_of(location, dataset_type) != "webdataset"
     function: Callable[..., Any] = open_clip_data.get_csv_dataset if is_table else open_clip_dataset_fn(location, dataset_type)
     return function

@@ -1,4 +1,4 @@
-"""Clusters of data that need no clustering: the ids of texts and groups alone, or random clusters for timing."""
+"""Clusters without a clustering of the data: ids of texts and groups alone, or random clusters for timing."""
 
 from __future__ import annotations
 
