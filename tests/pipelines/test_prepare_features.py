@@ -254,13 +254,18 @@ def test_damaged_files_and_wrong_specs_are_named(csv_file: Path, features: dict[
 
 def test_wrong_columns_are_named(features: dict[str, NDArray[Any]], tmp_path: Path) -> None:
     ragged = [[1.0, 0.0]] * (N - 1) + [[1.0]]
-    columns = {"caption": ["a"] * N, "emb": list(features["image"]), "ids": [[1, 2]] * N, "ragged": ragged}
+    hole = [[1.0, 0.0], [1.0, None], *[[1.0, 0.0]] * (N - 2)]
+    columns = {"caption": ["a"] * N, "emb": list(features["image"]), "ids": [[1, 2]] * N, "ragged": ragged, "hole": hole}
     pd.DataFrame(columns).to_parquet(tmp_path / "pairs.parquet")
     cases = [
-        ("columns:embedding,emb", "has no column 'embedding' .columns: 'caption', 'emb', 'ids', 'ragged'.. Correct features="),
+        (
+            "columns:embedding,emb",
+            "has no column 'embedding' .columns: 'caption', 'emb', 'ids', 'ragged', 'hole'.. Correct features=",
+        ),
         ("columns:ids,emb", "^The column 'ids' of .* has values of type list<.*int64>, not lists of floats"),
         ("columns:caption,emb", "^The column 'caption' of .* has values of type .*string"),
         ("columns:ragged,emb", f"^Row {N - 1} of the column 'ragged' of .* has 1 numbers, but other rows have 2"),
+        ("columns:hole,emb", "^Row 1 of the column 'hole' of .* has a missing number"),
     ]
     for spec, message in cases:
         with pytest.raises(DataError, match=message):
@@ -286,6 +291,17 @@ def test_wrong_keys_are_named(
     spec = save(tmp_path / "npy", features)
     with pytest.raises(ClipNegativesError, match=message):
         prepare(tmp_path / "pairs.csv", tmp_path / "a", Recipe(columns=columns), features=spec, progress=False)
+
+
+def test_missing_texts_of_keyed_samples_are_no_text_in_common(features: dict[str, NDArray[Any]], tmp_path: Path) -> None:
+    keys = [f"{row:09d}" for row in range(N)]
+    frame = pd.DataFrame({"key": keys, "caption": [None, "NA", *(f"text {row}" for row in range(N - 2))]})
+    frame.to_parquet(tmp_path / "pairs.parquet")
+    recipe = Recipe(clusterer="kmeans:n_clusters=4", columns=Columns(key="key", shard_pattern="{key:.5}.tar"))
+    spec = save(tmp_path / "npy", features)
+    folder = prepare(tmp_path / "pairs.parquet", tmp_path / "clusters", recipe, features=spec, progress=False)
+    assert folder.clusters.texts is not None
+    assert len(folder.clusters.texts.unique()) == N
 
 
 def test_keys_of_a_csv_keep_their_zeros(csv_file: Path, tmp_path: Path) -> None:

@@ -190,3 +190,5 @@ def check_exists(location: str | Path, dataset_type: str = "auto") -> None:
             check_local_file("tar", shard)
     elif kind in ("csv", "jsonl") or (kind == "parquet" and not Path(location).is_dir()):
         check_local_file(f"{kind} file", str(location))
+    elif not Path(location).is_dir():
+        raise DataError(f"The folder {location} does not exist. Check its path.")

@@ -69,7 +69,8 @@ class TablePairs:
         check_values(path, frame)
         columns = {role: frame[name] for role, name in used.items() if name in frame}
         text_is_missing = is_missing(columns["text"])
-        self._texts = as_strings(columns["text"], text_is_missing, MISSING_TEXT)
+        names_tars = "shard" in used or shard_pattern is not None
+        self._texts = as_strings(columns["text"], text_is_missing, "" if names_tars else MISSING_TEXT)
         if stored is None and "image" in columns:
             stored = ImageFiles(as_strings(columns["image"], is_missing(columns["image"]), MISSING_TEXT))
         self._stored = stored

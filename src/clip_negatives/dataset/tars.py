@@ -87,9 +87,12 @@ class TarPairs:
         return fingerprint_of([part.digest() for part in self.parts()])
 
     def identity(self) -> dict[str, str]:
-        """Return a digest of the tars, in order: the file name and size of a local tar, the URL of a remote one."""
+        """Return a digest of the tars, in order, and where their captions are.
+
+        The digest is of the file name and size of a local tar, and of the URL of a remote one.
+        """
         tars = [f"{Path(tar).name} {Path(tar).stat().st_size}" if is_plain(tar) else tar for tar in self.shards]
-        return {"tars": fingerprint_of(tars)}
+        return {"tars": fingerprint_of(tars), "captions": self._text_field or "txt"}
 
     @functools.cached_property
     def _columns(self) -> tuple[list[str], list[str], list[str], list[str]]:

@@ -57,7 +57,7 @@ class ColumnFeatures:
         for values in self.streamed.read(self.column):
             rows = self._rows(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, start)
             if dim not in (None, rows.shape[1]):
-                raise self._ragged(start, rows.shape[1], dim)
+                raise self._fault(start, f"has {rows.shape[1]} numbers, but other rows have {dim}")
             dim = rows.shape[1]
             yield self.name, start, rows
             start += len(rows)
@@ -71,13 +71,15 @@ class ColumnFeatures:
             fault = f"has values of type {values.type}, not lists of floats"
             raise DataError(f"{self.name[0].upper()}{self.name[1:]} {fault}. Name another column with {argument('features')}.")
         lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0))
-        numbers = pc.list_flatten(values)
-        if len(odd := np.flatnonzero(lengths != lengths.max())) or lengths[0] == 0 or numbers.null_count:
-            row = int(odd[0]) if len(odd) else 0
-            raise self._ragged(start + row, int(lengths[row]), int(lengths.max()))
+        expected, numbers = int(np.bincount(lengths).argmax()), pc.list_flatten(values)
+        if len(odd := np.flatnonzero(lengths != expected)) or expected == 0:
+            row = int(odd[0]) if expected else 0
+            raise self._fault(start + row, f"has {lengths[row]} numbers, but other rows have {expected or 'some'}")
+        if numbers.null_count:
+            place = int(np.asarray(pc.is_null(numbers)).argmax())
+            raise self._fault(start + place // expected, "has a missing number")
         flat = numbers.to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
         return torch.from_numpy(np.array(flat))
 
-    def _ragged(self, row: int, dim: int, expected: int | None) -> DataError:
-        fault = f"has {dim} numbers, but other rows have {expected}, or a number is missing"
+    def _fault(self, row: int, fault: str) -> DataError:
         return DataError(f"Row {row} of {self.name} {fault}. Leave the row out, or compute its features again.")
