@@ -49,7 +49,7 @@ def test_meter_of_data_is_that_of_its_clusters() -> None:
         (["inspect", "absent.csv"], "The csv file absent.csv does not exist"),
         (["inspect", "absent"], "Write one with clip-negatives prepare"),
         (["meter", "absent/{0..3}.tar"], "absent/0.tar does not exist"),
-        (["meter", "empty"], "prepare"),
+        (["meter", "empty"], "empty is a folder without metadata.csv"),
     ],
 )
 def test_what_is_neither_data_nor_clusters_is_one_sentence(line: list[str], words: str) -> None:
@@ -58,3 +58,19 @@ def test_what_is_neither_data_nor_clusters_is_one_sentence(line: list[str], word
     assert shown.exit_code == 2
     assert words in shown.stderr
     assert len(shown.stderr.strip().splitlines()) == 1
+
+
+def test_few_samples_are_one_batch() -> None:
+    file = str(write_csv(Path(), N))
+    assert "batches of 64" in CliRunner().invoke(main, ["meter", file]).stdout
+    assert CliRunner().invoke(main, ["inspect", file]).exit_code == 0
+
+
+def test_a_folder_or_file_that_is_no_data_says_why() -> None:
+    Path("pictures").mkdir()
+    Path("pictures/a.png").touch()
+    Path("products.xlsx").touch()
+    for name, words in (("pictures", "Add metadata.csv with the columns file_name and text"), ("products.xlsx", "end in .csv")):
+        shown = CliRunner().invoke(main, ["inspect", name])
+        assert shown.exit_code == 2
+        assert words in shown.stderr

@@ -20,7 +20,7 @@ finally:
 """
 CASES = [
     (["prepare", "absent.csv", "out"], "The csv file absent.csv does not exist"),
-    (["prepare", "absent.txt", "out"], "set --dataset-type to csv or webdataset"),
+    (["prepare", "absent.txt", "out"], "name the format with --dataset-type"),
     (["prepare", "file.tar::absent-{0..3}.tar", "out"], "The tar absent-0.tar does not exist"),
     (["prepare", "absent", "out", "--dataset-type", "csv"], "The csv file absent does not exist"),
     (["prepare", "file.csv", "foreign"], "it has files, but no manifest.json"),

@@ -74,9 +74,9 @@ def test_a_text_that_swallows_rows_is_told(tmp_path: Path, caplog: pytest.LogCap
 
 def test_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     file = write_csv(tmp_path, 2)
-    with pytest.raises(DataError, match=r"'caption' \(columns: 'filepath', 'title', 'item'\)\. Use Columns\(text="):
+    with pytest.raises(DataError, match=r"'caption' \(columns: 'filepath', 'title', 'item'\)\. Correct Columns\(text="):
         open_table(file, Columns(text="caption"))
-    with pytest.raises(DataError, match=r"no column 'brand'.*Use Columns\(group="):
+    with pytest.raises(DataError, match=r"no column 'brand'.*Correct Columns\(group="):
         open_table(file, Columns(group="brand"))
 
 
@@ -87,14 +87,15 @@ def test_a_wrong_separator_gives_one_column(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "fault"),
-    [("", "No columns"), ("filepath\ttitle\n", "no rows below its header"), ("filepath\ttitle\na\tb\tc\td\te\nx\ty\n", None)],
+    [
+        ("", "No columns"),
+        ("filepath\ttitle\n", "no rows below its header"),
+        ("filepath\ttitle\na\tb\tc\td\te\nx\ty\n", "have more fields than"),
+    ],
 )
-def test_csv_without_pairs(tmp_path: Path, content: str, fault: str | None) -> None:
+def test_csv_without_pairs(tmp_path: Path, content: str, fault: str) -> None:
     file = tmp_path / "pairs.csv"
     file.write_text(content)
-    if fault is None:  # pandas takes the first columns as an index; open_clip would train on the same
-        assert len(open_table(file)) == 2
-        return
     with pytest.raises(DataError, match=fault):
         open_table(file)
 
@@ -144,7 +145,7 @@ def test_ending_gives_the_type_as_in_open_clip(tmp_path: Path, name: str) -> Non
     file = write_csv(tmp_path, 2).rename(tmp_path / name)
     assert isinstance(open_pairs(file), TablePairs)
     assert isinstance(open_pairs(file.rename(tmp_path / "pairs.txt"), dataset_type="csv"), TablePairs)
-    with pytest.raises(DataError, match="set dataset_type= to csv"):
+    with pytest.raises(DataError, match="name the format with dataset_type="):
         open_pairs(tmp_path / "pairs.txt")
 
 

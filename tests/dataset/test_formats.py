@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 
@@ -81,8 +82,8 @@ def test_columns_are_found_by_common_names(names: list[str], image: str, text: s
     [
         (["image", "url", "text"], Columns(), r"several columns that may be the image \(columns: 'image', 'url', 'text'\)"),
         (["image", "a"], Columns(), r"no column with a common name of the text .* Name one with Columns\(text="),
-        (["image", "text"], Columns(text="words"), r"no column 'words' \(columns: 'image', 'text'\)\. Use Columns\(text="),
-        (["filepath", "title"], Columns(group="item"), r"no column 'item'.*Use Columns\(group="),
+        (["image", "text"], Columns(text="words"), r"no column 'words' \(columns: 'image', 'text'\)\. Correct Columns\(text="),
+        (["filepath", "title"], Columns(group="item"), r"no column 'item'.*Correct Columns\(group="),
         (["img/0.png", "a cat"], Columns(), r"Its first line seems to be a pair: .* Add it\."),
         (["img/0.png\ta cat", " sitting"], Columns(), r"Its first line seems to be a pair"),
     ],
@@ -140,13 +141,13 @@ def test_several_captions_in_one_row_are_an_error(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "text": "a"}\n{"image":\n')
-    with pytest.raises(DataError, match="does not have one JSON object in each line"):
+    with pytest.raises(DataError, match=r"^After 1 objects, .*pairs\.jsonl has a line that is not a JSON object"):
         open_table(tmp_path / "pairs.jsonl")
 
 
 def test_damaged_parquet_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pairs.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"parquet file .*pairs\.parquet"):
+    with pytest.raises(DataError, match=r"pairs\.parquet is not parquet"):
         open_table(tmp_path / "pairs.parquet")
 
 
@@ -226,3 +227,108 @@ def test_a_damaged_image_in_a_table_is_named_with_its_row(tmp_path: Path) -> Non
         list(pairs.images(0, 1))
     with pytest.raises(DataError, match=r"Row 1 has no image in column 'image'"):
         list(pairs.images(1, 2))
+
+
+def test_parts_of_a_parquet_folder_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for part in (1, 2, 10):
+        frame = pd.DataFrame({"image": [f"{part}.png"], "text": [f"text {part}"]})
+        frame.to_parquet(tmp_path / f"part_{part}.parquet")
+    (tmp_path / "README.md").write_text("about")
+    (tmp_path / "_notes.parquet").write_text("no parquet")
+    assert list(open_table(tmp_path).texts) == ["text 1", "text 2", "text 10"]
+    (tmp_path / "more").mkdir()
+    frame.to_parquet(tmp_path / "more" / "part_3.parquet")
+    with pytest.raises(DataError, match=r"has parquet files in folders of its own, such as .*more/part_3\.parquet"):
+        open_table(tmp_path)
+
+
+def test_images_in_parquet_are_those_of_the_named_file_as_it_is(tmp_path: Path) -> None:
+    whole = datasets.load_from_disk(str(write_table(tmp_path, "datasets", N)))
+    file, other = tmp_path / "x[1].parquet", tmp_path / "x1.parquet"
+    whole.select(range(8)).to_parquet(file)
+    whole.select([30]).to_parquet(other)
+    assert list(open_table(file).texts) == whole["caption"][:8]
+    time = file.stat().st_mtime_ns
+    whole.select([9, 8, 7]).to_parquet(file)
+    os.utime(file, ns=(time, time))
+    assert list(open_table(file).texts) == [whole[row]["caption"] for row in (9, 8, 7)]
+
+
+def test_a_dataset_with_paths_of_images_is_known_by_them(tmp_path: Path) -> None:
+    paths = list(open_table(write_csv(tmp_path, 6)).image_paths or ())
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    one, two = (
+        dataset_pairs(datasets.Dataset.from_dict({"image": some, "text": list("abcdef")}, features=features))
+        for some in (paths, paths[::-1])
+    )
+    assert one.image_paths == paths
+    assert one.fingerprint() != two.fingerprint()
+    assert one.identity()["images"] != two.identity()["images"]
+
+
+@pytest.mark.parametrize("column", ["file_name", "image", "File Name"])
+def test_images_of_a_folder_start_there_under_any_name_of_their_column(column: str, tmp_path: Path) -> None:
+    images = write_table(tmp_path, "imagefolder", 3)
+    frame = pd.read_csv(images / "metadata.csv").rename(columns={"file_name": column})
+    frame.loc[2, column] = str(images / frame.loc[2, column])
+    frame.to_csv(images / "metadata.csv", index=False)
+    paths = open_table(images).image_paths
+    assert paths is not None
+    assert all(Path(path).parent == images for path in paths)
+
+
+def test_rows_with_more_fields_than_the_header_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("image,text\n0.png,red, big\n1.png,blue, small\n")
+    with pytest.raises(
+        DataError, match=r"have more fields than its first line .* Put texts that contain ',' in quotation marks"
+    ):
+        open_table(tmp_path / "pairs.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_long_numbers_of_groups_stay_different(kind: str, tmp_path: Path) -> None:
+    items = [9007199254740992, 9007199254740993, None]
+    frame = pd.DataFrame({"image": list("abc"), "text": list("xyz"), "item": pd.array(items, dtype="Int64")})
+    file = tmp_path / f"pairs.{kind}"
+    writers = {"csv": lambda: frame.to_csv(file, index=False), "parquet": lambda: frame.to_parquet(file)}
+    lines = [json.dumps({"image": "a", "text": "x", "item": item}) for item in items]
+    writers.get(kind, lambda: file.write_text("\n".join(lines)))()
+    assert open_table(file, Columns(group="item")).groups == ["9007199254740992", "9007199254740993", ""]
+
+
+def test_the_index_of_a_frame_is_a_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"image": ["a.png", "b.png"], "text": ["x", "y"], "item": ["1", "2"]})
+    for column in frame:
+        frame.set_index(column).to_parquet(tmp_path / "pairs.parquet")
+        pairs = open_table(tmp_path / "pairs.parquet", Columns(group="item"))
+        assert (list(pairs.texts), pairs.groups, pairs.image_paths) == (["x", "y"], ["1", "2"], ["a.png", "b.png"])
+
+
+def test_what_is_no_label_is_a_missing_text_and_a_stream_is_refused() -> None:
+    features = datasets.Features({"file": datasets.Value("string"), "name": datasets.ClassLabel(names=["cat", "dog"])})
+    dataset = datasets.Dataset.from_dict({"file": ["a.png", "b.png"], "name": [-1, 0]}, features=features)
+    assert list(dataset_pairs(dataset).texts) == ["nan", "cat"]
+    with pytest.raises(DataError, match="is a stream, which has no rows by number"):
+        dataset_pairs(dataset.to_iterable_dataset())
+
+
+def test_a_file_that_is_not_parquet_says_so(tmp_path: Path) -> None:
+    (tmp_path / "pairs.parquet").write_text("image,text\na.png,a\n")
+    with pytest.raises(DataError, match=r"pairs\.parquet is not parquet: .* Correct the file\."):
+        open_table(tmp_path / "pairs.parquet")
+
+
+def test_jsonl_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "text": "a"}\n', encoding="utf-8-sig")
+    assert list(open_table(tmp_path / "pairs.jsonl").texts) == ["a"]
+
+
+def test_a_url_is_not_taken_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("image_url,text\nhttps://example.org/0.jpg,a\n")
+    with pytest.raises(DataError, match=r"The image https://example\.org/0\.jpg .* is a URL, but images are read from files"):
+        list(open_table(tmp_path / "pairs.csv").images(0, 1))
+
+
+def test_a_column_with_another_case_is_suggested() -> None:
+    with pytest.raises(DataError, match=r"no column 'SKU' .* Did you mean 'sku'\? Correct Columns\(group=\.\.\.\)\."):
+        found_columns(Columns(group="SKU"), ["image", "text", "sku"], "a.csv")

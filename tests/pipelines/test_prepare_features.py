@@ -276,7 +276,7 @@ def test_wrong_columns_are_named(features: dict[str, NDArray[Any]], tmp_path: Pa
     ("columns", "message"),
     [
         (Columns(key="title"), "samples repeat, because keys of the table repeat"),
-        (Columns(key="absent"), r"no column 'absent' .*Use Columns\(key=...\)"),
+        (Columns(key="absent"), r"no column 'absent' .*Correct Columns\(key=...\)"),
         (Columns(shard="item"), r"Columns\(shard=...\) needs the keys of the samples"),
         (Columns(key="filepath", shard_pattern="{key:5}.tar"), "must contain {key} or {key:.5}"),
         (Columns(key="filepath", shard_pattern="{key}", shard="item"), "both name the tars"),

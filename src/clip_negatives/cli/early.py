@@ -58,8 +58,13 @@ def check_clusters_or_data(location: str, dataset_type: str = "auto") -> None:
     """Raise ArtifactError if a path is neither a clusters folder nor data, DataError if a local file of the data is missing."""
     if is_data(location, dataset_type):
         check_data(location, dataset_type)
-    else:
-        check_clusters(Path(location))
+        return
+    from clip_negatives.dataset.formats import kind_of
+    from clip_negatives.storage.manifest import LABELS_FOLDER, MANIFEST
+
+    if Path(location).exists() and not (Path(location) / MANIFEST).exists() and not LABELS_FOLDER.is_at(Path(location)):
+        kind_of(location, dataset_type)  # its error says why these are no data
+    check_clusters(Path(location))
 
 
 def check_output_file(path: Path) -> None:

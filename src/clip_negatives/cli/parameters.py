@@ -79,7 +79,11 @@ FOLDER = click.Path(path_type=Path)
 
 sampler_option = _plugin_option("--sampler", "negative_sampler", Method.sampler)
 weighting_option = _plugin_option("--weighting", "loss_weighting", Method.weighting)
-batch_size_option = click.option("--batch-size", default=256, help="Samples per step, all processes together.")
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Samples per step, all processes together.  [default: 256, or all samples if they are fewer]",
+)
 json_option = click.option("--json", "json_file", type=FILE, help="Also write the result to this JSON file.")
 dataset_type_option = click.option(
     "--dataset-type", type=click.Choice(["auto", *KINDS]), default="auto", help="Format of the data."

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 @click.option("--threshold", default=0.9, help="Pairs from this similarity on count as likely false negatives, -1 .. 1.")
 @click.option("--seed", default=0, help="Seed of the random draws.")
 @parameters.json_option
-def meter(clusters: str, dataset_type: str, recipe: Recipe, batch_size: int, json_file: Path | None, **options: Any) -> None:
+def meter(
+    clusters: str, dataset_type: str, recipe: Recipe, batch_size: int | None, json_file: Path | None, **options: Any
+) -> None:
     """Count the likely false negatives of a batch.
 
     Also shows how many of them the sampler and the weighting keep, and their weight.
@@ -46,7 +48,7 @@ def meter(clusters: str, dataset_type: str, recipe: Recipe, batch_size: int, jso
     from clip_negatives.storage.output_file import write_json_output
 
     folder, _ = _folder_and_data(clusters, dataset_type, recipe)
-    reading = read_meter(folder, batch_size, **options)
+    reading = read_meter(folder, batch_size or _default_batch_size(folder), **options)
     for table in _tables(reading):
         console().print(table)
     if json_file is not None:
@@ -71,7 +73,9 @@ def meter(clusters: str, dataset_type: str, recipe: Recipe, batch_size: int, jso
 @parameters.dataset_type_option
 @parameters.column_options
 @parameters.recipe_options
-def inspect(clusters: str, output: Path, data: str | None, dataset_type: str, recipe: Recipe, **options: Any) -> None:
+def inspect(
+    clusters: str, output: Path, data: str | None, dataset_type: str, recipe: Recipe, batch_size: int | None, **options: Any
+) -> None:
     """Write an HTML report on clusters and a method.
 
     For DATA, clusters are prepared and cached. OUTPUT/index.html shows clusters, similarities, pairs, and the effect of other
@@ -87,9 +91,15 @@ def inspect(clusters: str, output: Path, data: str | None, dataset_type: str, re
     folder, source = _folder_and_data(clusters, dataset_type, recipe)
     if data is not None:
         source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
-    written = write_inspection(folder, output, source=source, **options)
+    batch_size = batch_size or _default_batch_size(folder)
+    written = write_inspection(folder, output, source=source, batch_size=batch_size, **options)
     missing = f", {written.missing} images unreadable" if written.missing else ""
     echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
+
+
+def _default_batch_size(folder: ClustersFolder) -> int:
+    """Return 256, or the number of samples if there are fewer."""
+    return min(256, folder.clusters.n_samples)
 
 
 def _folder_and_data(location: str, dataset_type: str, recipe: Recipe) -> tuple[ClustersFolder, TablePairs | TarPairs | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ IMAGE, TEXT, SEPARATOR = "filepath", "title", "\t"  # open_clip's defaults
 # Common names of columns, in lower case with one underscore between words.
 IMAGE_NAMES = (
     *(IMAGE, "image", "image_path", "image_file", "image_filename", "img", "img_path", "path", "file", "file_path"),
-    *("file_name", "filename", "url", "image_url"),
+    *("file_name", "filename", "product_image", "photo", "picture", "image_link", "url", "image_url"),
 )
 TEXT_NAMES = (
     *(TEXT, "text", "caption", "captions", "name", "description", "product_name", "product_title", "sentence", "prompt"),
@@ -80,8 +81,11 @@ def found_columns(columns: Columns, names: Sequence[Any], table: str, *, images:
     used |= {role: name for role in ("group", "key", "shard") if (name := getattr(columns, role)) is not None}
     for role, column in used.items():
         if column not in names:
-            fault = f"{table} has no column {column!r} ({_listed(names)})."
-            raise DataError(f"{fault}{_hint(names)} Use {argument_of(role)}.")
+            close = difflib.get_close_matches(str(column).lower(), {str(name).lower(): name for name in names}, n=1)
+            similar = next((name for name in names if close and str(name).lower() == close[0]), None)
+            meant = "" if similar is None else f" Did you mean {str(similar)!r}?"
+            fault = f"{table} has no column {column!r} ({_listed(names)}).{meant}"
+            raise DataError(f"{fault}{_hint(names) or f' Correct {argument_of(role)}.'}")
     return used
 
 
@@ -90,7 +94,7 @@ def _common_column(role: str, names: Sequence[Any], table: str) -> Any:
     if len(candidates) == 1:
         return candidates[0]
     fault = f"several columns that may be the {role}" if candidates else f"no column with a common name of the {role}"
-    raise DataError(f"{table} has {fault} ({_listed(names)}).{_hint(names)} Name one with {argument_of(role)}.")
+    raise DataError(f"{table} has {fault} ({_listed(names)}).{_hint(names) or f' Name one with {argument_of(role)}.'}")
 
 
 def _candidates(role: str, names: Sequence[Any]) -> list[Any]:

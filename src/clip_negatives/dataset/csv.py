@@ -38,20 +38,30 @@ def read_csv(path: Path | str, separator: str | None = None, texts: Sequence[str
     try:
         separator = separator or found_separator(path)
         # open_clip's own call, so that the rows are the same
-        return pd.read_csv(path, sep=separator, dtype=dict.fromkeys(texts, str) or None), separator
+        frame = pd.read_csv(path, sep=separator, dtype=dict.fromkeys(texts, str) or None)
     except UnicodeDecodeError as error:
         raise DataError(_encoding_fault(path)) from error
     except (ValueError, re.error) as error:  # ValueError: also the errors of pandas
         if type(error) is ValueError and not isinstance(path, Path):  # fsspec: an unknown protocol, or no ranges
             raise unreadable("csv file", path, error) from error
-        reason = " ".join(str(error).split())
+        reason, by = " ".join(str(error).split()), "" if separator is None else f" separated by {separator!r}"
         repair = f"Correct the file or {argument_of('separator')}."
-        with suppress(ValueError):
-            if (likely := found_separator(path)) != separator:
-                repair = f"Its columns seem to be separated by {likely!r}. Use {argument_of('separator')}."
-        raise DataError(f"{path} is not a csv file separated by {separator!r}: {reason}. {repair}") from error
+        raise DataError(f"{path} is not a csv file{by}: {reason}. {_other_separator(path, separator) or repair}") from error
     except Exception as error:  # each file system of fsspec has its own errors
         raise unreadable("csv file", str(path), error) from error
+    if not isinstance(frame.index, pd.RangeIndex):  # pandas then takes the first column as the index, and shifts all others
+        fault = f"The rows of {path} have more fields than its first line has names of columns"
+        repair = f"Put texts that contain {separator!r} in quotation marks, or complete the first line."
+        raise DataError(f"{fault}. {_other_separator(path, separator) or repair}")
+    return frame, separator
+
+
+def _other_separator(path: Path | str, separator: str | None) -> str:
+    """Return the advice to use the separator that is found, "" if it is the present one or cannot be found."""
+    with suppress(ValueError):
+        if (likely := found_separator(path)) != separator:
+            return f"Its columns seem to be separated by {likely!r}. Use {argument_of('separator')}."
+    return ""
 
 
 def found_separator(path: Path | str) -> str:

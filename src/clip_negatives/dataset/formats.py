@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
+import pyarrow as pa
 
 from clip_negatives.advice import argument
 from clip_negatives.dataset.csv import read_csv
@@ -18,7 +20,6 @@ from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 STREAMED_ROWS = 4096  # rows of a column that are read at a time
 
@@ -48,6 +49,7 @@ class Table:
         separator: text between two columns of a csv file; None for other files.
         with_bytes: the columns that can hold images instead of paths.
         streamed: the columns, to read them block by block; None for csv and jsonl files.
+        images_in: folder where relative paths of images start; None for the working directory.
     """
 
     names: list[Any]
@@ -55,6 +57,7 @@ class Table:
     separator: str | None = None
     with_bytes: frozenset[str] = frozenset()
     streamed: StreamedColumns | None = None
+    images_in: Path | None = None
 
 
 def kind_of(location: str | Path, dataset_type: str = "auto") -> str:
@@ -98,6 +101,19 @@ def metadata_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("metadata/metadata_*.parquet"), key=natural)
 
 
+def parquet_files(location: str) -> list[str]:
+    """Return a parquet file, or those of a folder in the order of their numbers; DataError if some are in its subfolders."""
+    folder = Path(location)
+    if not folder.is_dir():
+        return [location]
+    if not (files := metadata_of(folder)):
+        nested = next((file for file in sorted(folder.rglob("*.parquet")) if file.parent != folder), None)
+        if nested is not None:
+            raise DataError(f"{folder} has parquet files in folders of its own, such as {nested}. Move them into one folder.")
+        files = sorted((file for file in folder.glob("*.parquet") if file.name[0] not in "._"), key=natural)
+    return [str(file) for file in files]
+
+
 def natural(file: Path | str) -> list[tuple[int, str]]:
     """Return a sort key that compares the numbers in names: ``part_2.npy`` stands before ``part_10.npy``."""
     parts = re.split(r"(\d+)", str(file))
@@ -107,13 +123,13 @@ def natural(file: Path | str) -> list[tuple[int, str]]:
 def read_table(location: str, kind: str, separator: str | None = None, texts: Sequence[str] = ()) -> Table:
     """Return the table of a file, or of the metadata of a folder of images; DataError if it cannot be read.
 
-    In a csv file, the columns `texts` are read as strings, so that leading zeros stay.
+    In a csv file, the columns `texts` are read as strings, so that leading zeros and long numbers stay.
     """
     path = Path(location) if is_plain(location) else location
     if kind == "parquet":
         return _parquet(location)
     if kind == "imagefolder":
-        return _image_folder(Path(location), separator)
+        return _image_folder(Path(location), separator, texts)
     frame, separator = (_read_jsonl(path), None) if kind == "jsonl" else read_csv(path, separator, texts)
     return Table(list(frame.columns), lambda names: frame[list(names)], separator)
 
@@ -124,17 +140,20 @@ def _parquet(location: str) -> Table:
 
     if is_plain(location) and not Path(location).is_dir():
         check_local_file("parquet file", location)
+    files = parquet_files(location) if is_plain(location) else []
     try:
         system, path = fsspec.core.url_to_fs(location)
-        parts = metadata_of(Path(location)) if is_plain(location) else []
-        data = dataset([str(part) for part in parts] or path, filesystem=system, format="parquet")
+        data = dataset(files or path, filesystem=system, format="parquet")
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{location} is not parquet: {' '.join(str(error).split())}. Correct the file.") from error
     except Exception as error:  # of pyarrow, and of each file system
         raise unreadable("parquet file", location, error) from error
 
     def read(names: Sequence[Any]) -> pd.DataFrame:
         try:
-            # An integer column with missing values stays a column of integers, not of floats.
-            frame: pd.DataFrame = data.to_table(columns=list(names)).to_pandas(integer_object_nulls=True)
+            table = data.to_table(columns=list(names))
+            # Integers with missing values stay integers, and a column that was an index stays a column.
+            frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
         except Exception as error:
             raise unreadable("parquet file", location, error) from error
         return frame
@@ -152,34 +171,32 @@ def _parquet(location: str) -> Table:
 
 
 def _read_jsonl(path: Path | str) -> pd.DataFrame:
+    """Return the objects of the lines; numbers stay as they are written."""
     import pandas as pd
 
     check_local_file("jsonl file", str(path))
+    rows: list[dict[str, Any]] = []
     try:
-        return pd.read_json(path, lines=True, dtype=False)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} does not have one JSON object in each line: {reason}. Correct the file.") from error
+        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as stream:
+            rows.extend(dict(json.loads(line)) for line in stream if line.strip())
+    except (ValueError, TypeError, RecursionError) as error:  # also of another encoding
+        place = f"After {len(rows)} objects, {path} has a line that is not a JSON object in UTF-8"
+        raise DataError(f"{place}: {' '.join(str(error).split())}. Correct the file.") from error
     except Exception as error:  # each file system of fsspec has its own errors
         raise unreadable("jsonl file", str(path), error) from error
+    frame: pd.DataFrame = pd.DataFrame(rows, dtype=object)
+    return frame
 
 
-def _image_folder(folder: Path, separator: str | None) -> Table:
-    """Return the metadata of a folder of images. Its ``file_name`` is relative to the folder; other columns are unchanged."""
+def _image_folder(folder: Path, separator: str | None, texts: Sequence[str]) -> Table:
+    """Return the metadata of a folder of images. Paths of images are relative to the folder."""
     files = [folder / name for name in METADATA if (folder / name).is_file()]
     if not files:
         raise DataError(f"{folder} has no {' or '.join(METADATA)}. Add it, with the columns file_name and text.")
     if len(files) > 1:
         raise DataError(f"{folder} has {' and '.join(file.name for file in files)}. Keep one of them.")
-    table = read_table(str(files[0]), ENDINGS[files[0].suffix[1:]], separator)
-
-    def read(names: Sequence[Any]) -> pd.DataFrame:
-        frame = table.read(names)
-        if "file_name" in frame:
-            frame = frame.assign(file_name=[str(folder / str(name)) for name in frame["file_name"]])
-        return frame
-
-    return Table(table.names, read, table.separator)
+    table = read_table(str(files[0]), ENDINGS[files[0].suffix[1:]], separator, texts)
+    return Table(table.names, table.read, table.separator, images_in=folder)
 
 
 def check_exists(location: str | Path, dataset_type: str = "auto") -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from clip_negatives.dataset.columns import Columns, argument_of, found_columns
-from clip_negatives.dataset.formats import STREAMED_ROWS, StreamedColumns, Table
-from clip_negatives.dataset.stored_images import EmbeddedImages
+from clip_negatives.dataset.formats import STREAMED_ROWS, StreamedColumns, Table, parquet_files
+from clip_negatives.dataset.pairs import fingerprint_of
+from clip_negatives.dataset.stored_images import EmbeddedImages, ImageFiles
 from clip_negatives.dataset.tables import TablePairs
+from clip_negatives.dataset.urls import shard_source, shard_stamp
 from clip_negatives.errors import DataError, MissingPackageError
+from clip_negatives.storage.sample_ids import MISSING_TEXT
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
 
 def is_dataset(value: Any) -> bool:
@@ -33,16 +39,19 @@ def dataset_pairs(
     Raises:
         DataError: `dataset` has several splits, or a column is missing or ambiguous.
     """
+    if not hasattr(dataset, "__len__"):
+        raise DataError(f"{name} is a stream, which has no rows by number. Load it without streaming=True.")
     if isinstance(dataset.column_names, dict):
         splits = ", ".join(dataset.column_names)
         raise DataError(f"{name} has several splits ({splits}). Name one, such as dataset[{next(iter(dataset))!r}].")
     features, plain = dataset.features, dataset.with_format(None)
 
     def read(names: Sequence[Any]) -> pd.DataFrame:
-        frame: pd.DataFrame = plain.select_columns(list(names)).with_format("arrow")[:].to_pandas(integer_object_nulls=True)
+        table = plain.select_columns(list(names)).with_format("arrow")[:]
+        frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
         for column in names:
-            if hasattr(features[column], "int2str"):  # a ClassLabel
-                frame[column] = [None if label is None else features[column].int2str(int(label)) for label in frame[column]]
+            if (classes := getattr(features[column], "names", None)) is not None:  # a ClassLabel; -1 is no label
+                frame[column] = [None if label is None or label < 0 else classes[label] for label in frame[column]]
         return frame
 
     def stream(column: str) -> Iterator[pa.ChunkedArray]:
@@ -78,9 +87,12 @@ def parquet_pairs(location: str, columns: Columns | None = None) -> TablePairs:
 
     The package ``datasets`` copies them into its own cache (``HF_DATASETS_CACHE``), from where single rows can be read.
     """
-    files = sorted(map(str, Path(location).glob("*.parquet"))) if Path(location).is_dir() else location
+    files, datasets = parquet_files(location), _package()
+    # A cache for these very files: that of the package goes by name and time.
+    stamp = fingerprint_of([f"{file} {shard_stamp(file)!r} {shard_source(file)}" for file in files])
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / f"clip-negatives-{stamp[:16]}"
     try:
-        dataset = _package().Dataset.from_parquet(files)
+        dataset = datasets.Dataset.from_parquet([glob.escape(file) for file in files], cache_dir=str(cache))
     except MissingPackageError:
         raise
     except Exception as error:  # the package does not document its errors
@@ -88,7 +100,8 @@ def parquet_pairs(location: str, columns: Columns | None = None) -> TablePairs:
     return dataset_pairs(dataset, columns, location)
 
 
-def _images(dataset: Any, column: str, name: str) -> EmbeddedImages:
+def _images(dataset: Any, column: str, name: str) -> EmbeddedImages | ImageFiles:
+    """Return the images of a column, as files if it has only paths."""
     datasets = _package()
     try:
         undecoded = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
@@ -96,7 +109,19 @@ def _images(dataset: Any, column: str, name: str) -> EmbeddedImages:
         kind = dataset.features[column]
         fault = f"The column {column!r} of {name} has values of type {kind}, not images"
         raise DataError(f"{fault}. Name another column with {argument_of('image')}.") from error
-    return EmbeddedImages(undecoded, column)
+    paths = _paths(undecoded, column)
+    return EmbeddedImages(undecoded, column) if paths is None else ImageFiles(paths)
+
+
+def _paths(undecoded: Any, column: str) -> pa.ChunkedArray | None:
+    """Return the path of each image, or None if an image is in the column itself."""
+    chunks: list[pa.Array] = []
+    for block in undecoded.with_format("arrow").iter(STREAMED_ROWS):
+        for images in block[column].chunks:
+            if pc.struct_field(images, "bytes").null_count < len(images):
+                return None
+            chunks.append(pc.fill_null(pc.struct_field(images, "path"), MISSING_TEXT))
+    return pa.chunked_array(chunks, pa.string())
 
 
 def _package() -> Any:

@@ -76,6 +76,8 @@ def read_image(file: Any, name: str) -> Image.Image:
         is_file = not isinstance(file, str | os.PathLike) or file_size(os.fspath(file)) is not None
         fault = "cannot be decoded" if is_file else "does not exist or is not a file"
         repair = "Repair it" if is_file else "Correct its path"
+        if isinstance(file, str) and "://" in file:
+            fault, repair = "is a URL, but images are read from files", "Download it, for example with img2dataset,"
         if isinstance(error, PermissionError):
             fault, repair = "cannot be read: permission denied", "Change its permissions"
         raise DataError(f"The image {name} {fault}. {repair} or leave it out.") from error

@@ -53,7 +53,9 @@ def open_table(
     kind, columns = kind_of(location, dataset_type), columns or Columns()
     if kind == "datasets":
         return hugging_face.saved_pairs(str(location), columns, images=images)
-    table = read_table(str(location), kind, columns.separator, [name for name in (columns.key, columns.shard) if name])
+    table = read_table(
+        str(location), kind, columns.separator, [name for name in (columns.key, columns.shard, columns.group) if name]
+    )
     used = found_columns(columns, table.names, str(location), images=images)
     if used.get("image") in table.with_bytes:
         if images:

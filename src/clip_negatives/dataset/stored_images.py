@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -77,6 +79,12 @@ class ImageFiles:
         return rows_digest(self.paths)
 
 
+def within(folder: Path, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return paths in which a relative one starts at the folder."""
+    chunks = [pa.array([str(folder / path) for path in chunk.to_pylist()], pa.string()) for chunk in paths.chunks]
+    return pa.chunked_array(chunks, pa.string())
+
+
 class EmbeddedImages:
     """Images in a column of a ``datasets.Dataset``: encoded files, or paths of files.
 
@@ -111,13 +119,17 @@ class EmbeddedImages:
     def stamp(self, row: int) -> bytes:
         """Return a digest of the image, or size and modification time of its file."""
         file = self.file(row)
-        return file_stamp(file) if isinstance(file, str) else hashlib.blake2b(file.getbuffer(), digest_size=16).digest()
+        return (
+            f"{file}\0".encode() + file_stamp(file)
+            if isinstance(file, str)
+            else hashlib.blake2b(file.getbuffer(), digest_size=16).digest()
+        )
 
     def source(self, row: int) -> SourceFile:
         """Return size and digest of an image; ``file`` is its row."""
         file = self.file(row)
         if isinstance(file, str):
-            return image_source(file)
+            return replace(image_source(file), file=f"{ROW}{row}")
         return SourceFile(f"{ROW}{row}", len(file.getbuffer()), hashlib.sha256(file.getbuffer()).hexdigest())
 
     def digest(self) -> str:

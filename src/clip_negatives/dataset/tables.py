@@ -17,7 +17,7 @@ from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.formats import Table
 from clip_negatives.dataset.images import AHEAD, count_pixels, limited_batches, read_image, read_small_image
 from clip_negatives.dataset.pairs import fingerprint_of
-from clip_negatives.dataset.stored_images import ImageFiles, StoredImages
+from clip_negatives.dataset.stored_images import ImageFiles, StoredImages, within
 from clip_negatives.dataset.table_parts import TablePart
 from clip_negatives.dataset.tar_names import tar_names
 from clip_negatives.dataset.values import as_strings, check_values, identities, is_missing
@@ -72,7 +72,8 @@ class TablePairs:
         names_tars = "shard" in used or shard_pattern is not None
         self._texts = as_strings(columns["text"], text_is_missing, "" if names_tars else MISSING_TEXT)
         if stored is None and "image" in columns:
-            stored = ImageFiles(as_strings(columns["image"], is_missing(columns["image"]), MISSING_TEXT))
+            paths = as_strings(columns["image"], is_missing(columns["image"]), MISSING_TEXT)
+            stored = ImageFiles(paths if table.images_in is None else within(table.images_in, paths))
         self._stored = stored
         self._groups = as_strings(columns["group"], is_missing(columns["group"]), "") if "group" in columns else None
         self._keys, self._shards = (identities(columns[name], path) if name in columns else None for name in ("key", "shard"))

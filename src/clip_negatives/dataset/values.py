@@ -29,7 +29,7 @@ def check_values(path: Path | str, frame: pd.DataFrame) -> None:
     from pandas.api.types import infer_dtype
 
     for name in frame.columns:
-        if infer_dtype(frame[name], skipna=True) not in ("mixed", "bytes"):
+        if infer_dtype(frame[name], skipna=True) not in ("mixed", "mixed-integer", "bytes"):
             continue
         nested = (row for row, value in enumerate(frame[name]) if hasattr(value, "__len__") and not isinstance(value, str))
         if (row := next(nested, None)) is not None:

@@ -55,6 +55,8 @@ class ColumnFeatures:
         """Yield blocks: the name of the features, the number of the first row, and the rows."""
         start, dim = 0, None
         for values in self.streamed.read(self.column):
+            if len(values) == 0:
+                continue
             rows = self._rows(values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values, start)
             if dim not in (None, rows.shape[1]):
                 raise self._fault(start, f"has {rows.shape[1]} numbers, but other rows have {dim}")

@@ -71,10 +71,12 @@ def check_same_samples(
         ArtifactError: samples differ.
     """
     expected = {name: folder.samples[name].to_pylist() for name in IDENTITIES if name in folder.samples.column_names}
-    columns, faults = columns_of(dataset) if keys is None else {"keys": _texts(keys)}, list[str]()
+    columns, faults = columns_of(dataset) if keys is None else {"keys": _keys(keys)}, list[str]()
     if keys is None and expected["key"] == [str(row) for row in range(len(expected["key"]))]:
         del expected["key"]  # row numbers of a csv file identify nothing
     groups = [set(columns)] if strict or keys is not None else [group & columns.keys() for group in NAMES]
+    if not any(groups) and any(_first_difference(a, b) is None for a in columns.values() for b in expected.values()):
+        return
     for name in sorted(next(filter(None, groups), set())):
         differences = [_first_difference(columns[name], known) for known in expected.values()]
         if None in differences:
@@ -111,12 +113,22 @@ def columns_of(dataset: Any) -> dict[str, list[str | None]]:
     columns = {}
     for name in sorted(set().union(*NAMES)):
         values: Any = getattr(dataset, name, None)
-        one_column = isinstance(values, list | tuple) or hasattr(values, "to_pylist") or getattr(values, "ndim", 0) == 1
+        is_list = isinstance(values, Sequence) and not isinstance(values, str)
+        one_column = is_list or hasattr(values, "to_pylist") or getattr(values, "ndim", 0) == 1
         if one_column and len(values) == len(dataset):
             texts = _texts(values)
             if any(texts):
                 columns[name] = texts
     return columns
+
+
+def _keys(keys: Iterable[Any]) -> list[str | None]:
+    """Return the keys that a user gave, or raise InputError if one is not a text."""
+    texts = _texts(keys)
+    if None in texts:
+        fault = f"Expected a text as each of keys=, got another value for sample {texts.index(None)}."
+        raise InputError(f"{fault} Pass the key, the caption or the image path of each sample.")
+    return texts
 
 
 def _texts(values: Iterable[Any]) -> list[str | None]:
