@@ -62,7 +62,7 @@ def test_record_is_in_the_folder_of_the_run(arguments: list[str], train_csv: Pat
     train([*arguments, "--name", "run"], TrainOptions(clusters=tmp_path / "clusters", weighting="weighted_infonce:beta=2"))
     record = read_record(tmp_path / "logs" / "run" / "clip_negatives" / "provenance.json")
     assert record is not None
-    assert record["data"] == {"kind": "csv", **open_pairs(str(train_csv)).identity()}
+    assert record["data"] == {"kind": "table", **open_pairs(str(train_csv)).identity()}
     assert (
         record["clusters"]["image_encoder"]
         == json.loads((tmp_path / "clusters" / "manifest.json").read_text())["image_encoder"]
@@ -322,13 +322,11 @@ def test_state_of_other_rows_stops_even_a_resume_anyway(arguments: list[str], tr
 
 def test_a_csv_file_that_changes_as_the_run_starts_stops(train_csv: Path) -> None:
     data = open_pairs(str(train_csv))
-    record = {"data": {"kind": "csv", **data.identity()}}
-    read = SimpleNamespace(captions=list(data.texts), images=list(data.image_paths))
-    check_dataset(record, read)
-    for column in ("captions", "images"):
-        values = getattr(read, column)
+    record = {"data": {"kind": "table", **data.identity()}}
+    check_dataset(record, SimpleNamespace(pairs=data))
+    for column in ("texts", "images"):
         with pytest.raises(DataError, match="changed while the run started"):
-            check_dataset(record, SimpleNamespace(**{**vars(read), column: [values[1], values[0], *values[2:]]}))
+            check_dataset({"data": {**record["data"], column: "other"}}, SimpleNamespace(pairs=data))
 
 
 def test_other_packages_are_a_warning_at_a_resume(trained: list[str], tmp_path: Path) -> None:

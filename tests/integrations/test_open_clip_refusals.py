@@ -55,7 +55,6 @@ def refusal(*arguments: str) -> str:
         (["--val-data", "absent.csv"], "csv file absent.csv does not exist"),
         (["--foo", "1"], "unrecognized arguments: --foo 1"),
         (["--epochs", "x"], "invalid int value: 'x'"),
-        (["--csv-separator", ""], "The csv separator is empty"),
         *[([option, "nan"], f"{option} must be a finite number, got nan") for option in ("--lr", "--beta1", "--eps", "--wd")],
         (["--grad-clip-norm", "inf"], "--grad-clip-norm must be a finite number, got inf"),
         (["--image-mean", "0.5", "inf", "0.5"], "--image-mean must be a finite number"),

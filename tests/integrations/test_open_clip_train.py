@@ -167,7 +167,7 @@ def test_synthetic_data(arguments: list[str]) -> None:
     arguments = [*arguments[:place], "--dataset-type", "synthetic", "--train-num-samples", "128", *arguments[place + 4 :]]
     train([*arguments, "--name", "run"])
     assert len(_losses(arguments, "run")) == 128 // BATCH
-    with pytest.raises(UnsupportedError, match="needs csv data, not synthetic"):
+    with pytest.raises(UnsupportedError, match="adds captions, which synthetic data lack"):
         train([*arguments, "--name", "texts"], TrainOptions(sampler="swapped_words"))
     assert not (Path(arguments[arguments.index("--logs") + 1]) / "texts").exists()
 

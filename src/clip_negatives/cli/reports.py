@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def meter(
     from clip_negatives.storage.output_file import write_json_output
 
     folder, _ = _folder_and_data(clusters, dataset_type, recipe)
-    reading = read_meter(folder, batch_size or _default_batch_size(folder), **options)
+    reading = read_meter(folder, batch_size or _default_batch_size(folder), seed=recipe.seed, **options)
     for table in _tables(reading):
         console().print(table)
     if json_file is not None:
@@ -92,7 +93,7 @@ def inspect(
     if data is not None:
         source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
     batch_size = batch_size or _default_batch_size(folder)
-    written = write_inspection(folder, output, source=source, batch_size=batch_size, **options)
+    written = write_inspection(folder, output, source=source, batch_size=batch_size, seed=recipe.seed, **options)
     missing = f", {written.missing} images unreadable" if written.missing else ""
     echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
 
@@ -106,13 +107,14 @@ def _folder_and_data(location: str, dataset_type: str, recipe: Recipe) -> tuple[
     """Return the clusters folder and None; for data, the cached clusters folder of the data, and the data."""
     from clip_negatives.dataset import open_pairs
     from clip_negatives.pipelines.prepare import prepare_cached
+    from clip_negatives.pipelines.recipe import Recipe
     from clip_negatives.storage.clusters_folder import read_clusters
 
     if not early.is_data(location, dataset_type):
         return read_clusters(location), None
     source = open_pairs(location, recipe.columns, dataset_type=dataset_type)
     echo(source.summary, err=True)
-    return prepare_cached(source, recipe), source
+    return prepare_cached(source, replace(recipe, seed=Recipe.seed)), source  # --seed is that of the random draws
 
 
 def _tables(reading: Reading) -> tuple[Table, Table]:
