@@ -91,8 +91,10 @@ def test_collation_that_keeps_the_order_is_let_through(
     collate: Callable[..., Any], is_checked: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
     assert len(list(planned(collate_fn=collate))) == 5
-    told = [str(warning.message) for warning in recwarn.list if "Could not check that collate_fn keeps" in str(warning.message)]
-    assert len(told) == (0 if is_checked else 1)
+    texts = [
+        str(warning.message) for warning in recwarn.list if "Could not check that collate_fn keeps" in str(warning.message)
+    ]
+    assert len(texts) == (0 if is_checked else 1)
 
 
 def noisy(samples: list[dict[str, int]]) -> dict[str, Any]:

@@ -142,7 +142,9 @@ def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(
         _pairs("memory://bucket/pairs-000000.tar")
 
 
-@pytest.mark.parametrize(("ending", "cause"), [("; sleep 0.5; exit 3", "its command failed"), (" || true", "it is torn or damaged")])
+@pytest.mark.parametrize(
+    ("ending", "cause"), [("; sleep 0.5; exit 3", "its command failed"), (" || true", "it is torn or damaged")]
+)
 def test_tar_of_a_command_that_failed_is_torn(memory: str, tmp_path: Path, ending: str, cause: str) -> None:
     """Nothing, half of a tar, and a whole one."""
     whole = fsspec.filesystem("memory").cat("/bucket/pairs-000000.tar")

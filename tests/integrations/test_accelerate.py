@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture
 def own_state(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let each test configure accelerate anew, and leave nothing of it behind."""
+    """Reset the state of accelerate before and after each test."""
     before = dict(os.environ)
     for state in (AcceleratorState, PartialState, GradientState):
         monkeypatch.setattr(state, "_shared_state", {})

@@ -240,11 +240,11 @@ def test_files_of_another_system_between_those_of_a_sample(folder: Path, tmp_pat
     torn = max(tmp_path.glob("*.tar"))
     torn.write_bytes(torn.read_bytes()[: torn.stat().st_size * 2 // 3])
     recipe = Recipe(clusterer="kmeans:n_clusters=4")
-    found = prepare(open_pairs(tars(tmp_path)), tmp_path / "clusters", recipe, progress=False, max_lost=0.1)
-    assert N * 3 // 4 < found.samples.num_rows < N
+    folder = prepare(open_pairs(tars(tmp_path)), tmp_path / "clusters", recipe, progress=False, max_lost=0.1)
+    assert N * 3 // 4 < folder.samples.num_rows < N
     done = reshard(tars(tmp_path), tmp_path / "clusters", tmp_path / "new", samples_per_shard=20)
     written = samples([str(file) for file in sorted((tmp_path / "new").glob("*.tar"))])
-    assert set(written) == set(found.samples["key"].to_pylist())
+    assert set(written) == set(folder.samples["key"].to_pylist())
     assert all({"png", "txt"} <= set(files) for files in written.values())
     assert done.samples == len(written)
 
