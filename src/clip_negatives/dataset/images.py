@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 AHEAD = 64  # images that threads read in one batch
 MAX_PIXELS_AHEAD = 2**27  # total pixels of a batch (400 MB): large images are read in smaller batches
+SMALL = MAX_PIXELS_AHEAD // AHEAD  # most pixels of a small image: any batch can hold it
 
 # Allowed image formats, whatever the file name. Pillow knows more formats; for EPS, which is a program, it starts Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -66,9 +67,7 @@ def read_image(file: Any, name: str) -> Image.Image:
     """
     try:
         with _opened(file) as image:
-            converted = image.convert("RGB")
-            converted.info[KEY] = image_kinds(image)
-            return converted
+            return _rgb(image)
     except Image.DecompressionBombError as error:
         repair = f"Shrink it, leave it out, or raise the limit: {VARIABLE}=pixels=NUMBER."
         raise ImageTooLargeError(f"The image {name} has more than {limit('pixels')} pixels. {repair}") from error
@@ -81,6 +80,16 @@ def read_image(file: Any, name: str) -> Image.Image:
         if isinstance(error, PermissionError):
             fault, repair = "cannot be read: permission denied", "Change its permissions"
         raise DataError(f"The image {name} {fault}. {repair} or leave it out.") from error
+
+
+def read_or_count(file: Any) -> Image.Image | int:
+    """Return `read_image` of an image of at most `SMALL` pixels, else `count_pixels`: a small image is opened only once."""
+    try:
+        with _opened(file) as image:
+            n_pixels = image.width * image.height
+            return _rgb(image) if n_pixels <= SMALL else n_pixels
+    except _DECODING_ERRORS:
+        return 0
 
 
 def read_small_image(file: Any, side: int) -> Image.Image | None:
@@ -149,6 +158,14 @@ def check_regular(file: Any) -> None:
     """Raise OSError if an image, given by its path, is a folder, a pipe or a device: reading it could block for ever."""
     if isinstance(file, str | os.PathLike) and not stat.S_ISREG(Path(file).stat().st_mode):
         raise OSError(errno.EINVAL, "not a regular file", str(file))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Return an opened image in RGB, with the kinds of its notes in ``info``."""
+    image.load()
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # a conversion from RGB to RGB would be a copy
+    rgb.info[KEY] = image_kinds(image)
+    return rgb
 
 
 @contextmanager

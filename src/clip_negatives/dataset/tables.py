@@ -15,7 +15,7 @@ from PIL import Image
 
 from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.formats import Table
-from clip_negatives.dataset.images import AHEAD, count_pixels, limited_batches, read_image, read_small_image
+from clip_negatives.dataset.images import AHEAD, limited_batches, read_image, read_or_count, read_small_image
 from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.dataset.stored_images import ImageFiles, StoredImages, within
 from clip_negatives.dataset.table_parts import TablePart
@@ -172,8 +172,8 @@ class TablePairs:
         with ThreadPoolExecutor() as pool:
             for first in range(start, stop, AHEAD):
                 rows = range(first, min(first + AHEAD, stop))
-                pixels = dict(zip(rows, pool.map(lambda row: count_pixels(self.stored.file(row)), rows), strict=True))
-                for batch in limited_batches(rows, AHEAD, pixels.__getitem__):
+                opened = zip(rows, pool.map(lambda row: read_or_count(self.stored.file(row)), rows), strict=True)
+                for batch in limited_batches(opened, AHEAD, _pixels_to_read):
                     yield from pool.map(self._image, batch)
 
     def small_images(self, rows: Sequence[int], side: int) -> Iterator[Image.Image | None]:
@@ -197,8 +197,16 @@ class TablePairs:
         columns = {"text": self._texts, "group": self._groups, "key": self._keys, "shard": self._shards, "image_path": paths}
         return {name: column[start:stop].to_pylist() for name, column in columns.items() if column is not None}
 
-    def _image(self, row: int) -> Image.Image:
+    def _image(self, opened: tuple[int, Image.Image | int]) -> Image.Image:
+        """Return the image of a row, given the row and the result of `read_or_count`."""
+        row, result = opened
+        if isinstance(result, Image.Image):
+            return result
         return read_image(self.stored.file(row), f"{self.stored.name(row)} (row {row} of {self.path}, {self._place})")
+
+
+def _pixels_to_read(opened: tuple[int, Image.Image | int]) -> int:
+    return opened[1] if isinstance(opened[1], int) else 0
 
 
 @functools.cache
