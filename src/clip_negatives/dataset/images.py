@@ -23,8 +23,10 @@ from clip_negatives.storage.limits import VARIABLE, limit
 from clip_negatives.storage.source_files import SourceFile
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 AHEAD = 64  # images that threads read in one batch
+SLICE = 8  # images that a thread reads at a time
 MAX_PIXELS_AHEAD = 2**27  # total pixels of a batch (400 MB): large images are read in smaller batches
 SMALL = MAX_PIXELS_AHEAD // AHEAD  # most pixels of a small image: any batch can hold it
 
@@ -136,6 +138,13 @@ def count_pixels(file: Any) -> int:
             return image.width * image.height
     except _DECODING_ERRORS:
         return 0
+
+
+def in_slices(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Yield ``work(item)`` in order, like ``pool.map``; a thread gets `SLICE` items at a time, because a task costs time."""
+    slices = (items[start : start + SLICE] for start in range(0, len(items), SLICE))
+    for results in pool.map(lambda part: list(map(work, part)), slices):
+        yield from results
 
 
 def limited_batches(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.formats import Table
-from clip_negatives.dataset.images import AHEAD, limited_batches, read_image, read_or_count, read_small_image
+from clip_negatives.dataset.images import AHEAD, in_slices, limited_batches, read_image, read_or_count, read_small_image
 from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.dataset.stored_images import ImageFiles, StoredImages, within
 from clip_negatives.dataset.table_parts import TablePart
@@ -172,9 +172,10 @@ class TablePairs:
         with ThreadPoolExecutor() as pool:
             for first in range(start, stop, AHEAD):
                 rows = range(first, min(first + AHEAD, stop))
-                opened = zip(rows, pool.map(lambda row: read_or_count(self.stored.file(row)), rows), strict=True)
-                for batch in limited_batches(opened, AHEAD, _pixels_to_read):
-                    yield from pool.map(self._image, batch)
+                results = in_slices(pool, lambda row: read_or_count(self.stored.file(row)), rows)
+                for batch in limited_batches(zip(rows, results, strict=True), AHEAD, _pixels_to_read):
+                    others = pool.map(self._image, [row for row, result in batch if isinstance(result, int)])
+                    yield from (next(others) if isinstance(result, int) else result for _, result in batch)
 
     def small_images(self, rows: Sequence[int], side: int) -> Iterator[Image.Image | None]:
         """Yield the images of `rows`, shrunk to fit a square of `side` pixels; None for an image that cannot be read."""
@@ -197,11 +198,7 @@ class TablePairs:
         columns = {"text": self._texts, "group": self._groups, "key": self._keys, "shard": self._shards, "image_path": paths}
         return {name: column[start:stop].to_pylist() for name, column in columns.items() if column is not None}
 
-    def _image(self, opened: tuple[int, Image.Image | int]) -> Image.Image:
-        """Return the image of a row, given the row and the result of `read_or_count`."""
-        row, result = opened
-        if isinstance(result, Image.Image):
-            return result
+    def _image(self, row: int) -> Image.Image:
         return read_image(self.stored.file(row), f"{self.stored.name(row)} (row {row} of {self.path}, {self._place})")
 
 
