@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from folds import Fold, batch_size
-from head_training import Heads, Job, train
+from head_training import Job, train
 from run import write_json
 from studies import BASELINE, parse
 from torch import Tensor
 
 from clip_negatives import Method, NegativesClipLoss, SamplingContext
+from clip_negatives.heads import LinearHeads
 from clip_negatives.step import BatchSamples
 
 ORACLE = "id_mask:by=group"
@@ -46,7 +47,7 @@ class Gradients:
         self.losses = {name: self._loss(name) for name in (*METHODS, ORACLE)}
         self.found: dict[str, dict[str, dict[str, float]]] = {}
 
-    def __call__(self, step: int, heads: Heads) -> None:
+    def __call__(self, step: int, heads: LinearHeads) -> None:
         """Measure, if it is one of the steps."""
         if step in self.steps:
             rows = [self._of_batch(heads, index) for index in self.batches]
@@ -57,7 +58,7 @@ class Gradients:
     def _loss(self, name: str) -> NegativesClipLoss:
         return NegativesClipLoss(terms=Method.parse(name).create_weighting()(self.fold.clusters), backend="torch")
 
-    def _of_batch(self, heads: Heads, index: Tensor) -> dict[str, dict[str, float]]:
+    def _of_batch(self, heads: LinearHeads, index: Tensor) -> dict[str, dict[str, float]]:
         groups = self.fold.clusters.groups[index]
         false = (groups[:, None] == groups[None, :]).fill_diagonal_(False)
         oracle = self._to_heads(ORACLE, heads, index)
@@ -72,19 +73,19 @@ class Gradients:
             }
         return rows
 
-    def _to_heads(self, name: str, heads: Heads, index: Tensor) -> Tensor:
+    def _to_heads(self, name: str, heads: LinearHeads, index: Tensor) -> Tensor:
         """Return the gradient of a method to both heads, as one vector."""
         images, texts = self.fold.clusters.image_features[index], self.fold.clusters.text_features[index]
-        loss = self.losses[name](*heads(images, texts), heads.scale.exp(), samples=BatchSamples(ids=index))
+        loss = self.losses[name](*heads(images, texts), heads.log_scale.exp(), samples=BatchSamples(ids=index))
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, [heads.image, heads.text])])
 
-    def _to_logits(self, name: str, heads: Heads, index: Tensor) -> Tensor:
+    def _to_logits(self, name: str, heads: LinearHeads, index: Tensor) -> Tensor:
         """Return the gradient of a method to the logits, shape (B, B), times B."""
         with torch.no_grad():
             x, y = heads(self.fold.clusters.image_features[index], self.fold.clusters.text_features[index])
         # Cosines as image features, and unit vectors as text features, give the same logits.
         cosines = (x @ y.T).requires_grad_()
-        scale = heads.scale.detach().exp()
+        scale = heads.log_scale.detach().exp()
         loss = self.losses[name](cosines, torch.eye(len(index)), scale, samples=BatchSamples(ids=index))
         (gradient,) = torch.autograd.grad(loss, [cosines])
         return gradient / scale * len(index)

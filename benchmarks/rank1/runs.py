@@ -29,7 +29,7 @@ SETTINGS = ("image_encoder", "text_encoder", "dim", "batch_size", "steps", "vali
 
 OF_CLUSTERS = ("clusterer", "refresh")  # settings that the outcome of a run depends on if its method uses clusters
 NOT_OF_A_RUN = ("lr", "learning_rates", "methods", "tried")  # settings of a data set that no single run depends on
-LOSS = ("anchor_loss.py", "interfaces.py", "losses/**/*.py", "clustering/*.py", "sampling.py", "terms.py")
+LOSS = ("anchor_loss.py", "heads/*.py", "interfaces.py", "losses/**/*.py", "clustering/*.py", "sampling.py", "terms.py")
 """Sources of the package that the outcome of a run depends on, in addition to its plugins."""
 
 HERE = ("folds.py", "head_training.py", "scores.py")  # sources of this folder that the outcome of a run depends on

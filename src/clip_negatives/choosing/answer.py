@@ -1,0 +1,128 @@
+"""The answer: which candidate to use, how sure that is, and what it does not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_negatives.choosing.choice import Choice, Row, plugins_of
+from clip_negatives.choosing.menu import BASELINE, Candidate, Menu
+from clip_negatives.choosing.outcome import Outcomes, mean_mrr
+from clip_negatives.choosing.question import Question
+from clip_negatives.choosing.verdict import Gain, Scores, gains
+
+HEADS_ONLY = (
+    "These figures are of linear heads on frozen features. In our study, they predicted the order of fully trained models at "
+    "Rank@10, but not at Rank@1. Confirm the choice with clip-negatives compare."
+)
+
+
+def answer(
+    menu: Menu,
+    outcomes: Outcomes,
+    setting: Mapping[str, Any],
+    question: Question,
+    items: Sequence[Tensor],
+    of_clusters: Mapping[str, Any],
+) -> Choice:
+    """Return the choice.
+
+    Args:
+        menu: the candidates.
+        outcomes: the outcomes of all candidates.
+        setting: see `Choice.setting`.
+        question: what the folds asked.
+        items: item of each query of each fold.
+        of_clusters: see `Choice.clusters`.
+    """
+    candidates = menu.candidates
+    in_batch = [candidate for candidate in candidates if candidate.is_in_batch and not candidate.is_control]
+    reference = max(in_batch, key=lambda candidate: mean_mrr(outcomes[candidate]))
+    baseline = next(candidate for candidate in candidates if str(candidate) == BASELINE)
+    over = {
+        other: dict(zip(candidates, _gains(outcomes, candidates, other, items), strict=True)) for other in (reference, baseline)
+    }
+    methods = [candidate for candidate in candidates if not candidate.is_in_batch]
+    controls = [candidate for candidate in candidates if candidate.is_control]
+    best = max(methods, key=lambda candidate: over[reference][candidate].gain, default=reference)
+    chosen = best if best != reference and over[reference][best].is_above else reference
+    rows = tuple(_row(candidate, outcomes, over[reference][candidate], over[baseline][candidate]) for candidate in candidates)
+    return Choice(
+        method=str(chosen),
+        reference=str(reference),
+        sentence=_sentence(chosen, reference, over[reference][chosen], over[baseline][chosen]),
+        warnings=(*_left_out(menu), *_limits(best, controls, over[reference]), HEADS_ONLY),
+        question=question.text,
+        rows=tuple(sorted(rows, key=lambda row: -row.mrr)),
+        setting=dict(setting),
+        clusters=dict(of_clusters),
+        plugins=plugins_of(chosen.method),
+    )
+
+
+def _gains(outcomes: Outcomes, candidates: Sequence[Candidate], reference: Candidate, items: Sequence[Tensor]) -> list[Gain]:
+    scores = {candidate: _scores(outcomes, candidate) for candidate in {*candidates, reference}}
+    ours = [scores[candidate] for candidate in candidates]
+    return gains(ours, scores[reference], items, comparisons=len(candidates) - 1)
+
+
+def _scores(outcomes: Outcomes, candidate: Candidate) -> Scores:
+    return [[1 / outcome.text_to_image.double() for outcome in by_seed] for by_seed in outcomes[candidate]]
+
+
+def _row(candidate: Candidate, outcomes: Outcomes, gain: Gain, over_baseline: Gain) -> Row:
+    ranks = [outcome for by_seed in outcomes[candidate] for outcome in by_seed]
+
+    def mean(values: Sequence[Tensor]) -> float:
+        return float(torch.stack([value.double().mean() for value in values]).mean())
+
+    return Row(
+        name=str(candidate),
+        mrr=mean([1 / outcome.text_to_image for outcome in ranks]),
+        rank_1=mean([outcome.text_to_image <= 1 for outcome in ranks]),
+        rank_10=mean([outcome.text_to_image <= 10 for outcome in ranks]),
+        image_mrr=mean([1 / outcome.image_to_text for outcome in ranks]),
+        gain=(gain.gain, gain.low, gain.high),
+        gain_over_baseline=(over_baseline.gain, over_baseline.low, over_baseline.high),
+        is_control=candidate.is_control,
+    )
+
+
+def _sentence(chosen: Candidate, reference: Candidate, gain: Gain, over_baseline: Gain) -> str:
+    best = (
+        "with a learned temperature"
+        if reference.method.temperature is None
+        else f"at temperature {reference.method.temperature:g}"
+    )
+    if chosen == reference:
+        if reference.method.temperature is None:
+            return f"Nothing beats {BASELINE} {best} on these data. Use {chosen}."
+        tail = f"It gains {over_baseline} MRR over {BASELINE} as it is."
+        return f"Nothing beats {BASELINE} {best} on these data. Use {chosen}. {tail}"
+    if reference.method.temperature is None:
+        return f"Use {chosen}: {gain} MRR over {BASELINE} as it is, which has its best temperature."
+    return f"Use {chosen}: {over_baseline} MRR over {BASELINE} as it is, {gain} over {BASELINE} {best}, its best temperature."
+
+
+def _left_out(menu: Menu) -> list[str]:
+    if not menu.left_out:
+        return []
+    return [f"Left out, because their plugins are not installed: {', '.join(menu.left_out)}."]
+
+
+def _limits(best: Candidate, controls: Sequence[Candidate], over: Mapping[Candidate, Gain]) -> list[str]:
+    """Return sentences about gains that could not be seen, and about controls that gain more than any method."""
+    sentences = []
+    if not over[best].is_above:
+        half = over[best].high - over[best].gain
+        sentences.append(f"A gain below about {100 * half:.0f} % would not show with so few queries and runs.")
+    control = max(controls, key=lambda candidate: over[candidate].gain, default=None)
+    if control is not None and over[control].is_above and over[control].gain > over[best].gain:
+        sentences.append(
+            f"Feature dropout {control.dropout:g}, a control without any choice of negatives, gains {over[control]}: more "
+            "regularisation (weight decay, augmentation, fewer steps) helps more than any method."
+        )
+    return sentences

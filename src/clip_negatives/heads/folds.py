@@ -1,0 +1,132 @@
+"""Folds of a data set: each part of the samples is held out once, and heads are trained on the others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_negatives.clustering.neighbours import nearest_clusters
+from clip_negatives.clustering.similarity import similarities
+from clip_negatives.errors import InputError
+from clip_negatives.interfaces import Clustering, Clusters
+
+NEIGHBOURS = 128  # nearest samples of each modality that can be near-duplicates
+AGREEMENT, POWER = 0.5, 4.0  # near-duplicates: (image cosine x text cosine)^POWER above AGREEMENT
+LARGEST_SHARE = 0.5  # of the samples in one component; a larger one leaves too little to train on
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fold:
+    """Samples to train on, and held-out samples.
+
+    Attributes:
+        train: sample ids, int64, ascending.
+        held_out: sample ids, int64, ascending.
+    """
+
+    train: Tensor
+    held_out: Tensor
+
+
+def folds_of(components: Tensor, n_folds: int, seed: int = 0) -> list[Fold]:
+    """Return folds in which all samples of a component are on the same side.
+
+    The components, largest first, go to the fold with the fewest samples; ties are in random order.
+
+    Args:
+        components: component of each sample, int64, shape (N,): samples that may not be separated.
+        n_folds: number of folds, at least 2.
+        seed: seed of the order.
+
+    Raises:
+        InputError: there are fewer components than folds, or one of them has more than `LARGEST_SHARE` of the samples.
+    """
+    _, places, counts = components.unique(return_inverse=True, return_counts=True)
+    if not 2 <= n_folds <= len(counts):
+        raise InputError(f"The number of folds must be within 2 .. {len(counts)}, the number of groups, got {n_folds}.")
+    if counts.max() > LARGEST_SHARE * len(components):
+        share = float(counts.max()) / len(components)
+        raise InputError(f"One group has {share:.0%} of the samples, too many for folds. Choose folds by another column.")
+    order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
+    order = order[counts[order].argsort(descending=True, stable=True)]
+    fold_of, filled = torch.empty(len(counts), dtype=torch.int64), [0] * n_folds
+    for component in order.tolist():
+        smallest = min(range(n_folds), key=filled.__getitem__)
+        fold_of[component] = smallest
+        filled[smallest] += int(counts[component])
+    fold = fold_of[places]
+    return [Fold((fold != number).nonzero().flatten(), (fold == number).nonzero().flatten()) for number in range(n_folds)]
+
+
+def near_duplicates(image_features: Tensor, text_features: Tensor) -> Tensor:
+    """Return the component of near-duplicates of each sample, int64, shape (N,): a group that is made without labels.
+
+    Features are centred: the mean of the data is subtracted, then they get unit norm. Two samples are near-duplicates if each
+    modality lists the other among its `NEIGHBOURS` nearest, and ``([x_i . x_j]+ [y_i . y_j]+) ** POWER > AGREEMENT``. Samples
+    that a chain of near-duplicates connects are one component.
+
+    Args:
+        image_features: shape (N, D_image).
+        text_features: shape (N, D_text).
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    images, texts = centred(image_features), centred(text_features)
+    n = len(images)
+    if n < 2:
+        return torch.zeros(n, dtype=torch.int64)
+    m = min(NEIGHBOURS, n - 1)
+    near, cosines = nearest_clusters(images, m)
+    rows = torch.arange(n).repeat_interleave(m)
+    columns, image_cosines = near.flatten().long(), cosines.flatten()
+    keys = _pairs(nearest_clusters(texts, m)[0])
+    in_both = torch.isin(rows * n + columns, keys)
+    rows, columns, image_cosines = rows[in_both], columns[in_both], image_cosines[in_both]
+    text_cosines = (texts[rows] * texts[columns]).sum(1)
+    agree = (image_cosines.clamp(min=0) * text_cosines.clamp(min=0)) ** POWER > AGREEMENT
+    edges = rows[agree].numpy(), columns[agree].numpy()
+    graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(n, n))
+    return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
+
+
+def _pairs(neighbours: Tensor) -> Tensor:
+    """Return ``i * N + j`` for each neighbour j of each row i, int64."""
+    n, m = neighbours.shape
+    return (torch.arange(n)[:, None] * n + neighbours.long()).view(n * m)
+
+
+def centred(features: Tensor) -> Tensor:
+    """Return features minus their mean, at unit norm, float32; features that equal the mean stay 0."""
+    features = features.float()
+    return F.normalize(features - features.mean(0), dim=1)
+
+
+def part_of(clusters: Clusters, rows: Tensor) -> Clusters:
+    """Return the clusters of some samples: the same labels and centroids, without the clusters that lose all samples.
+
+    Args:
+        clusters: the clusters.
+        rows: sample ids, int64; sample i of the result is sample ``rows[i]``.
+    """
+    image, text = (_part(clustering, rows) for clustering in (clusters.image, clusters.text))
+    optional = ("image_features", "text_features", "texts", "groups")
+    kept: dict[str, Any] = {name: None if (value := getattr(clusters, name)) is None else value[rows] for name in optional}
+    tables: dict[str, Any] = {"image_nearest": None, "text_nearest": None, **similarities(image, text)}
+    return replace(clusters, image=image, text=text, **tables, **kept)
+
+
+def _part(clustering: Clustering, rows: Tensor) -> Clustering:
+    used, labels = clustering.labels[rows].unique(return_inverse=True)
+    return Clustering(labels, clustering.centroids[used])
+
+
+def batch_size_for(n_samples: int, largest: int) -> int:
+    """Return the largest power of two that is at most a quarter of the samples, but at most `largest` and at least 2."""
+    return min(largest, 1 << max(1, math.floor(math.log2(max(n_samples, 8) / 4))))

@@ -1,0 +1,160 @@
+"""Train linear heads on the frozen features of clusters, with any method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clip_negatives.batches.extra_texts import texts_per_image
+from clip_negatives.errors import InputError
+from clip_negatives.heads.linear import LinearHeads
+from clip_negatives.host.method import Method
+from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.losses.module import NegativesClipLoss
+from clip_negatives.step import BatchSamples
+
+WARMUP = 0.1  # share of the steps in which the learning rate rises
+
+Refresh = Callable[[LinearHeads, int], Clusters | None]  # called with the heads and the epoch, before each epoch but the first
+OnStep = Callable[[int, LinearHeads], None]  # called with the number of finished steps: 0 before the first step
+
+
+@dataclass(frozen=True)  # no slots, so that `HeadSettings.steps` is the default value
+class HeadSettings:
+    """How heads are trained: AdamW with a one-cycle learning rate.
+
+    Attributes:
+        lr: highest learning rate.
+        steps: number of steps.
+        batch_size: samples of a batch, or all samples if they are fewer.
+        dim: length of an embedding.
+        weight_decay: weight decay of the matrices.
+        dropout: see `LinearHeads`.
+    """
+
+    lr: float = 3e-3
+    steps: int = 250
+    batch_size: int = 512
+    dim: int = 128
+    weight_decay: float = 0.1
+    dropout: float = 0.0
+
+
+def train_heads(
+    clusters: Clusters,
+    method: Method,
+    settings: HeadSettings | None = None,
+    *,
+    seed: int = 0,
+    captions: Sequence[str] | None = None,
+    refresh: Refresh | None = None,
+    on_step: OnStep | None = None,
+) -> LinearHeads:
+    """Train linear heads on the frozen features of clusters, on the CPU.
+
+    Each step takes a batch of the method's sampler, and the loss of the method's weighting, as a training of towers does.
+    Memory is O(batch_size^2), besides the features.
+
+    Args:
+        clusters: the training samples, with features.
+        method: sampler, weighting and temperature.
+        settings: learning rate, steps and sizes; None is `HeadSettings()`.
+        seed: seed of the initial weights and of the batches.
+        captions: texts of the samples, needed by samplers that add captions.
+        refresh: returns new clusters of the same samples, or None to keep the old ones.
+        on_step: see `OnStep`.
+
+    Returns:
+        The heads, in evaluation mode.
+
+    Raises:
+        InputError: the clusters have no features, or the method does not fit them.
+        PluginError: a plugin or an option of the method is unknown.
+    """
+    settings = settings or HeadSettings()
+    training = _Training(clusters, method, settings, seed, captions)
+    training.run(refresh, on_step or (lambda step, heads: None))
+    return training.heads.eval()
+
+
+class _Training:
+    def __init__(
+        self, clusters: Clusters, method: Method, settings: HeadSettings, seed: int, captions: Sequence[str] | None
+    ) -> None:
+        self.settings, self.seed, self.method, self.captions = settings, seed, method, captions
+        self.clusters, self.sampler = clusters, self._sampler(clusters)
+        self.images, self.texts = (clusters.features_of(name, "A linear head") for name in ("image", "text"))
+        self.weighting = method.create_weighting()
+        self.loss = NegativesClipLoss(terms=self.weighting(clusters), extra_texts=texts_per_image(self.sampler))
+        self.lines = _TextRows(captions) if self.loss.extra_texts else None
+        self.heads = LinearHeads(
+            (self.images.shape[1], self.texts.shape[1]),
+            settings.dim,
+            seed=seed,
+            temperature=method.temperature,
+            sigmoid=getattr(self.weighting, "requires_logit_bias", False),
+            dropout=settings.dropout,
+        )
+
+    def run(self, refresh: Refresh | None, on_step: OnStep) -> None:
+        heads, settings = self.heads, self.settings
+        optimizer = torch.optim.AdamW(heads.parameter_groups(settings.weight_decay), lr=settings.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=WARMUP)
+        on_step(0, heads)
+        for step, batch in enumerate(self._batches(refresh), start=1):
+            optimizer.zero_grad()
+            self._loss(batch).backward()
+            optimizer.step()
+            schedule.step()
+            heads.limit_scale()
+            on_step(step, heads)
+
+    def _loss(self, batch: list[int]) -> Tensor:
+        ids = torch.tensor(batch)
+        text_ids = None if self.lines is None else self.lines(batch, self.sampler.extra_texts(batch))
+        rows = ids if text_ids is None else text_ids.flatten()
+        x, y = self.heads(self.images.index_select(0, ids).float(), self.texts.index_select(0, rows).float())
+        loss = self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=BatchSamples(ids=ids, text_ids=text_ids))
+        assert isinstance(loss, Tensor)  # noqa: S101 - without output_dict
+        return loss
+
+    def _batches(self, refresh: Refresh | None) -> Iterator[list[int]]:
+        """Yield a batch for each step, epoch after epoch."""
+        epoch = done = 0
+        while True:
+            if epoch and refresh is not None and (clusters := refresh(self.heads, epoch)) is not None:
+                self.sampler = self._sampler(clusters)
+                self.loss.set_terms(self.weighting(clusters))
+            self.sampler.set_epoch(epoch)
+            for batch in self.sampler:
+                if done == self.settings.steps:
+                    return
+                done += 1
+                yield batch
+            epoch += 1
+
+    def _sampler(self, clusters: Clusters) -> Any:
+        size = min(self.settings.batch_size, clusters.n_samples)
+        context = SamplingContext.of(clusters, size, seed=self.seed, captions=self.captions)
+        return self.method.create_sampler(context)
+
+
+class _TextRows:
+    """Rows of the texts of a batch, with those that a sampler adds: texts of the data, with frozen features."""
+
+    def __init__(self, captions: Sequence[str] | None) -> None:
+        if captions is None:
+            raise InputError("This sampler adds captions, and the captions of the data are missing. Pass captions=.")
+        self.captions = captions
+        self.rows = {text: row for row, text in enumerate(captions)}
+
+    def __call__(self, batch: list[int], added: Sequence[str]) -> Tensor:
+        """Return the row of each text of a batch, and the rows of the texts added to it, shape (B, 1 + E)."""
+        if unknown := next((text for text in added if text not in self.rows), None):
+            raise InputError(f"The sampler adds the caption {unknown!r}, which is not in the data, so it has no features.")
+        own = torch.tensor([self.rows[self.captions[index]] for index in batch])
+        return torch.cat([own[:, None], torch.tensor([self.rows[text] for text in added]).view(len(batch), -1)], dim=1)
