@@ -13,12 +13,12 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from folds import Fold, batch_size
+from folds import Fold, batch_size, cache_of
 from head_training import Job
 from runs import Runs
 from studies import BASELINE, parse, read_data, write_data
 
-from clip_negatives import Method, read_clusters, write_clusters
+from clip_negatives import read_clusters, write_clusters
 from clip_negatives.choosing import choose, menu_of
 from clip_negatives.choosing.choice import Choice
 from clip_negatives.choosing.verdict import gains
@@ -27,17 +27,18 @@ HELD = f"{BASELINE}@0.1"  # the best single temperature of the study
 FIXED = (BASELINE, HELD, "default", "default@0.1")  # choices without looking at the data, for comparison
 
 
-def choice_of(fold: Fold, folder: Path, size: int, *, by_group: bool, seeds: int) -> Choice:
-    """Return what `choose` chooses on the training data of a fold."""
+def choice_of(fold: Fold, output: Path, size: int, *, by_group: bool, seeds: int) -> Choice:
+    """Return what `choose` chooses on the training data of a fold; finished runs are kept in `output`."""
     clusters, n = fold.clusters, fold.clusters.n_samples
     samples = {
         "key": [str(row) for row in range(n)],
         "text": fold.captions,
         "group": [str(g) for g in clusters.groups.tolist()],
     }
-    write_clusters(folder / "clusters", clusters, pa.table(samples), {"clusterer": "of the study"})
     options: dict[str, Any] = {"fold_by": "group" if by_group else "near-duplicates", "batch_size": size, "seeds": seeds}
-    return choose(read_clusters(folder / "clusters"), **options)
+    with tempfile.TemporaryDirectory() as folder:
+        write_clusters(folder, clusters, pa.table(samples), {"clusterer": "of the study"})
+        return choose(read_clusters(folder), output, **options)
 
 
 def tested(runs: Runs, data: str, methods: list[str], lr: float, seeds: int) -> dict[str, list[dict[str, Any]]]:
@@ -99,11 +100,10 @@ def main() -> None:
     for data in options.data or list(study["data"]):
         rows = {}
         for question, by_group in (("near-duplicates", False), ("groups", True)):
-            with tempfile.TemporaryDirectory() as folder:
-                size = batch_size(study, data)
-                choice = choice_of(
-                    Fold.of(study, data, "test"), Path(folder), size, by_group=by_group, seeds=study["choice_seeds"]
-                )
+            output = cache_of(study) / "choices" / f"{data}-{question}"
+            output.parent.mkdir(exist_ok=True)
+            size, seeds = batch_size(study, data), study["choice_seeds"]
+            choice = choice_of(Fold.of(study, data, "test"), output, size, by_group=by_group, seeds=seeds)
             outcomes = tested(runs, data, methods, choice.setting["lr"], study["test_seeds"])
             rows[question] = row_of(choice, outcomes)
             print(data, question, rows[question]["sentence"], f"regret {rows[question]['regret']:.1%}", flush=True)
