@@ -4,8 +4,8 @@ Short work prints no line. Long work prints a line every `SECONDS_BETWEEN_LINES`
 
     Encoding images: 4,096 of 100,000, about 3 min left
 
-`shown` turns the display on for a block, and a `stage` in the block is displayed. Elsewhere, `stage` displays nothing. A function
-that does not know whether it runs in a stage, such as the ``fit`` of a clusterer, reports to `current`.
+`shown` turns the display on for a block, and a `stage` in the block is displayed. Elsewhere, `stage` displays nothing. A
+function that runs in the stage of its caller, such as the ``fit`` of a clusterer, reports to `current`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Stage:
         self._last = self._clock()
 
     def follow(self, counter: Callable[[], int], total: int, unit: str) -> None:
-        """Count by `counter`, which returns the number of finished items; another thread calls it, also during one long call."""
+        """Count by `counter`, which returns the number of finished items; another thread calls it, even in one long call."""
         self.total, self.unit, self._counter = total, unit, counter
 
     def look(self) -> None:

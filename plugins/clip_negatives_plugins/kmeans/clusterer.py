@@ -110,9 +110,8 @@ class KMeans:
         distances, labels = index.search(data, 1)
         # For unit-length centroids, faiss returns inner products; the negative grows with the distance.
         far = torch.from_numpy(distances[:, 0]) * (-1.0 if self.spherical else 1.0)
-        return Assignment(torch.from_numpy(labels[:, 0].copy()), far), torch.tensor(
-            faiss.vector_to_array(engine.centroids)
-        ).view(k, dim)
+        centroids = torch.from_numpy(faiss.vector_to_array(engine.centroids)).view(k, dim)
+        return Assignment(torch.from_numpy(labels[:, 0].copy()), far), centroids
 
     def _with_torch(self, features: Tensor, k: int, seed: int) -> tuple[Assignment, Tensor]:
         """Return the same as `_with_faiss`, computed on the device, which holds only the training samples at once."""

@@ -42,9 +42,8 @@ class SharedWork:
 
     def _title(self, title: str) -> str:
         """Return the title of a stage, whose counts are those of this process."""
-        return (
-            f"{title}, process {self.processes.rank} of {self.processes.world_size}" if self.processes.world_size > 1 else title
-        )
+        rank, world_size = self.processes.rank, self.processes.world_size
+        return f"{title}, process {rank} of {world_size}" if world_size > 1 else title
 
     def _advance(self, stage: Stage) -> Advance:
         """Return a callback that counts finished items, and stops if another process has failed."""

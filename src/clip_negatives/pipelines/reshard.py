@@ -139,9 +139,8 @@ class _Job:
         addresses = {shard: self.tars.address(shard) for shard, *_ in self.source.shards()}
         known = self.source.sources()
         with stage("Comparing the tars with the clusters"):
-            check_contents(
-                [(address, known[shard]) for shard, address in addresses.items() if shard in known], self.source.path
-            )
+            tars = [(address, known[shard]) for shard, address in addresses.items() if shard in known]
+            check_contents(tars, self.source.path)
         contents = []
         with stage("Reading the tars", len(addresses), "tars") as running:
             for tar in map_files(shard_source, addresses.values(), chunk=1):
