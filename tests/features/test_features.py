@@ -47,7 +47,7 @@ def _encode(
     source: TablePairs | TarPairs, folder: Path, images: Encoder | None = None, dtype: str = "float32"
 ) -> EncodedFeatures:
     encoders = images or image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8")
-    return encode(source, *encoders, folder, dtype=dtype, progress=False)
+    return encode(source, *encoders, folder, dtype=dtype)
 
 
 def _run(source: TablePairs | TarPairs, folder: Path, images: Encoder | None = None) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ def test_texts_that_are_learned_from_are_spread_over_all_data(
     encoder = Encoder(plain.encode, learn=learn, name="seeing")
     for about in (N, 8):
         monkeypatch.setattr(run, "LEARNED_ON", about)
-        encode(source, image_encoder("pixels"), encoder, tmp_path / str(about), progress=False)
+        encode(source, image_encoder("pixels"), encoder, tmp_path / str(about))
     assert seen == [source.texts, source.texts[:: N // 8]]
 
 
@@ -281,7 +281,7 @@ SCRIPT = """
         return plain.encode(images)
 
     encoder = Encoder(slowly, fit=plain.fit, name=plain.name)
-    features.encode(open_table(sys.argv[1]), encoder, text_encoder("tfidf:dim=8"), Path(sys.argv[2]), progress=False)
+    features.encode(open_table(sys.argv[1]), encoder, text_encoder("tfidf:dim=8"), Path(sys.argv[2]))
 """
 
 
@@ -389,4 +389,4 @@ def test_text_without_finite_features_is_named(source: TablePairs, tmp_path: Pat
     sound = text_encoder("tfidf:dim=8")
     broken = dataclasses.replace(sound, encode=lambda texts: sound.encode(texts) * float("nan"))
     with pytest.raises(DataError, match=r"tfidf.* gives NaN or infinity for the text '"):
-        encode(source, image_encoder("pixels:dim=8"), broken, tmp_path / "work", progress=False)
+        encode(source, image_encoder("pixels:dim=8"), broken, tmp_path / "work")

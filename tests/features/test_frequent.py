@@ -15,7 +15,7 @@ N = 60
 
 
 def _warnings(file: Path, work: Path) -> list[str]:
-    return encode(open_table(file), image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8"), work, progress=False).warnings
+    return encode(open_table(file), image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8"), work).warnings
 
 
 def _with_placeholder(folder: Path, rows: range, *, texts: bool = True) -> Path:

@@ -30,7 +30,7 @@ RECIPE = Recipe(image_encoder="pixels:dim=8", text_encoder="tfidf:dim=8", cluste
 
 
 def _encode(urls: str, folder: Path, **options: Any) -> EncodedFeatures:
-    return encode(TarPairs(urls), image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8"), folder, progress=False, **options)
+    return encode(TarPairs(urls), image_encoder("pixels:dim=8"), text_encoder("tfidf:dim=8"), folder, **options)
 
 
 def _cut(tar: Path, samples: int) -> None:

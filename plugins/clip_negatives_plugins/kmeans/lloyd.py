@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_negatives.progress import current
+
 SCORES_AT_ONCE = 2**26
 """Scores (samples x centroids) in memory at a time: 256 MB of float32."""
 
@@ -50,12 +52,14 @@ class Lloyd:
             features: float32, shape (N, D), N >= K.
             generator: CPU generator; draws the initial centroids among the samples.
         """
-        runs = []
+        runs, stage = [], current()
+        stage.total, stage.unit = self.n_iter * self.n_redo, "iterations"
         for _ in range(self.n_redo):
             start = torch.randperm(len(features), generator=generator)[: self.n_clusters]
             centroids = self._unit(features[start.to(features.device)].clone())
             for _ in range(self.n_iter):
                 centroids = self._means(features, centroids, self.assign(features, centroids))
+                stage.advance()
             runs.append((float(self.assign(features, centroids).far.sum(dtype=torch.float64)), centroids))
         return min(runs, key=lambda run: run[0])[1]
 

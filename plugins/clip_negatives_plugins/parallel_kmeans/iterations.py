@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from clip_negatives.progress import current, stage
 from clip_negatives.sampling import epoch_generator
 from clip_negatives_plugins.parallel_kmeans.assignment import Assignment, Job, Piece
 from clip_negatives_plugins.parallel_kmeans.balance import balance
@@ -48,11 +49,13 @@ class KMeansRun:
         if state is None:
             state = State.at(self.job.unit(first_centroids(self.job, self.options.init, self.k, self.seed)))
             self.checkpoint.save(state)
-        while not state.done and state.iteration < self.options.n_iter:
-            self._pass_over_all(state) if self.options.batch_size is None else self._pass_over_batch(state)
-            state.iteration += 1
-            state.centroids = self.job.processes.broadcast(state.centroids)
-            self.checkpoint.save(state)
+        with stage(current().title, self.options.n_iter - state.iteration, "iterations") as running:
+            while not state.done and state.iteration < self.options.n_iter:
+                self._pass_over_all(state) if self.options.batch_size is None else self._pass_over_batch(state)
+                state.iteration += 1
+                state.centroids = self.job.processes.broadcast(state.centroids)
+                self.checkpoint.save(state)
+                running.advance()
         return state.centroids
 
     def _balance(self, assignment: Assignment, centroids: Tensor, tally: Tally | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clip_negatives.clustering.options import check_distinct
 from clip_negatives.distributed.processes import ALONE
+from clip_negatives.progress import current, shown, stage
 from clip_negatives.sampling import epoch_generator
 from clip_negatives_plugins.parallel_kmeans.assignment import Assignment, Job
 from clip_negatives_plugins.parallel_kmeans.balance import balance
@@ -46,9 +47,11 @@ def two_levels(job: Job, options: Options, k: int, seed: int, checkpoint: Checkp
 
     # The largest cells first, one per process at a time, so that the cells of a turn take about the same time.
     order = (sizes * parts).argsort(descending=True, stable=True).tolist()
-    for turn in range(0, len(order), job.processes.world_size):
-        cells = order[turn : turn + job.processes.world_size]
-        job.processes.together(partial(cluster, job.processes.mine(cells)))
+    with stage(current().title, len(order), "cells") as running:
+        for turn in range(0, len(order), job.processes.world_size):
+            cells = order[turn : turn + job.processes.world_size]
+            job.processes.together(partial(cluster, job.processes.mine(cells)))
+            running.advance(len(cells))
     return job.processes.sum(labels), job.processes.sum(centroids)
 
 
@@ -96,5 +99,7 @@ def _cell(job: Job, options: Options, seed: int, index: Tensor, cell: int, k: in
         rows = Rows(features, job.rows.block_size, index)
     inner = Job.of(rows, ALONE, job.device, job.spherical)
     random_seed = int(torch.randint(2**31 - 1, (1,), generator=epoch_generator(seed, cell)))
-    assignment, centroids = KMeansRun(inner, options, k, random_seed, Checkpoint(None, {}, ALONE)).clustered(refuse_equal=False)
+    with shown(False):  # the progress of `two_levels` counts the cells
+        run = KMeansRun(inner, options, k, random_seed, Checkpoint(None, {}, ALONE))
+        assignment, centroids = run.clustered(refuse_equal=False)
     return {"labels": assignment.labels, "centroids": centroids}

@@ -13,11 +13,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from clip_negatives import __version__
 from clip_negatives.cli.output import echo
 from clip_negatives.errors import ClipNegativesError
 from clip_negatives.printing import printable
+from clip_negatives.progress import shown
 
 # Module of each command. A module is imported when its command runs, to keep --help fast.
 COMMANDS = {
@@ -25,17 +27,43 @@ COMMANDS = {
     **dict.fromkeys(("compare", "train"), "training"),
     **dict.fromkeys(("inspect", "meter"), "reports"),
     "catalogue": "catalogue",
+    "completion": "completion",
     "plugins": "plugins",
 }
 
 WRITERS = ("click.utils", "rich.console", __name__)  # modules that write to stdout
 
 
+# What Ctrl-C leaves, and how to continue.
+CONTINUED = "Finished parts are kept. Run the same command again to continue."
+KEPT = {
+    **dict.fromkeys(("generate", "prepare", "reshard"), CONTINUED),
+    **dict.fromkeys(("inspect", "meter"), "Encoded data are kept. Run the same command again to continue."),
+    **dict.fromkeys(("catalogue", "labels"), "Nothing was written. Run the same command again."),
+    "train": "Encoded data and checkpoints are kept. To continue from a checkpoint, add --name RUN --resume latest.",
+}
+
+
+class UsageError(click.ClickException):
+    """An error of the command line on one line, with the command that prints the help."""
+
+    exit_code = 2
+
+    def __init__(self, error: click.UsageError) -> None:
+        fault = printable(error.format_message().rstrip())
+        path = "clip-negatives" if error.ctx is None else error.ctx.command_path
+        super().__init__(f"{fault}{'' if fault.endswith(('.', '?')) else '.'} Help: {printable(path)} --help")
+
+
 @contextmanager
-def printable_errors() -> Iterator[None]:
-    """Escape control characters in click's errors, which quote arguments."""
+def one_line_errors() -> Iterator[None]:
+    """Replace click's usage errors, which print several lines, and escape the control characters of quoted arguments."""
     try:
         yield
+    except NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        raise UsageError(error) from None
     except click.ClickException as error:
         error.message = printable(error.message)  # type: ignore[misc]  # final
         raise
@@ -81,19 +109,19 @@ class Commands(click.Group):
 
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         """Read the arguments before the name of the command."""
-        with printable_errors():
+        with one_line_errors():
             return super().parse_args(context, arguments)
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command; exit with code 2 after an error of this package, 130 after Ctrl-C."""
         try:
-            with printable_errors():
+            with one_line_errors(), shown(os.environ.get("RANK", "0") == "0"):
                 return super().invoke(context)
         except ClipNegativesError as error:
             echo(f"Error: {error}", err=True)
             context.exit(2)
         except KeyboardInterrupt:
-            echo("Stopped. Finished work is kept.", err=True)
+            echo(" ".join(["Stopped.", *filter(None, [KEPT.get(str(context.invoked_subcommand))])]), err=True)
             context.exit(128 + signal.SIGINT)
 
 

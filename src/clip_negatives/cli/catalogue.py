@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from clip_negatives.cli import parameters
+from clip_negatives.cli.next_command import numbered, show_next
 from clip_negatives.cli.output import console, echo
 
 
@@ -27,6 +28,9 @@ def export(directory: Path, split: str, form: str, shard_size: int) -> None:
     from clip_negatives.catalogue import export as write_split
 
     echo(str(write_split(directory, split=split, format=form, shard_size=shard_size)))
+    table, tars = directory / f"{split}.csv", sorted(map(str, directory.glob(f"{split}-*.tar")))
+    data = table if table.exists() else numbered(tars)
+    show_next("prepare", str(data), "clusters/", "--group-column", "item")
 
 
 @parameters.command("clip-negatives catalogue info", make=catalogue.command)
@@ -41,3 +45,4 @@ def info() -> None:
         table.add_row(split, str(len(listings)), str(len(set(listings.column("item")))), sellers)
     console().print(table)
     echo("Licences: noto, noto-v1 Apache-2.0; fluent, fluent-flat MIT; twemoji CC BY 4.0; texts MIT (emojibase).")
+    show_next("catalogue", "export", "data/")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from clip_negatives.cli.output import is_stdout
 from clip_negatives.errors import DataError
 
 
@@ -69,7 +70,7 @@ def check_clusters_or_data(location: str, dataset_type: str = "auto") -> None:
 
 def check_output_file(path: Path) -> None:
     """Raise ArtifactError if a file cannot be written, or is not ours to replace."""
-    if _is_alone():
+    if _is_alone() and not is_stdout(path):
         from clip_negatives.storage import output_file
         from clip_negatives.storage.paths import check_writable
 

@@ -1,8 +1,10 @@
-"""Output of the commands: lines and tables, with control characters escaped."""
+"""Output of the commands: lines and tables, with control characters escaped, and JSON."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +19,26 @@ def echo(text: str, **style: Any) -> None:
     click.secho(printable(text), **style)
 
 
+def write_text(text: str) -> None:
+    """Write a text of ours to stdout as it is, such as a script."""
+    click.echo(text)
+
+
+def is_stdout(file: Path | None) -> bool:
+    """Return whether the file of ``--json`` is ``-``: then stdout has the JSON only, and everything else goes to stderr."""
+    return str(file) == "-"
+
+
+def write_json(file: Path | None, content: Mapping[str, Any]) -> None:
+    """Write the result of a command to the file of ``--json``, or to stdout if it is ``-``."""
+    from clip_negatives.storage.output_file import json_text, write_json_output
+
+    if is_stdout(file):
+        write_text(json_text(content))
+    elif file is not None:
+        write_json_output(file, content)
+
+
 class PrintableConsole(Console):
     """A rich console that escapes control characters in strings; it prints a `Text` unchanged."""
 
@@ -25,6 +47,8 @@ class PrintableConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-def console() -> Console:
-    """Return a console for stdout, without markup; if stdout is not a terminal, the console is wide enough for all columns."""
-    return PrintableConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else 160, markup=False, emoji=False)
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for stdout or stderr, without markup; if it is not a terminal, it is wide enough for all columns."""
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream is not None and stream.isatty()
+    return PrintableConsole(stderr=stderr, width=None if is_terminal else 160, markup=False, emoji=False)

@@ -84,7 +84,12 @@ batch_size_option = click.option(
     type=click.IntRange(min=1),
     help="Samples per step, all processes together.  [default: 256, or all samples if they are fewer]",
 )
-json_option = click.option("--json", "json_file", type=FILE, help="Also write the result to this JSON file.")
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
+    help="Also write the result to this JSON file. - is stdout; the tables then go to stderr.",
+)
 dataset_type_option = click.option(
     "--dataset-type", type=click.Choice(["auto", *KINDS]), default="auto", help="Format of the data."
 )

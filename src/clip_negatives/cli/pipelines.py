@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from clip_negatives.cli import early, parameters
+from clip_negatives.cli.next_command import METHOD, MODEL, TRAIN_DATA, numbered, show_next
 from clip_negatives.cli.output import echo
 from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.progress import stage
 from clip_negatives.storage.limits import MAX_LOST
 
 CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first; also of torn tars
@@ -97,7 +99,8 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features
 
     with joined() as processes:
         opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images}
-        source = processes.together(lambda: open_pairs(data, recipe.columns, **opening))
+        with stage("Reading the data"):
+            source = processes.together(lambda: open_pairs(data, recipe.columns, **opening))
         processes.together(lambda: recipe.check(source.n_pairs))  # its errors come before the first line of output
         if processes.rank == 0:
             echo(source.summary, err=True)
@@ -108,6 +111,9 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features
     echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
     if manifest["n_broken"] or manifest["n_torn"]:
         _print_skipped(output)
+    from clip_negatives.dataset import TarPairs
+
+    show_next("inspect", output, *(("--data", data) if isinstance(source, TarPairs) else ()))
 
 
 def _print_skipped(output: Path) -> None:
@@ -152,7 +158,10 @@ def labels(clusters: Path, output: Path) -> None:
     from clip_negatives.storage.labels_folder import write_labels
 
     folder = write_labels(clusters, output)
-    echo(f"{output}: labels of {folder.clusters.n_samples} samples in {len(folder.shards.files)} shards")
+    n_samples, shards = folder.clusters.n_samples, list(folder.shards.files)
+    echo(f"{output}: labels of {n_samples} samples in {len(shards)} shards")
+    after = "--train-data", numbered(shards) or TRAIN_DATA, "--train-num-samples", str(n_samples), *MODEL
+    show_next("train", "--clusters", output, "--sampler", "in_batch", after=after)
 
 
 @parameters.command(
@@ -184,6 +193,7 @@ def generate(clusters: Path, output: Path, **options: Any) -> None:
         count = write_pairs(clusters, output, **options, processes=processes)
     if processes.rank == 0:
         echo(f"{output}: {count} incorrect pairs")
+        show_next("inspect", clusters, options=METHOD)
 
 
 @parameters.command(
@@ -216,3 +226,6 @@ def reshard(data: str, clusters: Path, output: Path, **options: Any) -> None:
         result = write_shards(data, clusters, output, **options, processes=processes)
     if processes.rank == 0:
         echo(f"{output}: {result.samples} samples in {result.shards} shards")
+        tars = numbered([str(output / f"{number:06d}.tar") for number in (0, result.shards - 1)])
+        after = "--train-data", tars, "--train-num-samples", str(result.samples), *MODEL
+        show_next("train", "--clusters", output / "labels", "--sampler", "in_batch", after=after)

@@ -9,6 +9,7 @@ import click
 from rich.table import Table
 
 from clip_negatives.cli import parameters
+from clip_negatives.cli.next_command import TRAIN_DATA, show_next
 from clip_negatives.cli.output import console, echo
 from clip_negatives.errors import UnknownNameError
 from clip_negatives.host import registry
@@ -39,6 +40,7 @@ def plugins(context: click.Context) -> None:
                 echo(f"  (plugin {item.plugin} of {item.distribution} {item.version})")
                 for option in item.options or ("no options",):
                     echo(f"    {option}")
+        show_next("plugins", "new", "my-sampler")
 
 
 @parameters.command("clip-negatives plugins check cluster_similarity:image_quantile=0.9", make=plugins.command)
@@ -65,6 +67,10 @@ def check(name: str, kind: str | None) -> None:
         console().print(table)
     if any(result.needs_change for rows in results.values() for result in rows):
         raise SystemExit(1)
+    if kinds == ["clusterer"]:
+        show_next("prepare", TRAIN_DATA, "clusters/", "--clusterer", name)
+    else:
+        show_next("compare", "--quick", "--methods", name)
 
 
 @parameters.command(
@@ -84,3 +90,4 @@ def new(name: str, kind: str, output: Path) -> None:
 
     folder = new_plugin(name, KINDS[kind], directory=output)
     echo(f"{folder}: see its README to install, check and use it.")
+    show_next("install", "-e", folder, program="pip")

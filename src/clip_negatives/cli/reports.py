@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.output import console, echo
+from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, RECIPE, TRAIN_DATA, show_next
+from clip_negatives.cli.output import console, echo, is_stdout, write_json
+from clip_negatives.progress import stage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,14 +48,14 @@ def meter(
     if json_file is not None:
         early.check_output_file(json_file)
     from clip_negatives.meter import meter as read_meter
-    from clip_negatives.storage.output_file import write_json_output
 
     folder, _ = _folder_and_data(clusters, dataset_type, recipe)
-    reading = read_meter(folder, batch_size or _default_batch_size(folder), seed=recipe.seed, **options)
+    with stage("Counting false negatives"):
+        reading = read_meter(folder, batch_size or _default_batch_size(folder), seed=recipe.seed, **options)
     for table in _tables(reading):
-        console().print(table)
-    if json_file is not None:
-        write_json_output(json_file, reading.to_dict())
+        console(stderr=is_stdout(json_file)).print(table)
+    write_json(json_file, reading.to_dict())
+    show_next("inspect", clusters, options=("dataset_type", *COLUMNS, *RECIPE, "batch_size", *METHOD))
 
 
 @parameters.command(
@@ -93,9 +95,15 @@ def inspect(
     if data is not None:
         source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
     batch_size = batch_size or _default_batch_size(folder)
-    written = write_inspection(folder, output, source=source, batch_size=batch_size, seed=recipe.seed, **options)
+    with stage("Writing the report"):
+        written = write_inspection(folder, output, source=source, batch_size=batch_size, seed=recipe.seed, **options)
     missing = f", {written.missing} images unreadable" if written.missing else ""
     echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
+    is_data = early.is_data(clusters, dataset_type)
+    known = () if is_data else ("--clusters", clusters)
+    train_data = clusters if is_data else data or TRAIN_DATA
+    recipe_options = RECIPE if is_data else ()
+    show_next("train", *known, options=(*COLUMNS, *recipe_options, *METHOD), after=("--train-data", train_data, *MODEL))
 
 
 def _default_batch_size(folder: ClustersFolder) -> int:
@@ -112,7 +120,8 @@ def _folder_and_data(location: str, dataset_type: str, recipe: Recipe) -> tuple[
 
     if not early.is_data(location, dataset_type):
         return read_clusters(location), None
-    source = open_pairs(location, recipe.columns, dataset_type=dataset_type)
+    with stage("Reading the data"):
+        source = open_pairs(location, recipe.columns, dataset_type=dataset_type)
     echo(source.summary, err=True)
     return prepare_cached(source, replace(recipe, seed=Recipe.seed)), source  # --seed is that of the random draws
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.output import console, echo
+from clip_negatives.cli.next_command import COLUMNS, METHOD, RECIPE, TEST_DATA, show_next, without_options
+from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.host.method import NAMED
+from clip_negatives.progress import current, duration
 
 if TYPE_CHECKING:
     from clip_negatives.compare.run import Job
@@ -58,6 +61,19 @@ def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
 
     arguments = parameters.open_clip_arguments(open_clip_arguments, options["recipe"].columns)
     open_clip.train(arguments, open_clip.TrainOptions(**options))
+    _show_comparison(open_clip_arguments)
+
+
+def _show_comparison(arguments: tuple[str, ...]) -> None:
+    """Print the command that compares the method of `train` with in-batch negatives, on rank 0."""
+    from clip_negatives.compare.arguments import RESERVED
+    from clip_negatives.integrations.open_clip.arguments import parsed
+
+    args = parsed(arguments)
+    if args.train_data and os.environ.get("RANK", "0") == "0":
+        names = [f"--{name.replace('_', '-')}" for name in RESERVED]
+        test_data = "--test-data", args.val_data or TEST_DATA
+        show_next("compare", *test_data, options=(*COLUMNS, *RECIPE), after=without_options(arguments, names))
 
 
 @parameters.command(
@@ -94,22 +110,22 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     from clip_negatives.compare import compare as run_comparison
     from clip_negatives.compare import output as show
     from clip_negatives.report import write_comparison
-    from clip_negatives.storage.output_file import write_json_output
 
     def announce(job: Job, number: int, total: int, state: str) -> None:
-        echo(f"run {number + 1} of {total}: {job.name}, seed {job.seed}: {state}", err=True)
+        left = current().seconds_left()
+        estimate = "" if left is None else f", about {duration(left)} left"
+        echo(f"run {number + 1} of {total}: {job.name}, seed {job.seed}: {state}{estimate}", err=True)
 
     try:
         comparison = run_comparison(output, arguments=arguments, on_run=announce, **options)
     except KeyboardInterrupt:
         echo(f"Stopped. Finished runs are kept in {output}. Run the same command again to continue.", err=True)
         raise SystemExit(130) from None
-    stdout = console()
-    stdout.print(show.ranks_table(comparison))
-    stdout.print(show.cost_table(comparison))
+    tables = console(stderr=is_stdout(json_file))
+    tables.print(show.ranks_table(comparison))
+    tables.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
         show.plot(comparison, output / f"ranks.{suffix}")
     page = write_comparison(comparison, output)
-    echo(f"Results: {output / 'results.json'}, {output / 'ranks.png'}. Report: {page}")
-    if json_file is not None:
-        write_json_output(json_file, json.loads((output / "results.json").read_text()))
+    echo(f"Results: {output / 'results.json'}, {output / 'ranks.png'}. Report: {page}", err=is_stdout(json_file))
+    write_json(json_file, json.loads((output / "results.json").read_text()))

@@ -17,6 +17,7 @@ from clip_negatives.errors import InputError
 from clip_negatives.host import registry
 from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.interfaces import Clusterer, Clustering, Clusters
+from clip_negatives.progress import stage
 from clip_negatives.sampling import epoch_generator
 
 
@@ -71,7 +72,7 @@ def cluster_together(
     sides = ("image", "clusterer", clusterer, image), ("text", "text_clusterer", text_clusterer, text)
     for name, option, spec, features in sides:
         plugin = registry.create("clusterer", spec)
-        with _errors_name(f"{name}s", option, spec):
+        with _errors_name(f"{name}s", option, spec), stage(f"Clustering {name}s"):
             if in_parallel and hasattr(plugin, "fit_parallel"):
                 generator.set_state(processes.first(generator.get_state))  # rank 0 may have drawn from it before
                 clusterings.append(plugin.fit_parallel(features, generator=generator, checkpoint=checkpoint / name))

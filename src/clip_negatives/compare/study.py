@@ -21,6 +21,7 @@ from clip_negatives.host.method import Method
 from clip_negatives.integrations.open_clip.arguments import parsed
 from clip_negatives.pipelines.prepare import prepare_cached
 from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.progress import stage
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.ownership import claim_work, replaced_file
 from clip_negatives.storage.paths import check_work, output_path
@@ -136,21 +137,24 @@ def _compare(
     expected = identities()
     kept = [_kept(job, identity) for job, identity in zip(jobs, expected, strict=True)]
     if any(outcome is None for outcome, _ in kept):
-        for _ in test_pairs.images(0, len(test_pairs)):  # raises now if an image cannot be read
-            pass
+        with stage("Checking the test images", len(test_pairs)) as running:
+            for _ in test_pairs.images(0, len(test_pairs)):  # raises now if an image cannot be read
+                running.advance()
     runs = []
-    for number, (job, (outcome, state)) in enumerate(zip(jobs, kept, strict=True)):
-        if on_run is not None:
-            on_run(job, number, len(jobs), state)
-        if outcome is None:
-            outcome = run(job)
-            if changes := next(filter(None, map(differences, expected, identities())), None):
-                fault = f"While the comparison ran, something changed: {in_words(changes)}."
-                raise InputError(f"{fault} Start it again; runs that are still valid are kept.")
-            with replaced_file(job.new / RESULT) as partial:
-                partial.write_text(json.dumps({"identity": expected[number], "run": outcome}, indent=2) + "\n")
-            settle(job.folder)
-        runs.append(outcome)
+    with stage("Comparing", sum(outcome is None for outcome, _ in kept), "new runs") as running:
+        for number, (job, (outcome, state)) in enumerate(zip(jobs, kept, strict=True)):
+            if on_run is not None:
+                on_run(job, number, len(jobs), state)
+            if outcome is None:
+                outcome = run(job)
+                if changes := next(filter(None, map(differences, expected, identities())), None):
+                    fault = f"While the comparison ran, something changed: {in_words(changes)}."
+                    raise InputError(f"{fault} Start it again; runs that are still valid are kept.")
+                with replaced_file(job.new / RESULT) as partial:
+                    partial.write_text(json.dumps({"identity": expected[number], "run": outcome}, indent=2) + "\n")
+                settle(job.folder)
+                running.advance()
+            runs.append(outcome)
     args = parsed(line)
     setting = {
         "arguments": line,

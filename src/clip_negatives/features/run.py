@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -35,6 +33,7 @@ from clip_negatives.features.losses import Losses, PartReport, check_share
 from clip_negatives.features.shared_work import SharedWork
 from clip_negatives.features.store import EncodedFeatures, PartStore
 from clip_negatives.printing import log
+from clip_negatives.progress import stage
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_inside, replaced_file
 
 Side = Encoder | GivenFeatures  # source of the features of the images, or of the texts
@@ -55,7 +54,6 @@ def encode(
     *,
     dtype: str = "float32",
     copy: bool = True,
-    progress: bool = True,
     processes: Processes = ALONE,
     max_lost: float = 1.0,
     repair: str = "",
@@ -73,7 +71,7 @@ def encode(
     check_share(max_lost)
     if dtype not in DTYPES:
         raise InputError(f"Expected feature_dtype {' or '.join(DTYPES)}, got {dtype!r}.")
-    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(progress, max_lost, repair)
+    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(max_lost, repair)
 
 
 class EncodingRun(SharedWork):
@@ -84,7 +82,8 @@ class EncodingRun(SharedWork):
     ) -> None:
         self.images, self.texts, self.folder, self.processes = images, texts, folder, processes
         self.dtype, self.n_pairs, self.parts = DTYPES[dtype], source.n_pairs, source.parts()
-        self.digests: list[str] = processes.divided(lambda part: part.digest(), self.parts)
+        with stage("Checking the files of the data"):
+            self.digests: list[str] = processes.divided(lambda part: part.digest(), self.parts)
         self.given = {name: side for name, side in (("image", images), ("text", texts)) if not isinstance(side, Encoder)}
         self.copy, self.cause = copy, REPEATED["table" if isinstance(source, TablePairs) else "tars"]
         stamps = [processes.first(lambda: stamp_of(self.given))] if self.given else []
@@ -103,25 +102,23 @@ class EncodingRun(SharedWork):
         self.whole, self.halt = folder / f"{name}-{self.fingerprint[:16]}", folder / "halt"
         self.clustering_folder = folder / f"clustering-{self.fingerprint[:16]}"
 
-    def run(self, progress: bool, max_lost: float, repair: str) -> EncodedFeatures:
+    def run(self, max_lost: float, repair: str) -> EncodedFeatures:
         """Encode the missing parts, and merge all parts."""
         self.processes.first(self._claim)
         self._forget_torn_parts()
         to_copy = self.processes.first(self._to_copy)
-        console = Console(stderr=True)
-        is_hidden = not (progress and console.is_terminal and self.processes.rank == 0)
-        with Progress(console=console, disable=is_hidden, transient=True) as bar:
-            self._encode_images(bar)
-            parts = self._reports()
-            losses = self.processes.first(lambda: self._losses(parts))
-            self.processes.together(lambda: losses.check(max_lost, repair))
-            summary = notes.merged(part.notes for part in parts)
-            self.processes.together(lambda: notes.check_groups(summary, losses.n_usable))
-            counts = {digest: part.n_samples for digest, part in zip(self.digests, parts, strict=True)}
-            self._encode_texts(bar, counts)
+        self._encode_images()
+        parts = self._reports()
+        losses = self.processes.first(lambda: self._losses(parts))
+        self.processes.together(lambda: losses.check(max_lost, repair))
+        summary = notes.merged(part.notes for part in parts)
+        self.processes.together(lambda: notes.check_groups(summary, losses.n_usable))
+        counts = {digest: part.n_samples for digest, part in zip(self.digests, parts, strict=True)}
+        self._encode_texts(counts)
         images = isinstance(self.images, Encoder)
-        frequent = self.processes.first(lambda: frequent_images(self.image_store, counts) if images else [])
-        self.processes.first(lambda: self._assemble(counts, losses, to_copy))
+        with stage("Joining the encoded parts"):
+            frequent = self.processes.first(lambda: frequent_images(self.image_store, counts) if images else [])
+            self.processes.first(lambda: self._assemble(counts, losses, to_copy))
         n_broken = sum(part.n_broken for part in parts)
         warnings = [*notes.sentences(summary, losses.n_usable), *frequent]
         return EncodedFeatures(
@@ -158,20 +155,23 @@ class EncodingRun(SharedWork):
         with replaced_file(file) as partial:
             partial.write_text(plan)
 
-    def _encode_images(self, bar: Progress) -> None:
+    def _encode_images(self) -> None:
         parts, missing = dict(zip(self.digests, self.parts, strict=True)), self._missing(self.image_store)
         is_whole = self.processes.world_size == 1 and len(missing) == len(self.parts)
         encoder = self.images if isinstance(self.images, Encoder) else None
-        title = "Encoding images" if encoder else "Reading samples"
-        advance = self._progress(bar, title, self.n_pairs if is_whole else None)
-        options = encoder, self.image_store, self.dtype, advance
+        title = self._title("Encoding images" if encoder else "Reading samples")
+        mine = self.processes.mine(missing)
+        with stage(title, self.n_pairs if is_whole else None) as running:
+            options = encoder, self.image_store, self.dtype, self._advance(running)
 
-        def encode_part(digest: str) -> None:
-            encode_images(parts[digest], digest, *options)
-            if digest == self.digests[0]:  # an error about groups comes only after all parts
-                self._warn_of_groups(digest)
+            def encode_part(digest: str) -> None:
+                encode_images(parts[digest], digest, *options)
+                if not (is_whole and self.n_pairs):
+                    running.total = round(running.completed * len(mine) / (mine.index(digest) + 1))  # parts have similar sizes
+                if digest == self.digests[0]:  # an error about groups comes only after all parts
+                    self._warn_of_groups(digest)
 
-        self._for_each(encode_part, self.processes.mine(missing))
+            self._for_each(encode_part, mine)
 
     def _warn_of_groups(self, digest: str) -> None:
         """Warn if no sample of a part has the group field."""
@@ -179,19 +179,23 @@ class EncodingRun(SharedWork):
         if notes.all_lack_groups(report.notes, report.n_samples):
             log("The first tar has no groups. If no other tar has the group field, an error follows after the last image.")
 
-    def _encode_texts(self, bar: Progress, counts: dict[str, int]) -> None:
+    def _encode_texts(self, counts: dict[str, int]) -> None:
         if not isinstance(self.texts, Encoder):
             return
         missing = self._missing(self.text_store)
         mine = self.processes.mine(missing)
-        advance = self._progress(bar, "Encoding texts", sum(counts[digest] for digest in mine))
         if missing and self.texts.learn is not None:
-            shares = self.processes.divided(lambda part: list(texts_of(self.image_store, *part)), evenly(counts, LEARNED_ON))
-            # The last bits of sums depend on the number of threads, which torchrun changes.
-            learn = threadpool_limits.wrap(limits=1, user_api="blas")(self.texts.learn)
-            self._for_each(learn, [[text for share in shares for text in share]])
-        options = self.texts, self.image_store, self.text_store, self.dtype, advance
-        self._for_each(lambda digest: encode_texts(digest, *options), mine)
+            with stage("Learning the vocabulary of the texts"):
+                self._learn(self.texts.learn, counts)
+        with stage(self._title("Encoding texts"), sum(counts[digest] for digest in mine)) as running:
+            options = self.texts, self.image_store, self.text_store, self.dtype, self._advance(running)
+            self._for_each(lambda digest: encode_texts(digest, *options), mine)
+
+    def _learn(self, learn: Callable[[Sequence[str]], object], counts: dict[str, int]) -> None:
+        shares = self.processes.divided(lambda part: list(texts_of(self.image_store, *part)), evenly(counts, LEARNED_ON))
+        # The last bits of sums depend on the number of threads, which torchrun changes.
+        limited = threadpool_limits.wrap(limits=1, user_api="blas")(learn)
+        self._for_each(limited, [[text for share in shares for text in share]])
 
     def _missing(self, store: PartStore) -> list[str]:
         """Return the digests of the missing parts, the same on every process."""

@@ -7,10 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from rich.progress import Progress
-
 from clip_negatives.distributed.processes import HaltedError, Processes
 from clip_negatives.features.encoding import Advance
+from clip_negatives.progress import Stage
 
 T = TypeVar("T")
 
@@ -41,12 +40,16 @@ class SharedWork:
 
         self.processes.together(work_on_all)
 
-    def _progress(self, bar: Progress, title: str, total: int | None) -> Advance:
-        """Return a callback that shows progress, and stops if another process has failed."""
-        task = bar.add_task(title, total=total)
+    def _title(self, title: str) -> str:
+        """Return the title of a stage, whose counts are those of this process."""
+        rank, world_size = self.processes.rank, self.processes.world_size
+        return f"{title}, process {rank} of {world_size}" if world_size > 1 else title
+
+    def _advance(self, stage: Stage) -> Advance:
+        """Return a callback that counts finished items, and stops if another process has failed."""
 
         def advance(count: int) -> None:
-            bar.advance(task, count)
+            stage.advance(count)
             if self.processes.world_size > 1 and self.halt.exists():
                 raise HaltedError("Another process of the run stopped.")
 

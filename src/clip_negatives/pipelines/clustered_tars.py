@@ -15,6 +15,7 @@ from clip_negatives.dataset.archive import read_range, sample_offsets
 from clip_negatives.dataset.urls import open_url, shard_stamp
 from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import DataError, UnsupportedError
+from clip_negatives.progress import stage
 from clip_negatives.storage.ownership import replaced_file
 from clip_negatives.storage.sharded_samples import ShardedSamples
 from clip_negatives.storage.shards import last_parts
@@ -50,15 +51,19 @@ class ClusteredTars:
 
     def find_samples(self, processes: Processes) -> None:
         """Store the offset and size of each sample in its tar, int64; each process reads its share of the tars."""
-        for number, (shard, keys, *_) in enumerate(self.source.shards()):
-            file = self._offsets_file(number, shard)
-            if number % processes.world_size != processes.rank or file.exists():
-                continue
-            offsets, names = sample_offsets(self.address(shard)), keys.to_pylist()
-            if (missing := next((key for key in names if key not in offsets), None)) is not None:
-                raise DataError(f"{self.address(shard)} no longer has the sample {missing}. Run clip-negatives prepare again.")
-            with replaced_file(file) as partial, partial.open("wb") as stream:
-                np.save(stream, np.array([offsets[key] for key in names], dtype=np.int64))
+        with stage("Finding the samples in the tars", len(self.source.sources()), "tars") as running:
+            for number, (shard, keys, *_) in enumerate(self.source.shards()):
+                file = self._offsets_file(number, shard)
+                if number % processes.world_size == processes.rank and not file.exists():
+                    self._write_offsets(shard, keys.to_pylist(), file)
+                running.advance()
+
+    def _write_offsets(self, shard: str, names: list[str], file: Path) -> None:
+        offsets = sample_offsets(self.address(shard))
+        if (missing := next((key for key in names if key not in offsets), None)) is not None:
+            raise DataError(f"{self.address(shard)} no longer has the sample {missing}. Run clip-negatives prepare again.")
+        with replaced_file(file) as partial, partial.open("wb") as stream:
+            np.save(stream, np.array([offsets[key] for key in names], dtype=np.int64))
 
     def sizes(self) -> NDArray[Any]:
         """Return the bytes of each sample, int64, shape (N,)."""

@@ -21,6 +21,7 @@ from clip_negatives.host.method import Method
 from clip_negatives.host.registry import Kind
 from clip_negatives.interfaces import Clusters, IncorrectPairs, LossTerms, NegativeSampler, PairsForImages, SamplingContext
 from clip_negatives.losses.functional import pair_log_weights, require_terms
+from clip_negatives.progress import stage
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.storage.arrow_table import map_table, take, write_mapped
 from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters
@@ -95,15 +96,16 @@ def generate(
         processes.first(lambda: stack.enter_context(sole_user(output)))
         processes.first(lambda: _claim(work, plan))
         stack.callback(_remove_without_parts, work, processes)
-        processes.first(lambda: write_mapped(path / SAMPLES, ("key", "text", "image", "group"), work / TABLE))
-        samples = processes.together(lambda: map_table(work / TABLE))
-        if clusters.texts is None and clusters.n_samples <= MAX_SAMPLES_WITH_IDS:
-            clusters = dataclasses.replace(clusters, texts=text_ids(samples), groups=group_ids(samples))
-        size = min(batch_size, clusters.n_samples)
-        context = SamplingContext.of(clusters, size, seed=seed, captions=Captions(samples))
-        pairs = processes.together(lambda: _Pairs(method.create_sampler(context), clusters.n_samples, per_image, seed))
-        terms_for = processes.together(method.create_weighting)
-        terms = processes.together(lambda: require_terms(terms_for(clusters), weighting))
+        with stage("Preparing sampler and weighting"):
+            processes.first(lambda: write_mapped(path / SAMPLES, ("key", "text", "image", "group"), work / TABLE))
+            samples = processes.together(lambda: map_table(work / TABLE))
+            if clusters.texts is None and clusters.n_samples <= MAX_SAMPLES_WITH_IDS:
+                clusters = dataclasses.replace(clusters, texts=text_ids(samples), groups=group_ids(samples))
+            size = min(batch_size, clusters.n_samples)
+            context = SamplingContext.of(clusters, size, seed=seed, captions=Captions(samples))
+            pairs = processes.together(lambda: _Pairs(method.create_sampler(context), clusters.n_samples, per_image, seed))
+            terms_for = processes.together(method.create_weighting)
+            terms = processes.together(lambda: require_terms(terms_for(clusters), weighting))
 
         parts = [work / f"{number:06d}.parquet" for number in range(len(pairs))]
 
@@ -112,10 +114,14 @@ def generate(
             if not _is_complete(file):
                 with replaced_file(file) as partial:
                     pq.write_table(_table(pairs.part(number), clusters, terms, samples), partial, compression="zstd")
+                running.advance()
             return int(pq.read_metadata(file).num_rows)
 
-        counts = processes.divided(write, range(len(parts)))
-        processes.first(lambda: _join(parts, output, origin))
+        n_missing = sum(not _is_complete(file) for file in processes.mine(parts))
+        with stage("Writing incorrect pairs", n_missing, "parts") as running:
+            counts = processes.divided(write, range(len(parts)))
+        with stage("Joining the parts"):
+            processes.first(lambda: _join(parts, output, origin))
         processes.first(lambda: remove_work(work))
         return sum(counts)
 

@@ -27,6 +27,7 @@ from clip_negatives.host.registry import Kind
 from clip_negatives.pipelines.open_data import open_data
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.printing import log
+from clip_negatives.progress import shown, stage
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters_from_files
 from clip_negatives.storage.folder_kind import FORMAT
 from clip_negatives.storage.limits import MAX_LOST
@@ -82,7 +83,7 @@ def prepare_folder(
             place of an encoder. With features of the images, no image is opened.
         keep_features: store the features too, for weightings that compare samples instead of clusters. None stores them
             only without `features`.
-        progress: show progress bars on stderr.
+        progress: show progress on stderr, see `clip_negatives.progress`.
         processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
         max_lost: largest share of samples, 0 .. 1, that may be in the lost part of torn tars or be unreadable.
 
@@ -95,12 +96,15 @@ def prepare_folder(
     """
     recipe = recipe or Recipe()
     folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
-    source, given = processes.together(lambda: open_data(data, recipe, features))
+    is_shown = progress and processes.rank == 0
+    with shown(is_shown), stage("Reading the data"):
+        source, given = processes.together(lambda: open_data(data, recipe, features))
     processes.together(lambda: recipe.check(source.n_pairs))
     processes.together(lambda: check_share(max_lost))
     keep_features = features is None if keep_features is None else keep_features
-    options: dict[str, Any] = {"keep_features": keep_features, "progress": progress, "max_lost": max_lost}
+    options: dict[str, Any] = {"keep_features": keep_features, "max_lost": max_lost}
     with ExitStack() as stack:
+        stack.enter_context(shown(is_shown))
         processes.first(lambda: stack.enter_context(sole_user(folder)))
         processes.first(lambda: CLUSTERS_FOLDER.tidy(folder))
         older = processes.first(lambda: _data_of(folder))
@@ -116,7 +120,8 @@ def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, prog
     Features are kept. Errors are those of `prepare_folder`.
     """
     recipe = recipe or Recipe()
-    folder = cache_folder(source, recipe)
+    with shown(progress), stage("Reading the data"):
+        folder = cache_folder(source, recipe)
     work = _work_folder(folder)
     if (cached := _cached(folder)) is not None:
         if any(folder.parent.glob(f".{folder.name}.*")):  # of a killed process, or of one that is about to end
@@ -128,12 +133,12 @@ def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, prog
         fault = f"The cache {folder.parent} cannot be written: {parent} is not a writable folder."
         raise ArtifactError(f"{fault} Set {CACHE_VARIABLE} to another folder.")
     recipe.check(source.n_pairs)
-    with sole_user(folder):
+    with sole_user(folder), shown(progress):
         CLUSTERS_FOLDER.tidy(folder)
         if (cached := _cached(folder)) is not None:  # another process prepared it meanwhile
             remove_work(work)
             return cached
-        options: dict[str, Any] = {"progress": progress, "processes": ALONE, "max_lost": MAX_LOST, "cached": True}
+        options: dict[str, Any] = {"processes": ALONE, "max_lost": MAX_LOST, "cached": True}
         _encode_and_cluster(source, folder, recipe, {}, keep_features=True, **options)
     return read_clusters(folder)
 
@@ -162,7 +167,6 @@ def _encode_and_cluster(
     given: Mapping[str, GivenFeatures],
     *,
     keep_features: bool,
-    progress: bool,
     processes: Processes,
     max_lost: float,
     cached: bool = False,
@@ -177,7 +181,7 @@ def _encode_and_cluster(
         )
     )
     processes.first(lambda: claim_work(work))
-    options: dict[str, Any] = {"progress": progress, "max_lost": max_lost, "repair": ACCEPTED if cached else ""}
+    options: dict[str, Any] = {"max_lost": max_lost, "repair": ACCEPTED if cached else ""}
     options |= {"copy": keep_features, "processes": processes}
     encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, **options)
     processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
@@ -204,7 +208,8 @@ def _encode_and_cluster(
         manifest["features"] = processes.first(lambda: manifest_entry(given))
         manifest["feature_dtype"] = str(encoded.image.dtype).removeprefix("torch.")
     files = [*encoded.files, *([encoded.features_file] if keep_features else [])]
-    written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
+    with stage("Writing the clusters folder"):
+        written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
     processes.together(encoded.unmap)
     if cached or not encoded.losses.torn:  # the next call reads the torn tars again, and keeps the other parts
         processes.first(lambda: remove_work(work))

@@ -24,6 +24,7 @@ from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.pipelines.clustered_tars import ClusteredTars
+from clip_negatives.progress import stage
 from clip_negatives.storage.arrow_table import map_table, take, write_mapped
 from clip_negatives.storage.digests import digest_of
 from clip_negatives.storage.labels_folder import read_labels, write_shard_labels
@@ -89,9 +90,11 @@ def reshard(
     output = processes.together(lambda: check_resumable(output, PLAN))
     job = processes.together(lambda: _Job(data, Path(clusters_folder), output, sampler, samples_per_shard, seed))
     with ExitStack() as stack:
-        plan = processes.together(job.plan)  # before anything is written: the sampler may raise
+        with stage("Planning the shards"):
+            plan = processes.together(job.plan)  # before anything is written: the sampler may raise
         origin = processes.first(job.origin)
-        processes.first(lambda: job.check_keys(plan))
+        with stage("Checking the keys"):
+            processes.first(lambda: job.check_keys(plan))
         processes.first(lambda: stack.enter_context(sole_user(output)))
         processes.first(lambda: job.claim(origin))
         if processes.first(job.is_done):
@@ -135,9 +138,14 @@ class _Job:
         """Return what determines the new shards, after comparing the tars with the clustered ones."""
         addresses = {shard: self.tars.address(shard) for shard, *_ in self.source.shards()}
         known = self.source.sources()
-        check_contents([(address, known[shard]) for shard, address in addresses.items() if shard in known], self.source.path)
-        tars = map_files(shard_source, addresses.values(), chunk=1)
-        contents = [digest_of({"bytes": str(tar.size), "sha256": tar.sha256}) for tar in tars]
+        with stage("Comparing the tars with the clusters"):
+            tars = [(address, known[shard]) for shard, address in addresses.items() if shard in known]
+            check_contents(tars, self.source.path)
+        contents = []
+        with stage("Reading the tars", len(addresses), "tars") as running:
+            for tar in map_files(shard_source, addresses.values(), chunk=1):
+                contents.append(digest_of({"bytes": str(tar.size), "sha256": tar.sha256}))
+                running.advance()
         manifest = self.source.manifest
         return {
             "clusters": {**clusters_section(manifest), **{name: manifest.get(name) for name in ("data", "created")}},
@@ -183,14 +191,18 @@ class _Job:
         return done
 
     def write_shards(self, plan: list[Tensor], processes: Processes) -> None:
-        sizes = self.tars.sizes()
-        for number in processes.mine(range(len(plan))):
-            file = self.output / _name(number)
-            rows = plan[number].numpy()
-            if file_size(str(file)) != sizes[rows].sum() + len(END_OF_TAR):
-                with replaced_file(file) as partial, partial.open("wb") as stream:
-                    stream.writelines(self.tars.read(rows))
+        sizes, files = self.tars.sizes(), [self.output / _name(number) for number in range(len(plan))]
+        missing = [
+            number
+            for number in processes.mine(range(len(plan)))
+            if file_size(str(files[number])) != sizes[plan[number].numpy()].sum() + len(END_OF_TAR)
+        ]
+        with stage("Writing shards", len(missing), "shards") as running:
+            for number in missing:
+                with replaced_file(files[number]) as partial, partial.open("wb") as stream:
+                    stream.writelines(self.tars.read(plan[number].numpy()))
                     stream.write(END_OF_TAR)
+                running.advance()
 
     def finish(self, plan: list[Tensor]) -> None:
         """Write the labels and then the sizes of the new shards; the file of sizes marks the output as complete."""

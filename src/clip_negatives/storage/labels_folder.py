@@ -23,6 +23,7 @@ import torch
 from clip_negatives.clustering.similarity import similarities
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
+from clip_negatives.progress import stage
 from clip_negatives.storage.atomic import digest, write_tensors
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.consistency import MODALITIES, check_counts, tensor_specs
@@ -107,7 +108,7 @@ def write_shard_labels(
 
     `sources` maps the name of each shard to its size and digest; `entries` are added to the manifest.
     """
-    with LABELS_FOLDER.replacing(output) as folder:
+    with LABELS_FOLDER.replacing(output) as folder, stage("Writing labels", len(sources), "shards") as running:
         (folder / "shards").mkdir()
         rows: list[dict[str, Any]] = []
         for shard, table in shards:
@@ -116,6 +117,7 @@ def write_shard_labels(
             tar = sources.get(shard, SourceFile(shard, None, ""))
             row = {"shard": shard, "file": name, "samples": table.num_rows, "sha256": digest(folder / name)}
             rows.append({**row, "shard_bytes": tar.size, "shard_sha256": tar.sha256})
+            running.advance()
         check_distinct([row["shard"] for row in rows])
         table = pa.Table.from_pylist(rows)
         sizes = table["shard_bytes"].cast(pa.int64())  # the type would be null if no size is known

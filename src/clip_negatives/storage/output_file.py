@@ -33,7 +33,12 @@ def check_output_file(path: str | Path) -> Path:
 def write_json_output(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with our mark to an output file, see `check_output_file`."""
     with replaced_file(check_output_file(path)) as file:
-        file.write_text(json.dumps({"tool": TOOL, **content}, indent=2) + "\n")
+        file.write_text(json_text(content) + "\n")
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return a JSON object with our mark."""
+    return json.dumps({"tool": TOOL, **content}, indent=2)
 
 
 def _is_ours(file: Path) -> bool:

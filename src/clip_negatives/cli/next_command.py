@@ -1,0 +1,83 @@
+"""The next command to run, which a command prints as its last line on stderr.
+
+Each command calls `show_next` at its end: to find them, search for ``show_next(``. `TRAIN_DATA` and `TEST_DATA` stand for data that
+the command does not know.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from clip_negatives.cli.output import echo
+
+TRAIN_DATA, TEST_DATA = "TRAIN_DATA", "TEST_DATA"
+MODEL = ("--model", "ViT-B-32")
+COLUMNS = ("separator", "image", "text", "group")
+RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer")
+METHOD = ("sampler", "weighting")
+
+
+def show_next(
+    *words: str | Path, options: Iterable[str] = (), after: Sequence[str] = (), program: str = "clip-negatives"
+) -> None:
+    """Print the next command to run, quoted for a shell, on stderr; under torchrun, the caller does so on rank 0 only.
+
+    Args:
+        words: the command and its arguments.
+        options: parameters of the running command that the next one has too. Those that the user gave are repeated.
+        after: arguments of open_clip, after ``--``.
+        program: the program.
+    """
+    line = [program, *map(str, words), *_given(options), *(("--", *after) if after else ())]
+    echo(f"Next: {shlex.join(line)}", err=True)
+
+
+def without_options(arguments: Sequence[str], names: Collection[str]) -> list[str]:
+    """Return arguments of open_clip without the options `names`, each with one value.
+
+    Examples:
+        >>> without_options(["--name", "a", "--lr", "1e-3", "--seed=3"], ["--name", "--seed"])
+        ['--lr', '1e-3']
+    """
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [argument for before, argument in pairs if before not in names and argument.partition("=")[0] not in names]
+
+
+def numbered(names: Sequence[str]) -> str | None:
+    """Return the brace notation of names that differ in a number, in steps of 1; None for other names.
+
+    Examples:
+        >>> numbered(["s3://a/08.tar", "s3://a/09.tar", "s3://a/10.tar"])
+        's3://a/{08..10}.tar'
+        >>> numbered(["a.tar"]), numbered(["1.tar", "3.tar"])
+        ('a.tar', None)
+    """
+    ordered = sorted(set(names))
+    if len(ordered) < 2:
+        return ordered[0] if ordered else None
+    first, last = (re.split(r"(\d+)", name) for name in (ordered[0], ordered[-1]))
+    differing = [place for place, parts in enumerate(itertools.zip_longest(first, last)) if parts[0] != parts[1]]
+    if len(differing) != 1 or differing[0] % 2 == 0 or len(first) != len(last):
+        return None
+    place = differing[0]
+    start, stop = first[place], last[place]
+    before, after = "".join(first[:place]), "".join(first[place + 1 :])
+    expected = [f"{before}{number:0{len(start)}d}{after}" for number in range(int(start), int(stop) + 1)]
+    is_plain = len(start) == len(stop) and not set("{}") & set(before + after)
+    return f"{before}{{{start}..{stop}}}{after}" if is_plain and expected == ordered else None
+
+
+def _given(names: Iterable[str]) -> list[str]:
+    """Return the options among these parameters of the running command that the user gave, with their values."""
+    context = click.get_current_context()
+    options: dict[str, Any] = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    return [word for name in given for word in (options[name], str(context.params[name]))]
