@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from clip_negatives.heads.folds import batch_size_for
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import Clusters
 from clip_negatives.metrics import first_correct
+from clip_negatives.progress import stage
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.digests import digest_of
 from clip_negatives.storage.locks import sole_user
@@ -33,8 +34,6 @@ MAX_SAMPLES = 20_000  # samples that are compared, drawn at random: as many near
 LEAST_SAMPLES = 64
 RUNS = "runs"  # folder in the output
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # the best for `DROPOUT_METHOD` serves all candidates
-
-OnRun = Callable[[int, int], None]  # called before each run with the number of finished runs and of all runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ def choose(
     seeds: int = 1,
     batch_size: int = HeadSettings.batch_size,
     steps: int = HeadSettings.steps,
-    on_run: OnRun | None = None,
 ) -> Choice:
     """Choose the method that serves retrieval best on held-out parts of the user's own data.
 
@@ -79,7 +77,6 @@ def choose(
         seeds: runs of each candidate on each fold, at least 1.
         batch_size: most samples of a batch.
         steps: steps of a run.
-        on_run: see `OnRun`.
 
     Raises:
         InputError: a value is out of range, the clusters have no features, or they cannot be divided into folds.
@@ -105,7 +102,7 @@ def choose(
     with sole_user(output, wait=False):
         claim_work(output)
         (output / RUNS).mkdir(exist_ok=True)
-        outcomes, lr = study.run(menu, output / RUNS, on_run or (lambda done, total: None))
+        outcomes, lr = study.run(menu, output / RUNS)
         choice = answer(menu, outcomes, study.setting(lr), question, study.query_items(), study.of_clusters)
         write_choice(choice, output)
     return choice
@@ -136,28 +133,25 @@ class _Study:
         self.captions = folder.samples["text"].take(rows.numpy())
         self._fold: tuple[int, Clusters, list[str]] | None = None
 
-    def run(self, menu: Menu, runs: Path, on_run: OnRun) -> tuple[Outcomes, float]:
+    def run(self, menu: Menu, runs: Path) -> tuple[Outcomes, float]:
         """Return the outcomes of all candidates, and their learning rate."""
         tuned = Candidate(Method.parse(DROPOUT_METHOD))
         others = [candidate for candidate in menu.candidates if candidate != tuned]
-        n_folds, total = len(self.folds), len(self.folds) * self.seeds * (len(others) + len(LEARNING_RATES))
-        done = 0
+        places = [(fold, seed) for fold in range(len(self.folds)) for seed in range(self.seeds)]
 
         def outcomes(candidate: Candidate, lr: float) -> list[list[Outcome]]:
-            nonlocal done
-            by_fold = []
-            for fold in range(n_folds):
-                by_seed = []
-                for seed in range(self.seeds):
-                    on_run(done, total)
-                    by_seed.append(self._outcome(Job(candidate, lr, fold, seed), runs))
-                    done += 1
-                by_fold.append(by_seed)
+            by_fold: list[list[Outcome]] = [[] for _ in self.folds]
+            for fold, seed in places:
+                by_fold[fold].append(self._outcome(Job(candidate, lr, fold, seed), runs))
+                running.advance()
             return by_fold
 
-        of_rates = {lr: outcomes(tuned, lr) for lr in LEARNING_RATES}
-        lr = max(of_rates, key=lambda rate: mean_mrr(of_rates[rate]))
-        results = {candidate: of_rates[lr] if candidate == tuned else outcomes(candidate, lr) for candidate in menu.candidates}
+        with stage("Training heads", len(places) * (len(others) + len(LEARNING_RATES)), "runs") as running:
+            of_rates = {lr: outcomes(tuned, lr) for lr in LEARNING_RATES}
+            lr = max(of_rates, key=lambda rate: mean_mrr(of_rates[rate]))
+            results = {
+                candidate: of_rates[lr] if candidate == tuned else outcomes(candidate, lr) for candidate in menu.candidates
+            }
         return results, lr
 
     def setting(self, lr: float) -> dict[str, Any]:

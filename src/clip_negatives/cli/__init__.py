@@ -27,6 +27,7 @@ COMMANDS = {
     **dict.fromkeys(("compare", "train"), "training"),
     **dict.fromkeys(("inspect", "meter"), "reports"),
     "catalogue": "catalogue",
+    "choose": "choosing",
     "completion": "completion",
     "plugins": "plugins",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,20 @@ import click
 
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.clusters import clusters_and_data
-from clip_negatives.cli.output import console, echo, progress
+from clip_negatives.cli.next_command import COLUMNS, MODEL, TRAIN_DATA, show_next
+from clip_negatives.cli.output import console, echo, is_stdout, write_json
+from clip_negatives.cli.training import CHOSEN
+from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Console
 
     from clip_negatives.choosing import Choice
-    from clip_negatives.dataset import TablePairs, TarPairs
+    from clip_negatives.dataset.columns import Columns
     from clip_negatives.pipelines.recipe import Recipe
     from clip_negatives.storage.clusters_folder import ClustersFolder
 
-SHOWN = 14  # candidates in the table
+DETECTED = ("group", "near-duplicates")  # values of --fold-by that need no column of the data
 METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=True, extra_names=("menu", "default", "paper"))
 
 
@@ -69,18 +71,57 @@ def choose(
     if json_file is not None:
         early.check_output_file(json_file)
     from clip_negatives.choosing import choose as choose_method
-    from clip_negatives.storage.output_file import write_json_output
+    from clip_negatives.choosing.choice import FILE, FOLDER
 
     folder, source = clusters_and_data(clusters, dataset_type, recipe)
     values = None
-    if fold_by is not None and (data is not None or source is not None):
-        location = clusters if data is None else data
-        values = _values(folder, location, fold_by, dataset_type, recipe)
-    with progress("Training heads") as advance:
-        choice = choose_method(folder, output, fold_by=fold_by, fold_values=values, on_run=advance, **options)
-    _print(choice)
-    target = output or folder.path / "choice"
-    echo(f"Written: {target / 'choice.json'}")
-    echo(f"Next: {_train_line(choice, folder, None if source is None else clusters, output)}")
-    if json_file is not None:
-        write_json_output(json_file, choice.to_dict())
+    if fold_by not in (None, *DETECTED) and (location := data or (clusters if source is not None else None)) is not None:
+        values = _values(folder, location, dataset_type, replace(recipe.columns, group=fold_by))
+    choice = choose_method(folder, output, fold_by=fold_by, fold_values=values, **options)
+    _print(choice, console(stderr=is_stdout(json_file)))
+    file = (output or folder.path / FOLDER) / FILE
+    echo(f"Written: {file}", err=is_stdout(json_file))
+    write_json(json_file, choice.to_dict())
+    train_data = data or (clusters if source is not None else TRAIN_DATA)
+    method = CHOSEN if output is None else str(file)
+    show_next(
+        "train", "--clusters", folder.path, "--method", method, options=COLUMNS, after=("--train-data", train_data, *MODEL)
+    )
+
+
+def _values(folder: ClustersFolder, location: str, dataset_type: str, columns: Columns) -> list[str]:
+    """Return the values of a column of the data, whose texts must be those of the clusters."""
+    from clip_negatives.dataset import open_pairs
+
+    source = open_pairs(location, columns, dataset_type=dataset_type, images=False)
+    texts = folder.samples["text"].to_pylist()
+    if list(source.texts) != texts:
+        place = next((row for row, pair in enumerate(zip(source.texts, texts, strict=False)) if pair[0] != pair[1]), None)
+        where = f"{len(source)} samples for {len(texts)}" if place is None else f"another text in row {place}"
+        raise DataError(f"{location} has {where}: the clusters are of other data. Name the data of the clusters.")
+    return list(source.groups or ())
+
+
+def _print(choice: Choice, to: Console) -> None:
+    """Print the answer, the table of candidates, and what limits the answer."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    to.print(choice.sentence, style="bold")
+    setting = choice.setting
+    to.print(
+        f"Asked: {choice.question}. {setting['n_queries']:,} queries in {setting['folds']} folds, {setting['seeds']} "
+        f"seed{'s' * (setting['seeds'] > 1)}, batches of {setting['batch_size']}."
+    )
+    title = f"Figures in %. Gain in MRR over {choice.reference}, with 95 % intervals that hold together"
+    table = Table("candidate", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("MRR", "Rank@1", "Rank@10", "gain"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in choice.rows:
+        gain, low, high = (100 * value for value in row.gain)
+        interval = "reference" if row.name == choice.reference else f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+        name = f"{row.name} (control)" if row.is_control else row.name
+        table.add_row(name, *(f"{100 * value:.1f}" for value in (row.mrr, row.rank_1, row.rank_10)), interval)
+    to.print(table)
+    for sentence in choice.warnings:
+        to.print(sentence)

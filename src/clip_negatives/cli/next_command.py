@@ -1,7 +1,7 @@
 """The next command to run, which a command prints as its last line on stderr.
 
-Each command calls `show_next` at its end: to find them, search for ``show_next(``. `TRAIN_DATA` and `TEST_DATA` stand for data that
-the command does not know.
+Each command calls `show_next` at its end: to find them, search for ``show_next(``. `TRAIN_DATA` and `TEST_DATA` stand for data
+that the command does not know.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clip_negatives.cli import early, parameters
+from clip_negatives.cli.clusters import clusters_and_data
 from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, RECIPE, TRAIN_DATA, show_next
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.progress import stage
@@ -16,7 +16,6 @@ from clip_negatives.progress import stage
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from clip_negatives.dataset import TablePairs, TarPairs
     from clip_negatives.meter import Reading
     from clip_negatives.pipelines.recipe import Recipe
     from clip_negatives.storage.clusters_folder import ClustersFolder
@@ -49,7 +48,7 @@ def meter(
         early.check_output_file(json_file)
     from clip_negatives.meter import meter as read_meter
 
-    folder, _ = _folder_and_data(clusters, dataset_type, recipe)
+    folder, _ = clusters_and_data(clusters, dataset_type, recipe)
     with stage("Counting false negatives"):
         reading = read_meter(folder, batch_size or _default_batch_size(folder), seed=recipe.seed, **options)
     for table in _tables(reading):
@@ -91,7 +90,7 @@ def inspect(
     from clip_negatives.dataset import open_pairs
     from clip_negatives.report import write_inspection
 
-    folder, source = _folder_and_data(clusters, dataset_type, recipe)
+    folder, source = clusters_and_data(clusters, dataset_type, recipe)
     if data is not None:
         source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
     batch_size = batch_size or _default_batch_size(folder)
@@ -109,21 +108,6 @@ def inspect(
 def _default_batch_size(folder: ClustersFolder) -> int:
     """Return 256, or the number of samples if there are fewer."""
     return min(256, folder.clusters.n_samples)
-
-
-def _folder_and_data(location: str, dataset_type: str, recipe: Recipe) -> tuple[ClustersFolder, TablePairs | TarPairs | None]:
-    """Return the clusters folder and None; for data, the cached clusters folder of the data, and the data."""
-    from clip_negatives.dataset import open_pairs
-    from clip_negatives.pipelines.prepare import prepare_cached
-    from clip_negatives.pipelines.recipe import Recipe
-    from clip_negatives.storage.clusters_folder import read_clusters
-
-    if not early.is_data(location, dataset_type):
-        return read_clusters(location), None
-    with stage("Reading the data"):
-        source = open_pairs(location, recipe.columns, dataset_type=dataset_type)
-    echo(source.summary, err=True)
-    return prepare_cached(source, replace(recipe, seed=Recipe.seed)), source  # --seed is that of the random draws
 
 
 def _tables(reading: Reading) -> tuple[Table, Table]:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.next_command import COLUMNS, METHOD, RECIPE, TEST_DATA, show_next, without_options
+from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, show_next, without_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
-from clip_negatives.host.method import NAMED
+from clip_negatives.errors import InputError
+from clip_negatives.host.method import NAMED, Method
 from clip_negatives.progress import current, duration
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ Methods:
   SAMPLER+WEIGHTING  both
 Options: NAME:key=value,...  METHOD@0.1 fixes the temperature at 0.1.
 """
+CHOSEN = "chosen"  # value of --method
+METHOD = parameters.PluginName("negative_sampler", "loss_weighting", extra_names=(*NAMED, CHOSEN))
 METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=True, extra_names=tuple(NAMED))
 
 
@@ -40,6 +44,7 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
     cls=parameters.OptionsOnBothSides,
 )
 @click.option("--clusters", type=parameters.FOLDER, help="Clusters folder.  [default: prepare one and cache it]")
+@click.option("--method", type=METHOD, help="Method, such as default@0.1, or chosen: the one of choose.  [default: default]")
 @parameters.sampler_option
 @parameters.weighting_option
 @click.option("--backend", default="auto", help="Backend of the loss: auto, torch, chunked or triton.")
@@ -49,7 +54,7 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
 @parameters.column_options
 @parameters.recipe_options
 @click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
-def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
+def train(open_clip_arguments: tuple[str, ...], method: str | None, **options: Any) -> None:
     """Train a CLIP model with open_clip.
 
     All other options go to open_clip_train. Our options and those of open_clip may
@@ -57,11 +62,38 @@ def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
     --clusters. Clusterer options are used without --clusters, and with
     --refresh-every.
     """
+    if method is not None:
+        options |= _parts(method, options["clusters"])
     from clip_negatives.integrations import open_clip
 
     arguments = parameters.open_clip_arguments(open_clip_arguments, options["recipe"].columns)
     open_clip.train(arguments, open_clip.TrainOptions(**options))
     _show_comparison(open_clip_arguments)
+
+
+def _parts(text: str, clusters: Path | None) -> dict[str, Any]:
+    """Return sampler, weighting and temperature of the value of --method."""
+    context = click.get_current_context()
+    names = "sampler", "weighting", "temperature"
+    given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise InputError(f"--method names sampler, weighting and temperature. Omit --{given[0]}, or omit --method.")
+    method = _chosen(text, clusters) if text == CHOSEN or text.endswith(".json") else Method.parse(text)
+    return {name: getattr(method, name) for name in names}
+
+
+def _chosen(text: str, clusters: Path | None) -> Method:
+    """Return the method of a choice: the one in the clusters folder, or a file."""
+    if clusters is None:
+        raise InputError(f"--method {text} needs the clusters that the method was chosen for. Name them with --clusters.")
+    early.check_clusters(clusters)
+    from clip_negatives.choosing.choice import FILE, FOLDER, method_for
+    from clip_negatives.storage.manifest import CLUSTERS_FOLDER
+
+    file = clusters / FOLDER / FILE if text == CHOSEN else Path(text)
+    method = method_for(file, CLUSTERS_FOLDER.read_manifest(clusters))
+    echo(f"Method: {method}, chosen in {file}", err=True)
+    return method
 
 
 def _show_comparison(arguments: tuple[str, ...]) -> None:
