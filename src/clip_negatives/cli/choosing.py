@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from clip_negatives.pipelines.recipe import Recipe
     from clip_negatives.storage.clusters_folder import ClustersFolder
 
+NAME_WIDTH = 30  # characters; the table then fits 80 columns
 DETECTED = ("group", "near-duplicates")  # values of --fold-by that need no column of the data
 METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=True, extra_names=("menu", "default", "paper"))
 
@@ -114,7 +115,8 @@ def _print(choice: Choice, to: Console) -> None:
         f"seed{'s' * (setting['seeds'] > 1)}, batches of {setting['batch_size']}."
     )
     title = f"Figures in %. Gain in MRR over {choice.reference}, with 95 % intervals that hold together"
-    table = Table("candidate", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("candidate", max_width=NAME_WIDTH, overflow="fold")
     for column in ("MRR", "Rank@1", "Rank@10", "gain"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in choice.rows:

@@ -90,7 +90,7 @@ class _Training:
         self.images, self.texts = (clusters.features_of(name, "A linear head") for name in ("image", "text"))
         self.weighting = method.create_weighting()
         self.loss = NegativesClipLoss(terms=self.weighting(clusters), extra_texts=texts_per_image(self.sampler))
-        self.lines = _TextRows(captions) if self.loss.extra_texts else None
+        self.lines = _TextRows(captions or ()) if self.loss.extra_texts else None
         self.heads = LinearHeads(
             (self.images.shape[1], self.texts.shape[1]),
             settings.dim,
@@ -146,9 +146,7 @@ class _Training:
 class _TextRows:
     """Rows of the texts of a batch, with those that a sampler adds: texts of the data, with frozen features."""
 
-    def __init__(self, captions: Sequence[str] | None) -> None:
-        if captions is None:
-            raise InputError("This sampler adds captions, and the captions of the data are missing. Pass captions=.")
+    def __init__(self, captions: Sequence[str]) -> None:
         self.captions = captions
         self.rows = {text: row for row, text in enumerate(captions)}
 
