@@ -100,7 +100,8 @@ def _sentence(chosen: Candidate, reference: Candidate, gain: Gain, over_baseline
     if chosen == reference:
         if reference.method.temperature is None:
             return f"Nothing beats {BASELINE} {best} on these data. Use {chosen}."
-        tail = f"It gains {over_baseline} MRR over {BASELINE} as it is."
+        sure = "" if over_baseline.is_above else ", which may be chance"
+        tail = f"Over {BASELINE} as it is, its MRR is {over_baseline}{sure}."
         return f"Nothing beats {BASELINE} {best} on these data. Use {chosen}. {tail}"
     if reference.method.temperature is None:
         return f"Use {chosen}: {gain} MRR over {BASELINE} as it is, which has its best temperature."

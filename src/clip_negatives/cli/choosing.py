@@ -73,15 +73,17 @@ def choose(
         early.check_output_file(json_file)
     from clip_negatives.choosing import choose as choose_method
     from clip_negatives.choosing.choice import FILE, FOLDER
+    from clip_negatives.report import write_choice_page
 
     folder, source = clusters_and_data(clusters, dataset_type, recipe)
     values = None
     if fold_by not in (None, *DETECTED) and (location := data or (clusters if source is not None else None)) is not None:
         values = _values(folder, location, dataset_type, replace(recipe.columns, group=fold_by))
     choice = choose_method(folder, output, fold_by=fold_by, fold_values=values, **options)
+    page = write_choice_page(choice, output or folder.path / FOLDER)
     _print(choice, console(stderr=is_stdout(json_file)))
     file = (output or folder.path / FOLDER) / FILE
-    echo(f"Written: {file}", err=is_stdout(json_file))
+    echo(f"Choice: {file}. Report: {page}", err=is_stdout(json_file))
     write_json(json_file, choice.to_dict())
     train_data = data or (clusters if source is not None else TRAIN_DATA)
     method = CHOSEN if output is None else str(file)
