@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.next_command import COLUMNS, METHOD, RECIPE, TEST_DATA, show_next, without_options
+from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, show_next, without_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.host.method import NAMED
 from clip_negatives.progress import current, duration
@@ -121,7 +121,7 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     except KeyboardInterrupt:
         echo(f"Stopped. Finished runs are kept in {output}. Run the same command again to continue.", err=True)
         raise SystemExit(130) from None
-    tables = console(stderr=is_stdout(json_file))
+    tables = console(stderr=is_stdout(json_file), width=160)
     tables.print(show.ranks_table(comparison))
     tables.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
