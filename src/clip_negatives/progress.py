@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 30.0
-BAR_WIDTH = 24  # with it, the longest line of a bar fits 80 columns
+BAR_WIDTH = 24  # characters; less if the line would not fit the terminal
 SECONDS_BETWEEN_LOOKS = {"bar": 0.2, "lines": 1.0}  # the display looks at the running stage this often
 
 Clock = Callable[[], float]
@@ -95,13 +95,15 @@ def duration(seconds: float) -> str:
     """Return a time in words.
 
     Examples:
-        >>> duration(40), duration(200), duration(8000)
-        ('40 s', '3 min', '2 h 13 min')
+        >>> duration(40), duration(200), duration(8000), duration(900_000)
+        ('40 s', '3 min', '2 h 13 min', '10 days')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 60 / 24:.0f} days"
 
 
 @contextmanager
@@ -193,7 +195,10 @@ def _bar(stage: Stage) -> Table:
     from rich.text import Text
 
     row = Table.grid(padding=(0, 1))
-    row.add_row(Text(printable(stage.title)), ProgressBar(stage.total, stage.completed, width=BAR_WIDTH), Text(stage.state()))
+    row.add_column(no_wrap=True)
+    row.add_column(max_width=BAR_WIDTH)
+    row.add_column(no_wrap=True)
+    row.add_row(Text(printable(stage.title)), ProgressBar(stage.total, stage.completed), Text(stage.state()))
     return row
 
 

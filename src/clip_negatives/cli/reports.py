@@ -151,8 +151,11 @@ def _tables(reading: Reading) -> tuple[Table, Table]:
         "weight: of a false negative, relative to an ordinary incorrect pair; 1 = no change, 0 = removed. "
         "removed: share of all incorrect pairs."
     )
+    before = ""
     for item in reading.treatments:
         weight = "–" if item.false_weight is None else f"{item.false_weight:.2f}"
         numbers = f"{item.per_anchor:.2f}", f"{item.per_anchor_kept:.2f}", weight, f"{item.removed_share:.1%}"
-        treatments.add_row(f"{item.sampler} + {item.weighting}", f"same {item.truth}", *numbers)
+        method = f"{item.sampler} + {item.weighting}"
+        treatments.add_row("" if method == before else method, f"same {item.truth}", *numbers)
+        before = method
     return suspects, treatments
