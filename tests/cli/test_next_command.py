@@ -15,6 +15,7 @@ from tests.pairs import write_csv, write_tars
 
 N = 64
 SMALL = ["--model", "clip-negatives-tiny", "--batch-size", "16", "--epochs", "1", "--workers", "0", "--precision", "fp32"]
+SMALL += ["--device", "cpu"]
 
 
 def run(*arguments: object) -> Result:
@@ -80,6 +81,7 @@ def test_training_leads_to_a_comparison_with_the_same_arguments() -> None:
 
 
 def test_tars_lead_to_training_on_the_stream() -> None:
+    Path("the tars").mkdir()
     tars = write_tars(Path("the tars"), N)
     words = next_words(run("prepare", tars, "clusters", "--clusterer", "kmeans:n_clusters=4"))
     assert words == ["inspect", "clusters", "--data", tars]
