@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SECONDS_BETWEEN_LINES = 30.0
-BAR_WIDTH = 24  # with it, the longest line of a bar fits 80 columns
+BAR_WIDTH = 24  # characters; less if the line would not fit the terminal
 SECONDS_BETWEEN_LOOKS = {"bar": 0.2, "lines": 1.0}  # the display looks at the running stage this often
 
 Clock = Callable[[], float]
@@ -49,22 +49,12 @@ class Stage:
     def __init__(self, title: str, total: int | None = None, unit: str = "", *, clock: Clock = time.monotonic) -> None:
         self.title, self.total, self.unit, self.completed = title, total, unit, 0
         self._clock = clock
-        self._counter: Callable[[], int] | None = None
         self._started = self._last = clock()
 
     def advance(self, count: int = 1) -> None:
         """Count finished items."""
         self.completed += count
         self._last = self._clock()
-
-    def follow(self, counter: Callable[[], int], total: int, unit: str) -> None:
-        """Count by `counter`, which returns the number of finished items; another thread calls it, even in one long call."""
-        self.total, self.unit, self._counter = total, unit, counter
-
-    def look(self) -> None:
-        """Call the counter of `follow`, if there is one."""
-        if self._counter is not None and (count := self._counter()) > self.completed:
-            self.advance(count - self.completed)
 
     def seconds_left(self) -> float | None:
         """Return the estimate of the time left, at the mean rate so far; None without a total or a finished item."""
@@ -95,13 +85,15 @@ def duration(seconds: float) -> str:
     """Return a time in words.
 
     Examples:
-        >>> duration(40), duration(200), duration(8000)
-        ('40 s', '3 min', '2 h 13 min')
+        >>> duration(40), duration(200), duration(8000), duration(900_000)
+        ('40 s', '3 min', '2 h 13 min', '10 days')
     """
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{minutes / 60 / 24:.0f} days"
 
 
 @contextmanager
@@ -146,7 +138,6 @@ def watch(stages: Sequence[Stage], wait: Callable[[float], bool], seconds: float
     """Show the innermost of the running stages every `seconds`, until `wait` returns that the work has ended."""
     with suppress(OSError):  # stderr cannot be written: the work matters more than its progress
         while not wait(seconds):
-            stages[-1].look()
             show(stages[-1])
 
 
@@ -193,7 +184,10 @@ def _bar(stage: Stage) -> Table:
     from rich.text import Text
 
     row = Table.grid(padding=(0, 1))
-    row.add_row(Text(printable(stage.title)), ProgressBar(stage.total, stage.completed, width=BAR_WIDTH), Text(stage.state()))
+    row.add_column(no_wrap=True)
+    row.add_column(max_width=BAR_WIDTH)
+    row.add_column(no_wrap=True)
+    row.add_row(Text(printable(stage.title)), ProgressBar(stage.total, stage.completed), Text(stage.state()))
     return row
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from rich.table import Table
 from rich.text import Text
 
-from clip_negatives.cli import COMMANDS, main
+from clip_negatives.cli import COMMANDS, KEPT, main
 from clip_negatives.cli.output import console
 from clip_negatives.host import registry
 from clip_negatives.testing import CHECKS, ConformanceError, Subject
@@ -99,8 +99,8 @@ def test_wrong_input_is_one_sentence_and_exit_code_2(arguments: list[str], words
     assert shown.exit_code == 2
     assert words in shown.stderr
     assert "Traceback" not in shown.output
-    if shown.stderr.startswith("Error: "):
-        assert len(shown.stderr.strip().splitlines()) == 1
+    assert shown.stderr.startswith("Error: ")
+    assert len(shown.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,14 +113,40 @@ def test_errors_that_are_not_ours_keep_their_traceback(monkeypatch: pytest.Monke
     assert isinstance(shown.exception, RuntimeError)
 
 
-def test_ctrl_c_is_one_sentence_and_the_exit_code_of_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stop() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "where", "words"),
+    [
+        (["plugins"], "clip_negatives.host.registry.default_registry", "Stopped."),
+        (["catalogue", "export", "out"], "clip_negatives.catalogue.export", "Nothing was written. Run the same command again."),
+        (["meter", "clusters"], "clip_negatives.cli.early.check_clusters_or_data", "Encoded data are kept."),
+        (["prepare", "train.csv", "out"], "clip_negatives.cli.early.check_data", "Run the same command again to continue."),
+        (["labels", "clusters", "out"], "clip_negatives.cli.early.check_clusters", "Nothing was written."),
+        (["generate", "clusters"], "clip_negatives.cli.early.check_clusters", "Finished parts are kept."),
+        (["train"], "clip_negatives.integrations.open_clip.train", "--name RUN --resume latest"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept_in_one_line(
+    arguments: list[str], where: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(registry, "default_registry", stop)
-    shown = run("plugins")
+    monkeypatch.setattr(where, stop)
+    shown = run(*arguments)
     assert shown.exit_code == 130
-    assert shown.stderr.strip().splitlines() == ["Stopped. Finished work is kept."]
+    assert shown.stderr.startswith("Stopped.")
+    assert words in shown.stderr
+    assert shown.stderr.count("\n") == 1
+
+
+def test_every_command_that_writes_says_what_ctrl_c_keeps() -> None:
+    assert set(COMMANDS) - set(KEPT) == {"compare", "completion", "plugins"}  # compare says it itself
+
+
+def test_a_usage_error_names_the_command_that_prints_the_help() -> None:
+    assert run("meter").stderr == "Error: Missing argument 'CLUSTERS_OR_DATA'. Help: main meter --help\n"
+    assert run("trian").stderr == "Error: No such command 'trian'. Help: main --help\n"
+    assert run("plugins", "new").stderr == "Error: Missing argument 'NAME'. Help: main plugins new --help\n"
 
 
 def every_command(group: click.Group = main, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -204,7 +230,7 @@ def test_tables_escape_names_and_take_none_for_markup(capsys: pytest.CaptureFixt
     table = Table(HOSTILE, title=HOSTILE, caption=HOSTILE)
     table.add_column(Text("two\nlines"))
     table.add_row(HOSTILE, "[bold]雪[/bold] :smile: [link=file:///etc]x[/link]")
-    console().print(table)
+    console(width=160).print(table)
     shown = capsys.readouterr().out
     assert "".join(shown.split()).count("".join(ESCAPED.split())) == 4
     assert "[bold]雪[/bold] :smile: [link=file:///etc]x[/link]" in shown

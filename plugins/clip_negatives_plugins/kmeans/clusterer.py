@@ -23,7 +23,6 @@ from clip_negatives.clustering.options import (
 from clip_negatives.errors import InputError
 from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clustering
-from clip_negatives.progress import current
 from clip_negatives_plugins.kmeans.lloyd import Assignment, Lloyd
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -95,23 +94,23 @@ class KMeans:
 
     def _with_faiss(self, features: Tensor, k: int, seed: int) -> tuple[Assignment, Tensor]:
         """Return the cluster of each sample and the centroids."""
-        faiss, dim = load_faiss(), features.shape[1]
-        settings = faiss.ClusteringParameters()
-        settings.niter, settings.nredo, settings.seed, settings.spherical = self.n_iter, self.n_redo, seed, self.spherical
-        settings.max_points_per_centroid, settings.min_points_per_centroid = self.max_samples_per_cluster, 1
-        engine = faiss.Clustering(dim, k, settings)
-        index = (faiss.IndexFlatIP if self.spherical else faiss.IndexFlatL2)(dim)
+        dim = features.shape[1]
+        engine = load_faiss().Kmeans(
+            dim,
+            k,
+            niter=self.n_iter,
+            nredo=self.n_redo,
+            seed=seed,
+            spherical=self.spherical,
+            max_points_per_centroid=self.max_samples_per_cluster,
+            min_points_per_centroid=1,
+        )
         data = features.float().contiguous().numpy()
-        # The list of finished iterations gets its final size now: another thread reads its length while it grows.
-        engine.iteration_stats.resize(self.n_iter * self.n_redo)
-        engine.iteration_stats.clear()
-        current().follow(lambda: engine.iteration_stats.size(), self.n_iter * self.n_redo, "iterations")
-        engine.train(data, index)
-        distances, labels = index.search(data, 1)
+        engine.train(data)
+        distances, labels = engine.index.search(data, 1)
         # For unit-length centroids, faiss returns inner products; the negative grows with the distance.
         far = torch.from_numpy(distances[:, 0]) * (-1.0 if self.spherical else 1.0)
-        centroids = torch.from_numpy(faiss.vector_to_array(engine.centroids)).view(k, dim)
-        return Assignment(torch.from_numpy(labels[:, 0].copy()), far), centroids
+        return Assignment(torch.from_numpy(labels[:, 0].copy()), far), torch.tensor(engine.centroids).view(k, dim)
 
     def _with_torch(self, features: Tensor, k: int, seed: int) -> tuple[Assignment, Tensor]:
         """Return the same as `_with_faiss`, computed on the device, which holds only the training samples at once."""

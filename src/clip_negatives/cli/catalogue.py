@@ -44,5 +44,6 @@ def info() -> None:
         sellers = ", ".join(sorted(Counter(listings.column("style"))))
         table.add_row(split, str(len(listings)), str(len(set(listings.column("item")))), sellers)
     console().print(table)
-    echo("Licences: noto, noto-v1 Apache-2.0; fluent, fluent-flat MIT; twemoji CC BY 4.0; texts MIT (emojibase).")
+    echo("Licences: noto, noto-v1 Apache-2.0; fluent, fluent-flat MIT; twemoji CC BY 4.0;")
+    echo("texts MIT (emojibase).")
     show_next("catalogue", "export", "data/")

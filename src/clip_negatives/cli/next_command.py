@@ -1,7 +1,7 @@
 """The next command to run, which a command prints as its last line on stderr.
 
-Each command calls `show_next` at its end: to find them, search for ``show_next(``. `TRAIN_DATA` and `TEST_DATA` stand for data
-that the command does not know.
+Each command calls `show_next` at its end, so a search for ``show_next(`` lists what follows each command. `TRAIN_DATA`,
+`TEST_DATA` and `TARS` stand for data that the command does not know.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from clip_negatives.cli.output import echo
 
-TRAIN_DATA, TEST_DATA = "TRAIN_DATA", "TEST_DATA"
+TRAIN_DATA, TEST_DATA, TARS = "TRAIN_DATA", "TEST_DATA", "TARS"
 MODEL = ("--model", "ViT-B-32")
 COLUMNS = ("separator", "image", "text", "group")
 RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer")

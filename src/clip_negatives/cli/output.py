@@ -47,8 +47,8 @@ class PrintableConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console for stdout or stderr, without markup; if it is not a terminal, it is wide enough for all columns."""
+def console(*, stderr: bool = False, width: int = 80) -> Console:
+    """Return a console for stdout or stderr, without markup; `width` is that of a pipe or file."""
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = stream is not None and stream.isatty()
-    return PrintableConsole(stderr=stderr, width=None if is_terminal else 160, markup=False, emoji=False)
+    return PrintableConsole(stderr=stderr, width=None if is_terminal else width, markup=False, emoji=False)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.next_command import METHOD, MODEL, TRAIN_DATA, numbered, show_next
+from clip_negatives.cli.next_command import METHOD, MODEL, TARS, numbered, show_next
 from clip_negatives.cli.output import echo
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.progress import stage
@@ -158,9 +158,9 @@ def labels(clusters: Path, output: Path) -> None:
     from clip_negatives.storage.labels_folder import write_labels
 
     folder = write_labels(clusters, output)
-    n_samples, shards = folder.clusters.n_samples, list(folder.shards.files)
-    echo(f"{output}: labels of {n_samples} samples in {len(shards)} shards")
-    after = "--train-data", numbered(shards) or TRAIN_DATA, "--train-num-samples", str(n_samples), *MODEL
+    n_samples = folder.clusters.n_samples
+    echo(f"{output}: labels of {n_samples} samples in {len(folder.shards.files)} shards")
+    after = "--train-data", TARS, "--train-num-samples", str(n_samples), *MODEL
     show_next("train", "--clusters", output, "--sampler", "in_batch", after=after)
 
 
@@ -226,6 +226,6 @@ def reshard(data: str, clusters: Path, output: Path, **options: Any) -> None:
         result = write_shards(data, clusters, output, **options, processes=processes)
     if processes.rank == 0:
         echo(f"{output}: {result.samples} samples in {result.shards} shards")
-        tars = numbered([str(output / f"{number:06d}.tar") for number in (0, result.shards - 1)])
+        tars = numbered([str(output / f"{number:06d}.tar") for number in range(result.shards)]) or TARS
         after = "--train-data", tars, "--train-num-samples", str(result.samples), *MODEL
         show_next("train", "--clusters", output / "labels", "--sampler", "in_batch", after=after)

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 
 import click
+from rich.padding import Padding
 from rich.table import Table
 
 from clip_negatives.cli import parameters
@@ -60,10 +61,11 @@ def check(name: str, kind: str | None) -> None:
         raise UnknownNameError.of("plugin", plugin_name, {item.name for item in items})
     results = {kind: list(outcomes(Subject.of(kind, name))) for kind in kinds}
     for kind_of_plugin, rows in results.items():
-        table = Table("check", "requirement", "outcome", title=f"{kind_of_plugin.replace('_', ' ')} {name}")
+        table = Table("check and requirement", "outcome", title=f"{kind_of_plugin.replace('_', ' ')} {name}")
         for result in rows:
             outcome = f"{result.status}: {result.message}" if result.message else result.status
-            table.add_row(result.check, result.requirement, outcome, style=COLOURS.get(result.status))
+            table.add_row(result.check, outcome, style=COLOURS.get(result.status))
+            table.add_row(Padding(result.requirement, (0, 0, 0, 2)), style="dim")
         console().print(table)
     if any(result.needs_change for rows in results.values() for result in rows):
         raise SystemExit(1)

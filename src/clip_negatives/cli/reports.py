@@ -98,11 +98,20 @@ def inspect(
         written = write_inspection(folder, output, source=source, batch_size=batch_size, seed=recipe.seed, **options)
     missing = f", {written.missing} images unreadable" if written.missing else ""
     echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
-    is_data = early.is_data(clusters, dataset_type)
-    known = () if is_data else ("--clusters", clusters)
-    train_data = clusters if is_data else data or TRAIN_DATA
-    recipe_options = RECIPE if is_data else ()
-    show_next("train", *known, options=(*COLUMNS, *recipe_options, *METHOD), after=("--train-data", train_data, *MODEL))
+    _show_training(folder, clusters if early.is_data(clusters, dataset_type) else None, clusters, data)
+
+
+def _show_training(folder: ClustersFolder, prepared: str | None, clusters: str, data: str | None) -> None:
+    """Print the command that trains with the reported method; `prepared` is the data if no clusters folder was given."""
+    words = ["train"] if prepared else ["train", "--clusters", clusters]
+    after = ["--train-data", prepared or data or TRAIN_DATA, *MODEL]
+    options = [*COLUMNS, *(RECIPE if prepared else ()), "weighting"]
+    if "shard" in folder.samples.column_names:  # a stream has its own order
+        words += ["--sampler", "in_batch"]
+        after += ["--train-num-samples", str(folder.clusters.n_samples)]
+    else:
+        options += ["sampler"]
+    show_next(*words, options=options, after=after)
 
 
 def _default_batch_size(folder: ClustersFolder) -> int:
@@ -114,15 +123,23 @@ def _tables(reading: Reading) -> tuple[Table, Table]:
     """Return the tables of suspect pairs and of false negatives."""
     from rich.table import Table
 
-    suspects = Table("incorrect pairs with", "share of pairs", "per anchor", "counted on")
+    suspects = Table("incorrect pairs with", "share", "per anchor", "pairs")
     suspects.title = f"Suspect pairs of a random batch of {reading.batch_size}"
     for row in reading.suspects:
-        suspects.add_row(row.kind, f"{row.share:.3%}", f"{row.per_anchor:.2f}", "all pairs" if row.exact else "random pairs")
-    headers = "sampler", "weighting", "false negative is", "per anchor", "kept", "weight of a false negative", "pairs removed"
-    treatments = Table(*headers, title=f"False negatives in batches of {reading.batch_size}")
-    treatments.caption = "Weight relative to an ordinary incorrect pair: 1 = no change, 0 = removed."
+        suspects.add_row(row.kind, f"{row.share:.3%}", f"{row.per_anchor:.2f}", "all" if row.exact else "random")
+    treatments = Table(title=f"False negatives in batches of {reading.batch_size}")
+    treatments.add_column("sampler + weighting", overflow="fold")
+    for header in ("false negative", "per anchor", "kept", "weight", "removed"):
+        treatments.add_column(header)
+    treatments.caption = (
+        "weight: of a false negative, relative to an ordinary incorrect pair; 1 = no change, 0 = removed. "
+        "removed: share of all incorrect pairs."
+    )
+    before = ""
     for item in reading.treatments:
         weight = "–" if item.false_weight is None else f"{item.false_weight:.2f}"
         numbers = f"{item.per_anchor:.2f}", f"{item.per_anchor_kept:.2f}", weight, f"{item.removed_share:.1%}"
-        treatments.add_row(item.sampler, item.weighting, f"same {item.truth}", *numbers)
+        method = f"{item.sampler} + {item.weighting}"
+        treatments.add_row("" if method == before else method, f"same {item.truth}", *numbers)
+        before = method
     return suspects, treatments

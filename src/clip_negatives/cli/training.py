@@ -153,7 +153,7 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
     except KeyboardInterrupt:
         echo(f"Stopped. Finished runs are kept in {output}. Run the same command again to continue.", err=True)
         raise SystemExit(130) from None
-    tables = console(stderr=is_stdout(json_file))
+    tables = console(stderr=is_stdout(json_file), width=160)
     tables.print(show.ranks_table(comparison))
     tables.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
