@@ -70,7 +70,7 @@ class LossTerms:
         text_table: log-weight between text clusters, float32, shape (K', K').
         text_neighbours: as `image_neighbours`, for `text_table`.
         factors: vectors whose inner product is subtracted from b_ij, float32, shape (N, R).
-        target_factors: vectors f that share a positive out by similarity, float32, shape (N, R); used with `target_mass`.
+        target_factors: vectors f whose inner products give the targets of the loss, float32, shape (N, R); see `target_mass`.
         groups: group of each sample, int64, shape (N,). Samples of one group are not negatives of each other; their pairs
             have no log-weight.
         positive_rate: probability t that an incorrect pair is actually correct, 0 <= t < 1, float32, shape (N,) or ();

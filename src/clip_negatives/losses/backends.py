@@ -54,9 +54,7 @@ def select_backend(
     return "chunked", f"{pairs} pairs on {device.type}: {reason}"
 
 
-def check_backend(
-    name: str, device: torch.device, *, dtype: torch.dtype = torch.float32, targeted: bool = False
-) -> None:
+def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32, targeted: bool = False) -> None:
     """Check that a backend exists and runs on a device; for `dtype` and `targeted`, see `select_backend`.
 
     Raises:

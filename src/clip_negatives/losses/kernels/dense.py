@@ -44,7 +44,7 @@ def pair_sums(inputs: Inputs, pairs: Pairs) -> PairSums:
         mates = (pairs.rows.groups[:, None] == pairs.columns.groups) & ~positive
     weights = log_weights.all_pairs(pairs, logits.dtype) if pairs.rows.weighted else torch.zeros_like(logits)
     kept = ~positive & ~mates & (weights > -torch.inf)
-    scores = _target_scores(pairs, logits.dtype).masked_fill(positive, -torch.inf) if pairs.targeted else None
+    scores = _target_scores(pairs, positive, logits.dtype)
     sides = [empty_sums(0, logits), empty_sums(0, logits)]
     for dim, limits in ((1, pairs.row_limits), (0, pairs.column_limits))[: 1 + pairs.columns_too]:
         negatives = kept if limits is None else kept & (logits <= limits.unsqueeze(dim))
@@ -57,11 +57,13 @@ def pair_sums(inputs: Inputs, pairs: Pairs) -> PairSums:
     return PairSums(*sides)
 
 
-def _target_scores(pairs: Pairs, dtype: torch.dtype) -> Tensor:
-    """Return ``<f_i, f_j>`` of all pairs, not in the lower precision of autocast: the softmax would lose digits."""
+def _target_scores(pairs: Pairs, positive: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return ``<f_i, f_j>`` of all pairs, -inf for positives; None without targets."""
     rows, columns = pairs.rows.target_factors, pairs.columns.target_factors
-    with torch.autocast(rows.device.type, enabled=False):
-        return rows.to(dtype) @ columns.to(dtype).T
+    if rows is None or columns is None:
+        return None
+    with torch.autocast(rows.device.type, enabled=False):  # in lower precision, the softmax would lose digits
+        return (rows.to(dtype) @ columns.to(dtype).T).masked_fill(positive, -torch.inf)
 
 
 def _sums(logits: Tensor, weights: Tensor, negatives: Tensor, mates: Tensor, pairs: Pairs, dim: int) -> list[Tensor]:
