@@ -63,7 +63,8 @@ def weighted_info_nce(
     backend. With log-weights only (0 on the diagonal) and ``target = torch.arange(B)``, the loss equals
     ``(F.cross_entropy(z + b, target) + F.cross_entropy(z.T + b.T, target)) / 2``; an anchor without negatives contributes 0.
 
-    All fields of `terms` can be combined, but for groups and targets. `margin`, `hardness` and `positive_rate` use the live similarity s_ij:
+    All fields of `terms` can be combined, except groups with targets. `margin`, `hardness` and `positive_rate` use the live
+    similarity s_ij:
 
     * `normalize` shifts b so that the weights exp(b_ij) of N_i have mean 1;
     * `groups` puts all samples of i's group into P_i, unweighted: the targets of SupCon (arXiv:2004.11362) and UniCL

@@ -46,8 +46,8 @@ class NegativesClipLoss(nn.Module):
         chunk_size: rows that the chunked and triton backends compute at a time.
 
     Raises:
-        UnsupportedError: horovod; extra texts with `ring`; `LossTerms.target_factors` with the triton backend; an anchor loss with extra texts, with `ring`, or with a backend that
-            never holds all logits.
+        UnsupportedError: horovod; extra texts with `ring`; targets by similarity (`LossTerms.target_factors`) with the triton
+            backend; an anchor loss with extra texts, with `ring`, or with a backend that never holds all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)

@@ -101,7 +101,7 @@ def backward(
 class _SumGrads(NamedTuple):
     """Gradients g of logarithmic sums L as level and sign: ``g exp(v - L) = sign * exp(v - level)`` for a value v of a sum.
 
-    The gradient of `TARGET_LOGITS` is one of them, with the scores as values: ``g softmax(score) = g exp(score - TARGET_NORM)``.
+    The gradient of `TARGET_LOGITS` has the same form, with scores as values: ``g softmax(score) = g exp(score - TARGET_NORM)``.
     """
 
     levels: Tensor  # L - log |g|, +inf for empty sums and for g = 0; (4, n) with an axis of size 1 for the other side
