@@ -27,7 +27,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def weights(kind: str, n: int, k: int) -> LossTerms | None:
     """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized").
 
-    "sorted" orders the samples by cluster, to show what sorting could gain. "targets" has targets by similarity, and no weights.
+    "sorted" orders the samples by cluster, to show what sorting could gain. "targets" has targets by similarity.
     """
     if kind == "none":
         return None
