@@ -81,9 +81,6 @@ def check_methods(methods: Iterable[Method], arguments: Sequence[str], clusters:
     """Check all methods before the first run; without clusters, skip the checks that need them."""
     from clip_negatives.integrations import open_clip
 
-    methods = list(methods)
-    for method in methods:
-        method.check_fixed_temperature(f"Write {method}@0.1")
     for method in methods:
         options = open_clip.TrainOptions(**asdict(method), clusters=clusters)
         open_clip.check(_with_bias(arguments, method), options)

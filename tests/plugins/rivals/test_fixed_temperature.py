@@ -10,7 +10,6 @@ from torch import nn
 from clip_negatives import Method, hold_temperature
 from clip_negatives.cli import main
 from clip_negatives.compare import parse_methods
-from clip_negatives.compare.run import check_methods
 from clip_negatives.errors import InputError
 from clip_negatives.integrations.open_clip import TrainOptions
 from clip_negatives.interfaces import Clusters
@@ -46,9 +45,10 @@ def test_train_options_are_checked(weighting: str) -> None:
     TrainOptions(weighting=ALLOWED).check()
 
 
-def test_a_comparison_stops_before_its_first_run() -> None:
+def test_a_comparison_stops_before_it_reads_data() -> None:
     with pytest.raises(InputError, match=rf"{LEARNED}\. Write cluster_similarity\+blend:mass=0\.1@0\.1, or {ALLOWED}"):
-        check_methods(parse_methods("cluster_similarity+blend:mass=0.1").values(), [], None)
+        parse_methods("cluster_similarity+blend:mass=0.1")
+    assert parse_methods("blend@0.1,blend:learned_temperature=true").keys() > {"blend@0.1", "blend:learned_temperature=true"}
 
 
 def test_a_method_says_what_it_requires() -> None:
