@@ -3,7 +3,8 @@
 The forward pass stores the log-sum-exp of each row and column. The backward pass computes each block of logits again, and from
 it the slopes: the derivatives of the loss with respect to the logits. A block is used for rows and for columns. A step takes
 four matrix products and O(chunk * G) memory; open_clip's loss takes six products and several times O(B * G) memory. On the CPU,
-rows and columns also share one exponential for each pair, if the values are close enough.
+rows and columns also share one exponential for each pair, if the values are close enough. Targets by similarity take two more
+products, of their factors, and one more block of memory.
 """
 
 from __future__ import annotations
