@@ -17,6 +17,7 @@ from clip_negatives.losses.backends import triton_obstacle
 from clip_negatives.losses.functional import weighted_info_nce
 
 SCALE = 14.3
+RANK = 128  # length of the factors of targets by similarity
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
@@ -26,11 +27,14 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def weights(kind: str, n: int, k: int) -> LossTerms | None:
     """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized").
 
-    "sorted" orders the samples by cluster, to show what sorting could gain.
+    "sorted" orders the samples by cluster, to show what sorting could gain. "targets" has targets by similarity.
     """
     if kind == "none":
         return None
     generator = torch.Generator().manual_seed(1)
+    if kind == "targets":
+        factors = F.normalize(torch.randn(n, RANK, generator=generator), dim=1)
+        return LossTerms(target_factors=10**0.5 * factors, target_mass=0.2).to(DEVICE)  # inner products up to 10, as in blend
     labels = torch.randint(k, (2, n), generator=generator)
     tables = -torch.rand(2, k, k, generator=generator)
     if kind == "sorted":
@@ -44,7 +48,7 @@ def losses(n: int, k: int) -> dict[str, Loss]:
     found: dict[str, Loss] = {"open_clip": ClipLoss()}
     backends = ["torch", "chunked", *([] if triton_obstacle(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["triton"])]
     for backend in backends:
-        for kind in ("none", "weighted", "normalized"):
+        for kind in ("none", "weighted", "normalized", *(["targets"] if backend != "triton" else [])):
             found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
     if "triton" in backends:
         found["triton sorted"] = _ours("triton", weights("sorted", n, k))

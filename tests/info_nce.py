@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_negatives.losses.functional import ExtraTexts, weighted_info_nce
 from clip_negatives.terms import LossTerms
@@ -151,3 +152,16 @@ def loss_of(*inputs: Tensor | float, terms: LossTerms | None = None, extra: Tens
         fields["positive_rate"] = torch.tensor(fields["positive_rate"], dtype=torch.float64, device=inputs[0].device)
     extra_texts = None if extra is None else ExtraTexts(extra)
     return weighted_info_nce(*inputs, terms=(terms or LossTerms()).replace(**fields), extra_texts=extra_texts, **options)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Number of elements of the largest tensor that any operation in the block returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(part, Tensor):
+                self.elements = max(self.elements, part.numel())
+        return result

@@ -307,6 +307,10 @@ LossWeightingFactory = Callable[..., LossWeighting]
 Optional attributes: ``requires_clusters`` (default True); ``requires_logit_bias`` (default False): the weighting trains a model
 with a logit bias, open_clip's ``--siglip``.
 
-Optional attribute of the returned weighting: ``requires_only_ids`` (default False): it uses ``Clusters.texts`` or
-``Clusters.groups`` alone. If the sampler needs no clusters either, a training on a table encodes and clusters nothing.
+Optional attributes of the returned weighting:
+
+* ``requires_only_ids`` (default False): it uses ``Clusters.texts`` or ``Clusters.groups`` alone. If the sampler needs no
+  clusters either, a training on a table encodes and clusters nothing.
+* ``requires_fixed_temperature`` (default False): training with a learned temperature is an error. The error names the option
+  ``learned_temperature`` of the weighting, if there is one, as the way to allow this training.
 """

@@ -70,6 +70,7 @@ class LossTerms:
         text_table: log-weight between text clusters, float32, shape (K', K').
         text_neighbours: as `image_neighbours`, for `text_table`.
         factors: vectors whose inner product is subtracted from b_ij, float32, shape (N, R).
+        target_factors: vectors f whose inner products give the targets of the loss, float32, shape (N, R); see `target_mass`.
         groups: group of each sample, int64, shape (N,). Samples of one group are not negatives of each other; their pairs
             have no log-weight.
         positive_rate: probability t that an incorrect pair is actually correct, 0 <= t < 1, float32, shape (N,) or ();
@@ -80,6 +81,8 @@ class LossTerms:
         margin: remove incorrect pairs whose cosine exceeds that of the positive pair by more than this, -2 .. 2.
         attract: True makes samples of one group positives of each other; False leaves their pairs out of the loss.
         positive_weight: alpha >= 0; weight of the positives in the denominator.
+        target_mass: m, 0 .. 1. The target of an anchor i is ``1 - m`` for its own pair, and ``m softmax(<f_i, f_j>)`` over all
+            other samples j of the step; log-weights and removed pairs do not change it. Not with `groups`.
     """
 
     _tensor_fields: ClassVar[dict[str, TermField]]
@@ -91,6 +94,7 @@ class LossTerms:
     text_table: Tensor | None = tensor_field("cluster", "KK")
     text_neighbours: Tensor | None = tensor_field("cluster", "Km", integer=True)
     factors: Tensor | None = tensor_field("sample", "NR")
+    target_factors: Tensor | None = tensor_field("sample", "NR")
     groups: Tensor | None = tensor_field("sample", "N", integer=True)
     positive_rate: Tensor | None = tensor_field("sample", "N", "")
     normalize: bool = False
@@ -98,6 +102,7 @@ class LossTerms:
     margin: float | None = None
     attract: bool = True
     positive_weight: float = 1.0
+    target_mass: float = 0.0
 
     def replace(self, **fields: Any) -> LossTerms:
         """Return a copy with new values for `fields`."""
@@ -140,6 +145,11 @@ class LossTerms:
         return self.image_table is not None or self.text_table is not None or self.factors is not None
 
     @property
+    def targeted(self) -> bool:
+        """Return whether other samples than the own pair have a target."""
+        return self.target_factors is not None and self.target_mass > 0
+
+    @property
     def normalized(self) -> bool:
         """Return whether the weights of an anchor are scaled to mean 1: with `normalize`, and always with hardness."""
         return self.hardness > 0 or (self.weighted and self.normalize)
@@ -148,7 +158,7 @@ class LossTerms:
     def neutral(self) -> bool:
         """Return whether the loss is plain InfoNCE."""
         plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
-        return plain and not self.weighted and self.positive_weight == 1
+        return plain and not (self.weighted or self.targeted) and self.positive_weight == 1
 
     @property
     def by_label(self) -> bool:
@@ -233,7 +243,10 @@ class LossTerms:
             _check_tensor(f"{name}.{field_name}", value, self.tensor_fields()[field_name], n, device)
         for modality in MODALITIES:
             self._check_table(modality, name, needs_labels=n_samples is not None)
-        for option, low, high in (("margin", -2.0, 2.0), ("hardness", 0.0, None), ("positive_weight", 0.0, None)):
+        if self.groups is not None and self.target_factors is not None:
+            raise InputError(f"{name} has groups and target_factors, which both set the targets. Leave one out.")
+        ranges = {"margin": (-2.0, 2.0), "hardness": (0.0, None), "positive_weight": (0.0, None), "target_mass": (0.0, 1.0)}
+        for option, (low, high) in ranges.items():
             number = getattr(self, option)
             if number is None and option == "margin":
                 continue
@@ -259,8 +272,9 @@ class LossTerms:
                 )
                 if labels is not None and len(labels):
                     _check_range(f"{modality}_labels", labels, 0, len(table) - 1)
-        if self.factors is not None:
-            _check_range("factors", self.factors, -(LARGEST**0.5), LARGEST**0.5)
+        for field in ("factors", "target_factors"):
+            if (vectors := getattr(self, field)) is not None:
+                _check_range(field, vectors, -(LARGEST**0.5), LARGEST**0.5)
         if self.positive_rate is not None:
             _check_range("positive_rate", self.positive_rate, 0.0, 1.0)
 

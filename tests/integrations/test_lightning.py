@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from clip_negatives import attach, read_clusters
+from clip_negatives import attach, hold_temperature, read_clusters
 from clip_negatives.errors import ArtifactError, InputError
 from clip_negatives.integrations.lightning import NegativesCallback
 from clip_negatives.step import BatchSamples
@@ -253,3 +253,20 @@ def test_a_state_of_other_clusters_is_refused(tmp_path, clusters):
     write_folder(tmp_path / "clusters", groups=5)
     with pytest.raises(ArtifactError, match="is of other data or clusters"):
         fit(tmp_path, resume=kept(tmp_path, 2), callback={"weighting": "sogclr"})
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_learned_temperature_is_refused_where_the_weighting_needs_a_fixed_one(tmp_path, clusters, held):
+    negatives = NegativesCallback(tmp_path / "clusters", weighting="blend")
+    module = Towers(negatives)
+    module.logit_scale = nn.Parameter(torch.zeros(()))
+    if held:
+        hold_temperature(module.logit_scale, 0.1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = lightning.Trainer(max_steps=2, accelerator="cpu", default_root_dir=tmp_path, callbacks=[negatives], **quiet)
+    if held:
+        trainer.fit(module)
+        assert trainer.global_step == 2
+    else:
+        with pytest.raises(InputError, match=r"blend needs a fixed temperature.*parameter logit_scale.*hold_temperature"):
+            trainer.fit(module)

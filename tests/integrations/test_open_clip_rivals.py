@@ -23,10 +23,13 @@ def _losses(arguments: list[str], name: str) -> list[float]:
     return [float(text.split()[0]) for text in logged_losses(_run(arguments, name) / "out.log")]
 
 
-@pytest.mark.parametrize("weighting", ["sogclr", "glofnd", "known_different", "gist:guide=image", "swap", "multi_positive"])
+@pytest.mark.parametrize(
+    "weighting", ["sogclr", "glofnd", "known_different", "gist:guide=image", "swap", "multi_positive", "blend"]
+)
 def test_trains_with_accumulation_and_bf16(arguments: list[str], weighting: str) -> None:
     more = ["--accum-freq", "2", "--precision", "amp_bf16", "--name", "run"]
-    train([*arguments, *more], TrainOptions(sampler="in_batch", weighting=weighting))
+    temperature = 0.1 if weighting == "blend" else None
+    train([*arguments, *more], TrainOptions(sampler="in_batch", weighting=weighting, temperature=temperature))
     losses = _losses(arguments, "run")
     assert len(losses) == ROWS // BATCH // 2
     assert all(0 < loss < 100 for loss in losses)

@@ -67,6 +67,22 @@ def value_and_gradient(loss, model, columns, labels=INDEX):
     return value.detach(), model[0].embedding.weight.grad.clone()
 
 
+@pytest.mark.parametrize("columns", [2, 4])
+def test_the_scale_is_a_fixed_temperature(model, clusters, columns):
+    """Hard negatives are in the denominator, and have no target."""
+    ours = NegativesRankingLoss(model, scale=10.0, clusters=clusters[0], weighting="blend:mass=0.5")
+    value, gradient = value_and_gradient(ours, model, columns)
+    queries, *documents = (
+        F.normalize(part["sentence_embedding"], dim=1) for part in map(model, features(model, INDEX, columns))
+    )
+    z = 10.0 * queries @ torch.cat(documents).T
+    factors = ours.weighted.terms.target_factors[INDEX]
+    target = 0.5 * torch.eye(BATCH) + 0.5 * (factors @ factors.T).fill_diagonal_(-torch.inf).softmax(1)
+    expected = F.cross_entropy(z, F.pad(target, (0, z.shape[1] - BATCH)))
+    torch.testing.assert_close(value, expected.detach())
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, model[0].embedding.weight)[0])
+
+
 @pytest.mark.parametrize("how", [{}, {"partition_mode": "per_direction"}, BOTH], ids=["one way", "per direction", "both ways"])
 @pytest.mark.parametrize("columns", [2, 4])
 def test_uniform_is_the_loss_of_sentence_transformers(model, clusters, how, columns):

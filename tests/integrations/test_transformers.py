@@ -11,6 +11,7 @@ from torch.utils.data import IterableDataset, WeightedRandomSampler
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 from transformers.data import default_data_collator
 
+from clip_negatives import hold_temperature
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.integrations.transformers import IDS, STATE, NegativesTrainer
@@ -214,3 +215,14 @@ def test_a_sampler_of_the_trainer_is_kept_or_refused(tmp_path, clusters):
 
     with pytest.raises(InputError, match="has no sample ids"):
         trainer(tmp_path, kind=Own).train()
+
+
+def test_a_learned_temperature_is_refused_where_the_weighting_needs_a_fixed_one(tmp_path, clusters):
+    with pytest.raises(InputError, match=r"blend needs a fixed temperature.*parameter logit_scale.*hold_temperature"):
+        trainer(tmp_path, weighting="blend")
+    model = tiny_clip()
+    hold_temperature(model.logit_scale, 0.1)
+    before = model.logit_scale.clone()
+    done = trainer(tmp_path, model, weighting="blend", max_steps=2)
+    done.train()
+    assert torch.equal(done.model.logit_scale, before)

@@ -209,8 +209,11 @@ def test_inputs_and_random_state_are_left_alone(backend, rectangle):
 
 
 @each_backend
-def test_survives_torch_compile(backend):
+@pytest.mark.parametrize("targeted", [False, True])
+def test_survives_torch_compile(backend, targeted):
     terms = weights(6, normalize=True)
+    if targeted:
+        terms = terms.replace(target_factors=torch.linspace(-1, 1, 12).view(6, 2), target_mass=0.3)
 
     class Model(torch.nn.Module):
         def __init__(self):

@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from clip_negatives.clustering import low_rank
+from clip_negatives.clustering.low_rank import low_rank_factors
 from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.clustering.similarity import removed_share
 from clip_negatives.errors import InputError
@@ -12,8 +15,6 @@ from clip_negatives.interfaces import Clusters
 from clip_negatives.losses.functional import pair_log_weights, weighted_info_nce
 from clip_negatives_plugins.in_batch.weighting import Uniform
 from clip_negatives_plugins.random_reduction.weighting import RandomReduction
-from clip_negatives_plugins.weighted_infonce import factors
-from clip_negatives_plugins.weighted_infonce.factors import low_rank_factors
 from clip_negatives_plugins.weighted_infonce.weighting import WeightedInfoNCE
 
 pytestmark = pytest.mark.keeps_global_rng
@@ -81,12 +82,21 @@ def test_low_rank_reads_by_blocks(clusters: Clusters, monkeypatch: pytest.Monkey
     """Uneven blocks give the same factors; directions from a part of the rows give nearly the same."""
     parts = [(1.0, clusters.image_features), (1.0, clusters.text_features)]
     whole = low_rank_factors(parts, 6)
-    monkeypatch.setattr(factors, "ROWS", 101)
+    monkeypatch.setattr(low_rank, "ROWS", 101)
     by_blocks = low_rank_factors(parts, 6)
     assert torch.equal(low_rank_factors(parts, None), torch.cat([features.float() for _, features in parts], dim=1))
     exact = torch.cat([features for _, features in parts], dim=1)
     errors = [(result @ result.T - exact @ exact.T).norm() for result in (whole, by_blocks)]
     assert errors[0] <= errors[1] < 1.2 * errors[0]
+
+
+def test_centred_factors_are_of_unit_norm_by_any_blocks(clusters: Clusters, monkeypatch: pytest.MonkeyPatch) -> None:
+    centred = [features.double() - features.double().mean(0) for features in (clusters.image_features, clusters.text_features)]
+    exact = sum(beta * (unit @ unit.T) for beta, unit in zip((1.5, 0.5), map(F.normalize, centred), strict=True))
+    for rows in (low_rank.ROWS, 101):
+        monkeypatch.setattr(low_rank, "ROWS", rows)
+        factors = low_rank_factors([(1.5, clusters.image_features), (0.5, clusters.text_features)], None, centre=True).double()
+        torch.testing.assert_close(factors @ factors.T, exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

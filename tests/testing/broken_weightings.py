@@ -69,6 +69,8 @@ class _LikeTerms:
     positive_weight: Any
     image_neighbours: Any
     text_neighbours: Any
+    target_factors: Any
+    target_mass: Any
 
 
 class LacksATable(Sound):

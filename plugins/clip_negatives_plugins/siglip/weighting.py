@@ -41,9 +41,10 @@ class SigLip:
     def __call__(self, clusters: Clusters) -> AnchorLoss:
         """Return the loss, with the terms of the other weighting."""
         terms = require_terms(self.weighting(clusters), self.of)
-        if terms.margin is not None or terms.hardness > 0 or terms.positive_rate is not None or terms.positive_weight != 1:
+        plain = terms.margin is None and terms.hardness == 0 and terms.positive_rate is None and terms.positive_weight == 1
+        if not plain or terms.targeted:
             raise InputError(
-                f"siglip cannot use the margin, hardness, positive_rate or positive_weight of of={self.of}. Use "
+                f"siglip cannot use the margin, hardness, positive_rate, positive_weight or targets of of={self.of}. Use "
                 "of=weighted_infonce."
             )
         return _SigLipLoss(terms)

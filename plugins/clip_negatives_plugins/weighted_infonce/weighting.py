@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clip_negatives.clustering.low_rank import low_rank_factors
 from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters, LossTerms, NearestClusters
-from clip_negatives_plugins.weighted_infonce.factors import low_rank_factors
 
 
 class WeightedInfoNCE:

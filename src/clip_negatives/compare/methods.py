@@ -21,7 +21,7 @@ def parse_methods(text: str) -> dict[str, Method]:
     Raises:
         UnknownNameError: no plugin has the name.
         OptionError: an option is unknown or of another type.
-        InputError: a method is named twice, or a temperature is not a number within 0.01 .. 1.
+        InputError: a method is named twice, a temperature is not a number within 0.01 .. 1, or a method needs a fixed one.
 
     Examples:
         >>> list(parse_methods("in_batch+weighted_infonce:beta=2,normalize=false"))
@@ -31,4 +31,7 @@ def parse_methods(text: str) -> dict[str, Method]:
     if len(set(named)) < len(named):
         raise InputError(f"A method is named twice in {text!r}. Name each method once.")
     names = [BASELINE, *(name for name in named if name not in (BASELINE, CONTROL)), CONTROL]
-    return {name: Method.parse(name) for name in names}
+    methods = {name: Method.parse(name) for name in names}
+    for name, method in methods.items():
+        method.check_fixed_temperature(f"Write {name}@0.1")
+    return methods

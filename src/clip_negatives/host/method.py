@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clip_negatives.interfaces import LossWeighting, NegativeSampler, SamplingContext
 
 LOWEST, HIGHEST = 0.01, 1.0  # temperature: CLIP's training clamps ``logit_scale`` to 0 .. ln 100 after each step
+ALLOW = "learned_temperature"  # option with which a weighting that needs a fixed temperature accepts a learned one
 NO_SAMPLER, NO_WEIGHTING = "in_batch", "uniform"  # the baseline: in-batch negatives, all with the same weight
 
 
@@ -83,6 +84,19 @@ class Method:
         sampler, weighting = self.plugins
         only_ids = bool(getattr(self.create_weighting(), "requires_only_ids", False))
         return only_ids and weighting.requires_clusters and not sampler.requires_clusters
+
+    @property
+    def requires_fixed_temperature(self) -> bool:
+        """Return whether the weighting needs a fixed temperature; errors as in `plugins`."""
+        return bool(getattr(self.create_weighting(), "requires_fixed_temperature", False))
+
+    def check_fixed_temperature(self, remedy: str) -> None:
+        """Raise an `InputError` with `remedy` if the weighting needs a fixed temperature, and the temperature is learned."""
+        if self.temperature is not None or not self.requires_fixed_temperature:
+            return
+        name, options = self.plugins[1].name, self.plugins[1].options
+        allow = f", or {name}:{ALLOW}=true to train all the same" if any(option.name == ALLOW for option in options) else ""
+        raise InputError(f"The weighting {name} needs a fixed temperature, but the temperature is learned. {remedy}{allow}.")
 
     def create_sampler(self, context: SamplingContext) -> NegativeSampler:
         """Return the sampler for a context; errors as in `plugins`, and `InputError` if the context does not fit."""

@@ -26,6 +26,7 @@ from clip_negatives.storage.clusters_folder import read_clusters
 from clip_negatives.training.figures import batch_figures, cluster_figures
 from clip_negatives.training.loss_state import check_clusters, fill_state, state_of
 from clip_negatives.training.reclustering import encode_share, recluster_shares
+from clip_negatives.training.temperature import check_temperature_of
 from clip_negatives.training.weighting import loss_terms
 
 try:
@@ -113,6 +114,7 @@ class NegativesCallback(Callback):
         """Move the loss to the device of the module, and log the sizes of the clusters."""
         if self._loss is None:
             raise InputError(NO_LOADER)
+        check_temperature_of(pl_module, self.weighting)
         self.loss.to(pl_module.device)
         if self._loader.epoch < trainer.current_epoch:
             # After a checkpoint of the last batch of an epoch, Lightning starts the next one without on_train_epoch_start.

@@ -64,7 +64,8 @@ def attach(
         loader: the loader of your loop. Sample i of its data set must be sample i of the clusters.
         clusters: clusters folder of the data set, made by ``clip-negatives prepare``.
         sampler: ``name`` or ``name:key=value,...`` of the negative sampler.
-        weighting: ``name`` or ``name:key=value,...`` of the loss weighting.
+        weighting: ``name`` or ``name:key=value,...`` of the loss weighting. If it needs a fixed temperature, as ``blend`` does,
+            call `clip_negatives.hold_temperature` or use a constant ``logit_scale``: this function cannot check your model.
         seed: seed of the batches; the same on every rank.
         backend: see `clip_negatives.losses.functional.weighted_info_nce`.
         local_loss: as in `open_clip.ClipLoss`.

@@ -28,6 +28,7 @@ from clip_negatives.storage.clusters_folder import read_clusters
 from clip_negatives.training.figures import batch_figures
 from clip_negatives.training.loss_state import read_state, write_state
 from clip_negatives.training.same_data import check_same_samples
+from clip_negatives.training.temperature import check_temperature_of
 from clip_negatives.training.weighting import loss_terms
 
 try:
@@ -77,6 +78,7 @@ class NegativesTrainer(Trainer):
             raise InputError("NegativesTrainer computes the loss itself. Remove compute_loss_func.")
         super().__init__(*args, **named)
         self.folder, self.sampler, self._keys = read_clusters(clusters), sampler, keys
+        check_temperature_of(self.model, weighting)
         terms = loss_terms(weighting, self.folder.clusters)
         options: dict[str, Any] = {"rank": self.args.process_index, "world_size": self.args.world_size, "backend": backend}
         self.negatives = NegativesClipLoss(local_loss=True, gather_with_grad=True, terms=terms, **options).to(self.args.device)

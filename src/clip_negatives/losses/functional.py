@@ -63,7 +63,8 @@ def weighted_info_nce(
     backend. With log-weights only (0 on the diagonal) and ``target = torch.arange(B)``, the loss equals
     ``(F.cross_entropy(z + b, target) + F.cross_entropy(z.T + b.T, target)) / 2``; an anchor without negatives contributes 0.
 
-    All fields of `terms` can be combined. `margin`, `hardness` and `positive_rate` use the live similarity s_ij:
+    All fields of `terms` can be combined, except groups with targets. `margin`, `hardness` and `positive_rate` use the live
+    similarity s_ij:
 
     * `normalize` shifts b so that the weights exp(b_ij) of N_i have mean 1;
     * `groups` puts all samples of i's group into P_i, unweighted: the targets of SupCon (arXiv:2004.11362) and UniCL
@@ -74,7 +75,10 @@ def weighted_info_nce(
     * `positive_rate` = t replaces n_i by ``max((n_i - t |N_i| p_i) / (1 - t), |N_i| exp(logit_bias - logit_scale))``, with
       p_i the mean of exp(z_ip): the debiased estimate of Chuang et al. (arXiv:2007.00224);
     * `positive_weight` = alpha is 0 in decoupled losses (Yeh et al., arXiv:2110.06848). An anchor without negatives then
-      contributes 0.
+      contributes 0;
+    * `target_factors` f and `target_mass` = m replace the mean of z_ip by ``(1 - m) z_ii + m sum over j of q_ij z_ij``, where
+      ``q_i = softmax(<f_i, f_j>)`` over all samples j other than i, also over pairs that are not in N_i. This is the
+      cross-entropy to the targets ``(1 - m) I + m q``. It does not work with `groups`.
 
     Args:
         image_features: unit norm, float32, bfloat16, float16 or float64, shape (B, D).
@@ -102,7 +106,7 @@ def weighted_info_nce(
 
     Raises:
         InputError: shapes, dtypes or devices do not fit, a value is out of range, or the backend is unknown.
-        UnsupportedError: the triton backend is requested where it cannot run.
+        UnsupportedError: the triton backend is requested where it cannot run, or with `target_factors`.
 
     Examples:
         >>> x = torch.nn.functional.normalize(torch.eye(4), dim=1)
@@ -131,9 +135,10 @@ def weighted_info_nce(
     bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
     images, texts = Inputs(x, all_y, scale, bias), Inputs(y, all_x, scale, bias)
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
-    check_backend(backend, x.device, dtype=x.dtype)
+    check_backend(backend, x.device, dtype=x.dtype, targeted=terms.targeted)
     if backend == "auto":
-        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=terms.weighted)
+        weighted, targeted = terms.weighted, terms.targeted
+        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted, targeted=targeted)
     if backend == "torch" and not ring and terms.neutral and extra_texts is None and text_anchors:
         return dense.open_clip_loss(images, None if gathered else texts, offset)
     columns_too = text_anchors and candidates is None

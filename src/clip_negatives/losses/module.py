@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from clip_negatives.anchor_loss import AnchorLoss, StepSamples, anchors
 from clip_negatives.distributed.gather import gather, gather_features
 from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.losses.backends import NO_TARGETS
 from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
 from clip_negatives.losses.kernels.pairs import Inputs
 from clip_negatives.printing import warn
@@ -45,8 +46,8 @@ class NegativesClipLoss(nn.Module):
         chunk_size: rows that the chunked and triton backends compute at a time.
 
     Raises:
-        UnsupportedError: horovod; extra texts with `ring`; an anchor loss with extra texts, with `ring`, or with a backend that
-            never holds all logits.
+        UnsupportedError: horovod; extra texts with `ring`; targets by similarity (`LossTerms.target_factors`) with the triton
+            backend; an anchor loss with extra texts, with `ring`, or with a backend that never holds all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -103,6 +104,8 @@ class NegativesClipLoss(nn.Module):
         loss_terms = terms if isinstance(terms, LossTerms) else LossTerms()
         loss_terms.check()
         loss_terms.check_values()
+        if self.backend == "triton" and loss_terms.targeted:
+            raise UnsupportedError(f"The triton backend cannot run this weighting: {NO_TARGETS}. Use backend 'auto'.")
         self._without_tensors = loss_terms.replace(**dict.fromkeys(loss_terms.tensor_fields()))
         for name in loss_terms.tensor_fields():
             self.register_buffer(name, getattr(loss_terms, name))
@@ -292,7 +295,7 @@ class NegativesClipLoss(nn.Module):
         own = terms.tensors()
         same = own.keys() == stored.keys() and all(torch.equal(value.cpu(), stored[name].cpu()) for name, value in own.items())
         other_clusters = None not in (self.clusters, extra.get("clusters")) and self.clusters != extra["clusters"]
-        if other_clusters or not (terms.neutral or (same and _options(extra) == terms.options())):
+        if other_clusters or not (terms.neutral or (same and LossTerms(**_options(extra)).options() == terms.options())):
             raise InputError(
                 "The state of the loss is of other clusters or of another weighting. Load it into a loss with the same "
                 "clusters and weighting, or train on without it."

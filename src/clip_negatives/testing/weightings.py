@@ -53,17 +53,19 @@ class WeightingChecks(Checks):
         for name, table in (("image_table", terms.image_table), ("text_table", terms.text_table)):
             valid = table is None or not bool((table.isnan() | (table == math.inf)).any())
             expect(valid, f"{name} holds NaN or +inf. Return log-weights: finite, or -inf to remove a pair.")
-        valid = terms.factors is None or bool(terms.factors.isfinite().all())
-        expect(valid, "factors holds NaN or infinity. Return finite factors.")
+        for name, factors in (("factors", terms.factors), ("target_factors", terms.target_factors)):
+            valid = factors is None or bool(factors.isfinite().all())
+            expect(valid, f"{name} holds NaN or infinity. Return finite factors.")
 
     def scalars_are_in_range(self) -> None:
-        """0 <= positive_rate < 1; hardness and positive_weight are finite and at least 0; -2 <= margin <= 2."""
+        """0 <= positive_rate < 1; hardness, positive_weight >= 0 and finite; 0 <= target_mass <= 1; -2 <= margin <= 2."""
         terms = self._loss_terms()
         if terms.positive_rate is not None:
             low, high = float(terms.positive_rate.min()), float(terms.positive_rate.max())
             expect(0 <= low <= high < 1, f"positive_rate is within {low:g} .. {high:g}. Return rates in [0, 1).")
         for name, number in (("hardness", terms.hardness), ("positive_weight", terms.positive_weight)):
             expect(0 <= number < math.inf, f"{name} is {number}. Return a finite number of at least 0.")
+        expect(0 <= terms.target_mass <= 1, f"target_mass is {terms.target_mass}. Return a share within [0, 1].")
         margin = terms.margin
         expect(margin is None or -2 <= margin <= 2, f"margin is {margin}. Return a cosine difference, -2 .. 2.")
 

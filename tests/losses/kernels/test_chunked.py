@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses.functional import Candidates, weighted_info_nce
 from clip_negatives.losses.kernels import chunked as chunked_backend
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import PairSums
-from tests.info_nce import BACKENDS, dense, features, gradients, loss_of, naive_info_nce, weights
+from tests.info_nce import BACKENDS, LargestTensor, dense, features, gradients, loss_of, naive_info_nce, weights
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_normalize = pytest.mark.parametrize("normalize", [False, True])
@@ -193,19 +192,6 @@ def test_the_outer_gradient_is_handed_on():
         torch.testing.assert_close(one, other * 7)
 
 
-class _Largest(TorchDispatchMode):
-    """Note the number of elements of the largest tensor that any operation returns."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for each in found if isinstance(found, (tuple, list)) else (found,):
-            if isinstance(each, torch.Tensor):
-                self.elements = max(self.elements, each.numel())
-        return found
-
-
 @pytest.mark.parametrize("columns_too", [False, True])
 @pytest.mark.parametrize("hardness", [0.0, 1.0])
 def test_never_holds_a_matrix_of_all_pairs(columns_too, hardness):
@@ -214,7 +200,7 @@ def test_never_holds_a_matrix_of_all_pairs(columns_too, hardness):
     terms = weights(n)
     terms = terms.replace(hardness=hardness)
     pairs = Pairs.of(terms, terms, columns_too=columns_too)
-    with _Largest() as largest:
+    with LargestTensor() as largest:
         inputs = Inputs(x, y, torch.tensor(5.0), None)
         sums = chunked_backend.forward(inputs, pairs, chunk_size=chunk)
         grads = PairSums(*map(torch.ones_like, sums))

@@ -86,6 +86,20 @@ def targets(row: Side, i: int, share: Callable[[int], float]) -> float:
     return log_sum - sum(share(j) / total * row.z[i][j] for j in range(B))
 
 
+def blend(row: Side, i: int, by: tuple[str, ...], *, mass: float = 0.2, temperature: float = 0.1, centre: bool = True) -> float:
+    """Return the cross-entropy to ``(1 - mass) I + mass q``, with q from features that are centred over all samples."""
+
+    def cosine(features: list[list[float]], k: int, m: int) -> float:
+        mean = [sum(column) / N * centre for column in zip(*features, strict=True)]
+        one, other = ([value - middle for value, middle in zip(features[n], mean, strict=True)] for n in (k, m))
+        return sum(map(math.prod, zip(one, other, strict=True))) / math.hypot(*one) / math.hypot(*other)
+
+    samples, parts = INDEX.tolist(), [getattr(row.clusters, f"{name}_features").tolist() for name in by]
+    alike = [sum(cosine(part, samples[i], samples[j]) for part in parts) / len(parts) for j in range(B)]
+    total = sum(math.exp(alike[j] / temperature) for j in row.others(i))
+    return targets(row, i, lambda j: 1 - mass if j == i else mass * math.exp(alike[j] / temperature) / total)
+
+
 def hard(row: Side, i: int, beta: float) -> Callable[[int], float]:
     return mean_one(lambda j: math.exp(beta * row.z[i][j]), row.others(i))
 
@@ -182,6 +196,9 @@ ORACLES: dict[str, Row] = {
         targets(row, i, lambda j: (1 + row.text[i][j]) / 2) if row.modality == "text" else plain(row, i, lambda j: 1.0)
     ),
     "x_clr": lambda row, i: targets(row, i, lambda j: math.exp(row.text[i][j] / 0.1)),
+    "blend": lambda row, i: blend(row, i, ("image", "text")),
+    "blend:mass=0.5,by=text,similarity_temperature=0.5": lambda row, i: blend(row, i, ("text",), mass=0.5, temperature=0.5),
+    "blend:by=image,centre=false": lambda row, i: blend(row, i, ("image",), centre=False),
     "gate:image_quantile=0.7": lambda row, i: gate(row, i, text=False),
     "gate2:image_quantile=0.7,text_quantile=0.8": lambda row, i: gate(row, i, text=True),
     "swap:per_image=2,image_quantile=0.7,text_quantile=0.8": lambda row, i: swap(row, i, 2.0),
@@ -340,7 +357,7 @@ def test_groups_that_are_not_known(spec: str, what: str, data: Clusters) -> None
         loss_of(spec, replace(data, texts=None, groups=None))
 
 
-@pytest.mark.parametrize("spec", ["gist", "known_different", "weight", "cwcl", "x_clr"])
+@pytest.mark.parametrize("spec", ["gist", "known_different", "weight", "blend", "cwcl", "x_clr"])
 def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
     with pytest.raises(InputError, match="Run clip-negatives prepare --keep-features"):
         loss_of(spec, replace(data, image_features=None, text_features=None))
@@ -351,6 +368,7 @@ def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
     [
         "id_mask:by=colour", "margin:margin=3", "gist:guide=x", "gist:kind=x", "gist:margin=-1", "dcl:positive_rate=1",
         "hcl:hardness=-1", "hn_nce:positive_weight=-1", "llave:alpha=-1", "known_different:gamma=-1", "known_different:by=x",
+        "blend:mass=1.1", "blend:similarity_temperature=0", "blend:by=x", "blend:rank=0", "siglip:of=blend",
         "cwcl:by=x", "x_clr:temperature=0", "weight:gamma=-1", "weight:by=x", "weight:form=x", "swap:per_image=0",
         "sogclr:gamma=0", "sogclr:temperature=0", "glofnd:alpha=2", "glofnd:lr=0", "siglip:of=hcl", "siglip:of=gist",
     ],

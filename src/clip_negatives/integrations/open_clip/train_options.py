@@ -48,3 +48,4 @@ class TrainOptions(Method):
         if self.temperature is not None:
             check_temperature(self.temperature)
         _ = self.plugins
+        self.check_fixed_temperature(f"Set {argument('temperature')} to a number, such as 0.1")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clip_negatives.losses.kernels import log_weights
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
-from clip_negatives.losses.kernels.sums import IMPORTANCE, MATES, NEGATIVES
+from clip_negatives.losses.kernels.sums import IMPORTANCE, MATES, NEGATIVES, TARGETS
 
 BLOCK_BYTES = 16 * 2**20  # of logits, if no chunk size is given: large enough for full speed, little memory
 
@@ -18,7 +18,7 @@ BLOCK_BYTES = 16 * 2**20  # of logits, if no chunk size is given: large enough f
 class Term(NamedTuple):
     """Values of one block that go into one of the logarithmic sums; computing the next term overwrites them."""
 
-    sum: int  # row of `PairSums`
+    sum: int  # row of `PairSums`, or TARGETS
     slope: float  # derivative of the values with respect to the logits
     rows: Tensor  # values for the sums of rows, -inf for pairs outside the sum; may be overwritten
     columns: Tensor  # values for the sums of columns; the same tensor as `rows` if they do not differ
@@ -33,6 +33,7 @@ class Blocks:
 
     logits: Tensor
     scratch: Tensor
+    scores: Tensor  # <f_i, f_j> of the targets, -inf for positives; only if the pairs are targeted
 
     def __init__(self, inputs: Inputs, pairs: Pairs, chunk: int | None) -> None:
         x, y, scale, bias = inputs
@@ -44,8 +45,9 @@ class Blocks:
         self.keeps_logits = pairs.rows.groups is not None or bool(pairs.hardness)
         limited = pairs.row_limits is not None or pairs.column_limits is not None
         # If nothing needs logits and weights separately, the product is added to the weights in place.
-        self._adds = pairs.rows.weighted and not (self.keeps_logits or limited or pairs.importance)
+        self._adds = pairs.rows.weighted and not (self.keeps_logits or limited or pairs.importance or pairs.targeted)
         needed = 2 + ((pairs.rows.weighted or pairs.importance or self.keeps_logits) and not self._adds) + self.keeps_logits
+        needed += pairs.targeted
         self._memory = x.new_empty(needed, min(self.chunk, len(x)) * len(y), dtype=self.dtype)
 
     def parts(self) -> Iterator[slice]:
@@ -63,6 +65,11 @@ class Blocks:
         self.logits.addmm_(self.scale * self.x[part].to(self.dtype), self.columns.T, beta=int(self._adds))
         if self.bias is not None:
             self.logits += self.bias
+        row_factors, column_factors = self.pairs.rows.target_factors, self.pairs.columns.target_factors
+        if row_factors is not None and column_factors is not None:
+            self.scores = self._more.pop()
+            torch.mm(column_factors.to(self.dtype), row_factors[part].to(self.dtype).T, out=self.scores.T)
+            self._positives(self.scores).fill_(-torch.inf)
         rows, columns = self.pairs.rows.groups, self.pairs.columns.groups
         if rows is None or columns is None:
             return None
@@ -100,6 +107,10 @@ class Blocks:
         if mates is not None:
             values.copy_(logits).masked_fill_(~mates, -torch.inf)
             yield Term(MATES, 1.0, values, values)
+
+    def target_term(self) -> Term:
+        """Return the term of the targets: their softmax is the derivative of `TARGET_LOGITS` with respect to the logits."""
+        return Term(TARGETS, 1.0, self.scores, self.scores)
 
     def _positives(self, block: Tensor) -> Tensor:
         """Return a view of the positives of the block."""

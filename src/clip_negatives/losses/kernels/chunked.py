@@ -3,7 +3,8 @@
 The forward pass stores the log-sum-exp of each row and column. The backward pass computes each block of logits again, and from
 it the slopes: the derivatives of the loss with respect to the logits. A block is used for rows and for columns. A step takes
 four matrix products and O(chunk * G) memory; open_clip's loss takes six products and several times O(B * G) memory. On the CPU,
-rows and columns also share one exponential for each pair, if the values are close enough.
+rows and columns also share one exponential for each pair, if the values are close enough. Targets by similarity take two more
+products, of their factors, and one more block of memory.
 """
 
 from __future__ import annotations
@@ -17,7 +18,18 @@ from torch import Tensor
 
 from clip_negatives.losses.kernels.blocks import Blocks, Term
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
-from clip_negatives.losses.kernels.sums import KEPT, LOG_SUMS, MATE_LOGITS, N_MATES, NEGATIVES, PairSums, add_sums, empty_sums
+from clip_negatives.losses.kernels.sums import (
+    KEPT,
+    LOG_SUMS,
+    MATE_LOGITS,
+    N_MATES,
+    NEGATIVES,
+    TARGET_LOGITS,
+    TARGET_NORM,
+    PairSums,
+    add_sums,
+    empty_sums,
+)
 
 HEADROOM = 40.0  # the largest value becomes exp(40), which leaves room for small values; float32 overflows at exp(88)
 SPREAD = 90.0  # sums up to this far apart share exponentials: the smallest becomes exp(-50), float32 ends at exp(-87)
@@ -36,6 +48,9 @@ def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None) -> P
             for dim, sums in sides:
                 sums[MATE_LOGITS] = blocks.logits.masked_fill(~mates, 0.0).sum(dim)
                 sums[N_MATES] = mates.sum(dim).to(sums.dtype)
+        if pairs.targeted:
+            for dim, sums in sides:
+                sums[TARGET_LOGITS], sums[TARGET_NORM] = _target_sums(blocks, dim)
         for term in blocks.terms(mates):
             logs = _log_sums(term, blocks.scratch, pairs.columns_too)
             for (dim, sums), values, log_sums in zip(sides, (term.rows, term.columns), logs, strict=False):
@@ -72,6 +87,8 @@ def backward(
             slopes = slopes.clone()  # the next term overwrites this memory
         for term in terms:
             slopes += _write_slopes(term, row_part, columns, levels, blocks.scratch)
+        if pairs.targeted:
+            slopes += _write_slopes(blocks.target_term(), row_part, columns, levels, blocks.scratch)
         if mates is not None:
             column_grads = grads.columns[MATE_LOGITS] if pairs.columns_too else 0.0
             slopes += (grads.rows[MATE_LOGITS, part, None] + column_grads) * mates
@@ -83,14 +100,17 @@ def backward(
 
 
 class _SumGrads(NamedTuple):
-    """Gradients g of logarithmic sums L as level and sign: ``g exp(v - L) = sign * exp(v - level)`` for a value v of a sum."""
+    """Gradients g of logarithmic sums L as level and sign: ``g exp(v - L) = sign * exp(v - level)`` for a value v of a sum.
 
-    levels: Tensor  # L - log |g|, +inf for empty sums and for g = 0; (3, n) with an axis of size 1 for the other side
+    The gradient of `TARGET_LOGITS` has the same form, with scores as values: ``g softmax(score) = g exp(score - TARGET_NORM)``.
+    """
+
+    levels: Tensor  # L - log |g|, +inf for empty sums and for g = 0; (4, n) with an axis of size 1 for the other side
     signs: Tensor | None  # in the shape of the levels; None if all are known to be positive
 
     @classmethod
     def of(cls, sums: Tensor, grads: Tensor, axis: int) -> _SumGrads:
-        sums, logarithmic = sums[:LOG_SUMS], grads[:LOG_SUMS]
+        sums, logarithmic = _logarithmic(sums, TARGET_NORM), _logarithmic(grads, TARGET_LOGITS)
         empty = (sums == -torch.inf) | (logarithmic == 0)
         levels = (sums - logarithmic.abs().log()).masked_fill(empty, torch.inf).unsqueeze(axis + 1)
         # Not on an accelerator: reading the values would wait for it.
@@ -113,15 +133,20 @@ class _SumGrads(NamedTuple):
         return out if term.slope == 1.0 else out.mul_(term.slope)
 
 
+def _logarithmic(sums: Tensor, targets: int) -> Tensor:
+    """Return the logarithmic sums, and last, in the place of `TARGETS`, the row `targets`."""
+    return torch.cat([sums[:LOG_SUMS], sums[targets, None]])
+
+
 def _shared_levels(sums: PairSums) -> list[float | None]:
     """Return, for each logarithmic sum, a common level of rows and columns, so that they share one exponential.
 
     None if the sums are too far apart, or if reading them would wait for an accelerator.
     """
     if sums.rows.device.type != "cpu" or not sums.columns.shape[1]:
-        return [None] * LOG_SUMS
+        return [None] * (LOG_SUMS + 1)
     levels: list[float | None] = []
-    for part in torch.cat(list(sums), dim=1)[:LOG_SUMS]:
+    for part in _logarithmic(torch.cat(list(sums), dim=1), TARGET_NORM):
         present = part[part > -torch.inf]
         low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
         levels.append(high - HEADROOM if high - low <= SPREAD else None)
@@ -142,6 +167,16 @@ def _write_slopes(term: Term, rows: _SumGrads, columns: _SumGrads, levels: list[
         return rows.write_slopes(term.rows, term, out=term.rows)
     column_slopes = columns.write_slopes(term.columns, term, out=scratch)
     return rows.write_slopes(term.rows, term, out=term.rows).add_(column_slopes)
+
+
+def _target_sums(blocks: Blocks, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the mean logits and the norms of the targets along one dimension of a block."""
+    top = blocks.scores.amax(dim, keepdim=True)
+    top.masked_fill_(top == -torch.inf, 0.0)  # an anchor whose only pair in this block is its positive
+    shares = torch.sub(blocks.scores, top, out=blocks.scratch).exp_()
+    total = shares.sum(dim)
+    logits = shares.mul_(blocks.logits).sum(dim) / total.clamp(min=1.0)  # the largest share is 1
+    return logits, total.log_().add_(top.squeeze(dim))
 
 
 def _log_sums(term: Term, scratch: Tensor, columns_too: bool) -> tuple[Tensor, ...]:

@@ -8,7 +8,18 @@ from torch import Tensor
 
 from clip_negatives.losses.kernels import log_weights
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
-from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, MATE_LOGITS, MATES, N_MATES, NEGATIVES, PairSums, empty_sums
+from clip_negatives.losses.kernels.sums import (
+    IMPORTANCE,
+    KEPT,
+    MATE_LOGITS,
+    MATES,
+    N_MATES,
+    NEGATIVES,
+    TARGET_LOGITS,
+    TARGET_NORM,
+    PairSums,
+    empty_sums,
+)
 
 
 def open_clip_loss(by_image: Inputs, by_text: Inputs | None, offset: int) -> Tensor:
@@ -33,15 +44,30 @@ def pair_sums(inputs: Inputs, pairs: Pairs) -> PairSums:
         mates = (pairs.rows.groups[:, None] == pairs.columns.groups) & ~positive
     weights = log_weights.all_pairs(pairs, logits.dtype) if pairs.rows.weighted else torch.zeros_like(logits)
     kept = ~positive & ~mates & (weights > -torch.inf)
-    sides = [logits.new_zeros(6, 0), logits.new_zeros(6, 0)]
+    scores = _target_scores(pairs, positive, logits.dtype)
+    sides = [empty_sums(0, logits), empty_sums(0, logits)]
     for dim, limits in ((1, pairs.row_limits), (0, pairs.column_limits))[: 1 + pairs.columns_too]:
         negatives = kept if limits is None else kept & (logits <= limits.unsqueeze(dim))
-        sides[1 - dim] = _sums(logits, weights, negatives, mates, pairs, dim)
+        sums = _sums(logits, weights, negatives, mates, pairs, dim)
+        if scores is not None:
+            sums[TARGET_NORM] = scores.logsumexp(dim)
+            # An anchor without incorrect pairs has a softmax of nan.
+            sums[TARGET_LOGITS] = (logits * scores.softmax(dim).nan_to_num(0.0)).sum(dim)
+        sides[1 - dim] = torch.stack(sums)
     return PairSums(*sides)
 
 
-def _sums(logits: Tensor, weights: Tensor, negatives: Tensor, mates: Tensor, pairs: Pairs, dim: int) -> Tensor:
-    """Return the sums along one dimension, shape (6, n)."""
+def _target_scores(pairs: Pairs, positive: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """Return ``<f_i, f_j>`` of all pairs, -inf for positives; None without targets."""
+    rows, columns = pairs.rows.target_factors, pairs.columns.target_factors
+    if rows is None or columns is None:
+        return None
+    with torch.autocast(rows.device.type, enabled=False):  # in lower precision, the softmax would lose digits
+        return (rows.to(dtype) @ columns.to(dtype).T).masked_fill(positive, -torch.inf)
+
+
+def _sums(logits: Tensor, weights: Tensor, negatives: Tensor, mates: Tensor, pairs: Pairs, dim: int) -> list[Tensor]:
+    """Return the sums along one dimension, each of shape (n,)."""
     sums = list(empty_sums(logits.shape[1 - dim], logits))
     sums[N_MATES], sums[KEPT] = (mask.sum(dim).to(logits.dtype) for mask in (mates, negatives))
     weights = weights.masked_fill(~negatives, -torch.inf)
@@ -51,7 +77,7 @@ def _sums(logits: Tensor, weights: Tensor, negatives: Tensor, mates: Tensor, pai
     if pairs.rows.groups is not None:
         sums[MATES] = _logsumexp(logits, torch.zeros_like(logits).masked_fill(~mates, -torch.inf), dim)
         sums[MATE_LOGITS] = (logits * mates).sum(dim)
-    return torch.stack(sums)
+    return sums
 
 
 def _logsumexp(values: Tensor, weights: Tensor, dim: int) -> Tensor:

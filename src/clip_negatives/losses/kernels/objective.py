@@ -7,6 +7,7 @@ With z the logit, N the kept incorrect pairs of anchor i, P its positives (itsel
     n = max((n - t |N| p) / (1 - t), |N| exp(bias - scale))         # if debiased; p is the mean over P of exp(z)
     loss = log(n + alpha sum over P of exp(z)) - mean over P of z   # alpha: 1, in decoupled losses 0
 
+With targets by similarity, ``mean over P of z`` is ``(1 - m) z_own + m mean over all other samples of z``, a weighted mean.
 Hardness multiplies w by ``exp(hardness z)``, and the weights are normalised.
 """
 
@@ -21,7 +22,18 @@ from torch import Tensor
 from clip_negatives.losses.kernels import dense, op, weight_sums
 from clip_negatives.losses.kernels.pairs import ExtraTexts, Inputs, Pairs
 from clip_negatives.losses.kernels.ring import pair_sums as ring_sums
-from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, MATE_LOGITS, MATES, N_MATES, NEGATIVES, PairSums, joined_sums
+from clip_negatives.losses.kernels.sums import (
+    IMPORTANCE,
+    KEPT,
+    MATE_LOGITS,
+    MATES,
+    N_MATES,
+    NEGATIVES,
+    TARGET_LOGITS,
+    TARGET_NORM,
+    PairSums,
+    joined_sums,
+)
 from clip_negatives.terms import LossTerms
 
 
@@ -85,6 +97,9 @@ def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, terms: LossTerms) -> T
     if grouped:
         positives = torch.logaddexp(positive, sums[MATES])
         mean = (positive + sums[MATE_LOGITS]) / (1 + n_mates)
+    if terms.targeted:
+        others = (sums[TARGET_LOGITS] - positive).masked_fill(sums[TARGET_NORM].detach() == -torch.inf, 0.0)
+        mean = positive + terms.target_mass * others
     if terms.positive_rate is not None:
         negatives = _debiased(negatives, positives - (1 + n_mates).log(), kept, lowest, terms.positive_rate)
     # The log-ratio avoids cancellation where the loss is small. Without negatives it is -inf, which gives a loss of 0.

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from clip_negatives.losses.kernels import chunked
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
-from clip_negatives.losses.kernels.sums import IMPORTANCE, LOG_SUMS, NEGATIVES, PairSums
+from clip_negatives.losses.kernels.sums import (
+    IMPORTANCE,
+    LOG_SUMS,
+    MATE_LOGITS,
+    N_MATES,
+    NEGATIVES,
+    TARGET_LOGITS,
+    TARGET_NORM,
+    PairSums,
+    empty_sums,
+)
 from clip_negatives.terms import LossTerms
 
 INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor?[] tensors"
@@ -65,8 +75,8 @@ def _pair_sums(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor | None, tensors
 
 @_pair_sums.register_fake
 def _(x: Tensor, y: Tensor, scale: Any, bias: Any, tensors: Any, offset: int, columns_too: bool, *options: Any) -> Any:
-    dtype = Inputs(x, y, scale, bias).precision()
-    return x.new_empty(6, x.shape[0], dtype=dtype), x.new_empty(6, y.shape[0] if columns_too else 0, dtype=dtype)
+    like = x.new_empty(0, dtype=Inputs(x, y, scale, bias).precision())
+    return empty_sums(x.shape[0], like), empty_sums(y.shape[0] if columns_too else 0, like)
 
 
 @torch.library.custom_op("clip_negatives::pair_sums_backward", mutates_args=(), schema=BACKWARD)
@@ -122,7 +132,8 @@ def _bias_grad(sums: PairSums, grads: PairSums, hardness: float) -> Tensor:
         for part in range(LOG_SUMS):
             slope = {NEGATIVES: 1.0 + hardness, IMPORTANCE: hardness}.get(part, 1.0)
             total = total + slope * gradients[part].masked_fill(side[part] == -torch.inf, 0.0).sum()
-        total = total + (gradients[LOG_SUMS] * side[LOG_SUMS + 1]).sum()
+        total = total + (gradients[MATE_LOGITS] * side[N_MATES]).sum()
+        total = total + gradients[TARGET_LOGITS].masked_fill(side[TARGET_NORM] == -torch.inf, 0.0).sum()
     return total
 
 

@@ -45,7 +45,7 @@ class Pairs:
     def of(cls, rows: LossTerms, columns: LossTerms, *, offset: int = 0, columns_too: bool = True) -> Pairs:
         """Return the pairs of two batches, without fields that no kernel reads."""
         unread = dict.fromkeys(f"{name}_labels" for name in MODALITIES if getattr(rows, f"{name}_table") is None)
-        unread |= {"positive_rate": None}
+        unread |= {"positive_rate": None} | ({} if rows.targeted else {"target_factors": None})
         shared = dict.fromkeys(name for name, field in columns.tensor_fields().items() if field.kind == "cluster")
         return cls(rows.replace(**unread), columns.replace(**unread, **shared), offset=offset, columns_too=columns_too)
 
@@ -53,6 +53,11 @@ class Pairs:
     def hardness(self) -> float:
         """Return beta."""
         return self.rows.hardness
+
+    @property
+    def targeted(self) -> bool:
+        """Return whether to compute TARGET_LOGITS and TARGET_NORM."""
+        return self.rows.target_factors is not None and self.columns.target_factors is not None
 
     def transposed_tables(self) -> Pairs:
         """Return the pairs with transposed tables, for texts as rows and images as columns."""

@@ -7,21 +7,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NEGATIVES, IMPORTANCE, MATES, MATE_LOGITS, N_MATES, KEPT = range(6)  # row numbers in a tensor of sums, shape (6, n)
-LOG_SUMS = 3  # the first three rows are log-sum-exps, the others plain sums
+# Row numbers in a tensor of sums, shape (8, n).
+NEGATIVES, IMPORTANCE, MATES, MATE_LOGITS, N_MATES, KEPT, TARGET_LOGITS, TARGET_NORM = range(8)
+TARGETS = 3  # number of the targets among the logarithmic sums, in the backward pass
+LOG_SUMS = 3  # the first three rows are log-sum-exps of values that may depend on the logits
 
 
 class PairSums(NamedTuple):
-    """Sums over the pairs of each row and of each column, shapes (6, rows) and (6, columns); unused columns are (6, 0).
+    """Sums over the pairs of each row and of each column, shapes (8, rows) and (8, columns); unused columns are (8, 0).
 
     With z the logit, b the log-weight, beta the hardness, N the kept incorrect pairs of an anchor (neither removed by b = -inf
-    nor above the limit of the anchor) and M its mates (the other samples of its group):
+    nor above the limit of the anchor), M its mates (the other samples of its group) and <f_i, f_j> the score of a target:
 
     * ``NEGATIVES``: log-sum-exp over N of ``(1 + beta) z + b``;
     * ``IMPORTANCE``: log-sum-exp over N of ``beta z + b``, -inf if not computed;
     * ``MATES``: log-sum-exp over M of z;
     * ``MATE_LOGITS``, ``N_MATES``: sum over M of z, and of 1;
-    * ``KEPT``: size of N, 0 if not computed.
+    * ``KEPT``: size of N, 0 if not computed;
+    * ``TARGET_LOGITS``: mean of z over all incorrect pairs, weighted by the softmax of the scores; 0 without targets;
+    * ``TARGET_NORM``: log-sum-exp of the scores over the same pairs, -inf without targets.
     """
 
     rows: Tensor
@@ -30,22 +34,28 @@ class PairSums(NamedTuple):
 
 def empty_sums(n: int, like: Tensor) -> Tensor:
     """Return the sums over no pairs, of the dtype and device of `like`."""
-    sums = like.new_zeros(6, n)
-    sums[:LOG_SUMS] = -torch.inf
+    sums = like.new_zeros(TARGET_NORM + 1, n)
+    sums[:LOG_SUMS] = sums[TARGET_NORM] = -torch.inf
     return sums
 
 
 def add_sums(sums: Tensor, more: Tensor) -> None:
     """Add sums over more pairs of the same anchors, in place."""
     torch.logaddexp(sums[:LOG_SUMS], more[:LOG_SUMS], out=sums[:LOG_SUMS])
-    sums[LOG_SUMS:] += more[LOG_SUMS:]
+    sums[LOG_SUMS:TARGET_LOGITS] += more[LOG_SUMS:TARGET_LOGITS]
+    norm = torch.logaddexp(sums[TARGET_NORM], more[TARGET_NORM])
+    level = norm.masked_fill(norm == -torch.inf, 0.0)  # -inf - -inf would be nan
+    means = [part[TARGET_LOGITS] * (part[TARGET_NORM] - level).exp() for part in (sums, more)]
+    sums[TARGET_LOGITS], sums[TARGET_NORM] = means[0] + means[1], norm
 
 
 def joined_sums(sums: Tensor, more: Tensor) -> Tensor:
-    """Return `sums` with `more` negatives of the same anchors added, shape (6, n), differentiable."""
-    negatives, importance, mates, logits, n_mates, kept = sums
-    negatives, importance = _logaddexp(negatives, more[NEGATIVES]), _logaddexp(importance, more[IMPORTANCE])
-    return torch.stack([negatives, importance, mates, logits, n_mates, kept + more[KEPT]])
+    """Return `sums` with `more` negatives of the same anchors added, shape (8, n), differentiable."""
+    joined = list(sums)
+    for part in (NEGATIVES, IMPORTANCE):
+        joined[part] = _logaddexp(sums[part], more[part])
+    joined[KEPT] = sums[KEPT] + more[KEPT]
+    return torch.stack(joined)
 
 
 def _logaddexp(left: Tensor, right: Tensor) -> Tensor:
