@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pyarrow as pa
@@ -88,7 +89,7 @@ def test_a_wrong_separator_gives_one_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "fault"),
     [
-        ("", "No columns"),
+        ("", "is empty"),
         ("filepath\ttitle\n", "no rows below its header"),
         ("filepath\ttitle\na\tb\tc\td\te\nx\ty\n", "have more fields than"),
     ],
@@ -156,3 +157,19 @@ def test_an_image_that_may_not_be_read_is_not_to_be_repaired(tmp_path: Path, mon
     monkeypatch.setattr(Image, "open", refuse)
     with pytest.raises(DataError, match=r"permission denied\. Change its permissions or leave it out"):
         list(open_table(write_csv(tmp_path, 2)).images(0, 1))
+
+
+def test_a_line_in_another_encoding_is_not_converted_as_a_whole(tmp_path: Path) -> None:
+    """Conversion of the whole file would destroy the lines that are in UTF-8."""
+    file = tmp_path / "pairs.csv"
+    file.write_bytes("filepath,title\na.png,größer\n".encode() + "b.png,kleinör\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"several encodings: line 3 has the byte 0xf6") as error:
+        open_table(file)
+    assert "iconv" not in str(error.value)
+
+
+def test_a_file_that_is_cut_off_is_not_said_to_be_unreachable(tmp_path: Path) -> None:
+    content = gzip.compress(b"filepath,title\n" + b"".join(b"%d.png,text %d\n" % (row, row * row) for row in range(400)))
+    (tmp_path / "pairs.csv.gz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="cut off"):
+        open_table(tmp_path / "pairs.csv.gz")

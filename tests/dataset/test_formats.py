@@ -141,7 +141,7 @@ def test_several_captions_in_one_row_are_an_error(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "text": "a"}\n{"image":\n')
-    with pytest.raises(DataError, match=r"^After 1 objects, .*pairs\.jsonl has a line that is not a JSON object"):
+    with pytest.raises(DataError, match=r"^Line 2 of .*pairs\.jsonl is not a JSON object"):
         open_table(tmp_path / "pairs.jsonl")
 
 

@@ -64,7 +64,10 @@ def check_clusters_or_data(location: str, dataset_type: str = "auto") -> None:
     from clip_negatives.storage.manifest import LABELS_FOLDER, MANIFEST
 
     if Path(location).exists() and not (Path(location) / MANIFEST).exists() and not LABELS_FOLDER.is_at(Path(location)):
-        kind_of(location, dataset_type)  # its error says why these are no data
+        try:
+            kind_of(location, dataset_type)
+        except DataError as error:
+            raise DataError(f"{location} is not a clusters folder. As data: {error}") from error
     check_clusters(Path(location))
 
 

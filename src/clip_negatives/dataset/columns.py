@@ -22,6 +22,7 @@ TEXT_NAMES = (
     *(TEXT, "text", "caption", "captions", "name", "description", "product_name", "product_title", "sentence", "prompt"),
 )
 SEPARATORS = f"{SEPARATOR},;|"  # of a csv file
+CLOSE = 0.75  # least similarity of a misspelt name, 0 .. 1
 COMMON = {"image": IMAGE_NAMES, "text": TEXT_NAMES}
 PICTURE = re.compile(
     r"\.(jpe?g|png|webp|gif|bmp|tiff?)\b|\bhttps?://", re.IGNORECASE
@@ -81,7 +82,9 @@ def found_columns(columns: Columns, names: Sequence[Any], table: str, *, images:
     used |= {role: name for role in ("group", "key", "shard") if (name := getattr(columns, role)) is not None}
     for role, column in used.items():
         if column not in names:
-            close = difflib.get_close_matches(str(column).lower(), {str(name).lower(): name for name in names}, n=1)
+            close = difflib.get_close_matches(
+                str(column).lower(), {str(name).lower(): name for name in names}, n=1, cutoff=CLOSE
+            )
             similar = next((name for name in names if close and str(name).lower() == close[0]), None)
             meant = "" if similar is None else f" Did you mean {str(similar)!r}?"
             fault = f"{table} has no column {column!r} ({_listed(names)}).{meant}"

@@ -44,7 +44,10 @@ def read_csv(path: Path | str, separator: str | None = None, texts: Sequence[str
     except (ValueError, re.error) as error:  # ValueError: also the errors of pandas
         if type(error) is ValueError and not isinstance(path, Path):  # fsspec: an unknown protocol, or no ranges
             raise unreadable("csv file", path, error) from error
-        reason, by = " ".join(str(error).split()), "" if separator is None else f" separated by {separator!r}"
+        if isinstance(error, pd.errors.EmptyDataError):
+            raise DataError(f"The csv file {path} is empty. Add a line with the names of the columns, and pairs.") from error
+        reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
+        by = "" if separator is None else f" separated by {separator!r}"
         repair = f"Correct the file or {argument_of('separator')}."
         raise DataError(f"{path} is not a csv file{by}: {reason}. {_other_separator(path, separator) or repair}") from error
     except Exception as error:  # each file system of fsspec has its own errors
@@ -73,20 +76,23 @@ def found_separator(path: Path | str) -> str:
 
 
 def _encoding_fault(path: Path | str) -> str:
-    """Return an error message with the first line that is not UTF-8, and the command that converts the file."""
-    encoding, fault, condition = "LATIN1", "", ", if it is in Latin-1,"
+    """Return an error message with the first line that is not UTF-8, and how to repair the file."""
+    is_utf_8 = False  # whether an earlier line has a character that only UTF-8 writes so
     with _opened(path) as stream:
         for number, line in enumerate(stream, 1):
             if number == 1 and line.startswith(UTF_16):
-                encoding, fault, condition = "UTF-16", " but in UTF-16", ""
-                break
+                return f"{path} is not in UTF-8 but in UTF-16. Convert it with: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
             try:
                 line.decode()
             except UnicodeDecodeError as error:
                 near = line[max(0, error.start - NEAR) : error.start + NEAR].decode("latin-1").strip()
-                fault = f": line {number} has the byte {line[error.start]:#04x} in {near!r}"
-                break
-    return f"{path} is not in UTF-8{fault}. Convert it{condition} with: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
+                where = f"line {number} has the byte {line[error.start]:#04x} in {near!r}"
+                if is_utf_8:
+                    return f"{path} has several encodings: {where}, and earlier lines are in UTF-8. Correct this line."
+                convert = "Convert it, if it is in Latin-1, with: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
+                return f"{path} is not in UTF-8: {where}. {convert}"
+            is_utf_8 |= not line.isascii()
+    return f"{path} is not in UTF-8. Convert it."  # it changed while it was read
 
 
 def _opened(path: Path | str) -> Any:

@@ -145,7 +145,7 @@ def _parquet(location: str) -> Table:
         system, path = fsspec.core.url_to_fs(location)
         data = dataset(files or path, filesystem=system, format="parquet")
     except pa.ArrowInvalid as error:
-        raise DataError(f"{location} is not parquet: {' '.join(str(error).split())}. Correct the file.") from error
+        raise DataError(f"{location} is not parquet: {' '.join(str(error).split()).rstrip('.')}. Correct the file.") from error
     except Exception as error:  # of pyarrow, and of each file system
         raise unreadable("parquet file", location, error) from error
 
@@ -175,12 +175,17 @@ def _read_jsonl(path: Path | str) -> pd.DataFrame:
     import pandas as pd
 
     check_local_file("jsonl file", str(path))
-    rows: list[dict[str, Any]] = []
+    rows, number = list[dict[str, Any]](), 0
     try:
         with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as stream:
-            rows.extend(dict(json.loads(line)) for line in stream if line.strip())
-    except (ValueError, TypeError, RecursionError) as error:  # also of another encoding
-        place = f"After {len(rows)} objects, {path} has a line that is not a JSON object in UTF-8"
+            for number, line in enumerate(stream, 1):  # noqa: B007 - the error names it
+                if line.strip():
+                    rows.append(dict(json.loads(line)))
+    except UnicodeDecodeError as error:
+        place = f"{path} is not in UTF-8, after line {number} or in one of the next lines"
+        raise DataError(f"{place}: {' '.join(str(error).split())}. Convert it.") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        place = f"Line {number} of {path} is not a JSON object"
         raise DataError(f"{place}: {' '.join(str(error).split())}. Correct the file.") from error
     except Exception as error:  # each file system of fsspec has its own errors
         raise unreadable("jsonl file", str(path), error) from error

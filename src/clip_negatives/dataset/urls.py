@@ -195,7 +195,9 @@ class ShardStream:
 def unreadable(kind: str, url: str, error: Exception) -> DataError:
     """Return the error for a file ("tar" or "csv file") that cannot be read."""
     reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
-    return DataError(f"The {kind} {url} cannot be read: {reason}. Check that it is reachable, and run the command again.")
+    is_cut = isinstance(error, EOFError)  # of compressed files
+    repair = "It seems to be cut off. Copy it again" if is_cut else "Check that it is reachable, and run the command again"
+    return DataError(f"The {kind} {url} cannot be read: {reason.rstrip('.')}. {repair}.")
 
 
 def _is_failed_command(url: str, error: DataError) -> bool:

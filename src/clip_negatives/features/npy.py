@@ -79,8 +79,8 @@ def _opened(file: str) -> NDArray[Any]:
     try:
         rows = np.lib.format.open_memmap(Path(file), mode="c")
     except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{file} cannot be mapped as an npy file: {reason}. Write it with numpy.save.") from error
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise DataError(f"{file} cannot be mapped as an npy file: {reason}. Save floats with numpy.save.") from error
     if rows.ndim != 2 or 0 in rows.shape or rows.dtype.kind != "f" or rows.dtype.itemsize > np.dtype(np.float64).itemsize:
         fault = f"has values of type {rows.dtype} and the shape {rows.shape}"
         raise DataError(f"{file} {fault}, not float16, float32 or float64 of shape (samples, dimensions). Write it again.")

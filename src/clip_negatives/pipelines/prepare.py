@@ -110,7 +110,7 @@ def prepare_folder(
         older = processes.first(lambda: _data_of(folder))
         manifest = _encode_and_cluster(source, folder, recipe, given, processes=processes, **options)
         if older not in (None, manifest["data"]):
-            processes.first(lambda: log(f"{folder} had clusters of other data. They were replaced."))
+            processes.first(lambda: log(f"{folder} had clusters of other data or other columns. They were replaced."))
         return manifest
 
 
