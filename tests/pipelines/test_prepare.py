@@ -86,7 +86,9 @@ def test_clusters_of_other_data_are_replaced_with_a_word(tmp_path: Path, caplog:
         prepare(source, tmp_path / "out", Recipe(clusterer=CLUSTERER), progress=False)
     assert caplog.messages == []
     prepare(second, tmp_path / "out", Recipe(clusterer=CLUSTERER), progress=False)
-    assert [message for message in caplog.messages if "had clusters of other data or other columns. They were replaced." in message] != []
+    assert [
+        message for message in caplog.messages if "had clusters of other data or other columns. They were replaced." in message
+    ] != []
 
 
 def test_same_data_and_seed_give_the_same_clusters(source: TablePairs, tmp_path: Path) -> None:
