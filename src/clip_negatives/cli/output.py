@@ -25,6 +25,8 @@ class PrintableConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-def console() -> Console:
-    """Return a console for stdout, without markup; if stdout is not a terminal, the console is wide enough for all columns."""
-    return PrintableConsole(width=None if sys.stdout is not None and sys.stdout.isatty() else 160, markup=False, emoji=False)
+def console(*, stderr: bool = False) -> Console:
+    """Return a console for stdout or stderr, without markup; unless it is a terminal, it is wide enough for all columns."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream is not None and stream.isatty() else 160
+    return PrintableConsole(width=width, markup=False, emoji=False, stderr=stderr)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +13,7 @@ from clip_negatives.errors import InputError
 
 CONFIDENCE = 0.95  # of the intervals of all methods together
 POWER = 0.8  # probability that a true difference is significant
-DRAWS = 50_000  # simulated draws of the largest t statistic
+DRAWS = 20_000  # simulated draws of the largest t statistic
 MOST = 10**6  # seeds or queries: more are as good as unreachable
 
 Scores = NDArray[np.float64]
@@ -123,7 +122,7 @@ def gains(
         relative: whether gains are relative to the mean of the baseline, or differences.
 
     Raises:
-        InputError: shapes differ, there are fewer than two groups, or the mean score of a method is not positive and `relative`.
+        InputError: shapes differ, there are fewer than two groups, or gains are relative and a mean score is not positive.
 
     Examples:
         >>> ranks = {"in_batch": [[2, 4, 1], [4, 2, 1]], "other": [[1, 2, 1], [2, 1, 1]]}
@@ -220,7 +219,7 @@ def _critical(differences: Scores, residual: float, degrees: float) -> float:
     return float(np.quantile(np.abs(normal).max(axis=1) / divisor, CONFIDENCE))
 
 
-def _smallest(shows: Any) -> int | None:
+def _smallest(shows: Callable[[int], bool]) -> int | None:
     """Return the smallest whole number from 2 on that `shows`, which holds for all numbers after it; None above `MOST`."""
     low, high = 1, 2
     while not shows(high):
