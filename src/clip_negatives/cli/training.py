@@ -10,7 +10,8 @@ import click
 
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.output import console, echo
-from clip_negatives.compare.methods import HELD
+from clip_negatives.compare.methods import HELD, QUICK_METHODS
+from clip_negatives.compare.methods import METHODS as DEFAULT_METHODS
 from clip_negatives.errors import InputError
 from clip_negatives.host.method import NAMED
 
@@ -71,9 +72,13 @@ def train(open_clip_arguments: tuple[str, ...], **options: Any) -> None:
     notes=METHOD_HELP,
     cls=parameters.OptionsOnBothSides,
 )
-@click.option("--quick", is_flag=True, help="2 epochs: a first result in minutes.")
-@click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas; see below.")
-@click.option("--seeds", type=int, help="Runs per method.  [default: 3]")
+@click.option("--quick", is_flag=True, help="1 epoch and 2 seeds: a first result in minutes.")
+@click.option(
+    "--methods",
+    type=METHODS,
+    help=f"Methods, separated by commas; see below.  [default: {DEFAULT_METHODS}; with --quick {QUICK_METHODS}]",
+)
+@click.option("--seeds", type=int, help="Runs per method.  [default: 3; with --quick 2]")
 @click.option(
     "--temperatures",
     default=f"{HELD:g}",

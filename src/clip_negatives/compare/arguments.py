@@ -25,7 +25,7 @@ TINY_SETTINGS = (  # of the tiny model alone; every other model has open_clip's 
     "--precision fp32"
 )
 OUTPUT = "--log-every-n-steps 1 --save-frequency 0"  # what the results need; no effect on the trained model
-QUICK = "--epochs 2"
+QUICK = "--epochs 1"
 RESERVED = ("name", "logs", "seed", "resume", "val_data")  # arguments that the comparison itself sets
 
 # Names of column settings in the results: field of `Columns`, and argument of open_clip_train (None: no argument).

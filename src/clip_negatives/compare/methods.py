@@ -13,6 +13,11 @@ BASELINE = NO_SAMPLER
 CONTROL = "random_reduction"
 """Removes as many incorrect pairs as the paper's method, but at random: a gain over it is not due to fewer pairs."""
 
+METHODS = "default,paper"
+
+QUICK_METHODS = "default,one_cluster+uniform"
+"""Batches from one image cluster are known to hurt on the catalogue, so that even a short comparison shows a difference."""
+
 HELD = 0.1
 """The default temperature of the second baseline, `in_batch` with a held temperature.
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from clip_negatives.advice import argument
 from clip_negatives.compare.arguments import check_paths, open_described, resolve_data, with_defaults
-from clip_negatives.compare.methods import HELD, parse_methods
+from clip_negatives.compare.methods import HELD, METHODS, QUICK_METHODS, parse_methods
 from clip_negatives.compare.queries import Queries, read_queries
 from clip_negatives.compare.results import Comparison, summarised
 from clip_negatives.compare.reuse import OnRun, finished
@@ -38,7 +38,7 @@ from clip_negatives.storage.provenance import Record
 def compare(
     output: str | Path,
     *,
-    methods: str = "in_batch,default,paper",
+    methods: str | None = None,
     seeds: int | None = None,
     quick: bool = False,
     test_data: str | None = None,
@@ -55,9 +55,10 @@ def compare(
 
     Args:
         output: folder for runs and results.
-        methods: see `clip_negatives.compare.parse_methods`; baselines and control are always included.
-        seeds: runs of each method, with seeds 0, 1, ...; None is 3.
-        quick: train for 2 epochs.
+        methods: see `clip_negatives.compare.parse_methods`; baselines and control are always included. None is "default,paper",
+            or "default,one_cluster+uniform" if `quick`.
+        seeds: runs of each method, with seeds 0, 1, ...; None is 3, or 2 if `quick`.
+        quick: train for 1 epoch.
         test_data: csv or tars of the test pairs, required with ``--train-data``; the catalogue has its own test pairs.
         recipe: encoders, clusterers and group column; without a group column, equal texts are correct pairs.
         arguments: further arguments of open_clip_train. The tiny model has settings of its own; every other model has
@@ -71,7 +72,8 @@ def compare(
     Raises:
         ClipNegativesError: an argument is wrong, or a run failed; finished runs are kept.
     """
-    seeds = 3 if seeds is None else seeds
+    seeds = (2 if quick else 3) if seeds is None else seeds
+    methods = (QUICK_METHODS if quick else METHODS) if methods is None else methods
     if seeds < 1:
         raise InputError(f"Expected at least 1 seed, got {seeds}.")
     for temperature in temperatures:
