@@ -47,7 +47,7 @@ def test_worse_methods_are_named() -> None:
 @pytest.mark.parametrize(
     ("variance", "words"),
     [
-        (Variance(0.0002, 5.0, 1.0, 3), "seeds or"),  # either would do
+        (Variance(0.0001, 0.2, 5.0, 3), "seeds or"),  # either would do
         (Variance(0.002, 30.0, 10.0, 3), "seeds with"),  # neither alone
         (Variance(0.0, 0.01, 0.01, 3), "would probably have been significant"),
     ],
