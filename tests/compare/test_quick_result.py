@@ -10,7 +10,8 @@ from rich.console import Console
 from clip_negatives.compare import Comparison
 from clip_negatives.compare.output import WIDTH, results_table, sentences
 from clip_negatives.compare.results import Summary
-from clip_negatives.metrics.statistics import Gain, Variance
+from clip_negatives.metrics.power import Variance
+from clip_negatives.metrics.statistics import Gain
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = Path(__file__).parent / "quick.json"

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from clip_negatives.compare.verdict import verdict
-from clip_negatives.metrics.statistics import Gain, Variance
+from clip_negatives.metrics.power import Variance
+from clip_negatives.metrics.statistics import Gain
 
 VARIANCE = Variance(seed=0.002, query=3.0, rest=1.0, methods=4)
 

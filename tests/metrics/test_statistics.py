@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from clip_negatives.errors import InputError
-from clip_negatives.metrics.statistics import CONFIDENCE, Gain, Variance, gains, hits, reciprocal
+from clip_negatives.metrics.power import CONFIDENCE, Variance
+from clip_negatives.metrics.statistics import Gain, gains, hits, reciprocal
 
 
 def simulated(

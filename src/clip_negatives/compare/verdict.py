@@ -8,7 +8,8 @@ from statistics import fmean
 
 from clip_negatives.advice import argument
 from clip_negatives.compare.methods import BASELINE, CONTROL
-from clip_negatives.metrics.statistics import Gain, Variance
+from clip_negatives.metrics.power import Variance
+from clip_negatives.metrics.statistics import Gain
 
 WANTED = 0.05  # the gain for which the number of seeds and queries is given
 
