@@ -48,6 +48,7 @@ def results_table(comparison: Comparison) -> Table:
         f"{reused} of {len(comparison.runs)} runs were reused.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         width=WIDTH,
         title_justify="left",
         caption_justify="left",
@@ -73,7 +74,7 @@ def judgement(name: str, gain: Gain | None) -> str:
         return "baseline"
     if gain is None or gain.low is None:
         return "unknown"
-    return "control" if name == CONTROL else {1: "better", 0: "no difference", -1: "worse"}[gain.sign]
+    return "control" if name == CONTROL else {1: "better", 0: "unclear", -1: "worse"}[gain.sign]
 
 
 def plot(comparison: Comparison, file: Path) -> None:
