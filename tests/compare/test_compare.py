@@ -159,7 +159,7 @@ def test_tables_and_plot(comparison: Comparison, tmp_path: Path) -> None:
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert max(map(len, sentences(comparison))) <= WIDTH
-    rows = {line.split()[0]: line.split() for line in lines if line}
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
     assert rows["in_batch"][1:] == ["learned", *rows["in_batch"][2:4], "baseline"]
     assert rows["in_batch@0.1"][1] == "0.1"
     assert rows["random_reduction"][-1] == "control"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def stored() -> Comparison:
 
 
 def shown(comparison: Comparison) -> str:
-    console = Console(width=WIDTH, record=True, quiet=True)
+    console = Console(width=WIDTH, record=True, file=io.StringIO())
     console.print(results_table(comparison))
     lines = [*sentences(comparison), *console.export_text().splitlines()]
     return "\n".join(line.rstrip() for line in lines)
