@@ -24,7 +24,7 @@ WIDTH = 80  # of all tables, in columns
 
 def settings_table(settings: Sequence[Setting]) -> Table:
     """Return the settings of all runs, and where they come from."""
-    table = Table(title="Settings of all runs", box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table = Table(title="Settings of all runs", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     for column in ("open_clip's option", "value", "source"):
         table.add_column(column, overflow="fold")
     for setting in settings:

@@ -59,7 +59,7 @@ def effective(line: Sequence[str], given: Sequence[str], *, quick: bool = False,
         if name in ALWAYS or is_given:
             value = getattr(args, name)
             settings.append(Setting(option, f"{value:g}" if isinstance(value, float) else str(value), source))
-    return [*settings, Setting("temperature", "learned, or held for METHOD@0.1", "the method")]
+    return [*settings, Setting("temperature", "learned, or METHOD@0.1", "the method")]
 
 
 def is_set(name: str, arguments: Sequence[str]) -> bool:
