@@ -55,6 +55,7 @@ def compared(
         home / fold / f"lr-{lr:g}",
         methods=",".join(methods),
         seeds=seeds,
+        temperatures=(),
         test_data=str(test),
         recipe=Recipe(study["image_encoder"], study["text_encoder"], columns=Columns(group="item")),
         arguments=[

@@ -25,9 +25,9 @@ from torch.nn.functional import normalize
 
 from clip_negatives import AnchorLoss, Clustering, Clusters, Columns, read_clusters, registry, similarity, write_clusters
 from clip_negatives.batches.extra_texts import Captions
-from clip_negatives.compare.output import cost_table, ranks_table
+from clip_negatives.compare.output import results_table
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
-from clip_negatives.compare.study import FIGURES, _summarise, read_run
+from clip_negatives.compare.results import FIGURES, read_run, summarised
 from clip_negatives.dataset import Sample, TarPairs, open_table
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.dataset.images import read_image, read_small_image
@@ -168,7 +168,9 @@ def results(scratch: Path) -> Target:
     run = {"method": method, "seed": 0, "steps": 3, "queries": 2, "losses": [1.0, 2.0], "false_negatives_truth": "text"}
     run |= dict.fromkeys(FIGURES, 0.5) | {f"chance_rank_{k}": 0.1 for k in (1, 5, 10)}
     (scratch / "result.json").write_text(json.dumps({"identity": {}, "run": run}))
-    write_queries(Queries(rank=torch.tensor([1, 2]), top=torch.tensor([0, 1])), scratch)
+    both = torch.tensor([1, 2])
+    answers = Queries(rank=both, image_rank=both, top=torch.tensor([0, 1]), item=torch.tensor([0, 1]))
+    write_queries(answers, scratch)
 
     def read(kind: str, content: bytes) -> bool:
         file = scratch / kind.removesuffix(".pipe")
@@ -180,8 +182,8 @@ def results(scratch: Path) -> Target:
             return True
         _, kept = stored
         names = dict.fromkeys(("in_batch", kept["method"]["name"]))
-        comparison = _summarise({"seeds": 1}, [kept, run], list(names))
-        ranks_table(comparison), cost_table(comparison)
+        setting = {"seeds": 1, "runs_reused": 1}
+        results_table(summarised(setting, [kept, run], list(names), {key: [answers] for key in names}))
         return False
 
     return Target((), changed_files(scratch), read)

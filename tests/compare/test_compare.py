@@ -13,11 +13,12 @@ from unittest import mock
 import pytest
 
 from clip_negatives import Columns, Recipe, catalogue
-from clip_negatives.compare import Comparison, compare, study
+from clip_negatives.compare import Comparison, compare, reuse
 from clip_negatives.compare import run as run_module
-from clip_negatives.compare.arguments import open_described
-from clip_negatives.compare.output import cost_table, plot, ranks_table
+from clip_negatives.compare.arguments import open_described, with_defaults
+from clip_negatives.compare.output import WIDTH, plot, results_table, sentences, settings_table
 from clip_negatives.compare.queries import read_queries
+from clip_negatives.compare.settings import Setting, effective
 from clip_negatives.compare.study import run_folder
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError
 from clip_negatives.host.method import Method
@@ -63,7 +64,7 @@ def comparison(output: Path, data: tuple[str, str], tmp_path_factory: pytest.Tem
 
 def test_every_field_is_measured(comparison: Comparison) -> None:
     assert [(one["method"]["name"], one["seed"]) for one in comparison.runs] == [
-        (name, seed) for seed in (0, 1) for name in ("in_batch", "paper", "random_reduction")
+        (name, seed) for seed in (0, 1) for name in ("in_batch", "in_batch@0.1", "paper", "random_reduction")
     ]
     steps = EPOCHS * (comparison.setting["n_train"] // BATCH)
     for one in comparison.runs:
@@ -72,18 +73,35 @@ def test_every_field_is_measured(comparison: Comparison) -> None:
         assert 100 < one["peak_memory_mib"] < 20_000
         assert 0 <= one["text_to_image_rank_1"] <= one["text_to_image_rank_5"] <= one["text_to_image_rank_10"] <= 1
         assert one["chance_rank_1"] == pytest.approx(1 / one["queries"])
-    assert set(comparison.summaries) == {"in_batch", "paper", "random_reduction"}
-    assert set(comparison.differences) == {"paper", "random_reduction"}
+    assert set(comparison.summaries) == {"in_batch", "in_batch@0.1", "paper", "random_reduction"}
+    assert set(comparison.differences) == set(comparison.gains) == {"in_batch@0.1", "paper", "random_reduction"}
+    assert set(comparison.gains_over_held) == {"paper", "random_reduction"}
+    assert comparison.verdict
+    assert next(iter(comparison.to_dict())) == "verdict"
 
 
-def test_what_each_run_answered_is_kept(comparison: Comparison, output: Path, data: tuple[str, str]) -> None:
+def test_gains_are_those_of_the_stored_ranks(comparison: Comparison, output: Path) -> None:
+    def mrr(name: str) -> float:
+        answers = [read_queries(run_folder(output, name, seed)) for seed in (0, 1)]
+        return sum(float((1 / answer.rank).mean()) for answer in answers if answer is not None) / 2
+
+    gain = comparison.gains["paper"]
+    assert gain.estimate == pytest.approx(mrr("paper") / mrr("in_batch") - 1, rel=1e-5)
+    assert gain.low is not None
+    assert gain.high is not None
+    assert gain.low < gain.estimate < gain.high
+    assert comparison.summaries["paper"]["text_to_image_mrr"].mean == pytest.approx(mrr("paper"), rel=1e-5)
+
+
+def test_the_ranks_of_all_queries_are_kept(comparison: Comparison, output: Path, data: tuple[str, str]) -> None:
     assert comparison.setting["test"]["location"] == data[1]
     for one in comparison.runs:
         found = read_queries(run_folder(output, one["method"]["name"], one["seed"]))
         assert found is not None
-        assert len(found.rank) == len(found.top) == one["queries"]
+        assert len(found.rank) == len(found.image_rank) == len(found.top) == len(found.item) == one["queries"]
         for k in (1, 5, 10):
             assert float((found.rank <= k).float().mean()) == pytest.approx(one[f"text_to_image_rank_{k}"])
+            assert float((found.image_rank <= k).float().mean()) == pytest.approx(one[f"image_to_text_rank_{k}"])
 
 
 def test_a_report_of_real_runs(comparison: Comparison, output: Path) -> None:
@@ -119,11 +137,13 @@ def test_finished_runs_are_kept(
         ran.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(study, "run", count)
+    monkeypatch.setattr(reuse, "run", count)
     monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(Path(comparison.runs[0]["clusters"]).parent))
     again = start(output, data)
     assert not ran
     assert again.summaries == comparison.summaries
+    assert again.gains == comparison.gains
+    assert (comparison.setting["runs_reused"], again.setting["runs_reused"]) == (0, 8)
     with pytest.raises(KeyboardInterrupt):
         start(output, data, seeds=3)
     assert len(ran) == 1
@@ -133,14 +153,69 @@ def test_finished_runs_are_kept(
 def test_tables_and_plot(comparison: Comparison, tmp_path: Path) -> None:
     from rich.console import Console
 
-    console = Console(record=True, width=160, file=(tmp_path / "shown").open("w"))
-    console.print(ranks_table(comparison))
-    console.print(cost_table(comparison))
-    shown = console.export_text()
-    assert "random_reduction" in shown
-    assert "By chance, in %: Rank@1" in shown
+    console = Console(record=True, width=WIDTH, file=(tmp_path / "shown").open("w"))
+    console.print(settings_table([Setting(**setting) for setting in comparison.setting["settings"]]))
+    console.print(results_table(comparison))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, sentences(comparison))) <= WIDTH
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["in_batch"][1:] == ["learned", *rows["in_batch"][2:4], "baseline"]
+    assert rows["in_batch@0.1"][1] == "0.1"
+    assert rows["random_reduction"][-1] == "control"
+    assert rows["paper"][4] == f"{100 * comparison.gains['paper'].estimate:+.1f}"
     plot(comparison, tmp_path / "ranks.png")
     assert (tmp_path / "ranks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tuning_uses_validation_pairs_of_the_training_data_alone(
+    comparison: Comparison, output: Path, data: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(Path(comparison.runs[0]["clusters"]).parent))
+    states: list[tuple[str, str]] = []
+
+    def on_run(job: run_module.Job, number: int, total: int, state: str) -> None:
+        states.append((job.name, state))
+
+    more = {"methods": "in_batch", "seeds": 1, "on_run": on_run}
+    tuned = start(output, data, tune_lr=True, temperatures=(0.1, 0.2), **more)
+    rate, temperature = (choice["value"] for choice in tuned.setting["tuning"])
+    assert [state for name, state in states if name.startswith("tuning")] == ["new"] * 5
+    assert list(tuned.summaries) == ["in_batch", f"in_batch@{temperature:g}", "random_reduction"]
+    assert tuned.setting["arguments"][-2:] == ["--lr", f"{rate:g}"]
+    sources = {setting["option"]: setting for setting in tuned.setting["settings"]}
+    assert (sources["--lr"]["value"], sources["--lr"]["source"]) == (f"{rate:g}", "tuned on validation pairs")
+    rows = {name: (output / "tuning" / f"{name}.csv").read_text().splitlines()[1:] for name in ("train", "validation")}
+    whole = {tuple(row.split("\t")[:2]) for row in Path(data[0]).read_text().splitlines()[1:]}
+    parts = [{tuple(row.split("\t")[:2]) for row in part} for part in rows.values()]
+    assert parts[0] | parts[1] == whole
+    items = [{row.split("\t")[2] for row in part} for part in rows.values()]
+    assert not items[0] & items[1]
+    assert 0 < len(rows["validation"]) <= 0.1 * len(whole)
+    states.clear()
+    start(output, data, tune_lr=True, temperatures=(0.1, 0.2), **more)
+    assert {state for _, state in states} == {"reused"}
+
+
+def test_settings_and_their_sources() -> None:
+    def sources(*arguments: str, quick: bool = False) -> dict[str, tuple[str, str]]:
+        line = with_defaults(arguments, quick=quick)
+        return {item.option: (item.value, item.source) for item in effective(line, arguments, quick=quick)}
+
+    tiny = sources("--lr", "0.004")
+    assert tiny["--lr"] == ("0.004", "yours")
+    assert tiny["--warmup"] == ("10", "ours for clip-negatives-tiny")
+    assert tiny["--epochs"] == ("20", "ours for clip-negatives-tiny")
+    assert tiny["--model"] == ("clip-negatives-tiny", "our default")
+    large = sources("--model", "ViT-B-32", "--pretrained", "openai", "--epochs", "5")
+    assert large["--lr"] == ("0.0005", "open_clip's default")
+    assert large["--warmup"] == ("10000", "open_clip's default")
+    assert large["--precision"] == ("amp", "open_clip's default")
+    assert large["--workers"] == ("4", "open_clip's default")
+    assert large["--epochs"] == ("5", "yours")
+    assert large["--pretrained"] == ("openai", "yours")
+    assert sources(quick=True)["--epochs"] == ("1", "--quick")
+    assert sources("--model", "ViT-B-32", quick=True)["--epochs"] == ("1", "--quick")
 
 
 def test_a_failing_run_names_its_log(output: Path, data: tuple[str, str], tmp_path: Path) -> None:
@@ -157,6 +232,8 @@ def test_a_failing_run_names_its_log(output: Path, data: tuple[str, str], tmp_pa
     ("more", "arguments", "error", "words"),
     [
         ({"seeds": 0}, [], InputError, "at least 1 seed"),
+        ({"temperatures": [5.0]}, [], InputError, r"0\.01 \.\. 1"),
+        ({"tune_lr": True}, ["--lr", "1"], InputError, "Leave one of them out"),
         ({}, ["--seed", "3"], InputError, "Remove --seed"),
         ({}, ["--resum", "latest"], InputError, "Remove --resume"),
         ({}, ["--val-d=x.csv"], InputError, "Remove --val-data"),

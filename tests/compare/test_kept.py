@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from clip_negatives.compare.study import FIGURES, read_run
+from clip_negatives.compare.results import FIGURES, read_run
 
 METHOD = {"name": "in_batch", "sampler": "in_batch", "weighting": "uniform", "temperature": None}
 RUN: dict[str, Any] = {
@@ -17,7 +17,7 @@ RUN: dict[str, Any] = {
     "method": METHOD,
     "seed": 0,
     "steps": 3,
-    "queries": 2,
+    "queries": 3,
     "losses": [1.0, float("nan")],
     "false_negatives_truth": "text",
     "removed_share": None,
@@ -53,6 +53,7 @@ def test_what_is_no_result(tmp_path: Path, stored: Any) -> None:
         {"losses": 3},
         {"losses": ["low"]},
         {"text_to_image_rank_1": None},
+        {"text_to_image_mrr": None},
         {"text_to_image_rank_1": float("inf")},
         {"peak_memory_mib": "much"},
         {"false_weight": []},

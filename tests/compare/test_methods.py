@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from clip_negatives.compare import parse_methods
+from clip_negatives.compare.methods import held_baseline
 from clip_negatives.errors import ClipNegativesError, InputError, OptionError, UnknownNameError
 
 
@@ -38,6 +39,22 @@ def test_temperature_is_held_where_it_is_named() -> None:
     assert [method.temperature for method in methods.values()] == [None, None, 0.1, 0.05, None]
     assert methods["default@0.1"].weighting == methods["default"].weighting
     assert methods["weighted_infonce:beta=2@0.05"].weighting == "weighted_infonce:beta=2"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("paper", ["in_batch", "in_batch@0.1", "paper", "random_reduction"]),
+        ("paper,in_batch@0.10", ["in_batch", "in_batch@0.1", "paper", "random_reduction"]),
+        ("in_batch@0.05,paper", ["in_batch", "in_batch@0.1", "in_batch@0.05", "paper", "random_reduction"]),
+    ],
+)
+def test_the_baseline_at_a_held_temperature_stands_beside_the_baseline(text: str, expected: list[str]) -> None:
+    methods = parse_methods(text, 0.1)
+    assert list(methods) == expected
+    assert methods["in_batch@0.1"].temperature == 0.1
+    assert held_baseline(methods) == "in_batch@0.1"
+    assert held_baseline(["in_batch", "paper"]) is None
 
 
 @pytest.mark.parametrize(

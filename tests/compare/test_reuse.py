@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from clip_negatives import catalogue
-from clip_negatives.compare import compare, study
+from clip_negatives.compare import compare, reuse
+from clip_negatives.compare.queries import NAME, Queries, write_queries
 from clip_negatives.compare.run import OWN_FILES, RESULT, Job, settle
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import DataError, InputError
@@ -38,6 +39,7 @@ class Weighting:
 def clip_negatives_register_loss_weightings():
     return {"made": Weighting}
 """
+ANSWERS = Queries(*(torch.tensor(values) for values in ([1, 2, 3], [2, 1, 1], [0, 2, 1], [0, 1, 2])))
 ALL = ["in_batch", "in_batch+made", "random_reduction"]
 
 
@@ -78,13 +80,15 @@ class Comparisons:
         def run(job: Job) -> dict[str, Any]:
             jobs.append(job)
             during()
+            job.new.mkdir(parents=True)
+            write_queries(ANSWERS, job.new)
             return {**RUN, "method": job.method_fields}
 
         self.states = []
         line = ["--train-data", str(self.train), "--batch-size", "32", "--device", "cpu", "--pretrained", str(self.weights)]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(study, "run", run)
-            options: dict[str, Any] = {"methods": methods, "seeds": 1, "test_data": str(self.test)}
+            patch.setattr(reuse, "run", run)
+            options: dict[str, Any] = {"methods": methods, "seeds": 1, "test_data": str(self.test), "temperatures": ()}
             on_run = lambda job, number, total, state: self.states.append(state)  # noqa: E731
             compare(self.folder / "out", arguments=[*line, *more], on_run=on_run, **options)
         return [job.name for job in jobs]
@@ -160,15 +164,22 @@ def test_old_and_damaged_results(comparisons: Comparisons) -> None:
 
 
 def test_why_a_run_is_made_again_is_said(comparisons: Comparisons, plugin: Path) -> None:
-    assert comparisons.states == ["kept"] * 3
+    assert comparisons.states == ["reused"] * 3
     (plugin / "made_plugin.py").write_text(PLUGIN.replace("self.beta = beta", "self.beta = 2 * beta"))
     assert comparisons.made() == ["in_batch+made"]
-    assert comparisons.states == ["kept", "again, because the source of the loss weighting made differs", "kept"]
+    assert comparisons.states == ["reused", "again, because the source of the loss weighting made differs", "reused"]
     comparisons.made("--lr", "1")
     assert comparisons.states == ["again, because --lr was 0.004, is 1.0"] * 3
     next(comparisons.folder.glob("out/runs/in_batch-?*/result.json")).write_text("{")
     comparisons.made("--lr", "1", methods="in_batch+made,in_batch+made:beta=2")
-    assert sorted(comparisons.states) == ["again, because its result is damaged", "kept", "kept", "new"]
+    assert sorted(comparisons.states) == ["again, because its result is damaged", "new", "reused", "reused"]
+
+
+def test_a_run_without_its_ranks_is_made_again(comparisons: Comparisons) -> None:
+    next(comparisons.folder.glob(f"out/runs/in_batch-?*/{NAME}")).write_bytes(b"damaged")
+    assert len(comparisons.made()) == 1
+    assert "again, because its ranks are missing or damaged" in comparisons.states
+    assert comparisons.made() == []
 
 
 def test_older_result_stays_until_the_new_run_is_complete(comparisons: Comparisons) -> None:

@@ -12,7 +12,9 @@ from bs4 import BeautifulSoup
 
 from clip_negatives.compare import Comparison
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
-from clip_negatives.compare.study import FIGURES, _summarise, run_folder
+from clip_negatives.compare.queries import NAMES as NAMES_OF_TENSORS
+from clip_negatives.compare.results import FIGURES, summarised
+from clip_negatives.compare.study import run_folder
 from clip_negatives.printing import printable
 from clip_negatives.report import write_comparison
 from clip_negatives.report.comparison.examples import changes
@@ -29,8 +31,13 @@ def answers(*tops_of_seeds: list[int], truth: list[int]) -> list[Queries]:
     runs = []
     for tops in tops_of_seeds:
         rank = [1 if truth[top] == truth[query] else 2 for query, top in enumerate(tops)]
-        runs.append(Queries(torch.tensor(rank), torch.tensor(tops)))
+        runs.append(queries(rank, tops))
     return runs
+
+
+def queries(rank: list[int], tops: list[int]) -> Queries:
+    """Return answers to queries that are all of different items, with the same ranks in both directions."""
+    return Queries(torch.tensor(rank), torch.tensor(rank), torch.tensor(tops), torch.arange(len(rank)))
 
 
 def made_up(n_seeds: int = SEEDS, *, test: Path | None = None, **more: object) -> Comparison:
@@ -45,9 +52,18 @@ def made_up(n_seeds: int = SEEDS, *, test: Path | None = None, **more: object) -
             runs.append(run)
     setting = {"model": "tiny", "batch_size": 8, "epochs": 1, "seeds": n_seeds, "n_train": 9}
     setting |= {"arguments": ["--model", "tiny"], "clusters": {}, "versions": {}, "machine": "m \udcff"}
+    setting |= {"settings": [{"option": "--lr", "value": "0.1", "source": "yours"}], "tuning": [], "runs_reused": 1}
     if test is not None:
         setting["test"] = {"location": str(test / "test" / "pairs.csv"), "group_column": "item"}
-    return _summarise(setting, runs, NAMES)
+    shift = {name: 1 + place for place, name in enumerate(NAMES)}
+    answers = {
+        name: [
+            queries([1 + (7 * query + seed) % (3 + shift[name]) for query in range(QUERIES)], [0] * QUERIES)
+            for seed in range(n_seeds)
+        ]
+        for name in NAMES
+    }
+    return summarised(setting, runs, NAMES, answers)
 
 
 def write_answers(output: Path) -> None:
@@ -55,7 +71,7 @@ def write_answers(output: Path) -> None:
         for seed in range(SEEDS):
             top = torch.arange(QUERIES) if name == HOSTILE else torch.arange(QUERIES).roll(1)
             rank = torch.where(top == torch.arange(QUERIES), 1, 3)
-            write_queries(Queries(rank, top), run_folder(output, name, seed))
+            write_queries(queries(rank.tolist(), top.tolist()), run_folder(output, name, seed))
 
 
 @pytest.fixture
@@ -74,6 +90,12 @@ def test_the_page_shows_methods_and_examples(output: Path) -> None:
     assert page == output / "report.html"
     html = read(page)
     assert len(html.select("figure.plot")) == 7
+    first = html.select_one("#summary strong").get_text()
+    assert first == made_up(test=output).verdict
+    assert first.startswith("No method")
+    captions = [caption.get_text() for caption in html.select("caption")]
+    assert "Gain in MRR over in_batch, text to image" in captions
+    assert "Settings of all runs" in captions
     assert len(html.find_all("script")) == 1
     heads = [heading.get_text() for heading in html.select("#examples h3")]
     assert heads == [printable(HOSTILE), "random_reduction"]
@@ -109,8 +131,7 @@ def test_runs_with_other_numbers_of_queries_are_left_out(output: Path) -> None:
     for run in comparison.runs:
         if run["method"]["name"] == HOSTILE and run["seed"] == 1:
             run["queries"] = QUERIES - 1
-            answer = Queries(torch.ones(QUERIES - 1, dtype=torch.int64), torch.zeros(QUERIES - 1, dtype=torch.int64))
-            write_queries(answer, run_folder(output, HOSTILE, 1))
+            write_queries(queries([1] * (QUERIES - 1), [0] * (QUERIES - 1)), run_folder(output, HOSTILE, 1))
     html = read(write_comparison(comparison, output))
     assert HOSTILE not in [heading.get_text() for heading in html.select("#examples h3")]
 
@@ -123,9 +144,12 @@ def test_half_of_the_seeds_is_no_majority() -> None:
 
 
 def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
-    write_queries(Queries(torch.tensor([1, 7]), torch.tensor([0, 1])), tmp_path)
-    queries = read_queries(tmp_path)
-    assert (queries.rank.tolist(), queries.top.tolist()) == ([1, 7], [0, 1])
+    answers = Queries(*(torch.tensor(values) for values in ([1, 2, 3], [2, 1, 3], [0, 1, 2], [4, 4, 5])))
+    write_queries(answers, tmp_path)
+    stored = read_queries(tmp_path)
+    assert stored is not None
+    for name in NAMES_OF_TENSORS:
+        assert getattr(stored, name).tolist() == getattr(answers, name).tolist()
     (tmp_path / NAME).write_bytes(b"damaged")
     assert read_queries(tmp_path) is None
     assert read_queries(tmp_path / "absent") is None
@@ -133,19 +157,20 @@ def test_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rank", "top"),
-    [([1], [5]), ([1], [-1]), ([0], [0]), ([], []), ([1, 1], [0]), ([[1]], [[0]]), ([1.0], [0.0])],
+    [([1], [5]), ([2], [0]), ([1], [-1]), ([0], [0]), ([], []), ([1, 1], [0]), ([[1]], [[0]]), ([1.0], [0.0])],
 )
 def test_answers_that_no_run_gives_are_left_aside(tmp_path: Path, rank: list[object], top: list[object]) -> None:
     tensors = [torch.tensor(values) for values in (rank, top)]
     typed = [part if part.is_floating_point() and len(part) else part.to(torch.int32) for part in tensors]
-    write_tensors({"rank": typed[0], "top": typed[1]}, tmp_path / NAME)
+    write_tensors({"rank": typed[0], "image_rank": typed[0], "top": typed[1], "item": typed[1]}, tmp_path / NAME)
     assert read_queries(tmp_path) is None
 
 
 def test_a_folder_of_answers_names_no_data(output: Path) -> None:
     """The location of the test pairs never comes from a file in the folder: ``pipe:`` would run a command."""
     file = run_folder(output, "in_batch", 0) / NAME
-    tensors = {"rank": torch.ones(QUERIES, dtype=torch.int32), "top": torch.arange(QUERIES, dtype=torch.int32)}
+    rank, top = torch.ones(QUERIES, dtype=torch.int32), torch.arange(QUERIES, dtype=torch.int32)
+    tensors = {"rank": rank, "image_rank": rank, "top": top, "item": top}
     location = json.dumps({"location": f"pipe:touch {output / 'ran'}", "dataset_type": "webdataset"})
     write_tensors(tensors, file, {"test": location})
     text = read(write_comparison(made_up(), output)).get_text()

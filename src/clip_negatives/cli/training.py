@@ -11,8 +11,10 @@ import click
 from click.core import ParameterSource
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, show_next, without_options
+from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, TRAIN_DATA, show_next, without_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
+from clip_negatives.compare.methods import CONTROL, HELD, QUICK_METHODS
+from clip_negatives.compare.methods import METHODS as DEFAULT_METHODS
 from clip_negatives.errors import InputError
 from clip_negatives.host.method import NAMED, Method
 from clip_negatives.progress import current, duration
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 METHOD_HELP = """\b
 Methods:
   in_batch           in-batch negatives: the baseline, always included
+  in_batch@0.1       the same at a held temperature, always included
   random_reduction   removes random pairs: the control, always included
   default            the default sampler and weighting
   paper              the method of the paper
@@ -115,32 +118,48 @@ def _show_comparison(arguments: tuple[str, ...]) -> None:
     notes=METHOD_HELP,
     cls=parameters.OptionsOnBothSides,
 )
-@click.option("--quick", is_flag=True, help="2 epochs instead of 20, and 2 seeds: a first look in minutes.")
-@click.option("--methods", default="in_batch,default,paper", type=METHODS, help="Methods, separated by commas; see below.")
+@click.option("--quick", is_flag=True, help="1 epoch and 2 seeds: a first result in minutes.")
+@click.option(
+    "--methods",
+    type=METHODS,
+    help=f"Methods, separated by commas; see below.  [default: {DEFAULT_METHODS}; with --quick {QUICK_METHODS}]",
+)
 @click.option("--seeds", type=int, help="Runs per method.  [default: 3; with --quick 2]")
+@click.option(
+    "--temperatures",
+    default=f"{HELD:g}",
+    help="Temperature of in_batch at a held temperature. The best of several, such as 0.05,0.07,0.1,0.14, is chosen on "
+    "validation pairs, held out of the training data.",
+)
+@click.option("--tune-lr", is_flag=True, help="Choose the learning rate of in_batch on validation pairs; all methods use it.")
 @click.option("--output", default="compare", type=parameters.FOLDER, help="Folder for runs, results and plot.")
 @parameters.json_option
 @click.option("--test-data", help="Test pairs, csv or tars; required with --train-data.")
 @parameters.column_options
 @parameters.recipe_options
 @click.argument("open_clip_arguments", nargs=-1, type=click.UNPROCESSED)
-def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path | None, **options: Any) -> None:
+def compare(
+    open_clip_arguments: tuple[str, ...], output: Path, json_file: Path | None, temperatures: str, **options: Any
+) -> None:
     """Compare methods against in-batch negatives.
 
-    Trains the same CLIP model with every method and seed, and reports Rank@k.
-    Without --train-data, the data are the emoji catalogue. All other options go to
-    open_clip_train. Our options and those of open_clip may stand in any order, before
-    or after --. To continue after an interruption, run the same command again:
-    finished runs are kept.
+    Trains the same CLIP model with every method and seed, and reports whether a
+    method differs from in-batch negatives. Without --train-data, the data are the
+    emoji catalogue. All other options go to open_clip_train. Our options and those of
+    open_clip may stand in any order, before or after --. To continue after an
+    interruption, run the same command again: finished runs are reused.
     """
     from clip_negatives.compare.arguments import check_paths, with_defaults
+    from clip_negatives.compare.settings import effective
 
     arguments = parameters.open_clip_arguments(open_clip_arguments, options["recipe"].columns)
-    check_paths(with_defaults(arguments, quick=options["quick"]), output, options["test_data"])
+    line = with_defaults(arguments, quick=options["quick"])
+    check_paths(line, output, options["test_data"])
     if json_file is not None:
         early.check_output_file(json_file)
     from clip_negatives.compare import compare as run_comparison
     from clip_negatives.compare import output as show
+    from clip_negatives.integrations.open_clip.arguments import parsed
     from clip_negatives.report import write_comparison
 
     def announce(job: Job, number: int, total: int, state: str) -> None:
@@ -148,16 +167,33 @@ def compare(open_clip_arguments: tuple[str, ...], output: Path, json_file: Path 
         estimate = "" if left is None else f", about {duration(left)} left"
         echo(f"run {number + 1} of {total}: {job.name}, seed {job.seed}: {state}{estimate}", err=True)
 
+    text = console(stderr=is_stdout(json_file))
+    text.print(show.settings_table(effective(line, arguments, quick=options["quick"])))
     try:
-        comparison = run_comparison(output, arguments=arguments, on_run=announce, **options)
+        comparison = run_comparison(
+            output, arguments=arguments, on_run=announce, temperatures=_numbers(temperatures), **options
+        )
     except KeyboardInterrupt:
         echo(f"Stopped. Finished runs are kept in {output}. Run the same command again to continue.", err=True)
         raise SystemExit(130) from None
-    tables = console(stderr=is_stdout(json_file), width=160)
-    tables.print(show.ranks_table(comparison))
-    tables.print(show.cost_table(comparison))
     for suffix in ("png", "svg"):
         show.plot(comparison, output / f"ranks.{suffix}")
     page = write_comparison(comparison, output)
-    echo(f"Results: {output / 'results.json'}, {output / 'ranks.png'}. Report: {page}", err=is_stdout(json_file))
+    for sentence in show.sentences(comparison):
+        text.print(sentence)
+    text.print(show.results_table(comparison))
+    echo(f"Report: {page}. Results: {output / 'results.json'}, {output / 'ranks.png'}", err=is_stdout(json_file))
     write_json(json_file, json.loads((output / "results.json").read_text()))
+    better = [name for name, gain in comparison.gains.items() if gain.sign > 0 and name != CONTROL]
+    if better:
+        best = max(better, key=lambda name: comparison.gains[name].estimate)
+        train_data = () if parsed(arguments).train_data else ("--train-data", TRAIN_DATA)
+        show_next("train", "--method", best, options=(*COLUMNS, *RECIPE), after=(*open_clip_arguments, *train_data))
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the temperatures of a list separated by commas."""
+    try:
+        return [float(number) for number in text.split(",") if number.strip()]
+    except ValueError:
+        raise InputError(f"--temperatures must be numbers separated by commas, such as 0.05,0.1, got {text!r}.") from None

@@ -1,4 +1,5 @@
 from .methods import parse_methods
-from .study import Comparison, compare
+from .results import Comparison
+from .study import compare
 
 __all__ = ["Comparison", "compare", "parse_methods"]

@@ -19,11 +19,13 @@ from clip_negatives.storage.paths import check_writable
 if TYPE_CHECKING:
     from clip_negatives.dataset import TablePairs, TarPairs
 
-# Default arguments of open_clip_train; the model is small enough for two cores.
-DEFAULTS = (
-    "--model clip-negatives-tiny --batch-size 256 --lr 4e-3 --beta1 0.9 --beta2 0.98 --eps 1e-6 --wd 0.1 --warmup 10 "
-    "--workers 0 --precision fp32 --log-every-n-steps 1 --save-frequency 0"
+TINY = "clip-negatives-tiny"  # the default model, small enough for two cores
+TINY_SETTINGS = (  # of the tiny model alone; every other model has open_clip's defaults
+    "--batch-size 256 --epochs 20 --lr 4e-3 --beta1 0.9 --beta2 0.98 --eps 1e-6 --wd 0.1 --warmup 10 --workers 0 "
+    "--precision fp32"
 )
+OUTPUT = "--log-every-n-steps 1 --save-frequency 0"  # what the results need; no effect on the trained model
+QUICK = "--epochs 1"
 RESERVED = ("name", "logs", "seed", "resume", "val_data")  # arguments that the comparison itself sets
 
 # Names of column settings in the results: field of `Columns`, and argument of open_clip_train (None: no argument).
@@ -36,7 +38,9 @@ COLUMNS = {
 
 
 def with_defaults(arguments: Sequence[str], *, quick: bool) -> list[str]:
-    """Return our defaults, then the user's arguments: argparse uses the last value of an option.
+    """Return default arguments, then the user's arguments: argparse uses the last value of an option.
+
+    The tiny model has settings of its own, every other model those of open_clip.
 
     Raises:
         InputError: the user sets an argument that the comparison sets.
@@ -46,7 +50,15 @@ def with_defaults(arguments: Sequence[str], *, quick: bool) -> list[str]:
         if getattr(given, name) != getattr(defaults, name):
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"compare sets {option} itself. Remove {option} from the arguments.")
-    return [*DEFAULTS.split(), "--epochs", "2" if quick else "20", *arguments]
+    is_tiny = parsed(["--model", TINY, *arguments]).model == TINY
+    return [
+        "--model",
+        TINY,
+        *(TINY_SETTINGS.split() if is_tiny else ()),
+        *OUTPUT.split(),
+        *(QUICK.split() if quick else ()),
+        *arguments,
+    ]
 
 
 def check_paths(line: Sequence[str], output: Path, test_data: str | None) -> None:

@@ -3,85 +3,98 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clip_negatives.compare.methods import BASELINE
-from clip_negatives.compare.statistics import Difference, Summary
-from clip_negatives.compare.study import Comparison
+from clip_negatives.compare.methods import BASELINE, CONTROL
+from clip_negatives.compare.results import DIRECTIONS, TOP_K, Comparison
+from clip_negatives.compare.settings import Setting
+from clip_negatives.compare.tuning import Choice
+from clip_negatives.metrics.statistics import Gain
 from clip_negatives.printing import printable
 from clip_negatives.storage.ownership import replaced_file
 
-DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
+WIDTH = 80  # of all tables, in columns
 
 
-def ranks_table(comparison: Comparison) -> Table:
-    """Return Rank@k by method: mean and spread over seeds, and the paired difference of Rank@1 to the baseline."""
-    seeds, run = comparison.setting["seeds"], comparison.runs[0]
-    table = Table(
-        title=f"Rank@k in %, mean ± standard deviation over {seeds} seeds, {run['queries']} queries",
-        caption="By chance, in %: " + ", ".join(f"Rank@{k} {100 * run[f'chance_rank_{k}']:.2f}" for k in (1, 5, 10)),
-    )
-    table.add_column("method", no_wrap=True)
-    for label in DIRECTIONS.values():
-        for k in (1, 5, 10):
-            table.add_column(Text(f"{label}\n@{k}"), justify="right")
-        table.add_column(Text(f"@1 − {BASELINE}\n[95 % interval]"), justify="right")
-    for name, figures in comparison.summaries.items():
-        cells = []
-        for direction in DIRECTIONS:
-            cells += [_percent(figures[f"{direction}_rank_{k}"]) for k in (1, 5, 10)]
-            cells.append(_points(comparison.differences.get(name, {}).get(f"{direction}_rank_1")))
-        table.add_row(name, *cells)
+def settings_table(settings: Sequence[Setting]) -> Table:
+    """Return the settings of all runs, and where they come from."""
+    table = Table(title="Settings of all runs", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
+    for column in ("open_clip's option", "value", "source"):
+        table.add_column(column, overflow="fold")
+    for setting in settings:
+        table.add_row(setting.option, setting.value, setting.source)
     return table
 
 
-def cost_table(comparison: Comparison) -> Table:
-    """Return time, memory and false negatives by method."""
-    columns = {
-        "seconds\nper step": ("seconds_per_step", ".3f"),
-        "peak memory\nMiB": ("peak_memory_mib", ".0f"),
-        "false negatives\nper anchor": ("false_negatives_per_anchor", ".2f"),
-        "kept\nper anchor": ("false_negatives_kept_per_anchor", ".2f"),
-        "weight of a\nfalse negative": ("false_weight", ".2f"),
-        "pairs\nremoved": ("removed_share", ".1%"),
-    }
+def sentences(comparison: Comparison) -> list[str]:
+    """Return the verdict and what was tuned, as wrapped lines of text."""
+    tuned = [str(Choice(**choice)) for choice in comparison.setting["tuning"]]
+    return [line for text in (comparison.verdict, *tuned) for line in textwrap.wrap(printable(text), WIDTH)]
+
+
+def results_table(comparison: Comparison) -> Table:
+    """Return temperature, Rank@1, MRR and gain by method, text to image, at most `WIDTH` columns wide."""
+    seeds, queries = comparison.setting["seeds"], comparison.runs[0]["queries"]
+    reused = comparison.setting["runs_reused"]
     table = Table(
-        title="Cost and false negatives (pairs of one item in a batch)",
-        caption="Weight relative to an ordinary incorrect pair: 1 = no change, 0 = removed.",
+        title=f"Text to image, in %, {seeds} seeds, {queries:,} queries",
+        caption=f"Gain in MRR over {BASELINE}, with an interval that holds for all rows together in 95 % of comparisons. "
+        f"{reused} of {len(comparison.runs)} runs were reused.",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        width=WIDTH,
+        title_justify="left",
+        caption_justify="left",
     )
-    table.add_column("method", no_wrap=True)
-    for column in columns:
-        table.add_column(Text(column), justify="right")
+    table.add_column("method", overflow="fold")
+    for name in ("temper-\nature", "Rank@1", "MRR", "gain, % [95 %]"):
+        table.add_column(Text(name), justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    temperatures = {run["method"]["name"]: run["method"]["temperature"] for run in comparison.runs}
     for name, figures in comparison.summaries.items():
-        varies = "removed_share" not in figures  # the weights are computed at each step
-        cells = []
-        for field, format_spec in columns.values():
-            missing = "varies by step" if varies and field != "seconds_per_step" else "–"
-            cells.append(format(figures[field].mean, format_spec) if field in figures else missing)
-        table.add_row(name, *cells)
+        temperature = temperatures[name]
+        means = (f"{100 * figures[f'text_to_image_{score}'].mean:.1f}" for score in ("rank_1", "mrr"))
+        gain = comparison.gains.get(name)
+        table.add_row(
+            name, "learned" if temperature is None else f"{temperature:g}", *means, _numbers(gain), judgement(name, gain)
+        )
     return table
+
+
+def judgement(name: str, gain: Gain | None) -> str:
+    """Return the verdict on a row."""
+    if name == BASELINE:
+        return "baseline"
+    if gain is None or gain.low is None:
+        return "unknown"
+    return "control" if name == CONTROL else {1: "better", 0: "unclear", -1: "worse"}[gain.sign]
 
 
 def plot(comparison: Comparison, file: Path) -> None:
-    """Plot Rank@1, 5 and 10 by method, a dot per seed and a bar at the mean; write the file atomically."""
+    """Plot MRR and Rank@1, 5 and 10 by method, a dot per seed and a bar at the mean; write the file atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = list(comparison.summaries)
-    figure = Figure(figsize=(3.4 * 3, 0.5 * len(names) * 2 + 2.4), layout="constrained")
+    scores = {"mrr": "MRR", **{f"rank_{k}": f"Rank@{k}" for k in TOP_K}}
+    figure = Figure(figsize=(3.4 * len(scores), 0.5 * len(names) * 2 + 2.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3, sharey=True).flat
-    for axis, ((direction, label), k) in zip(axes, itertools.product(DIRECTIONS.items(), (1, 5, 10)), strict=True):
-        field = f"{direction}_rank_{k}"
+    axes = figure.subplots(2, len(scores), sharey=True).flat
+    for axis, ((direction, label), score) in zip(axes, itertools.product(DIRECTIONS.items(), scores), strict=True):
+        field = f"{direction}_{score}"
         for place, name in enumerate(names):
             values = [100 * run[field] for run in comparison.runs if run["method"]["name"] == name]
             axis.plot(values, [place] * len(values), "o", alpha=0.5, color=f"C{place % 10}")
             axis.plot(100 * comparison.summaries[name][field].mean, place, "|", markersize=18, color=f"C{place % 10}")
         axis.axvline(100 * comparison.summaries[BASELINE][field].mean, color="0.6", linewidth=1, linestyle=":")
-        axis.set_title(f"{label}, Rank@{k}", fontsize=10)
+        axis.set_title(f"{label}, {scores[score]}", fontsize=10)
         axis.set_yticks(range(len(names)), [printable(name) for name in names])
         axis.set(xlabel="%", ylim=(len(names) - 0.5, -0.5))
     figure.suptitle(f"Dots: {comparison.setting['seeds']} seeds. Bars: mean. Dotted: mean of {BASELINE}.", fontsize=10)
@@ -89,12 +102,8 @@ def plot(comparison: Comparison, file: Path) -> None:
         figure.savefig(partial, format=file.suffix.removeprefix("."), dpi=150)
 
 
-def _percent(summary: Summary) -> str:
-    return f"{100 * summary.mean:.1f}" + ("" if summary.spread is None else f" ± {100 * summary.spread:.1f}")
-
-
-def _points(difference: Difference | None) -> str:
-    if difference is None:
+def _numbers(gain: Gain | None) -> str:
+    if gain is None:
         return ""
-    low, high = difference.low, difference.high
-    return f"{100 * difference.mean:+.1f}" + ("" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]")
+    interval = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    return f"{100 * gain.estimate:+.1f}{interval}"

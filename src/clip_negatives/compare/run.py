@@ -23,13 +23,13 @@ from clip_negatives.compare.queries import NAME as QUERIES
 from clip_negatives.errors import ClipNegativesError, DataError
 from clip_negatives.host.method import Method
 from clip_negatives.printing import printable
-from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
 from clip_negatives.storage.ownership import claim_work, move_from_work, remove_inside, replaced_file
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from clip_negatives.step import BatchSamples
+    from clip_negatives.storage.clusters_folder import ClustersFolder
 
 # The fork server imports these modules once for all runs; their import starts no threads.
 PRELOADED = ("clip_negatives.integrations.open_clip.seam", "clip_negatives.metrics", "clip_negatives.compare.evaluate")
@@ -49,6 +49,7 @@ class Job:
         arguments: arguments of open_clip_train, without name, logs and seed.
         test: description of the test pairs for `clip_negatives.compare.arguments.open_described`.
         test_fingerprint: digest of the test pairs, the same for all runs.
+        clusters: clusters of the training pairs; None if the method uses none.
         folder: folder of this run; the files of a new run are in `new` until it is complete.
     """
 
@@ -56,7 +57,7 @@ class Job:
     method: Method
     seed: int
     arguments: tuple[str, ...]
-    clusters: Path
+    clusters: Path | None
     test: dict[str, Any]
     test_fingerprint: str
     folder: Path
@@ -86,7 +87,7 @@ def check_methods(methods: Iterable[Method], arguments: Sequence[str], clusters:
         open_clip.check(_with_bias(arguments, method), options)
 
 
-def provenance_of(job: Job, folder: ClustersFolder, data: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_of(job: Job, folder: ClustersFolder | None, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the provenance record of a job; `data` has the digests of training and test pairs."""
     from clip_negatives.integrations import open_clip
 
@@ -163,7 +164,7 @@ def measure(job: Job) -> dict[str, Any]:
     """Train and measure in this process; return the fields of a run for the results of the comparison."""
     import torch
 
-    from clip_negatives.compare.evaluate import false_negatives, ranks
+    from clip_negatives.compare.evaluate import clusters_of, false_negatives, ranks
     from clip_negatives.compare.queries import write_queries
     from clip_negatives.integrations import open_clip
 
@@ -192,7 +193,7 @@ def measure(job: Job) -> dict[str, Any]:
     outcome = {
         "method": job.method_fields,
         "seed": job.seed,
-        "clusters": str(job.clusters),
+        "clusters": None if job.clusters is None else str(job.clusters),
         "steps": len(times),
         # The median ignores the pauses between epochs.
         "seconds_per_step": statistics.median(durations) if durations else None,
@@ -200,7 +201,7 @@ def measure(job: Job) -> dict[str, Any]:
         "peak_memory_mib": memory,
         "peak_gpu_memory_mib": gpu_memory,
         "losses": _losses(job.new / "run" / "out.log"),
-        **false_negatives(batches, read_clusters(job.clusters), job.method.weighting),
+        **false_negatives(batches, clusters_of(job.clusters, job.train_arguments), job.method.weighting),
         **figures,
     }
     remove_inside(job.folder, [checkpoints])  # the largest files by far

@@ -1,4 +1,4 @@
-"""A whole comparison: data, clusters, runs and statistics. Finished runs are not repeated."""
+"""A whole comparison: data, tuning, clusters, runs and statistics. Finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -6,71 +6,47 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from clip_negatives.advice import argument
 from clip_negatives.compare.arguments import check_paths, open_described, resolve_data, with_defaults
-from clip_negatives.compare.methods import BASELINE, parse_methods
-from clip_negatives.compare.run import RESULT, Job, check_methods, provenance_of, run, settle
-from clip_negatives.compare.statistics import Difference, Summary, paired_difference, summarise
-from clip_negatives.errors import InputError
-from clip_negatives.host.method import Method
+from clip_negatives.compare.methods import HELD, METHODS, QUICK_METHODS, parse_methods
+from clip_negatives.compare.queries import Queries, read_queries
+from clip_negatives.compare.results import Comparison, summarised
+from clip_negatives.compare.reuse import OnRun, finished
+from clip_negatives.compare.run import Job, check_methods, provenance_of
+from clip_negatives.compare.settings import effective, is_set
+from clip_negatives.compare.tuning import Choice, Validation, rates_around, tune
+from clip_negatives.errors import ArtifactError, InputError
+from clip_negatives.host.method import Method, check_temperature
 from clip_negatives.integrations.open_clip.arguments import parsed
+from clip_negatives.integrations.open_clip.train_set import steps_of_epoch
 from clip_negatives.pipelines.prepare import prepare_cached
 from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.printing import log
 from clip_negatives.progress import stage
+from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.ownership import claim_work, replaced_file
 from clip_negatives.storage.paths import check_work, output_path
-from clip_negatives.storage.provenance import Record, differences, in_words
-from clip_negatives.storage.safe_reading import read_json
-
-# Fields of a run that are summarised over seeds.
-FIGURES = (
-    *(f"{direction}_rank_{k}" for direction in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
-    *("seconds_per_step", "peak_memory_mib"),
-    *("false_negatives_per_anchor", "false_negatives_kept_per_anchor", "false_weight", "removed_share"),
-)
-OPTIONAL = {"seconds_per_step", "false_negatives_kept_per_anchor", "false_weight", "removed_share"}  # figures that may be None
-SHOWN = ("seed", "steps", "queries", *(f"chance_rank_{k}" for k in (1, 5, 10)))  # further numbers that every run has
-
-
-OnRun = Callable[[Job, int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The outcome of a comparison.
-
-    Attributes:
-        setting: arguments, data, clusters, versions and machine.
-        runs: fields of each run, ordered by seed, then method.
-        summaries: mean and spread of each figure, by method.
-        differences: paired difference of each figure to the baseline, by method.
-    """
-
-    setting: dict[str, Any]
-    runs: list[dict[str, Any]]
-    summaries: dict[str, dict[str, Summary]]
-    differences: dict[str, dict[str, Difference]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the outcome as a JSON object."""
-        return asdict(self)
+from clip_negatives.storage.provenance import Record
 
 
 def compare(
     output: str | Path,
     *,
-    methods: str = "in_batch,default,paper",
+    methods: str | None = None,
     seeds: int | None = None,
     quick: bool = False,
     test_data: str | None = None,
     recipe: Recipe | None = None,
     arguments: Sequence[str] = (),
+    temperatures: Sequence[float] = (HELD,),
+    tune_lr: bool = False,
     on_run: OnRun | None = None,
 ) -> Comparison:
     """Train every method with every seed and compare.
@@ -80,99 +56,52 @@ def compare(
 
     Args:
         output: folder for runs and results.
-        methods: see `clip_negatives.compare.parse_methods`; baseline and control are always included.
+        methods: see `clip_negatives.compare.parse_methods`; baselines and control are always included. None is "default,paper",
+            or "default,one_cluster+uniform" if `quick`.
         seeds: runs of each method, with seeds 0, 1, ...; None is 3, or 2 if `quick`.
-        quick: train for 2 epochs instead of 20.
+        quick: train for 1 epoch.
         test_data: csv or tars of the test pairs, required with ``--train-data``; the catalogue has its own test pairs.
         recipe: encoders, clusterers and group column; without a group column, equal texts are correct pairs.
-        arguments: further arguments of open_clip_train.
-        on_run: called before each run with its job, its number, the number of runs, and "new", "kept" or "again, because ...".
+        arguments: further arguments of open_clip_train. The tiny model has settings of its own; every other model has
+            open_clip's defaults.
+        temperatures: temperature of the second baseline, `in_batch` with a held temperature. The best of several is chosen on
+            validation pairs, held out of the training data. Empty: no second baseline.
+        tune_lr: choose the learning rate of the baseline on validation pairs, and use it for all methods.
+        on_run: called before each run with its job, its number, the number of runs, and "new", "reused" or
+            "again, because ...".
 
     Raises:
         ClipNegativesError: an argument is wrong, or a run failed; finished runs are kept.
     """
     seeds = (2 if quick else 3) if seeds is None else seeds
+    methods = (QUICK_METHODS if quick else METHODS) if methods is None else methods
     if seeds < 1:
         raise InputError(f"Expected at least 1 seed, got {seeds}.")
+    for temperature in temperatures:
+        check_temperature(temperature)
+    if tune_lr and is_set("lr", arguments):
+        raise InputError(f"--lr sets the learning rate, and {argument('tune_lr')} chooses it. Leave one of them out.")
     output, recipe = output_path(output), recipe or Recipe()
     check_work(output)
     line = with_defaults(arguments, quick=quick)
     check_paths(line, output, test_data)
-    by_name = parse_methods(methods)
+    parse_methods(methods)
     recipe.check()
     with sole_user(output, wait=False):
-        return _compare(output, by_name, seeds, line, test_data, recipe, on_run)
-
-
-def _compare(
-    output: Path,
-    by_name: dict[str, Method],
-    seeds: int,
-    line: list[str],
-    test_data: str | None,
-    recipe: Recipe,
-    on_run: OnRun | None,
-) -> Comparison:
-    """Run the comparison; the caller has locked `output`."""
-    line, train, test = resolve_data(line, output, test_data, recipe.columns.group)
-    test_pairs = open_described(test)
-    len(test_pairs)  # raises now if the test pairs cannot be read
-    test_fingerprint = test_pairs.fingerprint()
-    check_methods(by_name.values(), line, None)
-    started = time.perf_counter()
-    folder = prepare_cached(open_described(train), recipe)
-    prepared = time.perf_counter() - started
-    check_methods(by_name.values(), line, folder.path)
-    claim_work(output)
-    jobs = [
-        Job(name, method, seed, tuple(line), folder.path, test, test_fingerprint, run_folder(output, name, seed))
-        for seed in range(seeds)
-        for name, method in by_name.items()
-    ]
-
-    def identities() -> list[Record]:
-        data = {"training": open_described(train).fingerprint(), "test": open_described(test).fingerprint()}
-        return [_identity(job, provenance_of(job, folder, data)) for job in jobs]
-
-    expected = identities()
-    kept = [_kept(job, identity) for job, identity in zip(jobs, expected, strict=True)]
-    if any(outcome is None for outcome, _ in kept):
-        with stage("Checking the test images", len(test_pairs)) as running:
-            for _ in test_pairs.images(0, len(test_pairs)):  # raises now if an image cannot be read
-                running.advance()
-    runs = []
-    with stage("Comparing", sum(outcome is None for outcome, _ in kept), "new runs") as running:
-        for number, (job, (outcome, state)) in enumerate(zip(jobs, kept, strict=True)):
-            if on_run is not None:
-                on_run(job, number, len(jobs), state)
-            if outcome is None:
-                outcome = run(job)
-                if changes := next(filter(None, map(differences, expected, identities())), None):
-                    fault = f"While the comparison ran, something changed: {in_words(changes)}."
-                    raise InputError(f"{fault} Start it again; runs that are still valid are kept.")
-                with replaced_file(job.new / RESULT) as partial:
-                    partial.write_text(json.dumps({"identity": expected[number], "run": outcome}, indent=2) + "\n")
-                settle(job.folder)
-                running.advance()
-            runs.append(outcome)
-    args = parsed(line)
-    setting = {
-        "arguments": line,
-        "model": args.model,
-        "batch_size": args.batch_size,
-        "epochs": args.epochs,
-        "seeds": seeds,
-        "n_train": folder.clusters.n_samples,
-        "prepare_seconds": prepared,
-        "test": test,
-        "clusters": {key: value for key, value in folder.manifest.items() if key != "files"},
-        "versions": _versions(),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-    }
-    comparison = _summarise(setting, runs, list(by_name))
-    with replaced_file(output / "results.json") as file:
-        file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
-    return comparison
+        line, train, test = resolve_data(line, output, test_data, recipe.columns.group)
+        study = _Study(output, seeds, train, test, recipe, on_run)
+        study.check(parse_methods(methods), line)
+        choices = study.tune(line, temperatures, tune_lr=tune_lr)
+        by_choice = {choice.name: choice.value for choice in choices}
+        if "lr" in by_choice:
+            line = [*line, "--lr", f"{by_choice['lr']:g}"]
+        held = by_choice.get("temperature", temperatures[0] if temperatures else None)
+        settings = effective(line, arguments, quick=quick, tuned=list(by_choice))
+        tuning = {"settings": [setting._asdict() for setting in settings], "tuning": [asdict(choice) for choice in choices]}
+        comparison = study.run(parse_methods(methods, held), line, tuning)
+        with replaced_file(output / "results.json") as file:
+            file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
+        return comparison
 
 
 def run_folder(output: Path, method: str, seed: int) -> Path:
@@ -181,67 +110,98 @@ def run_folder(output: Path, method: str, seed: int) -> Path:
     return output / "runs" / f"{slug}-{hashlib.sha256(method.encode()).hexdigest()[:6]}-seed-{seed}"
 
 
-def read_run(file: Path) -> tuple[Record, dict[str, Any]] | None:
-    """Return provenance and outcome of a run from its result file, or None if the file is missing or damaged."""
-    try:
-        stored = read_json(file, "json_bytes")
-    except (OSError, ValueError):
-        return None
-    identity, outcome = stored.get("identity"), stored.get("run")
-    if isinstance(identity, dict) and isinstance(outcome, dict) and _is_outcome(outcome):
-        return identity, outcome
-    return None
+@dataclass(frozen=True, slots=True)
+class _Study:
+    """A comparison whose output folder is locked; `train` and `test` describe the pairs."""
 
+    output: Path
+    seeds: int
+    train: dict[str, Any]
+    test: dict[str, Any]
+    recipe: Recipe
+    on_run: OnRun | None
 
-def _summarise(setting: dict[str, Any], runs: list[dict[str, Any]], names: Sequence[str]) -> Comparison:
-    comparison = Comparison(setting, runs, {}, {})
-    runs_of = {name: [run for run in runs if run["method"]["name"] == name] for name in names}
-    for name in names:
-        values = {figure: [run[figure] for run in runs_of[name]] for figure in FIGURES}
-        # For example, the removed share is None for a weighting that is computed at each step.
-        known = {figure: numbers for figure, numbers in values.items() if None not in numbers}
-        comparison.summaries[name] = {figure: summarise(numbers) for figure, numbers in known.items()}
-        if name != BASELINE:
-            comparison.differences[name] = {
-                figure: paired_difference(numbers, [run[figure] for run in runs_of[BASELINE]])
-                for figure, numbers in known.items()
-            }
-    return comparison
+    def check(self, by_name: Mapping[str, Method], line: Sequence[str]) -> None:
+        """Check data and methods before the first file is written; log a warm-up that is longer than the training."""
+        len(open_described(self.test))  # raises now if the test pairs cannot be read
+        check_methods(by_name.values(), line, None)
+        args = parsed(line)
+        steps = steps_of_epoch(args) * args.epochs
+        if args.warmup >= steps:
+            fault = f"--warmup {args.warmup} is not shorter than the training ({steps} steps)"
+            log(f"{fault}, so the learning rate never reaches --lr {args.lr:g}. Set --warmup.")
 
+    def tune(self, line: Sequence[str], temperatures: Sequence[float], *, tune_lr: bool) -> list[Choice]:
+        """Choose learning rate and temperature of the baseline on validation pairs, as far as asked."""
+        choices: list[Choice] = []
+        if not tune_lr and len(temperatures) < 2:
+            return choices
+        claim_work(self.output)
+        validation = Validation(self.train, self.output)
+        if tune_lr:
+            choices.append(tune("lr", rates_around(line), line, validation, self.on_run))
+            line = [*line, "--lr", f"{choices[0].value:g}"]
+        if len(temperatures) > 1:
+            choices.append(tune("temperature", temperatures, line, validation, self.on_run))
+        return choices
 
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("clip-negatives", "open_clip_torch", "torch", "faiss-cpu")}
+    def run(self, by_name: Mapping[str, Method], line: Sequence[str], more: dict[str, Any]) -> Comparison:
+        """Make all runs that are not finished, and return the outcome."""
+        started = time.perf_counter()
+        folder = prepare_cached(open_described(self.train), self.recipe)
+        prepared = time.perf_counter() - started
+        check_methods(by_name.values(), line, folder.path)
+        claim_work(self.output)
+        jobs = self._jobs(by_name, line, folder.path)
 
+        def identities() -> list[Record]:
+            data = {"training": open_described(self.train).fingerprint(), "test": open_described(self.test).fingerprint()}
+            return [provenance_of(job, folder, data) for job in jobs]
 
-def _identity(job: Job, provenance: Record) -> Record:
-    return {**provenance, "outcome": {"method": job.name, "figures": list(FIGURES)}}
+        runs, reused = finished(jobs, identities, self._check_images, self.on_run)
+        setting = {**self._setting(line, folder), "prepare_seconds": prepared, "runs_reused": reused, **more}
+        answers = {name: self._answers(name) for name in by_name}
+        return summarised(setting, runs, list(by_name), answers)
 
+    def _jobs(self, by_name: Mapping[str, Method], line: Sequence[str], clusters: Path) -> list[Job]:
+        fingerprint = open_described(self.test).fingerprint()
+        return [
+            Job(name, method, seed, tuple(line), clusters, self.test, fingerprint, run_folder(self.output, name, seed))
+            for seed in range(self.seeds)
+            for name, method in by_name.items()
+        ]
 
-def _kept(job: Job, identity: Record) -> tuple[dict[str, Any] | None, str]:
-    """Return the outcome of an earlier run with the same provenance, or None, and the state that `on_run` gets."""
-    settle(job.folder)
-    stored = read_run(job.folder / RESULT)
-    if stored is None:
-        return None, "again, because its result is damaged" if (job.folder / RESULT).exists() else "new"
-    if changes := differences(stored[0], identity):
-        return None, f"again, because {in_words(changes)}"
-    return stored[1], "kept"
+    def _check_images(self) -> None:
+        """Raise DataError if an image of the test pairs cannot be read."""
+        pairs = open_described(self.test)
+        with stage("Checking the test images", len(pairs)) as running:
+            for _ in pairs.images(0, len(pairs)):
+                running.advance()
 
+    def _answers(self, method: str) -> list[Queries]:
+        """Return the ranks of the test queries in the runs of a method, by seed."""
+        answers = []
+        for seed in range(self.seeds):
+            queries = read_queries(run_folder(self.output, method, seed))
+            if queries is None:
+                folder = run_folder(self.output, method, seed)
+                raise ArtifactError(
+                    f"The ranks in {folder} cannot be read. Start the comparison again: it makes this run again."
+                )
+            answers.append(queries)
+        return answers
 
-def _is_outcome(run: dict[str, Any]) -> bool:
-    """Return whether a run has every field that is summarised or shown, each of the right type."""
-    method, losses = run.get("method"), run.get("losses")
-    return (
-        isinstance(method, dict)
-        and all(isinstance(method.get(name), str) for name in ("name", "sampler", "weighting"))
-        and (method.get("temperature", "") is None or _is_number(method.get("temperature")))
-        and isinstance(losses, list)
-        and all(isinstance(loss, int | float) for loss in losses)  # NaN too
-        and all(name in run and (run[name] is None or _is_number(run[name])) for name in FIGURES)
-        and all(_is_number(run.get(name)) for name in (*set(FIGURES) - OPTIONAL, *SHOWN))
-        and isinstance(run.get("false_negatives_truth"), str)
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    def _setting(self, line: Sequence[str], folder: ClustersFolder) -> dict[str, Any]:
+        args = parsed(line)
+        return {
+            "arguments": list(line),
+            "model": args.model,
+            "batch_size": args.batch_size,
+            "epochs": args.epochs,
+            "seeds": self.seeds,
+            "n_train": folder.clusters.n_samples,
+            "test": self.test,
+            "clusters": {key: value for key, value in folder.manifest.items() if key != "files"},
+            "versions": {name: version(name) for name in ("clip-negatives", "open_clip_torch", "torch", "faiss-cpu")},
+            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        }

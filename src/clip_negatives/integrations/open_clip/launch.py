@@ -85,9 +85,9 @@ def check(arguments: Sequence[str], options: TrainOptions) -> None:
 
 
 def provenance(
-    arguments: Sequence[str], options: TrainOptions, folder: ClustersFolder, data: Mapping[str, Any]
+    arguments: Sequence[str], options: TrainOptions, folder: ClustersFolder | None, data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the provenance record of a run on these clusters; `data` is the section that identifies its data."""
+    """Return the provenance record of a run; `folder` has its clusters, and `data` is the section that identifies its data."""
     from clip_negatives.integrations.open_clip import run_record
 
     return run_record.with_clusters(run_record.record_of(parsed(arguments), options, dict(data)), folder)

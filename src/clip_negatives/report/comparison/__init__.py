@@ -10,6 +10,7 @@ from typing import Any
 from clip_negatives.compare import Comparison
 from clip_negatives.compare.arguments import open_described
 from clip_negatives.compare.methods import BASELINE, CONTROL
+from clip_negatives.compare.tuning import Choice
 from clip_negatives.errors import DataError
 from clip_negatives.report.album import Album
 from clip_negatives.report.comparison import figures
@@ -36,16 +37,16 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
     # The location comes from the caller, never from a file in the folder: `pipe:` would run a command.
     test = comparison.setting.get("test") if answers.get(BASELINE) else None
     album, no_examples = _album(changed, test)
-    difference_plot, difference_tables = figures.differences(comparison)
+    gain_plot, gain_tables = figures.gains(comparison)
     html = render(
         "comparison.html.j2",
         comparison=comparison,
         baseline=BASELINE,
         control=CONTROL,
-        best=max(comparison.summaries, key=lambda name: comparison.summaries[name]["text_to_image_rank_1"].mean),
         rank_plots=figures.ranks(comparison),
-        difference_plot=difference_plot,
-        difference_tables=difference_tables,
+        gain_plot=gain_plot,
+        gain_tables=gain_tables,
+        tuned=[str(Choice(**choice)) for choice in comparison.setting["tuning"]],
         training=figures.curves(comparison),
         cost_plots=figures.costs(comparison),
         mean=functools.partial(figures.mean, comparison),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clip_negatives.compare.methods import BASELINE
 from clip_negatives.compare.queries import Queries, read_queries
-from clip_negatives.compare.study import Comparison, run_folder
+from clip_negatives.compare.results import Comparison
+from clip_negatives.compare.study import run_folder
 
 MAX_EXAMPLES = 6  # per kind and method
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from clip_negatives.compare.methods import BASELINE
-from clip_negatives.compare.output import DIRECTIONS
-from clip_negatives.compare.statistics import paired_difference
-from clip_negatives.compare.study import Comparison
+from clip_negatives.compare.results import DIRECTIONS, TOP_K, Comparison
+from clip_negatives.compare.verdict import in_percent
+from clip_negatives.metrics.statistics import Gain
 from clip_negatives.report.charts import Estimate, Line, intervals, lines
 from clip_negatives.report.page import Plot, Table, decimal
 
-RANKS = {f"Rank@{k}": f"rank_{k}" for k in (1, 5, 10)}
+SCORES = {"MRR": "mrr", **{f"Rank@{k}": f"rank_{k}" for k in TOP_K}}
 
 POINTS = 120  # maximum of a loss curve; a point is the mean over several steps
 
@@ -32,47 +32,61 @@ def mean(comparison: Comparison, method: str, figure: str) -> float | None:
 
 
 def estimates(comparison: Comparison, figure: str, scale: float = 1.0) -> dict[str, Estimate]:
-    """Return mean, interval and runs of a figure, for each method that has it."""
+    """Return mean and runs of a figure, for each method that has it."""
     results = {}
     for name in (name for name, figures in comparison.summaries.items() if figure in figures):
         runs = [scale * value for value in values(comparison, name, figure)]
-        result = paired_difference(runs, [0.0] * len(runs))  # the difference to 0 has the interval of the mean
-        results[name] = Estimate(result.mean, result.low, result.high, runs)
+        results[name] = Estimate(fmean(runs), None, None, runs)
     return results
 
 
 def ranks(comparison: Comparison) -> list[Plot]:
-    """Return plots of Rank@k in both directions."""
-    chance = ", ".join(f"{100 * comparison.runs[0][f'chance_rank_{k}']:.2g} % at {k}" for k in (1, 5, 10))
-    note = f"Dot: mean over the seeds; bar: its 95 % interval; tick: one run. Chance: {chance}."
+    """Return plots of MRR and Rank@k in both directions."""
+    chance = ", ".join(f"{100 * comparison.runs[0][f'chance_rank_{k}']:.2g} % at {k}" for k in TOP_K)
+    note = f"Dot: mean over the seeds; tick: one run. Rank@k by chance: {chance}."
     plots = []
     for direction, label in DIRECTIONS.items():
-        series = {rank: estimates(comparison, f"{direction}_{field}", 100) for rank, field in RANKS.items()}
-        table = _ranks_table(f"Rank@k, {label}, in %: mean and 95 % interval", series)
-        plots.append(intervals(f"Rank@k, {label}", series, note, "% of queries", table=table))
+        series = {name: estimates(comparison, f"{direction}_{field}", 100) for name, field in SCORES.items()}
+        table = _scores_table(f"MRR and Rank@k, {label}, in %: mean over the seeds", series)
+        plots.append(intervals(f"MRR and Rank@k, {label}", series, note, "%", table=table))
     return plots
 
 
-def differences(comparison: Comparison) -> tuple[Plot, list[Table]]:
-    """Return a plot of the paired difference of Rank@1 to the baseline, and tables for all k."""
-
-    def difference(name: str, figure: str) -> Estimate:
-        result = comparison.differences[name][figure]
-        low, high = (None if value is None else 100 * value for value in (result.low, result.high))
-        pairs = zip(values(comparison, name, figure), values(comparison, BASELINE, figure), strict=True)
-        return Estimate(100 * result.mean, low, high, [100 * (a - b) for a, b in pairs])
-
-    series, tables = {}, []
+def gains(comparison: Comparison) -> tuple[Plot | None, list[Table]]:
+    """Return a plot of the gain in MRR with intervals, and tables of the gains and of the differences of all scores."""
+    rows = [(name, in_percent(gain)) for name, gain in comparison.gains.items()]
+    note = "Dot: gain; bar: interval. The intervals hold for all methods together in 95 % of comparisons."
+    if not rows:
+        return None, []
+    table = Table(f"Gain in MRR over {BASELINE}, text to image", ("method", "gain [95 %]"), rows)
+    estimates = {name: _estimate(gain) for name, gain in comparison.gains.items()}
+    title = f"Gain in MRR over {BASELINE}, text to image"
+    plot = intervals(title, {"": estimates}, note, "%", signed=True, table=table)
+    tables = []
+    if comparison.gains_over_held:
+        (held,) = set(comparison.summaries) - {BASELINE, *comparison.gains_over_held}
+        over_held = [(name, in_percent(gain)) for name, gain in comparison.gains_over_held.items()]
+        tables.append(Table(f"Gain in MRR over {held}, text to image", ("method", "gain [95 %]"), over_held))
     for direction, label in DIRECTIONS.items():
-        by_rank = {
-            rank: {name: difference(name, f"{direction}_{field}") for name in comparison.differences}
-            for rank, field in RANKS.items()
-        }
-        series[label] = by_rank["Rank@1"]
-        caption = f"Rank@k, {label}, minus {BASELINE} of the same seed, in percentage points: mean and 95 % interval"
-        tables.append(_ranks_table(caption, by_rank, "+"))
-    note = "Dot: mean difference over the seeds; bar: its 95 % interval; tick: one seed. Not significant if the bar crosses 0."
-    return intervals(f"Rank@1 minus {BASELINE}", series, note, "percentage points", signed=True), tables
+        series = {name: _differences(comparison, f"{direction}_{field}") for name, field in SCORES.items()}
+        caption = f"MRR and Rank@k, {label}, minus {BASELINE}, in percentage points, with 95 % interval"
+        tables.append(_scores_table(caption, series, "+"))
+    return plot, tables
+
+
+def _estimate(gain: Gain) -> Estimate:
+    low, high = (None if end is None else 100 * end for end in (gain.low, gain.high))
+    return Estimate(100 * gain.estimate, low, high, [])
+
+
+def _differences(comparison: Comparison, figure: str) -> dict[str, Estimate]:
+    """Return the differences of a figure to the baseline in percentage points, by method."""
+    results = {}
+    for name, differences in comparison.differences.items():
+        mean, low, high = (getattr(differences[figure], part) for part in ("mean", "low", "high"))
+        ends = [None if end is None else 100 * end for end in (low, high)]
+        results[name] = Estimate(100 * mean, ends[0], ends[1], [])
+    return results
 
 
 def costs(comparison: Comparison) -> list[Plot]:
@@ -82,7 +96,7 @@ def costs(comparison: Comparison) -> list[Plot]:
         ("seconds_per_step", "Time per step", "Median time between two batches.", "seconds"),
         ("peak_memory_mib", "Peak memory", "Memory of the training process, without evaluation.", "MiB"),
     ):
-        series = {name: item._replace(low=None, high=None) for name, item in estimates(comparison, figure).items()}
+        series = estimates(comparison, figure)
         if series:  # a run of one step has no time between batches
             plots.append(intervals(title, {"": series}, f"{meaning} Dot: mean over the seeds; tick: one run.", unit))
     return plots
@@ -118,7 +132,7 @@ def curves(comparison: Comparison) -> Plot | None:
     return lines("Training loss", series, note, xlabel="logged step", ylabel="loss", table=table, height=250)
 
 
-def _ranks_table(caption: str, series: Mapping[str, Mapping[str, Estimate]], sign: str = "") -> Table:
+def _scores_table(caption: str, series: Mapping[str, Mapping[str, Estimate]], sign: str = "") -> Table:
     """Return the estimates by method; with `sign` "+", positive numbers have a sign too."""
 
     def cell(estimate: Estimate) -> str:
