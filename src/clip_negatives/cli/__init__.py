@@ -41,6 +41,7 @@ KEPT = {
     **dict.fromkeys(("generate", "prepare", "reshard"), CONTINUED),
     **dict.fromkeys(("inspect", "meter"), "Encoded data are kept. Run the same command again to continue."),
     **dict.fromkeys(("catalogue", "labels"), "Nothing was written. Run the same command again."),
+    "choose": "Finished runs are kept. Run the same command again to continue.",
     "train": "Encoded data and checkpoints are kept. To continue from a checkpoint, add --name RUN --resume latest.",
 }
 
