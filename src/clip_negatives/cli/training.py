@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -183,7 +182,7 @@ def compare(
         text.print(sentence)
     text.print(show.results_table(comparison))
     echo(f"Report: {page}. Results: {output / 'results.json'}, {output / 'ranks.png'}", err=is_stdout(json_file))
-    write_json(json_file, json.loads((output / "results.json").read_text()))
+    write_json(json_file, comparison.to_dict())
     better = [name for name, gain in comparison.gains.items() if gain.sign > 0 and name != CONTROL]
     if better:
         best = max(better, key=lambda name: comparison.gains[name].estimate)
