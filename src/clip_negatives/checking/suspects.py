@@ -11,8 +11,6 @@ from clip_negatives.checking.truth import Truth
 from clip_negatives.dataset.decided import Decisions, Samples
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
-LEAST_AGREEMENT = 0.05
-LARGEST_LIFT = 16.0  # pairs with such ranks are at least 16 times as frequent as by chance
 MOST_COMPARED = 200_000  # similar pairs that are looked at
 
 
@@ -40,7 +38,7 @@ class Suspect:
 
 
 def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]:
-    """Return the most suspect pairs, by falling agreement.
+    """Return the most suspect pairs, by falling ``suspicion * agreement``, see `clip_negatives.heads.SimilarPairs`.
 
     Pairs of one group, and decided pairs, are left out. Of samples that are all similar, only the pairs that connect them are
     listed: n samples are joined by n - 1 decisions.
@@ -48,8 +46,8 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
     if truth.sampled is None:
         return []
     rows, pairs = truth.sampled.rows, truth.sampled.pairs
-    pairs = pairs.take(pairs.agreement > LEAST_AGREEMENT)
-    pairs = pairs.take(pairs.agreement.argsort(descending=True, stable=True)[:MOST_COMPARED])
+    pairs = pairs.take(pairs.suspicion > 0)
+    pairs = pairs.take((pairs.suspicion * pairs.agreement).argsort(descending=True, stable=True)[:MOST_COMPARED])
     listed: list[Suspect] = []
     connected = _Connected(truth.groups, decisions.same)
     different = set(decisions.different)
@@ -59,14 +57,16 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
             break
         if (left, right) in different or not connected.join(left, right):
             continue
-        why = _reason(bool(truth.texts[left] == truth.texts[right]), image, lift)
+        why = _reason(bool(truth.texts[left] == truth.texts[right]), image)
         listed.append(Suspect(left, right, image, text, agreement, lift, why))
     return listed
 
 
 def samples_of(folder: ClustersFolder) -> Samples:
     """Return the identity of the samples of a clusters folder."""
-    columns = {name: folder.samples[name].to_pylist() for name in ("key", "text", "image") if name in folder.samples.column_names}
+    columns = {
+        name: folder.samples[name].to_pylist() for name in ("key", "text", "image") if name in folder.samples.column_names
+    }
     return Samples(columns["key"], columns["text"], columns.get("image"))
 
 
@@ -112,9 +112,9 @@ class _Connected:
         return node
 
 
-def _reason(is_same_text: bool, image: float, lift: float) -> str:
+def _reason(is_same_text: bool, image: float) -> str:
     if is_same_text:
         return "same text and similar image"
     if image > 0.999:
         return "same image and similar text"
-    return "similar image and text" + ("" if lift < LARGEST_LIFT else ", rarely by chance")
+    return "similar image and text"

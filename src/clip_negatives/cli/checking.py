@@ -30,6 +30,7 @@ DECIDED_CLUSTERS = "clusters-decided"  # folder of the next prepare
 )
 @click.argument("clusters", metavar="CLUSTERS_OR_DATA")
 @click.option("--output", "-o", default="check", type=parameters.FOLDER, help="Folder of the page and of suspects.csv.")
+@click.option("--data", help="Data of the clusters: for the command to train, and for images in tars.")
 @click.option("--no-choose", "choose", is_flag=True, flag_value=False, default=True, help="Do not compare methods.")
 @click.option("--suspects", default=200, type=click.IntRange(min=1), help="Most suspect pairs to list.")
 @parameters.decided_option
@@ -40,6 +41,7 @@ DECIDED_CLUSTERS = "clusters-decided"  # folder of the next prepare
 def check(
     clusters: str,
     output: Path,
+    data: str | None,
     choose: bool,
     suspects: int,
     decided: Path | None,
@@ -54,15 +56,21 @@ def check(
     and the command to train with; OUTPUT/index.html shows suspect pairs and a map.
     """
     early.check_clusters_or_data(clusters, dataset_type)
+    if data is not None:
+        early.check_data(data, dataset_type)
     early.check_output_folder(output, "report")
     if json_file is not None:
         early.check_output_file(json_file)
     from clip_negatives.checking import check as check_clusters
+    from clip_negatives.dataset import open_pairs
     from clip_negatives.report import write_check
 
     folder, source = clusters_and_data(clusters, dataset_type, recipe)
+    if data is not None:
+        source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
     result = check_clusters(folder, decided=decided, choose=choose, suspects=suspects)
-    lines = _next_lines(result, clusters, decided, is_data=source is not None)
+    is_data = early.is_data(clusters, dataset_type)
+    lines = _next_lines(result, clusters if is_data else data, decided, options=RECIPE if is_data else ())
     with stage("Writing the page"):
         written = write_check(result, output, commands=lines, source=source)
     to = console(stderr=is_stdout(json_file))
@@ -105,15 +113,14 @@ def print_rates(verdict: Verdict, to: Console) -> None:
         to.print(f"Left out, because there are only {rates.n_samples:,} samples: batches of {sizes}.")
 
 
-def _next_lines(result: Check, clusters: str, decided: Path | None, *, is_data: bool) -> list[str]:
+def _next_lines(result: Check, known_data: str | None, decided: Path | None, options: tuple[str, ...]) -> list[str]:
     """Return the commands to run next: to train, after preparing clusters with the decisions, if there are any."""
-    data = clusters if is_data else TRAIN_DATA
+    data = known_data or TRAIN_DATA
     folder: Path | str = result.folder.path
     lines = []
     if decided is not None:
         folder = DECIDED_CLUSTERS
-        options = ("dataset_type", *COLUMNS, *RECIPE) if is_data else ()
-        lines.append(command_line("prepare", data, folder, "--decided", decided, options=options))
+        lines.append(command_line("prepare", data, folder, "--decided", decided, options=("dataset_type", *COLUMNS, *options)))
     after = ("--train-data", data, *MODEL)
     lines.append(command_line("train", "--clusters", folder, "--method", result.advice.method, options=COLUMNS, after=after))
     return lines

@@ -11,10 +11,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clip_negatives.advice import argument
 from clip_negatives.dataset.csv import read_csv
 from clip_negatives.errors import DataError
+
+if TYPE_CHECKING:
+    from clip_negatives.dataset import TablePairs, TarPairs
 
 SAME, DIFFERENT = "same", "different"
 IDENTITY = ("row", "key", "text", "image")  # columns of each sample, with the endings _a and _b
@@ -113,6 +117,20 @@ def has_decisions(file: Path) -> bool:
         return any(row["decision"].strip() for row in _rows(file))
     except DataError:
         return False
+
+
+def with_decisions(pairs: TablePairs | TarPairs, file: str | Path) -> TablePairs:
+    """Return the pairs of a table with the groups that the decisions in a file of suspect pairs join.
+
+    Raises:
+        DataError: the pairs are in tars, or the decisions do not fit them; see `read_decisions` and `joined_groups`.
+    """
+    from clip_negatives.dataset.tables import TablePairs
+
+    if not isinstance(pairs, TablePairs):
+        raise DataError(f"{argument('decided')} needs a table, not tars: the groups of tars are in their .json files.")
+    decisions = read_decisions(file, Samples(pairs.keys, pairs.texts, pairs.image_paths))
+    return pairs.with_groups(joined_groups(decisions, pairs.groups, len(pairs)))
 
 
 def joined_groups(decisions: Decisions, groups: Sequence[str] | None, n_samples: int) -> list[str]:

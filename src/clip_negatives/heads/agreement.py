@@ -13,6 +13,8 @@ from clip_negatives.errors import InputError
 
 NEIGHBOURS = 128  # nearest samples of each modality that are compared
 AGREEMENT, POWER = 0.5, 4.0  # near-duplicates: (image cosine x text cosine)^POWER above AGREEMENT
+LEAST_AGREEMENT = 0.05  # of a suspect pair
+USUAL_LIFT = 16.0  # of samples that are alike, but not the same; chosen on one data set
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,6 +43,11 @@ class SimilarPairs:
     def agreement(self) -> Tensor:
         """Return ``([image]+ [text]+) ** POWER``, 0 .. 1, float32."""
         return (self.image.clamp(min=0) * self.text.clamp(min=0)) ** POWER
+
+    @property
+    def suspicion(self) -> Tensor:
+        """Return ``(1 - 16 / lift)+`` where the agreement is above 0.05, else 0: about the probability of a near-duplicate."""
+        return (1 - USUAL_LIFT / self.lift).clamp(min=0) * (self.agreement > LEAST_AGREEMENT)
 
     def take(self, places: Tensor) -> SimilarPairs:
         """Return the pairs at these places, or those of a mask."""

@@ -37,9 +37,7 @@ class Plot(NamedTuple):
     table: Table | None = None
 
 
-def render(
-    template: str, *, libraries: Sequence[str] = (), scripts: Sequence[str] = ("page.js",), **values: Any
-) -> str:
+def render(template: str, *, libraries: Sequence[str] = (), scripts: Sequence[str] = ("page.js",), **values: Any) -> str:
     """Return the HTML of a template; all values are escaped, except style, scripts and drawings.
 
     Args:
