@@ -102,7 +102,7 @@ def _about_clusters(method: Method, verdict: Verdict) -> str:
 def _certainty(truth: Truth, verdict: Verdict, choice: Choice | None) -> list[str]:
     sentences = []
     if truth.has_groups:
-        sentences.append(f"The number of false negatives is counted: {truth.coverage:.0%} of the samples have a group.")
+        sentences.append(f"The number of false negatives is counted: {100 * truth.coverage:.0f} % of the samples have a group.")
     elif verdict.rates.all.is_estimate:
         sentences.append(
             "The number of false negatives is an estimate: similar in image and text is not the same as correct. Decide the "

@@ -45,8 +45,8 @@ class ClusterMatch:
     def sentence(self) -> str:
         """Return the match in words."""
         return (
-            f"{self.modality.capitalize()} clusters hold {self.recall:.0%} of the pairs of the same {self.truth} (recall), and "
-            f"{self.precision:.1%} of their pairs have the same {self.truth} (precision; by chance {self.chance:.2%})."
+            f"{self.modality.capitalize()} clusters hold {100 * self.recall:.0f} % of the pairs of the same {self.truth} (recall), and "
+            f"{100 * self.precision:.1f} % of their pairs have the same {self.truth} (precision; by chance {100 * self.chance:.2f} %)."
         )
 
 
@@ -56,7 +56,8 @@ class Quality:
 
     Attributes:
         matches: match of the clusters and the truth; empty without a truth.
-        overlap: share of the 10 nearest neighbours of an image that are among the 10 nearest of its text; None without features.
+        overlap: share of the 10 nearest neighbours of an image that are among the 10 nearest of its text; None without
+            features.
         chance: this share in random data.
         encoders: encoder of each modality.
         better: for each encoder without weights, the options that use a better one.
@@ -78,15 +79,12 @@ class Quality:
     def sentences(self) -> list[str]:
         """Return the quality in words, the verdict first."""
         verdicts = {True: "Yes, good enough", False: "No, they are weak", None: "Unknown: the features were not kept"}
-        if self.better and self.is_good:
-            verdict = "They are usable, but better ones exist"
-        else:
-            verdict = verdicts[self.is_good]
+        verdict = "They are usable, but better ones exist" if self.better and self.is_good else verdicts[self.is_good]
         facts = [match.sentence() for match in self.matches]
         if self.overlap is not None:
             facts.append(
-                f"Of the {NEAREST} nearest neighbours of an image, {self.overlap:.1%} are among the {NEAREST} nearest of its text "
-                f"(by chance {self.chance:.2%})."
+                f"Of the {NEAREST} nearest neighbours of an image, {100 * self.overlap:.1f} % are among the {NEAREST} "
+                f"nearest of its text (by chance {100 * self.chance:.2f} %)."
             )
         return [f"{verdict}.", *facts, *self.better]
 
@@ -110,10 +108,9 @@ def quality_of(folder: ClustersFolder, truth: Truth) -> Quality:
 def _matches(folder: ClustersFolder, truth: Truth) -> list[ClusterMatch]:
     """Return the match of both modalities and the groups, or of the image clusters and the texts."""
     n = len(truth.texts)
+    name, ids, sides = "text", truth.texts, ["image"]
     if truth.has_groups and truth.groups is not None:
-        name, ids, sides = "group", truth.groups, ("image", "text")
-    else:
-        name, ids, sides = "text", truth.texts, ("image",)
+        name, ids, sides = "group", truth.groups, ["image", "text"]
     known = same_share(ids)
     if known * n * (n - 1) / 2 < LEAST_PAIRS:
         return []

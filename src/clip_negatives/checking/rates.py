@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from clip_negatives.checking.truth import Sampled, Truth
@@ -120,8 +119,8 @@ def same_share(ids: Tensor) -> float:
 
 def joint_ids(first: Tensor, second: Tensor) -> Tensor:
     """Return ids that are equal where both ids are equal, int64, shape (N,)."""
-    _, places = torch.stack([first, second]).unique(dim=1, return_inverse=True)
-    return places
+    codes = [ids.unique(return_inverse=True)[1] for ids in (first, second)]
+    return codes[0] * (int(codes[1].max()) + 1) + codes[1]
 
 
 def _near_duplicate_shares(truth: Truth, sampled: Sampled) -> tuple[float, float]:

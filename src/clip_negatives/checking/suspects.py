@@ -64,9 +64,8 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
 
 def samples_of(folder: ClustersFolder) -> Samples:
     """Return the identity of the samples of a clusters folder."""
-    columns = {
-        name: folder.samples[name].to_pylist() for name in ("key", "text", "image") if name in folder.samples.column_names
-    }
+    names = [name for name in ("key", "text", "image") if name in folder.samples.column_names]
+    columns = {name: folder.samples[name].to_pylist() for name in names}
     return Samples(columns["key"], columns["text"], columns.get("image"))
 
 

@@ -101,13 +101,14 @@ class Neighbourhoods:
         text_keys, text_order = (offsets + self.text_near).flatten().sort()
         in_text = torch.isin(image_keys, text_keys)
         keys = image_keys[in_text]
-        bins = [_bin(order[place] % m) for order, place in ((image_order, in_text), (text_order, torch.isin(text_keys, keys)))]
+        image_bins = _bin(image_order[in_text] % m)
+        text_bins = _bin(text_order[torch.isin(text_keys, keys)] % m)
         left, right = keys // n, keys % n
         pairs, places = (torch.minimum(left, right) * n + torch.maximum(left, right)).unique(return_inverse=True)
-        lift = torch.zeros(len(pairs)).scatter_reduce_(0, places, _lift(*bins, n, m), "amax")
+        lift = torch.zeros(len(pairs)).scatter_reduce_(0, places, _lift(image_bins, text_bins, n, m), "amax")
         left, right = pairs // n, pairs % n
-        cosines = ((features[left] * features[right]).sum(1) for features in (self.images, self.texts))
-        return SimilarPairs(left, right, *cosines, lift)
+        image, text = ((features[left] * features[right]).sum(1) for features in (self.images, self.texts))
+        return SimilarPairs(left, right, image, text, lift)
 
     def overlap(self, k: int) -> float:
         """Return the share of the k nearest samples by image that are among the k nearest by text, 0 .. 1."""
