@@ -44,9 +44,10 @@ class ClusterMatch:
 
     def sentence(self) -> str:
         """Return the match in words."""
+        recall, precision, chance = (100 * value for value in (self.recall, self.precision, self.chance))
         return (
-            f"{self.modality.capitalize()} clusters hold {100 * self.recall:.0f} % of the pairs of the same {self.truth} (recall), and "
-            f"{100 * self.precision:.1f} % of their pairs have the same {self.truth} (precision; by chance {100 * self.chance:.2f} %)."
+            f"{self.modality.capitalize()} clusters hold {recall:.0f} % of the pairs of the same {self.truth} (recall), and "
+            f"{precision:.1f} % of their pairs have the same {self.truth} (precision; by chance {chance:.2f} %)."
         )
 
 

@@ -2,7 +2,8 @@
 
 A false negative is an incorrect pair that is in truth correct: the two samples have the same group or the same text. Where
 most samples have no group, near-duplicates count too. Their number is an estimate, from at most 20,000 random samples: the sum
-of `clip_negatives.heads.SimilarPairs.suspicion`. On the catalogue, it was half to two thirds of the true number.
+of `clip_negatives.heads.SimilarPairs.suspicion`. On the catalogue, it was a sixth to
+two thirds of the true number.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def same_share(ids: Tensor) -> float:
 
 def joint_ids(first: Tensor, second: Tensor) -> Tensor:
     """Return ids that are equal where both ids are equal, int64, shape (N,)."""
-    codes = [ids.unique(return_inverse=True)[1] for ids in (first, second)]
+    codes: list[Tensor] = [ids.unique(return_inverse=True)[1] for ids in (first, second)]
     return codes[0] * (int(codes[1].max()) + 1) + codes[1]
 
 

@@ -28,7 +28,7 @@ class Verdict:
     def answers(self) -> dict[str, list[str]]:
         """Return sentences by question."""
         problem = [self.rates.sentence()]
-        if not self.quality.is_good and self.rates.all.is_estimate:
+        if self.rates.all.is_estimate and (self.quality.better or not self.quality.is_good):
             problem.append("The estimate depends on the features: with weak ones, most near-duplicates are missed.")
         return {PROBLEM: problem, FEATURES: self.quality.sentences()}
 

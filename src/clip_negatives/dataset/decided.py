@@ -187,7 +187,7 @@ def _sample(row: Mapping[str, str], side: str, samples: Samples, where: str) -> 
             "checked."
         )
     expected = samples.row(sample, side)
-    for name in ("text", "key"):
+    for name in IDENTITY[1:]:
         if _compared(row[f"{name}_{side}"]) != _compared(expected[f"{name}_{side}"]):
             raise DataError(
                 f"{where}: {name}_{side} is {row[f'{name}_{side}']!r}, but row {sample} of the data has "
