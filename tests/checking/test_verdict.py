@@ -69,9 +69,7 @@ def test_batch_sizes(n: int, sizes: tuple[int, ...], left_out: tuple[int, ...], 
     assert (rates.batch_sizes, rates.left_out, rates.reference) == (sizes, left_out, reference)
 
 
-@pytest.mark.parametrize(
-    ("per_anchor", "start"), [(0.0, "No. "), (0.009, "No. "), (0.05, "Hardly. "), (0.5, "Yes. ")]
-)
+@pytest.mark.parametrize(("per_anchor", "start"), [(0.0, "No. "), (0.009, "No. "), (0.05, "Hardly. "), (0.5, "Yes. ")])
 def test_sentence_by_the_number_of_false_negatives(per_anchor: float, start: str) -> None:
     rates = Rates(5000, (), Rate("same text", per_anchor / 1023))
     assert rates.sentence().startswith(start)

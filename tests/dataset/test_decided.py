@@ -80,8 +80,14 @@ Change = Callable[[list[dict[str, str]]], object]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda part: part[1].update(decision="maybe"), "row 2 below its header: the decision is 'maybe'. Write same, different"),
-        (lambda part: part[1].update(text_a="green cup"), "row 2 below its header: text_a is 'green cup', but row 2 of the data"),
+        (
+            lambda part: part[1].update(decision="maybe"),
+            "row 2 below its header: the decision is 'maybe'. Write same, different",
+        ),
+        (
+            lambda part: part[1].update(text_a="green cup"),
+            "row 2 below its header: text_a is 'green cup', but row 2 of the data",
+        ),
         (lambda part: part[1].update(key_b="17"), "row 2 below its header: key_b is '17', but row 3 of the data has '3'"),
         (lambda part: part[1].update(image_b="x.png"), "row 2 below its header: image_b is 'x.png', but row 3 of the data"),
         (lambda part: part[1].update(row_b="6"), "row 2 below its header: row_b is '6', not a row of the data"),
@@ -142,3 +148,17 @@ def test_decisions_change_groups_and_fingerprint_of_a_table(tmp_path: Path) -> N
 def test_tars_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs a table, not tars"):
         with_decisions(open_pairs(write_tars(tmp_path, 8)), tmp_path / "suspects.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe\x00", "is not in UTF-8. Save it as a csv file in UTF-8"),
+        (suspects_text(rows((0, 1, "same"))).encode() + b"same,1,2\n", r"row 2 below its header: expected 14 fields"),
+        (b'decision\n"open', "cannot be read as a csv file: unexpected end of data"),
+    ],
+)
+def test_damaged_files_are_errors(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "suspects.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_decisions(tmp_path / "suspects.csv", SAMPLES)

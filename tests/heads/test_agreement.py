@@ -48,7 +48,10 @@ def test_pairs_equal_a_double_loop(m: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == sorted(lifts)
     assert pairs.lift.tolist() == pytest.approx([lifts[pair] for pair in sorted(lifts)], rel=1e-5)
     assert torch.allclose(pairs.image, (neighbourhoods.images[pairs.left] * neighbourhoods.images[pairs.right]).sum(1))
-    shared = [len({j for j, rank in a.items() if rank <= 3} & {j for j, rank in b.items() if rank <= 3}) for a, b in zip(by_image, by_text, strict=True)]
+    shared = [
+        len({j for j, rank in a.items() if rank <= 3} & {j for j, rank in b.items() if rank <= 3})
+        for a, b in zip(by_image, by_text, strict=True)
+    ]
     assert neighbourhoods.overlap(3) == pytest.approx(sum(shared) / (3 * n))
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clip_negatives.advice import argument
-from clip_negatives.dataset.csv import read_csv
+from clip_negatives.dataset.columns import SEPARATORS
+from clip_negatives.dataset.urls import check_local_file
 from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,12 +24,8 @@ if TYPE_CHECKING:
 SAME, DIFFERENT = "same", "different"
 IDENTITY = ("row", "key", "text", "image")  # columns of each sample, with the endings _a and _b
 FIGURES = ("image_similarity", "text_similarity", "agreement", "lift")
-COLUMNS = (
-    "decision",
-    "why",
-    *FIGURES,
-    *(f"{name}_{side}" for name in IDENTITY for side in "ab"),
-)
+REQUIRED = tuple(f"{name}_{side}" for name in IDENTITY for side in "ab")
+COLUMNS = ("decision", "why", *FIGURES, *REQUIRED)
 FORMULA = "=+-@\t\r"  # a spreadsheet would run a cell that begins with one of these characters
 
 
@@ -168,13 +165,26 @@ def joined_groups(decisions: Decisions, groups: Sequence[str] | None, n_samples:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    frame, _ = read_csv(file, texts=COLUMNS)
-    if missing := [name for name in COLUMNS if name not in FIGURES and name not in ("why", *frame.columns)]:
+    """Read the rows with Python's own reader: pandas reads the text "nan" as a missing value."""
+    check_local_file("file of suspect pairs", str(file))
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        separator = max(SEPARATORS, key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        rows = list(reader)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not in UTF-8. Save it as a csv file in UTF-8.") from error
+    except (OSError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read as a csv file: {error}. Save it as a csv file again.") from error
+    names = list(reader.fieldnames or ())
+    if missing := [name for name in ("decision", *REQUIRED) if name not in names]:
         raise DataError(f"{file} has no column {missing[0]}. Use the suspects.csv that clip-negatives check wrote.")
-    if not frame.columns.is_unique:
-        raise DataError(f"{file} has a column twice. Use the suspects.csv that clip-negatives check wrote.")
-    frame = frame.reindex(columns=list(COLUMNS)).fillna("")
-    return [{str(name): str(value) for name, value in row.items()} for row in frame.to_dict("records")]
+    for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            raise DataError(
+                f"{file}, row {number} below its header: expected {len(names)} fields. Put texts with {separator!r} in quotes."
+            )
+    return [{name: row.get(name, "") for name in COLUMNS} for row in rows]
 
 
 def _sample(row: Mapping[str, str], side: str, samples: Samples, where: str) -> int:
