@@ -69,9 +69,19 @@ def test_batch_sizes(n: int, sizes: tuple[int, ...], left_out: tuple[int, ...], 
     assert (rates.batch_sizes, rates.left_out, rates.reference) == (sizes, left_out, reference)
 
 
-@pytest.mark.parametrize(("per_anchor", "start"), [(0.0, "No. "), (0.009, "No. "), (0.05, "Hardly. "), (0.5, "Yes. ")])
-def test_sentence_by_the_number_of_false_negatives(per_anchor: float, start: str) -> None:
-    rates = Rates(5000, (), Rate("same text", per_anchor / 1023))
+@pytest.mark.parametrize(
+    ("per_anchor", "is_estimate", "start"),
+    [
+        (0.0, False, "No. "),
+        (0.009, True, "No. "),
+        (0.05, False, "Few, if any. "),
+        (0.2, True, "Few, if any. "),
+        (0.2, False, "Yes. "),
+        (0.5, True, "Probably. "),
+    ],
+)
+def test_sentence_by_the_number_of_false_negatives(per_anchor: float, is_estimate: bool, start: str) -> None:
+    rates = Rates(5000, (), Rate("same text", per_anchor / 1023, is_estimate))
     assert rates.sentence().startswith(start)
     assert rates.is_negligible == (start == "No. ")
 

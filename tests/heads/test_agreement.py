@@ -48,10 +48,8 @@ def test_pairs_equal_a_double_loop(m: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(zip(pairs.left.tolist(), pairs.right.tolist(), strict=True)) == sorted(lifts)
     assert pairs.lift.tolist() == pytest.approx([lifts[pair] for pair in sorted(lifts)], rel=1e-5)
     assert torch.allclose(pairs.image, (neighbourhoods.images[pairs.left] * neighbourhoods.images[pairs.right]).sum(1))
-    shared = [
-        len({j for j, rank in a.items() if rank <= 3} & {j for j, rank in b.items() if rank <= 3})
-        for a, b in zip(by_image, by_text, strict=True)
-    ]
+    nearest = [[{j for j, rank in row.items() if rank <= 3} for row in part] for part in (by_image, by_text)]
+    shared = [len(a & b) for a, b in zip(*nearest, strict=True)]
     assert neighbourhoods.overlap(3) == pytest.approx(sum(shared) / (3 * n))
 
 

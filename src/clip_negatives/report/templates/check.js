@@ -59,7 +59,7 @@
         animation: false,
         maintainAspectRatio: false,
         elements: { point: { radius: 3, hoverRadius: 6, borderWidth: 0 } },
-        scales: { x: { ticks: { display: false } }, y: { ticks: { display: false } } },
+        scales: { x: { display: false }, y: { display: false } },
         plugins: {
           legend: { display: false },
           tooltip: {
@@ -86,10 +86,9 @@
       const paint = ({ cluster }) => colours[cluster % colours.length];
       const datasets = [{ data: shown, pointBackgroundColor: shown.map(paint) }];
       if (chosen !== "") datasets.push({ data: all, pointBackgroundColor: colour("--line"), pointRadius: 2, pointHitRadius: 0, pointHoverRadius: 2 });
-      for (const axis of Object.values(chart.options.scales)) axis.grid = { color: colour("--line") };
       chart.data.datasets = datasets;
       chart.update();
-      count.textContent = `${shown.length} of ${all.length} samples.`;
+      count.textContent = `${shown.length.toLocaleString("en")} of ${all.length.toLocaleString("en")} samples.`;
     }
 
     form.addEventListener("input", (event) => {
