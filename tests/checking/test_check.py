@@ -25,14 +25,16 @@ from clip_negatives.host.method import Method
 def test_suspects_are_ordered_and_connect_no_samples_twice(ungrouped: ClustersFolder) -> None:
     truth = truth_about(ungrouped)
     listed = suspects_of(truth, Decisions(), 1000)
-    scores = [(1 - 16 / suspect.lift) * suspect.agreement for suspect in listed]
-    assert scores == sorted(scores, reverse=True)
+    scores = [(max(0.0, 1 - 16 / suspect.lift) * suspect.agreement, suspect.agreement) for suspect in listed]
+    assert [score for score, _ in scores] == pytest.approx(sorted((score for score, _ in scores), reverse=True))
+    rest = [agreement for score, agreement in scores if score == 0]
+    assert rest == sorted(rest, reverse=True)
     left, right = (torch.tensor([getattr(suspect, side) for suspect in listed]) for side in ("left", "right"))
     n = ungrouped.clusters.n_samples
     assert len(components(n, left, right).unique()) == n - len(listed)
     assert truth.sampled is not None
     pairs = truth.sampled.pairs
-    suspicious = pairs.take(pairs.suspicion > 0)
+    suspicious = pairs.take(pairs.agreement > 0.05)
     all_of_them = components(n, suspicious.left, suspicious.right)
     assert torch.equal(components(n, left, right), all_of_them)
 

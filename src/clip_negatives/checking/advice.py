@@ -105,8 +105,8 @@ def _certainty(truth: Truth, verdict: Verdict, choice: Choice | None) -> list[st
         sentences.append(f"The number of false negatives is counted: {100 * truth.coverage:.0f} % of the samples have a group.")
     elif verdict.rates.all.is_estimate:
         sentences.append(
-            "The number of false negatives is an estimate: similar samples need not show the same. It was 0.19 on a part of our "
-            "catalogue that has none, and a sixth to two thirds of the true number elsewhere. Look at the suspect pairs."
+            "The number of false negatives is an estimate: similar samples need not show the same. It was 0.19 on a part of "
+            "our catalogue that has none, and a sixth to two thirds of the true number elsewhere. Look at the suspect pairs."
         )
     else:
         sentences.append("Only equal texts are known to be false negatives; there may be more.")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from clip_negatives.checking.truth import Truth
 from clip_negatives.dataset.decided import Decisions, Samples
+from clip_negatives.heads.agreement import LEAST_AGREEMENT
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
 MOST_COMPARED = 200_000  # similar pairs that are looked at
@@ -38,7 +39,9 @@ class Suspect:
 
 
 def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]:
-    """Return the most suspect pairs, by falling ``suspicion * agreement``, see `clip_negatives.heads.SimilarPairs`.
+    """Return the most suspect pairs, by falling ``suspicion * agreement``, then by falling agreement.
+
+    See `clip_negatives.heads.SimilarPairs`. In small data few pairs have a suspicion above 0, because the lift is at most N.
 
     Pairs of one group, and decided pairs, are left out. Of samples that are all similar, only the pairs that connect them are
     listed: n samples are joined by n - 1 decisions.
@@ -46,7 +49,8 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
     if truth.sampled is None:
         return []
     rows, pairs = truth.sampled.rows, truth.sampled.pairs
-    pairs = pairs.take(pairs.suspicion > 0)
+    pairs = pairs.take(pairs.agreement > LEAST_AGREEMENT)
+    pairs = pairs.take(pairs.agreement.argsort(descending=True, stable=True))
     pairs = pairs.take((pairs.suspicion * pairs.agreement).argsort(descending=True, stable=True)[:MOST_COMPARED])
     listed: list[Suspect] = []
     connected = _Connected(truth.groups, decisions.same)

@@ -44,6 +44,8 @@
     const form = document.getElementById("map-filter");
     const select = document.getElementById("cluster");
     const count = document.getElementById("map-count");
+    document.getElementById("map-message").hidden = true;
+    document.querySelector(".map").hidden = false;
     const style = (name) => getComputedStyle(document.body).getPropertyValue(name);
     const probe = document.createElement("span"); // resolves light-dark() to a colour
     probe.hidden = true;
