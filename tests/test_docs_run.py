@@ -107,6 +107,8 @@ def run(line: str) -> None:
     if ours[0] in ("train", "compare"):
         named = ["--name", f"run-{next(NUMBERS)}"] if ours[0] == "train" else []  # open_clip names runs by the second
         ours = [*ours, "--", *theirs, *SMALL, *named]
+    if ours[0] == "check":
+        ours.append("--no-choose")  # the comparison takes minutes
     if ours[0] in ("meter", "inspect"):
         ours += ["--batch-size", "32"]
     shown = CliRunner().invoke(main, ours, catch_exceptions=False)

@@ -73,7 +73,8 @@ def test_decisions_go_back_into_check_and_prepare(data: Path) -> None:
     prepare, train = next_commands(shown)
     assert prepare == ["clip-negatives", "prepare", str(data), "clusters-decided", "--decided", str(file)]
     assert train[:4] == ["clip-negatives", "train", "--clusters", "clusters-decided"]
-    listed = list(csv.DictReader(Path("check/suspects-2.csv").open(newline="")))
+    with Path("check/suspects-2.csv").open(newline="") as stream:
+        listed = list(csv.DictReader(stream))
     pairs = [(item["row_a"], item["row_b"], item["decision"]) for item in listed]
     assert pairs.count((row["row_a"], row["row_b"], "same")) == 1
     assert (row["row_a"], row["row_b"], "") not in pairs
@@ -105,7 +106,8 @@ def test_tars_are_checked_with_pictures_and_refuse_decisions(data: Path, tmp_pat
     run("check", tars, "--no-choose")
     assert "data:image/webp" in Path("check/index.html").read_text()
     decide(Path("check/suspects.csv"), "different")
-    run("check", tars, "--no-choose", "--decided", "check/suspects.csv", "--output", "again")
+    shown = run("check", tars, "--no-choose", "--decided", "check/suspects.csv", "--output", "again")
+    assert [words[1] for words in next_commands(shown)] == ["train"]
     shown = run("prepare", tars, "clusters", "--decided", "check/suspects.csv", code=2)
     assert "--decided needs a table, not tars" in shown.stderr
 

@@ -118,7 +118,8 @@ def _next_lines(result: Check, known_data: str | None, decided: Path | None, opt
     data = known_data or TRAIN_DATA
     folder: Path | str = result.folder.path
     lines = []
-    if decided is not None:
+    is_of_tars = "shard" in result.folder.samples.column_names  # whose groups `prepare` cannot change
+    if decided is not None and not is_of_tars:
         folder = DECIDED_CLUSTERS
         lines.append(command_line("prepare", data, folder, "--decided", decided, options=("dataset_type", *COLUMNS, *options)))
     after = ("--train-data", data, *MODEL)
