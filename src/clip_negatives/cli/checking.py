@@ -11,12 +11,14 @@ from clip_negatives.cli import early, parameters
 from clip_negatives.cli.clusters import clusters_and_data
 from clip_negatives.cli.next_command import COLUMNS, MODEL, RECIPE, TRAIN_DATA, command_line, show_line
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
+from clip_negatives.printing import printable
 from clip_negatives.progress import stage
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clip_negatives.checking import Check, Verdict
+    from clip_negatives.checking import Check
+    from clip_negatives.checking.rates import Rates
     from clip_negatives.pipelines.recipe import Recipe
 
 DECIDED_CLUSTERS = "clusters-decided"  # folder of the next prepare
@@ -58,6 +60,8 @@ def check(
     early.check_clusters_or_data(clusters, dataset_type)
     if data is not None:
         early.check_data(data, dataset_type)
+    if decided is not None:
+        early.check_decided(decided)
     early.check_output_folder(output, "report")
     if json_file is not None:
         early.check_output_file(json_file)
@@ -74,8 +78,7 @@ def check(
     with stage("Writing the page"):
         written = write_check(result, output, commands=lines, source=source)
     to = console(stderr=is_stdout(json_file))
-    print_answers(result.answers(), to)
-    print_rates(result.verdict, to)
+    print_answers(result.answers(), to, result.verdict.rates)
     echo(f"Page: {written.page}", err=is_stdout(json_file))
     if written.suspects is not None:
         advice = "write same or different into its column decision, then use --decided"
@@ -87,30 +90,37 @@ def check(
         show_line(line)
 
 
-def print_answers(answers: dict[str, list[str]], to: Console) -> None:
-    """Print the questions, each with the sentences that answer it."""
-    for question, sentences in answers.items():
-        to.print(question, style="bold")
+def print_answers(answers: dict[str, list[str]], to: Console, rates: Rates | None = None) -> None:
+    """Print the questions, each with the sentences that answer it, and the rates below the first."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    for number, (question, sentences) in enumerate(answers.items()):
+        to.print(Text(question, style="bold"))
         for sentence in sentences:
-            to.print(f"  {sentence}")
+            to.print(Padding(Text(printable(sentence)), (0, 0, 0, 2)))
+        if number == 0 and rates is not None:
+            _print_rates(rates, to)
 
 
-def print_rates(verdict: Verdict, to: Console) -> None:
+def _print_rates(rates: Rates, to: Console) -> None:
     """Print the table of false negatives by batch size."""
     from rich.box import SIMPLE_HEAD
+    from rich.padding import Padding
     from rich.table import Table
+    from rich.text import Text
 
-    rates = verdict.rates
-    table = Table("batch", title="False negatives that an image meets", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("batch", box=SIMPLE_HEAD, pad_edge=False)
     for rate in rates.kinds:
         table.add_column(f"{rate.kind}{' (estimate)' * rate.is_estimate}", justify="right")
     table.add_column("any" if rates.all.is_estimate else "group or text", justify="right")
     for size in rates.batch_sizes:
         table.add_row(f"{size:,}", *(f"{rate.per_anchor(size):.2f}" for rate in (*rates.kinds, rates.all)))
-    to.print(table)
+    to.print(Padding(table, (0, 0, 0, 2)))
     if rates.left_out:
         sizes = ", ".join(f"{size:,}" for size in rates.left_out)
-        to.print(f"Left out, because there are only {rates.n_samples:,} samples: batches of {sizes}.")
+        left_out = f"Left out, because there are only {rates.n_samples:,} samples: batches of {sizes}."
+        to.print(Padding(Text(left_out), (0, 0, 0, 2)))
 
 
 def _next_lines(result: Check, known_data: str | None, decided: Path | None, options: tuple[str, ...]) -> list[str]:

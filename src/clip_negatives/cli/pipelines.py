@@ -104,6 +104,8 @@ def prepare(
     """
     early.check_data(data, dataset_type)
     needs_images = early.check_features(features)
+    if decided is not None:
+        early.check_decided(decided)
     early.check_output_folder(output, "clusters")
     from clip_negatives.distributed.torchrun import joined
     from clip_negatives.pipelines.prepare import prepare_folder
