@@ -141,3 +141,16 @@ def test_meter_and_inspect_have_the_same_verdict(data: Path, command: str) -> No
     other = run(command, data, "--group-column", "item", "--batch-size", "32")
     text = other.stdout if command == "meter" else Path("report/index.html").read_text()
     assert verdict in text
+
+
+def test_json_on_stdout_is_alone(data: Path) -> None:
+    shown = run("check", data, "--no-choose", "--json", "-")
+    assert json.loads(shown.stdout)["answers"]["What to do?"]
+    assert "Are there false negatives?" in shown.stderr
+
+
+@pytest.mark.parametrize("command", [("check", "DATA"), ("prepare", "DATA", "clusters")])
+def test_a_missing_file_of_decisions_is_an_error(data: Path, command: tuple[str, ...]) -> None:
+    words = [str(data) if word == "DATA" else word for word in command]
+    shown = run(*words, "--decided", "nothing.csv", code=2)
+    assert shown.stderr == "Error: The file of suspect pairs nothing.csv does not exist. Check its path.\n"

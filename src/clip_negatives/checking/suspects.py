@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import pyarrow as pa
 from torch import Tensor
 
 from clip_negatives.checking.truth import Truth
@@ -68,8 +70,7 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
 
 def samples_of(folder: ClustersFolder) -> Samples:
     """Return the identity of the samples of a clusters folder."""
-    names = [name for name in ("key", "text", "image") if name in folder.samples.column_names]
-    columns = {name: folder.samples[name].to_pylist() for name in names}
+    columns = {name: _Column(folder.samples[name]) for name in folder.samples.column_names}
     return Samples(columns["key"], columns["text"], columns.get("image"))
 
 
@@ -88,6 +89,19 @@ def rows_of(suspects: Sequence[Suspect], samples: Samples) -> list[dict[str, str
         }
         for suspect in suspects
     ]
+
+
+class _Column(Sequence[str]):
+    """Values of a column of strings, read one by one: a list of all of them may not fit into memory."""
+
+    def __init__(self, values: pa.ChunkedArray) -> None:
+        self._values = values
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._values[row].as_py()
 
 
 class _Connected:

@@ -98,7 +98,7 @@ def print_answers(answers: dict[str, list[str]], to: Console, rates: Rates | Non
     for number, (question, sentences) in enumerate(answers.items()):
         to.print(Text(question, style="bold"))
         for sentence in sentences:
-            to.print(Padding(Text(printable(sentence)), (0, 0, 0, 2)))
+            to.print(Padding(Text(printable(sentence)), (0, 0, 0, 2), expand=False))
         if number == 0 and rates is not None:
             _print_rates(rates, to)
 
@@ -116,11 +116,11 @@ def _print_rates(rates: Rates, to: Console) -> None:
     table.add_column("any" if rates.all.is_estimate else "group or text", justify="right")
     for size in rates.batch_sizes:
         table.add_row(f"{size:,}", *(f"{rate.per_anchor(size):.2f}" for rate in (*rates.kinds, rates.all)))
-    to.print(Padding(table, (0, 0, 0, 2)))
+    to.print(Padding(table, (0, 0, 0, 2), expand=False))
     if rates.left_out:
         sizes = ", ".join(f"{size:,}" for size in rates.left_out)
         left_out = f"Left out, because there are only {rates.n_samples:,} samples: batches of {sizes}."
-        to.print(Padding(Text(left_out), (0, 0, 0, 2)))
+        to.print(Padding(Text(left_out), (0, 0, 0, 2), expand=False))
 
 
 def _next_lines(result: Check, known_data: str | None, decided: Path | None, options: tuple[str, ...]) -> list[str]:
