@@ -66,6 +66,8 @@ def test_decided_pairs_are_never_listed_again(ungrouped: ClustersFolder, tmp_pat
     groups = second.folder.clusters.groups
     assert groups is not None
     assert [bool(groups[pair.left] == groups[pair.right]) for pair in first.suspects] == [True, False, True, False]
+    estimates = [next(rate.share for rate in result.verdict.rates.kinds if rate.is_estimate) for result in (first, second)]
+    assert estimates[1] < estimates[0]
     assert ungrouped.clusters.groups is None
     assert second.to_dict()["decided"] == {"same": 2, "different": 2}
 

@@ -89,7 +89,7 @@ def check(
         decisions = read_decisions(decided, samples)
         groups = folder.samples["group"].to_pylist() if "group" in folder.samples.column_names else None
         folder = with_groups(folder, joined_groups(decisions, groups, len(samples.keys)))
-    truth = truth_about(folder)
+    truth = truth_about(folder, decisions.different)
     verdict = verdict_of(folder, truth)
     choice, notes = _choice(folder, truth, verdict, decisions) if choose else (None, ())
     listed = tuple(suspects_of(truth, decisions, suspects))

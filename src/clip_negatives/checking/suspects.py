@@ -45,7 +45,7 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
 
     See `clip_negatives.heads.SimilarPairs`. In small data few pairs have a suspicion above 0, because the lift is at most N.
 
-    Pairs of one group, and decided pairs, are left out. Of samples that are all similar, only the pairs that connect them are
+    Pairs of one group, and pairs that are decided, are left out. Of samples that are all similar, only the pairs that connect them are
     listed: n samples are joined by n - 1 decisions.
     """
     if truth.sampled is None:
@@ -56,12 +56,11 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
     pairs = pairs.take((pairs.suspicion * pairs.agreement).argsort(descending=True, stable=True)[:MOST_COMPARED])
     listed: list[Suspect] = []
     connected = _Connected(truth.groups, decisions.same)
-    different = set(decisions.different)
     columns = rows[pairs.left], rows[pairs.right], pairs.image, pairs.text, pairs.agreement, pairs.lift
     for left, right, image, text, agreement, lift in zip(*(column.tolist() for column in columns), strict=True):
         if len(listed) == limit:
             break
-        if (left, right) in different or not connected.join(left, right):
+        if not connected.join(left, right):
             continue
         why = _reason(bool(truth.texts[left] == truth.texts[right]), image)
         listed.append(Suspect(left, right, image, text, agreement, lift, why))

@@ -27,7 +27,7 @@ class Sampled:
     Attributes:
         rows: sample ids, int64, shape (n,), ascending.
         neighbourhoods: those of these samples, among each other.
-        pairs: the similar pairs; sample i is ``rows[i]``.
+        pairs: the similar pairs that are not known to be different; sample i is ``rows[i]``.
     """
 
     rows: Tensor
@@ -57,13 +57,18 @@ class Truth:
         return self.groups is not None and self.coverage >= LEAST_COVERAGE
 
 
-def truth_about(folder: ClustersFolder) -> Truth:
-    """Return what is known about the samples of a clusters folder; the neighbours are those of at most `MAX_SAMPLES`."""
+def truth_about(folder: ClustersFolder, different: Sequence[tuple[int, int]] = ()) -> Truth:
+    """Return what is known about the samples of a clusters folder.
+
+    Args:
+        folder: the clusters.
+        different: pairs of samples, the smaller number first, that are known to be different: they are not similar pairs.
+    """
     samples = folder.samples
     coverage = 0.0
     if "group" in samples.column_names:
         coverage = float(pc.mean(pc.not_equal(pc.fill_null(samples["group"], ""), "").cast(pa.float64())).as_py() or 0.0)
-    return Truth(text_ids(samples), group_ids(samples), coverage, _sampled(folder))
+    return Truth(text_ids(samples), group_ids(samples), coverage, _sampled(folder, different))
 
 
 def with_groups(folder: ClustersFolder, groups: Sequence[str]) -> ClustersFolder:
@@ -77,7 +82,7 @@ def with_groups(folder: ClustersFolder, groups: Sequence[str]) -> ClustersFolder
     )
 
 
-def _sampled(folder: ClustersFolder) -> Sampled | None:
+def _sampled(folder: ClustersFolder, different: Sequence[tuple[int, int]]) -> Sampled | None:
     clusters = folder.clusters
     if clusters.image_features is None or clusters.text_features is None or clusters.n_samples < 2:
         return None
@@ -86,4 +91,7 @@ def _sampled(folder: ClustersFolder) -> Sampled | None:
         rows = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:MAX_SAMPLES].sort().values
     with stage("Comparing neighbours"):
         neighbourhoods = Neighbourhoods.of(clusters.image_features[rows], clusters.text_features[rows])
-        return Sampled(rows, neighbourhoods, neighbourhoods.pairs())
+        pairs = neighbourhoods.pairs()
+    known = torch.tensor([left * clusters.n_samples + right for left, right in different], dtype=torch.int64)
+    is_different = torch.isin(rows[pairs.left] * clusters.n_samples + rows[pairs.right], known)
+    return Sampled(rows, neighbourhoods, pairs.take(~is_different))
