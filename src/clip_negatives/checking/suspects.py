@@ -45,7 +45,7 @@ def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]
 
     See `clip_negatives.heads.SimilarPairs`. In small data few pairs have a suspicion above 0, because the lift is at most N.
 
-    Pairs of one group, and pairs that are decided, are left out. Of samples that are all similar, only the pairs that connect them are
+    Pairs of one group and decided pairs are left out. Of samples that are all similar, only the pairs that connect them are
     listed: n samples are joined by n - 1 decisions.
     """
     if truth.sampled is None:
