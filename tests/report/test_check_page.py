@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from clip_negatives.checking.truth import with_groups
 from clip_negatives.errors import ArtifactError
 from clip_negatives.printing import printable
 from clip_negatives.report import write_check
+from clip_negatives.report.page import LIBRARIES
 
 from .conftest import COMMANDS, HOSTILE, N
 from .test_browser import Watched, browser  # noqa: F401  (a fixture)
@@ -170,3 +172,16 @@ def test_other_folders_are_not_replaced(folder: ClustersFolder, tmp_path: Path) 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ArtifactError, match="not a report folder"):
         write_check(check(folder, choose=False), tmp_path)
+
+
+def test_the_page_names_the_versions_of_its_libraries(check_page: Path) -> None:
+    notice = BeautifulSoup(check_page.read_text(), "html.parser").select_one("#origin .note")
+    assert notice is not None
+    for name, header in (("datatables", r"DataTables ([\d.]+)"), ("chart", r"Chart\.js v([\d.]+)")):
+        code = (LIBRARIES / f"{name}.js").read_text()
+        version = re.search(header, code[:200])
+        assert version is not None
+        assert version[1] in notice.text
+        assert f"| `{name}.js` |" in (LIBRARIES / "README.md").read_text()
+        assert version[1] in (LIBRARIES / "README.md").read_text()
+        assert "permission is hereby granted" in (LIBRARIES / f"{name}.LICENSE.txt").read_text().lower()
