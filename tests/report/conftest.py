@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from clip_negatives import ClustersFolder, Columns, read_clusters
+from clip_negatives.checking import check
+from clip_negatives.checking.truth import with_groups
 from clip_negatives.dataset import open_pairs
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
-from clip_negatives.report import write_inspection
+from clip_negatives.report import write_check, write_inspection
 from tests.pairs import write_csv
 
 N = 64
+COMMANDS = ["clip-negatives train --clusters 'my clusters' -- --train-data 'my data.csv'"]
 HOSTILE = """<script>alert(1)</script> "double" 'single' & <b>bold</b> \x1b[2J \u202eevil \x07 مرحبا"""
 
 
@@ -30,6 +33,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ClustersFolder:
     source = open_pairs(file, Columns(group="item"))
     prepare(source, home / "clusters", Recipe(clusterer="kmeans:n_clusters=6"), progress=False)
     return read_clusters(home / "clusters")
+
+
+@pytest.fixture(scope="session")
+def check_page(folder: ClustersFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of a check in which pairs of one item are suspect, as if no groups were known."""
+    ungrouped = with_groups(folder, [""] * N)
+    return write_check(check(ungrouped, choose=False), tmp_path_factory.mktemp("check") / "check", commands=COMMANDS).page
 
 
 @pytest.fixture(scope="session")

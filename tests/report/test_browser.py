@@ -1,4 +1,4 @@
-"""Both reports in headless Chromium: no network access, working controls, readable at two widths."""
+"""All reports in headless Chromium: no network access, working controls, readable at two widths."""
 
 from __future__ import annotations
 
@@ -136,8 +136,8 @@ def test_keyboard(opened: Watched) -> None:
 
 @pytest.mark.parametrize("width", [400, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("which", ["page", "comparison_page"])
-def test_both_reports_fit_and_are_readable(
+@pytest.mark.parametrize("which", ["page", "comparison_page", "check_page"])
+def test_all_reports_fit_and_are_readable(
     browser: Browser, which: str, theme: str, width: int, request: pytest.FixtureRequest
 ) -> None:
     watched = Watched(browser, request.getfixturevalue(which), viewport={"width": width, "height": 900}, color_scheme=theme)

@@ -27,6 +27,7 @@ COMMANDS = {
     **dict.fromkeys(("compare", "train"), "training"),
     **dict.fromkeys(("inspect", "meter"), "reports"),
     "catalogue": "catalogue",
+    "check": "checking",
     "choose": "choosing",
     "completion": "completion",
     "plugins": "plugins",
@@ -38,7 +39,7 @@ WRITERS = ("click.utils", "rich.console", __name__)  # modules that write to std
 # What Ctrl-C leaves, and how to continue.
 CONTINUED = "Finished parts are kept. Run the same command again to continue."
 KEPT = {
-    **dict.fromkeys(("generate", "prepare", "reshard"), CONTINUED),
+    **dict.fromkeys(("check", "generate", "prepare", "reshard"), CONTINUED),
     **dict.fromkeys(("inspect", "meter"), "Encoded data are kept. Run the same command again to continue."),
     **dict.fromkeys(("catalogue", "labels"), "Nothing was written. Run the same command again."),
     "choose": "Finished runs are kept. Run the same command again to continue.",
@@ -132,7 +133,7 @@ class Commands(click.Group):
 def main() -> None:
     """Choose the incorrect pairs that a CLIP model trains on, and their weights.
 
-    Start with `prepare`, which clusters your data. `meter` and `inspect` estimate
-    the number of false negatives. `train` trains with open_clip, and `compare`
-    compares several methods. Help for one command: COMMAND --help.
+    Start with `check`, which says whether your data have false negatives, and
+    what to do. `train` trains with open_clip, and `compare` compares several
+    methods. Help for one command: COMMAND --help.
     """

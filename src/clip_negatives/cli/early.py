@@ -35,6 +35,14 @@ def check_features(spec: str | None) -> bool:
     return feature_places(spec).image is None
 
 
+def check_decided(file: Path) -> None:
+    """Raise DataError if the file of ``--decided`` is missing."""
+    from clip_negatives.dataset.urls import check_local_file
+
+    if _is_alone():
+        check_local_file("file of suspect pairs", str(file))
+
+
 def check_clusters(path: Path) -> None:
     """Raise ArtifactError if `path` is not a clusters folder."""
     if _is_alone():

@@ -25,10 +25,20 @@ RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer")
 METHOD = ("sampler", "weighting")
 
 
-def show_next(
+def show_next(*words: str | Path, **arguments: Any) -> None:
+    """Print the next command to run on stderr; under torchrun, the caller does so on rank 0 only. See `command_line`."""
+    show_line(command_line(*words, **arguments))
+
+
+def show_line(line: str) -> None:
+    """Print a line of `command_line` as the next command to run, on stderr."""
+    echo(f"Next: {line}", err=True)
+
+
+def command_line(
     *words: str | Path, options: Iterable[str] = (), after: Sequence[str] = (), program: str = "clip-negatives"
-) -> None:
-    """Print the next command to run, quoted for a shell, on stderr; under torchrun, the caller does so on rank 0 only.
+) -> str:
+    """Return a command, quoted for a shell.
 
     Args:
         words: the command and its arguments.
@@ -36,8 +46,7 @@ def show_next(
         after: arguments of open_clip, after ``--``.
         program: the program.
     """
-    line = [program, *map(str, words), *_given(options), *(("--", *after) if after else ())]
-    echo(f"Next: {shlex.join(line)}", err=True)
+    return shlex.join([program, *map(str, words), *_given(options), *(("--", *after) if after else ())])
 
 
 def without_options(arguments: Sequence[str], names: Collection[str]) -> list[str]:

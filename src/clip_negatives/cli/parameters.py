@@ -90,6 +90,9 @@ json_option = click.option(
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     help="Also write the result to this JSON file. - is stdout; the tables then go to stderr.",
 )
+decided_option = click.option(
+    "--decided", type=FILE, help="The suspects.csv of `check`, with your decisions: same pairs become one group."
+)
 dataset_type_option = click.option(
     "--dataset-type", type=click.Choice(["auto", *KINDS]), default="auto", help="Format of the data."
 )

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.next_command import METHOD, MODEL, TARS, numbered, show_next
+from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, TARS, numbered, show_next
 from clip_negatives.cli.output import echo
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.progress import stage
 from clip_negatives.storage.limits import MAX_LOST
+
+if TYPE_CHECKING:
+    from clip_negatives.dataset import TablePairs, TarPairs
 
 CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first; also of torn tars
 BROKEN = "broken.parquet"
@@ -65,6 +68,7 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
 )
 @parameters.column_and_key_options
 @parameters.recipe_options
+@parameters.decided_option
 @click.option("--seed", default=Recipe.seed, help="Seed of the clustering.")
 @click.option(
     "--keep-features/--drop-features",
@@ -80,7 +84,15 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     type=Share(),
     help="Largest share of samples that may be lost: unreadable, or in torn tars.",
 )
-def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features: str | None, **options: Any) -> None:
+def prepare(
+    data: str,
+    output: Path,
+    dataset_type: str,
+    recipe: Recipe,
+    features: str | None,
+    decided: Path | None,
+    **options: Any,
+) -> None:
     """Encode and cluster image-text pairs.
 
     DATA is a csv, parquet or jsonl file, a folder of images with metadata.csv, a
@@ -92,15 +104,16 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features
     """
     early.check_data(data, dataset_type)
     needs_images = early.check_features(features)
+    if decided is not None:
+        early.check_decided(decided)
     early.check_output_folder(output, "clusters")
-    from clip_negatives.dataset import open_pairs
     from clip_negatives.distributed.torchrun import joined
     from clip_negatives.pipelines.prepare import prepare_folder
 
     with joined() as processes:
         opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images}
         with stage("Reading the data"):
-            source = processes.together(lambda: open_pairs(data, recipe.columns, **opening))
+            source = processes.together(lambda: _opened(data, recipe, decided, **opening))
         processes.together(lambda: recipe.check(source.n_pairs))  # its errors come before the first line of output
         if processes.rank == 0:
             echo(source.summary, err=True)
@@ -111,9 +124,16 @@ def prepare(data: str, output: Path, dataset_type: str, recipe: Recipe, features
     echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
     if manifest["n_broken"] or manifest["n_torn"]:
         _print_skipped(output)
-    from clip_negatives.dataset import TarPairs
+    show_next("check", output, "--data", data, options=("dataset_type", *COLUMNS))
 
-    show_next("inspect", output, *(("--data", data) if isinstance(source, TarPairs) else ()))
+
+def _opened(data: str, recipe: Recipe, decided: Path | None, **opening: Any) -> TablePairs | TarPairs:
+    """Open the data, with the groups that the decisions of the user join."""
+    from clip_negatives.dataset import open_pairs
+    from clip_negatives.dataset.decided import with_decisions
+
+    pairs = open_pairs(data, recipe.columns, **opening)
+    return pairs if decided is None else with_decisions(pairs, decided)
 
 
 def _print_skipped(output: Path) -> None:

@@ -46,14 +46,19 @@ def meter(
     early.check_clusters_or_data(clusters, dataset_type)
     if json_file is not None:
         early.check_output_file(json_file)
+    from clip_negatives.checking import verdict_of
+    from clip_negatives.cli.checking import print_answers
     from clip_negatives.meter import meter as read_meter
 
     folder, _ = clusters_and_data(clusters, dataset_type, recipe)
     with stage("Counting false negatives"):
+        verdict = verdict_of(folder)
         reading = read_meter(folder, batch_size or _default_batch_size(folder), seed=recipe.seed, **options)
+    to = console(stderr=is_stdout(json_file))
+    print_answers(verdict.answers(), to)
     for table in _tables(reading):
-        console(stderr=is_stdout(json_file)).print(table)
-    write_json(json_file, reading.to_dict())
+        to.print(table)
+    write_json(json_file, {**reading.to_dict(), "verdict": verdict.to_dict()})
     show_next("inspect", clusters, options=("dataset_type", *COLUMNS, *RECIPE, "batch_size", *METHOD))
 
 

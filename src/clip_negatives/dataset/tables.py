@@ -162,6 +162,13 @@ class TablePairs:
         """Return the group of each row, or None without a group column."""
         return None if self._groups is None else cast("list[str]", self._groups.to_pylist())
 
+    def with_groups(self, groups: Sequence[str]) -> TablePairs:
+        """Return the same pairs with other groups, one for each row; "" is a row without a group."""
+        pairs = copy.copy(self)
+        vars(pairs).pop("groups", None)  # cached
+        pairs._groups = pa.chunked_array([pa.array(groups, pa.string())])
+        return pairs
+
     def parts(self) -> Sequence[TablePart]:
         """Return blocks of `ROWS` rows, or of `UNOPENED_ROWS` if the images are not opened."""
         rows = ROWS if self.opens_images else UNOPENED_ROWS

@@ -1,4 +1,5 @@
-from .folds import Fold, folds_of, near_duplicates, part_of
+from .agreement import Neighbourhoods, SimilarPairs
+from .folds import Fold, components, folds_of, near_duplicates, part_of
 from .linear import LinearHeads
 from .training import HeadSettings, train_heads
 
@@ -6,6 +7,9 @@ __all__ = [
     "Fold",
     "HeadSettings",
     "LinearHeads",
+    "Neighbourhoods",
+    "SimilarPairs",
+    "components",
     "folds_of",
     "near_duplicates",
     "part_of",

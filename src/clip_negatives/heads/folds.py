@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.clustering.neighbours import nearest_clusters
 from clip_negatives.clustering.similarity import similarities
 from clip_negatives.errors import InputError
+from clip_negatives.heads.agreement import AGREEMENT, Neighbourhoods
 from clip_negatives.interfaces import Clustering, Clusters
 
-NEIGHBOURS = 128  # nearest samples of each modality that can be near-duplicates
-AGREEMENT, POWER = 0.5, 4.0  # near-duplicates: (image cosine x text cosine)^POWER above AGREEMENT
 LARGEST_SHARE = 0.5  # of the samples in one component; a larger one leaves too little to train on
 
 
@@ -75,37 +72,22 @@ def near_duplicates(image_features: Tensor, text_features: Tensor) -> Tensor:
         image_features: shape (N, D_image).
         text_features: shape (N, D_text).
     """
+    n = len(image_features)
+    if n < 2:
+        return torch.zeros(n, dtype=torch.int64)
+    pairs = Neighbourhoods.of(image_features, text_features).pairs()
+    pairs = pairs.take(pairs.agreement > AGREEMENT)
+    return components(n, pairs.left, pairs.right)
+
+
+def components(n: int, left: Tensor, right: Tensor) -> Tensor:
+    """Return the component of each of n samples, int64, shape (N,); the samples ``left[i]`` and ``right[i]`` are connected."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    images, texts = centred(image_features), centred(text_features)
-    n = len(images)
-    if n < 2:
-        return torch.zeros(n, dtype=torch.int64)
-    m = min(NEIGHBOURS, n - 1)
-    near, cosines = nearest_clusters(images, m)
-    rows = torch.arange(n).repeat_interleave(m)
-    columns, image_cosines = near.flatten().long(), cosines.flatten()
-    keys = _pairs(nearest_clusters(texts, m)[0])
-    in_both = torch.isin(rows * n + columns, keys)
-    rows, columns, image_cosines = rows[in_both], columns[in_both], image_cosines[in_both]
-    text_cosines = (texts[rows] * texts[columns]).sum(1)
-    agree = (image_cosines.clamp(min=0) * text_cosines.clamp(min=0)) ** POWER > AGREEMENT
-    edges = rows[agree].numpy(), columns[agree].numpy()
+    edges = left.numpy(), right.numpy()
     graph = coo_array((np.ones(len(edges[0]), dtype=np.int8), edges), shape=(n, n))
     return torch.from_numpy(connected_components(graph, directed=False)[1]).long()
-
-
-def _pairs(neighbours: Tensor) -> Tensor:
-    """Return ``i * N + j`` for each neighbour j of each row i, int64."""
-    n, m = neighbours.shape
-    return (torch.arange(n)[:, None] * n + neighbours.long()).view(n * m)
-
-
-def centred(features: Tensor) -> Tensor:
-    """Return features minus their mean, at unit norm, float32; features that equal the mean stay 0."""
-    features = features.float()
-    return F.normalize(features - features.mean(0), dim=1)
 
 
 def part_of(clusters: Clusters, rows: Tensor) -> Clusters:

@@ -38,18 +38,20 @@ class Album:
     """Texts and thumbnails of the samples that a page shows; images beyond the budget (in bytes) are left out.
 
     Attributes:
+        side: longer side of a thumbnail in pixels.
         symbols: thumbnails as data URIs, by id.
         missing: number of unreadable images.
         left_out: number of images left out by the budget.
     """
 
-    def __init__(self, texts: Mapping[int, str], images: SmallImages | None, *, budget: int = BUDGET) -> None:
+    def __init__(self, texts: Mapping[int, str], images: SmallImages | None, *, side: int = SIDE, budget: int = BUDGET) -> None:
+        self.side = side
         self.missing = self.left_out = 0
         self.has_images = images is not None
         self._texts = texts
         self._symbol_of: dict[int, str] = {}
         samples, ids, bytes_left = sorted(texts), dict[str, str](), budget
-        for index, image in zip(samples, images(samples, SIDE) if images else (), strict=images is not None):
+        for index, image in zip(samples, images(samples, side) if images else (), strict=images is not None):
             if image is None:
                 self.missing += 1
                 continue

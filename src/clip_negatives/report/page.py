@@ -15,7 +15,7 @@ from markupsafe import Markup
 from clip_negatives import __version__
 from clip_negatives.printing import printable
 
-TEMPLATES = files("clip_negatives.report") / "templates"
+TEMPLATES, LIBRARIES = (files("clip_negatives.report") / name for name in ("templates", "libraries"))
 
 CAPTION = 280  # characters of a text that are shown
 
@@ -37,11 +37,20 @@ class Plot(NamedTuple):
     table: Table | None = None
 
 
-def render(template: str, **values: Any) -> str:
-    """Return the HTML of a template; all values are escaped, except style, script and drawings."""
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("style.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment().get_template(template).render(style=style, script=script, script_digest=digest, **values)
+def render(template: str, *, libraries: Sequence[str] = (), scripts: Sequence[str] = ("page.js",), **values: Any) -> str:
+    """Return the HTML of a template; all values are escaped, except style, scripts and drawings.
+
+    Args:
+        template: name of the template.
+        libraries: scripts in ``report/libraries``, which run first.
+        scripts: scripts in ``report/templates``.
+        values: values of the template.
+    """
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    files = [*(LIBRARIES / name for name in libraries), *(TEMPLATES / name for name in scripts)]
+    code = [file.read_text(encoding="utf-8") for file in files]
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in code]
+    return environment().get_template(template).render(style=style, scripts=code, script_digests=digests, **values)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clip_negatives.checking import verdict_of
 from clip_negatives.dataset import TablePairs, TarPairs
 from clip_negatives.host.method import Method
 from clip_negatives.meter import meter, truth_of
@@ -84,6 +85,7 @@ def _sections(folder: ClustersFolder, setting: Setting, method: AppliedMethod) -
     granularities, no_granularities = sensitivity.granularities(folder, codes, seed)
     generated = pairs.generated(folder, method, sampled.scale, setting, codes)
     return {
+        "verdict": verdict_of(folder),
         "reading": reading,
         "truth": truth,
         "thresholds": thresholds,
