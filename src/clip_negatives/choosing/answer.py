@@ -45,16 +45,14 @@ def answer(
     over = {
         other: dict(zip(candidates, _gains(outcomes, candidates, other, items), strict=True)) for other in (reference, baseline)
     }
-    methods = [candidate for candidate in candidates if not candidate.is_in_batch]
     controls = [candidate for candidate in candidates if candidate.is_control]
-    best = max(methods, key=lambda candidate: over[reference][candidate].gain, default=reference)
-    chosen = best if best != reference and over[reference][best].is_above else reference
+    chosen = max((candidate for candidate in candidates if not candidate.is_control), key=lambda name: mean_mrr(outcomes[name]))
     rows = tuple(_row(candidate, outcomes, over[reference][candidate], over[baseline][candidate]) for candidate in candidates)
     return Choice(
         method=str(chosen),
         reference=str(reference),
         sentence=_sentence(chosen, reference, over[reference][chosen], over[baseline][chosen]),
-        warnings=(*_left_out(menu), *_limits(best, controls, over[reference]), HEADS_ONLY),
+        warnings=(*_left_out(menu), *_limits(chosen, controls, over[reference]), HEADS_ONLY),
         question=question.text,
         rows=tuple(sorted(rows, key=lambda row: -row.mrr)),
         setting=dict(setting),
@@ -92,20 +90,18 @@ def _row(candidate: Candidate, outcomes: Outcomes, gain: Gain, over_baseline: Ga
 
 
 def _sentence(chosen: Candidate, reference: Candidate, gain: Gain, over_baseline: Gain) -> str:
-    best = (
-        "with a learned temperature"
-        if reference.method.temperature is None
-        else f"at temperature {reference.method.temperature:g}"
-    )
-    if chosen == reference:
-        if reference.method.temperature is None:
-            return f"Nothing beats {BASELINE} {best} on these data. Use {chosen}."
-        sure = "" if over_baseline.is_above else ", which may be chance"
-        tail = f"Over {BASELINE} as it is, its MRR is {over_baseline}{sure}."
-        return f"Nothing beats {BASELINE} {best} on these data. Use {chosen}. {tail}"
-    if reference.method.temperature is None:
-        return f"Use {chosen}: {gain} MRR over {BASELINE} as it is, which has its best temperature."
-    return f"Use {chosen}: {over_baseline} MRR over {BASELINE} as it is, {gain} over {BASELINE} {best}, its best temperature."
+    temperature = reference.method.temperature
+    best = f"{BASELINE} " + ("with a learned temperature" if temperature is None else f"at temperature {temperature:g}")
+    as_it_is = "" if temperature is None else f", and {over_baseline} over {BASELINE} as it is"
+    if gain.is_above:
+        return f"Use {chosen}: {gain} MRR over {best}, its best temperature{as_it_is}."
+    nothing = f"Nothing beats {best} on these data"
+    if chosen != reference:
+        return f"{nothing} beyond chance. Use {chosen}, which has the highest MRR: {gain} over it{as_it_is}."
+    if temperature is None:
+        return f"{nothing}. Use {chosen}."
+    sure = "" if over_baseline.is_above else ", which may be chance"
+    return f"{nothing}. Use {chosen}. Over {BASELINE} as it is, its MRR is {over_baseline}{sure}."
 
 
 def _left_out(menu: Menu) -> list[str]:
@@ -114,14 +110,14 @@ def _left_out(menu: Menu) -> list[str]:
     return [f"Left out, because their plugins are not installed: {', '.join(menu.left_out)}."]
 
 
-def _limits(best: Candidate, controls: Sequence[Candidate], over: Mapping[Candidate, Gain]) -> list[str]:
+def _limits(chosen: Candidate, controls: Sequence[Candidate], over: Mapping[Candidate, Gain]) -> list[str]:
     """Return sentences about gains that could not be seen, and about controls that gain more than any method."""
     sentences = []
-    if not over[best].is_above:
-        half = over[best].high - over[best].gain
+    if not over[chosen].is_above:
+        half = max(gain.high - gain.gain for candidate, gain in over.items() if not candidate.is_control)
         sentences.append(f"A gain below about {100 * half:.0f} % would not show with so few queries and runs.")
     control = max(controls, key=lambda candidate: over[candidate].gain, default=None)
-    if control is not None and over[control].is_above and over[control].gain > over[best].gain:
+    if control is not None and over[control].is_above and over[control].gain > over[chosen].gain:
         sentences.append(
             f"Feature dropout {control.dropout:g}, a control without any choice of negatives, gains {over[control]}: more "
             "regularisation (weight decay, augmentation, fewer steps) helps more than any method."

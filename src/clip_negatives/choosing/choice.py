@@ -49,7 +49,7 @@ class Choice:
     """The chosen method, and what was compared.
 
     Attributes:
-        method: the chosen method; `clip_negatives.Method.parse` reads it.
+        method: the method with the highest MRR, without controls; `clip_negatives.Method.parse` reads it.
         reference: in-batch negatives at their best temperature.
         sentence: the answer in words.
         warnings: sentences about what limits the answer.

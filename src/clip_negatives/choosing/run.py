@@ -61,8 +61,8 @@ def choose(
     """Choose the method that serves retrieval best on held-out parts of the user's own data.
 
     Linear heads are trained on the frozen features of the clusters, with each candidate of a menu, on all folds but one; the
-    texts of the held-out samples then search for their images. The method with the highest MRR is chosen if its gain over
-    in-batch negatives at their best temperature is above chance; otherwise, in-batch negatives at this temperature.
+    texts of the held-out samples then search for their images. The candidate with the highest MRR is chosen; controls are left
+    out. The answer says whether its gain over in-batch negatives at their best temperature is above chance.
 
     Finished runs are kept in `output`, and the same call continues after them. Memory is O(batch_size^2), besides the features
     of at most `MAX_SAMPLES` samples. All this is our choice.
