@@ -115,6 +115,7 @@ def test_the_choice_decides(grouped: ClustersFolder, mrr: float, high: float, me
     verdict = verdict_of(grouped, truth)
     assert methods_for(truth, verdict) == "menu,id_mask:by=group@0.1,multi_positive:by=group@0.1"
     rows = ("in_batch@0.07", 0.4, 0.0), ("id_mask:by=group@0.1", 0.4, 0.1), ("multi_positive:by=group@0.1", mrr, high)
+    rows = *rows, ("gist@0.1", 0.6, 0.2)
     assert advice_of(truth, verdict, made_up(*rows, method=method)).method == expected
 
 

@@ -34,6 +34,11 @@ def next_commands(shown: Result) -> list[list[str]]:
     return [shlex.split(line.removeprefix("Next: ")) for line in shown.stderr.splitlines() if line.startswith("Next: ")]
 
 
+def unwrapped(text: str) -> str:
+    """Return a text as one line."""
+    return " ".join(text.split())
+
+
 def decide(file: Path, decision: str) -> dict[str, str]:
     """Write a decision into the first row of a file of suspect pairs, and return the row."""
     with file.open(newline="") as stream:
@@ -51,7 +56,7 @@ def test_from_data_to_an_answer(data: Path) -> None:
     lines = shown.stdout.splitlines()
     assert lines[0] == "Are there false negatives?"
     assert lines[1].startswith(f"  Yes. In a batch of {N}, an image meets ")
-    assert "Better: --image-encoder efficientnet-lite0" in shown.stdout
+    assert "Better: --image-encoder efficientnet-lite0" in unwrapped(shown.stdout)
     ((program, command, *words),) = next_commands(shown)
     assert (program, command) == ("clip-negatives", "train")
     assert words[words.index("--method") + 1] == "id_mask:by=group@0.1"
@@ -130,7 +135,7 @@ def test_the_choice_is_part_of_the_answer(data: Path, monkeypatch: pytest.Monkey
     shown = run("check", data, "--json", "answer.json")
     answer = json.loads(Path("answer.json").read_text())
     assert answer["choice"]["method"] in answer["answers"]["What to do?"][0]
-    assert f"queries in 3 folds, by {answer['choice']['question']}" in shown.stdout
+    assert f"queries in 3 folds, by {answer['choice']['question']}" in unwrapped(shown.stdout)
     assert "Methods that were compared" in Path("check/index.html").read_text()
 
 

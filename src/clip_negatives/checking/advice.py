@@ -69,7 +69,7 @@ def _method(truth: Truth, verdict: Verdict, choice: Choice | None) -> tuple[str,
             method = f"{known[0]}@{TEMPERATURE:g}"
             return method, [f"Use {method}: it removes the known false negatives from the loss.{held}"]
         return plain, [f"Use {plain}.{held} To compare methods on these data, omit --no-choose."]
-    if choice.method != choice.reference:
+    if choice.row(choice.method).gain[1] > 0:  # beyond chance
         return choice.method, [choice.sentence]
     rows = [choice.row(f"{spec}@{TEMPERATURE:g}") for spec in known]
     best = max((row for row in rows if row.gain[2] >= 0), key=lambda row: row.mrr, default=None)
