@@ -1,6 +1,6 @@
 """Progress of long work on stderr: a bar on a terminal, and lines elsewhere, such as in the log of a job.
 
-Short work prints no line. Long work prints a line every `SECONDS_BETWEEN_LINES` seconds::
+Short work prints no line. Long work prints a line about every `SECONDS_BETWEEN_LINES` seconds::
 
     Encoding images: 4,096 of 100,000, about 3 min left
 
@@ -142,7 +142,7 @@ def watch(stages: Sequence[Stage], wait: Callable[[float], bool], seconds: float
 
 
 def line_writer(write: Callable[[str], None], clock: Clock) -> Show:
-    """Return a function that writes the line of a stage if the last line, or this call, is `SECONDS_BETWEEN_LINES` ago."""
+    """Return a function that writes the line of a stage, at most every `SECONDS_BETWEEN_LINES`; the first ones are silent."""
     last = clock()
 
     def show(stage: Stage) -> None:

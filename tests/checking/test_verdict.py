@@ -74,7 +74,7 @@ def test_batch_sizes(n: int, sizes: tuple[int, ...], left_out: tuple[int, ...], 
     [
         (0.0, False, "No. "),
         (0.009, True, "No. "),
-        (0.05, False, "Few, if any. "),
+        (0.05, False, "Few. "),
         (0.2, True, "Few, if any. "),
         (0.2, False, "Yes. "),
         (0.5, True, "Probably. "),

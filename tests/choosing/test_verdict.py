@@ -45,12 +45,12 @@ def test_intervals_hold_together_under_no_difference(n_seeds: int) -> None:
     assert wrong <= 16  # 10 are expected; 17 or more have a probability of 3 %
 
 
-def test_a_large_gain_is_above_chance() -> None:
+def test_a_large_gain_is_significant_chance() -> None:
     generator = torch.Generator().manual_seed(0)
     seen = 0
     for _ in range(50):
         candidates, reference = made_up(generator, 6, 1, gain=0.08)
-        seen += sum(gain.is_above for gain in gains(candidates, reference, one_each(), comparisons=6))
+        seen += sum(gain.is_significant for gain in gains(candidates, reference, one_each(), comparisons=6))
     assert seen >= 0.8 * 6 * 50
 
 
@@ -72,7 +72,7 @@ def test_queries_of_one_group_count_once() -> None:
         assert (one.gain, one.low, one.high) == pytest.approx((other.gain, other.low, other.high))
 
 
-def test_a_copy_of_the_reference_has_no_interval() -> None:
+def test_a_copy_of_the_reference_has_a_zero_interval() -> None:
     candidates, reference = made_up(torch.Generator().manual_seed(0), 2, 1)
     copy, *others = gains([reference, *candidates], reference, one_each(), comparisons=3)
     assert copy == Gain(0.0, 0.0, 0.0)

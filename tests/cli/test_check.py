@@ -135,7 +135,7 @@ def test_the_choice_is_part_of_the_answer(data: Path, monkeypatch: pytest.Monkey
     shown = run("check", data, "--json", "answer.json")
     answer = json.loads(Path("answer.json").read_text())
     assert answer["choice"]["method"] in answer["answers"]["What to do?"][0]
-    assert f"queries in 3 folds, by {answer['choice']['question']}" in unwrapped(shown.stdout)
+    assert f"queries in 3 folds. Held out: {answer['choice']['question']}" in unwrapped(shown.stdout)
     assert "Methods that were compared" in Path("check/index.html").read_text()
 
 

@@ -36,7 +36,7 @@ def test_the_held_temperature_alone_is_better() -> None:
 def test_the_control_is_never_named() -> None:
     over = {"a": gain(0.01), "random_reduction": gain(0.5)}
     text = verdict(over, {}, None, 3, 1000)
-    assert text.startswith("No method differs from in_batch. This comparison shows gains of about ")
+    assert text.startswith("No method differs significantly from in_batch. This comparison shows gains of about ")
     assert "random_reduction" not in text
 
 

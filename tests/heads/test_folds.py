@@ -11,7 +11,8 @@ from torch import Tensor
 
 from clip_negatives.errors import InputError
 from clip_negatives.heads import folds_of, near_duplicates, part_of
-from clip_negatives.heads.folds import AGREEMENT, POWER, batch_size_for, centred
+from clip_negatives.heads.agreement import AGREEMENT, POWER, centred
+from clip_negatives.heads.folds import batch_size_for
 from tests.conftest import make_clusters
 
 

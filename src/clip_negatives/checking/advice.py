@@ -68,7 +68,7 @@ def _method(truth: Truth, verdict: Verdict, choice: Choice | None) -> tuple[str,
         if known:
             method = f"{known[0]}@{TEMPERATURE:g}"
             return method, [f"Use {method}: it removes the known false negatives from the loss.{held}"]
-        return plain, [f"Use {plain}.{held} To compare methods on these data, omit --no-choose."]
+        return plain, [f"Use {plain}.{held}"]
     if choice.row(choice.method).gain[1] > 0:  # beyond chance
         return choice.method, [choice.sentence]
     rows = [choice.row(f"{spec}@{TEMPERATURE:g}") for spec in known]
@@ -77,8 +77,8 @@ def _method(truth: Truth, verdict: Verdict, choice: Choice | None) -> tuple[str,
         return choice.method, [choice.sentence]
     gain, low, high = (100 * value for value in best.gain)
     return best.name, [
-        f"Use {best.name}: it uses what is known about these pairs, and loses nothing that can be measured "
-        f"({gain:+.1f} % MRR [{low:+.1f}, {high:+.1f}] over {choice.reference}, the best plain temperature)."
+        f"Use {best.name}: it uses the known groups or texts. Its MRR is not significantly below that of {choice.reference}, "
+        f"the best temperature: {gain:+.1f} % [{low:+.1f}, {high:+.1f}]."
     ]
 
 
@@ -88,7 +88,7 @@ def _about_clusters(method: Method, verdict: Verdict) -> str:
         return "The number of clusters (K) has no effect on this method."
     match = next(iter(verdict.quality.matches), None)
     if match is None or match.truth != "group":
-        return "K: the default, 4 sqrt(N). The data have no groups that would show a better one."
+        return "K: nothing shows a better number of clusters, because the data have no groups."
     ratio = match.cluster_share / match.chance
     if 1 / 3 <= ratio <= 3:
         return "K fits: pairs of one image cluster are about as frequent as pairs of one group."
@@ -113,7 +113,9 @@ def _certainty(truth: Truth, verdict: Verdict, choice: Choice | None) -> list[st
     if choice is None:
         return [*sentences, "No method was compared on these data."]
     queries, folds = choice.setting["n_queries"], choice.setting["folds"]
-    compared = f"{len(choice.rows)} methods were compared on {queries:,} queries in {folds} folds, by {choice.question}."
+    compared = (
+        f"{len(choice.rows)} candidates were compared on {queries:,} queries in {folds} folds. Held out: {choice.question}."
+    )
     return [*sentences, compared, *choice.warnings]
 
 

@@ -81,7 +81,9 @@ class Rates:
         shown = f"{number:.2f}" if number >= NEGLIGIBLE else f"fewer than {NEGLIGIBLE:g}"
         fact = f"In a batch of {self.reference:,}, an image meets {about}{shown} false negatives ({self.all.kind})."
         few, many = (NOISE, "Probably") if self.all.is_estimate else (FEW, "Yes")
-        verdict = "No" if self.is_negligible else "Few, if any" if number < few else many
+        if number < few:
+            many = "Few, if any" if self.all.is_estimate else "Few"
+        verdict = "No" if self.is_negligible else many
         return f"{verdict}. {fact}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Verdict:
         """Return sentences by question."""
         problem = [self.rates.sentence()]
         if self.rates.all.is_estimate and (self.quality.better or not self.quality.is_good):
-            problem.append("The estimate depends on the features: with weak ones, most near-duplicates are missed.")
+            problem.append("The estimate depends on the features: weak features can miss many near-duplicates.")
         return {PROBLEM: problem, FEATURES: self.quality.sentences()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from clip_negatives.choosing.outcome import Outcomes, mean_mrr
 from clip_negatives.choosing.question import Question
 from clip_negatives.choosing.verdict import Gain, Scores, gains
 
-HEADS_ONLY = (
-    "These figures are of linear heads on frozen features. In our study, they predicted the order of fully trained models at "
-    "Rank@10, but not at Rank@1. Confirm the choice with clip-negatives compare."
+HEADS_WARNING = (
+    "These figures are of linear heads on frozen features, not of a fully trained model. Confirm the choice with "
+    "clip-negatives compare."
 )
 
 
@@ -26,7 +26,7 @@ def answer(
     setting: Mapping[str, Any],
     question: Question,
     items: Sequence[Tensor],
-    of_clusters: Mapping[str, Any],
+    clusters_record: Mapping[str, Any],
 ) -> Choice:
     """Return the choice.
 
@@ -36,7 +36,7 @@ def answer(
         setting: see `Choice.setting`.
         question: what the folds asked.
         items: item of each query of each fold.
-        of_clusters: see `Choice.clusters`.
+        clusters_record: see `Choice.clusters`.
     """
     candidates = menu.candidates
     in_batch = [candidate for candidate in candidates if candidate.is_in_batch and not candidate.is_control]
@@ -46,17 +46,19 @@ def answer(
         other: dict(zip(candidates, _gains(outcomes, candidates, other, items), strict=True)) for other in (reference, baseline)
     }
     controls = [candidate for candidate in candidates if candidate.is_control]
-    chosen = max((candidate for candidate in candidates if not candidate.is_control), key=lambda name: mean_mrr(outcomes[name]))
+    methods = [candidate for candidate in candidates if not candidate.is_control]
+    better = [candidate for candidate in methods if over[reference][candidate].is_significant]
+    chosen = max(better or methods, key=lambda candidate: mean_mrr(outcomes[candidate]))
     rows = tuple(_row(candidate, outcomes, over[reference][candidate], over[baseline][candidate]) for candidate in candidates)
     return Choice(
         method=str(chosen),
         reference=str(reference),
         sentence=_sentence(chosen, reference, over[reference][chosen], over[baseline][chosen]),
-        warnings=(*_left_out(menu), *_limits(chosen, controls, over[reference]), HEADS_ONLY),
+        warnings=(*_left_out(menu), *_limits(chosen, controls, over[reference]), HEADS_WARNING),
         question=question.text,
         rows=tuple(sorted(rows, key=lambda row: -row.mrr)),
         setting=dict(setting),
-        clusters=dict(of_clusters),
+        clusters=dict(clusters_record),
         plugins=plugins_of(chosen.method),
     )
 
@@ -90,18 +92,13 @@ def _row(candidate: Candidate, outcomes: Outcomes, gain: Gain, over_baseline: Ga
 
 
 def _sentence(chosen: Candidate, reference: Candidate, gain: Gain, over_baseline: Gain) -> str:
-    temperature = reference.method.temperature
-    best = f"{BASELINE} " + ("with a learned temperature" if temperature is None else f"at temperature {temperature:g}")
-    as_it_is = "" if temperature is None else f", and {over_baseline} over {BASELINE} as it is"
-    if gain.is_above:
-        return f"Use {chosen}: {gain} MRR over {best}, its best temperature{as_it_is}."
-    nothing = f"Nothing beats {best} on these data"
+    over_learned = "" if str(reference) == BASELINE else f" Over {BASELINE} with a learned temperature: {over_baseline}."
+    if gain.is_significant:
+        return f"Use {chosen}. MRR over {reference}, the best temperature: {gain}.{over_learned}"
     if chosen != reference:
-        return f"{nothing} beyond chance. Use {chosen}, which has the highest MRR: {gain} over it{as_it_is}."
-    if temperature is None:
-        return f"{nothing}. Use {chosen}."
-    sure = "" if over_baseline.is_above else ", which may be chance"
-    return f"{nothing}. Use {chosen}. Over {BASELINE} as it is, its MRR is {over_baseline}{sure}."
+        nothing = f"Nothing beats {reference}, the best temperature, significantly on these data."
+        return f"{nothing} Use {chosen}, which has the highest MRR: {gain}.{over_learned}"
+    return f"Nothing beats {reference} on these data. Use it.{over_learned}"
 
 
 def _left_out(menu: Menu) -> list[str]:
@@ -111,15 +108,15 @@ def _left_out(menu: Menu) -> list[str]:
 
 
 def _limits(chosen: Candidate, controls: Sequence[Candidate], over: Mapping[Candidate, Gain]) -> list[str]:
-    """Return sentences about gains that could not be seen, and about controls that gain more than any method."""
+    """Return sentences about gains that could not be significant, and about controls that gain more than any method."""
     sentences = []
-    if not over[chosen].is_above:
+    if not over[chosen].is_significant:
         half = max(gain.high - gain.gain for candidate, gain in over.items() if not candidate.is_control)
-        sentences.append(f"A gain below about {100 * half:.0f} % would not show with so few queries and runs.")
+        sentences.append(f"Not every gain below {100 * half:.0f} % would be significant with so few queries and runs.")
     control = max(controls, key=lambda candidate: over[candidate].gain, default=None)
-    if control is not None and over[control].is_above and over[control].gain > over[chosen].gain:
+    if control is not None and over[control].is_significant and over[control].gain > over[chosen].gain:
         sentences.append(
-            f"Feature dropout {control.dropout:g}, a control without any choice of negatives, gains {over[control]}: more "
-            "regularisation (weight decay, augmentation, fewer steps) helps more than any method."
+            f"Feature dropout {control.dropout:g} alone gains {over[control]}, more than {chosen}. Regularisation may help "
+            "more than the choice of negatives."
         )
     return sentences

@@ -49,7 +49,7 @@ class Choice:
     """The chosen method, and what was compared.
 
     Attributes:
-        method: the method with the highest MRR, without controls; `clip_negatives.Method.parse` reads it.
+        method: the chosen method; `clip_negatives.Method.parse` reads it.
         reference: in-batch negatives at their best temperature.
         sentence: the answer in words.
         warnings: sentences about what limits the answer.
@@ -96,7 +96,7 @@ def read_choice(file: str | Path) -> Choice:
     try:
         stored = dict(read_json(file, "json_bytes"))
         if stored.pop("format") != FORMAT:
-            raise ValueError("its format is another one")
+            raise ValueError("another version wrote it")
         rows = tuple(
             Row(**{**row, **{name: tuple(row[name]) for name in ("gain", "gain_over_baseline")}}) for row in stored.pop("rows")
         )

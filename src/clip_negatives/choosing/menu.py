@@ -9,7 +9,7 @@ from clip_negatives.host.method import NO_SAMPLER, NO_WEIGHTING, Method, split_m
 
 BASELINE = NO_SAMPLER  # in-batch negatives with a learned temperature
 
-# Candidates of the default menu. In a study of five data sets, a held temperature of 0.1 was the best single one.
+# Candidates of the default menu
 TEMPERATURES = tuple(f"{BASELINE}@{temperature}" for temperature in ("0.05", "0.07", "0.1", "0.14"))
 METHODS = (
     *("default", "default@0.1"),
@@ -54,7 +54,7 @@ class Menu:
 
 
 def menu_of(methods: str | None = None) -> Menu:
-    """Return the default menu, or in-batch negatives at all temperatures and the given methods.
+    """Return the default menu, or in-batch negatives at all temperatures, the given methods and the controls.
 
     Args:
         methods: methods separated by commas, see `clip_negatives.Method.parse`; ``menu`` stands for those of the default menu.

@@ -40,25 +40,25 @@ def question_of(clusters: Clusters, fold_by: str | None, values: Sequence[str] |
         values: the values of this column, one for each sample; None without a column.
 
     Raises:
-        InputError: the samples have no groups, the values of the column are missing, or only one value is known.
+        InputError: the samples have no groups, or the values of the column are missing.
     """
     if fold_by is None:
         fold_by = NEAR_DUPLICATES if clusters.groups is None else GROUP
     if values is not None:
         items = clusters.groups if clusters.groups is not None else _near_duplicates(clusters)
-        return Question(f"an unseen {fold_by}", integer_ids(values), items)
+        return Question(f"values of {fold_by}", integer_ids(values), items)
     if fold_by == GROUP:
         if clusters.groups is None:
             remedy = f"Prepare them with --group-column, or use {argument('fold_by')} {NEAR_DUPLICATES}."
             raise InputError(f"The clusters have no groups. {remedy}")
-        return Question("unseen items (groups)", clusters.groups, clusters.groups)
+        return Question("groups", clusters.groups, clusters.groups)
     if fold_by != NEAR_DUPLICATES:
         raise InputError(
             f"{argument('fold_by')} names the column {fold_by!r}, whose values are not in the clusters folder. Name the table "
             f"with {argument('data')}."
         )
     components = _near_duplicates(clusters)
-    return Question("unseen items (near-duplicates, detected without labels)", components, components)
+    return Question("near-duplicates, detected without labels", components, components)
 
 
 def _near_duplicates(clusters: Clusters) -> Tensor:

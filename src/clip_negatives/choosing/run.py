@@ -61,8 +61,8 @@ def choose(
     """Choose the method that serves retrieval best on held-out parts of the user's own data.
 
     Linear heads are trained on the frozen features of the clusters, with each candidate of a menu, on all folds but one; the
-    texts of the held-out samples then search for their images. The candidate with the highest MRR is chosen; controls are left
-    out. The answer says whether its gain over in-batch negatives at their best temperature is above chance.
+    texts of the held-out samples then search for their images. The candidate with the highest MRR is chosen, among those with
+    a significant gain over in-batch negatives at their best temperature, if there are any; never a control.
 
     Finished runs are kept in `output`, and the same call continues after them. Memory is O(batch_size^2), besides the features
     of at most `MAX_SAMPLES` samples. All this is our choice.
@@ -75,7 +75,7 @@ def choose(
         fold_values: see `question_of`.
         folds: number of folds, at least 2.
         seeds: runs of each candidate on each fold, at least 1.
-        batch_size: most samples of a batch.
+        batch_size: maximum batch size.
         steps: steps of a run.
 
     Raises:
@@ -103,7 +103,7 @@ def choose(
         claim_work(output)
         (output / RUNS).mkdir(exist_ok=True)
         outcomes, lr = study.run(menu, output / RUNS)
-        choice = answer(menu, outcomes, study.setting(lr), question, study.query_items(), study.of_clusters)
+        choice = answer(menu, outcomes, study.setting(lr), question, study.query_items(), study.clusters_record)
         write_choice(choice, output)
     return choice
 
@@ -129,7 +129,7 @@ class _Study:
         seeds: int,
     ) -> None:
         self.clusters, self.question, self.folds, self.settings, self.seeds = clusters, question, folds, settings, seeds
-        self.of_clusters = clusters_section(folder.manifest)
+        self.clusters_record = clusters_section(folder.manifest)
         self.captions = folder.samples["text"].take(rows.numpy())
         self._fold: tuple[int, Clusters, list[str]] | None = None
 
@@ -191,7 +191,7 @@ class _Study:
             "settings": [self.settings.steps, self.settings.batch_size, self.settings.dim, self.settings.weight_decay],
             "held_out": fold,
             "items": self.question.items[self.folds[job.fold].held_out].tolist(),
-            "clusters": self.of_clusters,
+            "clusters": self.clusters_record,
             "plugins": plugins_of(method),
             "versions": versions("clip-negatives", "torch"),
         }

@@ -1,4 +1,4 @@
-"""How sure a gain is: intervals over folds, seeds and queries, for several candidates at once."""
+"""How sure a gain is: intervals over queries and runs, for several candidates at once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Gain:
     high: float
 
     @property
-    def is_above(self) -> bool:
+    def is_significant(self) -> bool:
         """Return whether the whole interval is above 0."""
         return self.low > 0
 
@@ -40,11 +40,11 @@ def gains(candidates: Sequence[Scores], reference: Scores, groups: Sequence[Tens
     """Return the gain of each candidate over a reference.
 
     A difference varies for two reasons, and their variances are added. Other queries would have been asked: the variance over
-    the groups of a fold, because queries of one group are alike. Other heads would have been trained: with several seeds, the
-    variance over the seeds of a fold; with one seed, the variance over folds, less the part of the queries. This second
-    variance is pooled over the candidates, because a single candidate has too few runs to estimate it. The intervals are those
-    of Student's t, with the degrees of freedom of the second variance, and of Bonferroni: together they hold with the
-    probability `CONFIDENCE`. All this is our choice.
+    the groups of a fold, because queries of one group are not independent. Other heads would have been trained: with several
+    seeds, the variance over the seeds of a fold; with one seed, the variance over folds, less the part of the queries. This
+    second variance is pooled over the candidates, because a single candidate has too few runs to estimate it. The intervals
+    are those of Student's t, with the degrees of freedom of the second variance, and of Bonferroni: together they hold with
+    the probability `CONFIDENCE`. All this is our choice.
 
     Args:
         candidates: scores of each candidate, on the same queries.
@@ -56,23 +56,23 @@ def gains(candidates: Sequence[Scores], reference: Scores, groups: Sequence[Tens
 
     differences = [_differences(scores, reference) for scores in candidates]
     n_folds, n_seeds = len(reference), len(reference[0])
-    of_queries = [_query_variance(difference, groups) for difference in differences]
+    query_variances = [_query_variance(difference, groups) for difference in differences]
     runs = torch.stack([torch.stack([fold.mean(1) for fold in difference]) for difference in differences])  # (C, F, S)
-    moving = (runs - runs.mean((1, 2), keepdim=True)).abs().amax((1, 2)) > 0  # a copy of the reference tells nothing
+    differs = (runs - runs.mean((1, 2), keepdim=True)).abs().amax((1, 2)) > 0  # a copy of the reference tells nothing
     if n_seeds > 1:
-        freedom = int(moving.sum()) * n_folds * (n_seeds - 1)
-        of_runs = runs[moving].var(2).mean() / (n_folds * n_seeds) if freedom else torch.zeros(())
+        freedom = int(differs.sum()) * n_folds * (n_seeds - 1)
+        run_variance = runs[differs].var(2).mean() / (n_folds * n_seeds) if freedom else torch.zeros(())
     else:
-        freedom = int(moving.sum()) * (n_folds - 1)
-        between = runs[moving, :, 0].var(1).mean() / n_folds if freedom else torch.zeros(())
-        queries = torch.stack(of_queries)[moving].mean() if freedom else torch.zeros(())
-        of_runs = (between - queries).clamp(min=0)
+        freedom = int(differs.sum()) * (n_folds - 1)
+        between = runs[differs, :, 0].var(1).mean() / n_folds if freedom else torch.zeros(())
+        queries = torch.stack(query_variances)[differs].mean() if freedom else torch.zeros(())
+        run_variance = (between - queries).clamp(min=0)
     quantile = float(t.ppf(1 - (1 - CONFIDENCE) / (2 * comparisons), max(freedom, 1)))
     scale = float(torch.stack([fold.mean() for seeds in reference for fold in seeds]).mean())
     result = []
-    for run, variance, moves in zip(runs, of_queries, moving.tolist(), strict=True):
+    for run, variance, moves in zip(runs, query_variances, differs.tolist(), strict=True):
         mean = float(run.mean()) / scale
-        half = quantile * float((variance + (of_runs if moves else 0)).sqrt()) / scale
+        half = quantile * float((variance + (run_variance if moves else 0)).sqrt()) / scale
         result.append(Gain(mean, mean - half, mean + half))
     return result
 

@@ -34,7 +34,7 @@ DECIDED_CLUSTERS = "clusters-decided"  # folder of the next prepare
 @click.option("--output", "-o", default="check", type=parameters.FOLDER, help="Folder of the page and of suspects.csv.")
 @click.option("--data", help="Data of the clusters: for the command to train, and for images in tars.")
 @click.option("--no-choose", "choose", is_flag=True, flag_value=False, default=True, help="Do not compare methods.")
-@click.option("--suspects", default=200, type=click.IntRange(min=1), help="Most suspect pairs to list.")
+@click.option("--suspects", default=200, type=click.IntRange(min=1), help="Maximum number of suspect pairs.")
 @parameters.decided_option
 @parameters.dataset_type_option
 @parameters.column_options

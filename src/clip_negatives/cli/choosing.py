@@ -44,7 +44,7 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
 @click.option("--data", help="Data of the clusters. Needed if --fold-by names a column.")
 @click.option("--folds", default=3, type=click.IntRange(min=2), help="Number of folds.")
 @click.option("--seeds", default=1, type=click.IntRange(min=1), help="Runs of each candidate on each fold.")
-@click.option("--batch-size", default=512, type=click.IntRange(min=2), help="Most samples of a batch.")
+@click.option("--batch-size", default=512, type=click.IntRange(min=2), help="Maximum batch size.")
 @click.option("--steps", default=250, type=click.IntRange(min=1), help="Steps of a run.")
 @parameters.dataset_type_option
 @parameters.column_options
@@ -100,8 +100,9 @@ def _values(folder: ClustersFolder, location: str, dataset_type: str, columns: C
     texts = folder.samples["text"].to_pylist()
     if list(source.texts) != texts:
         place = next((row for row, pair in enumerate(zip(source.texts, texts, strict=False)) if pair[0] != pair[1]), None)
-        where = f"{len(source)} samples for {len(texts)}" if place is None else f"another text in row {place}"
-        raise DataError(f"{location} has {where}: the clusters are of other data. Name the data of the clusters.")
+        fault = f"has {len(source)} samples, but the clusters have {len(texts)}"
+        fault = fault if place is None else f"has another text in row {place} than the clusters"
+        raise DataError(f"{location} {fault}. Use --data with the file that the clusters were prepared from.")
     return list(source.groups or ())
 
 
@@ -113,7 +114,7 @@ def _print(choice: Choice, to: Console) -> None:
     to.print(choice.sentence, style="bold")
     setting = choice.setting
     to.print(
-        f"Asked: {choice.question}. {setting['n_queries']:,} queries in {setting['folds']} folds, {setting['seeds']} "
+        f"Held out: {choice.question}. {setting['n_queries']:,} queries in {setting['folds']} folds, {setting['seeds']} "
         f"seed{'s' * (setting['seeds'] > 1)}, batches of {setting['batch_size']}."
     )
     title = f"Figures in %. Gain in MRR over {choice.reference}, with 95 % intervals that hold together"

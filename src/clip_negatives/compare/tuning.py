@@ -72,7 +72,7 @@ class Validation:
         source = open_described(train)
         if not isinstance(source, TablePairs) or source.image_paths is None:
             reason = "tuning needs a table with paths of images, to hold out validation pairs"
-            repair = f"Tune on a table, or set the value yourself and leave out {argument('tune_lr')}"
+            repair = f"Tune on a table, or omit {argument('tune_lr')} and give a single value to {argument('temperatures')}"
             raise DataError(f"{train['location']}: {reason}. {repair}.")
         items = items_of(source).numpy()
         order = np.random.default_rng(0).permutation(np.unique(items))

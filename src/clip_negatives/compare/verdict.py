@@ -39,7 +39,7 @@ def verdict(
     power = _power([gain.variance for gain in rows.values() if gain.variance is not None], seeds, queries)
     if worse:
         return f"No method gains over {BASELINE}. Significantly worse: {', '.join(worse)}. {power}"
-    return f"No method differs from {BASELINE}. {power}"
+    return f"No method differs significantly from {BASELINE}. {power}"
 
 
 def in_percent(gain: Gain) -> str:

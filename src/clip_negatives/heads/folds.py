@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clip_negatives.advice import argument
 from clip_negatives.clustering.similarity import similarities
 from clip_negatives.errors import InputError
 from clip_negatives.heads.agreement import AGREEMENT, Neighbourhoods
@@ -45,11 +46,17 @@ def folds_of(components: Tensor, n_folds: int, seed: int = 0) -> list[Fold]:
         InputError: there are fewer components than folds, or one of them has more than `LARGEST_SHARE` of the samples.
     """
     _, places, counts = components.unique(return_inverse=True, return_counts=True)
+    if len(counts) < 2:
+        raise InputError(
+            f"All samples are in one group, so none can be held out. Use {argument('fold_by')} with another column."
+        )
     if not 2 <= n_folds <= len(counts):
         raise InputError(f"The number of folds must be within 2 .. {len(counts)}, the number of groups, got {n_folds}.")
     if counts.max() > LARGEST_SHARE * len(components):
         share = float(counts.max()) / len(components)
-        raise InputError(f"One group has {share:.0%} of the samples, too many for folds. Choose folds by another column.")
+        raise InputError(
+            f"One group has {share:.0%} of the samples, too many for folds. Use {argument('fold_by')} with another column."
+        )
     order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
     order = order[counts[order].argsort(descending=True, stable=True)]
     fold_of, filled = torch.empty(len(counts), dtype=torch.int64), [0] * n_folds
@@ -64,9 +71,9 @@ def folds_of(components: Tensor, n_folds: int, seed: int = 0) -> list[Fold]:
 def near_duplicates(image_features: Tensor, text_features: Tensor) -> Tensor:
     """Return the component of near-duplicates of each sample, int64, shape (N,): a group that is made without labels.
 
-    Features are centred: the mean of the data is subtracted, then they get unit norm. Two samples are near-duplicates if each
-    modality lists the other among its `NEIGHBOURS` nearest, and ``([x_i . x_j]+ [y_i . y_j]+) ** POWER > AGREEMENT``. Samples
-    that a chain of near-duplicates connects are one component.
+    Features are centred: the mean of the data is subtracted, then they get unit norm. Two samples are near-duplicates if one
+    is among the `NEIGHBOURS` nearest of the other, both by image and by text, and
+    ``([x_i . x_j]+ [y_i . y_j]+) ** POWER > AGREEMENT``. Samples that a chain of near-duplicates connects are one component.
 
     Args:
         image_features: shape (N, D_image).

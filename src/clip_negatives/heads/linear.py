@@ -71,7 +71,7 @@ class LinearHeads(nn.Module):
 
     @torch.no_grad()
     def limit_scale(self) -> None:
-        """Keep ``logit_scale`` within 1 .. `MAX_LOGIT_SCALE`, as open_clip does after each step."""
+        """Keep ``exp(log_scale)`` within 1 .. `MAX_LOGIT_SCALE`, as open_clip does after each step."""
         self.log_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
 
     def _dropped(self, features: Tensor) -> Tensor:
