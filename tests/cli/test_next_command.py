@@ -46,9 +46,10 @@ def test_catalogue_leads_to_training() -> None:
     words = next_words(run(*words[:2], "the data", "--split", "unseen", "--format", "csv"))
     assert words == ["prepare", "the data/unseen.csv", "clusters/", "--group-column", "item"]
     words = next_words(run(*words))
-    assert words == ["inspect", "clusters"]
-    words = next_words(run(*words, "--pairs", "3", "--clusters-shown", "1"))
-    assert words == ["train", "--clusters", "clusters", "--", "--train-data", "TRAIN_DATA", "--model", "ViT-B-32"]
+    assert words == ["check", "clusters", "--data", "the data/unseen.csv", "--group-column", "item"]
+    words = next_words(run(*words, "--no-choose"))
+    assert words[:4] == ["train", "--clusters", "clusters", "--method"]
+    assert words[5:] == ["--group-column", "item", "--", "--train-data", "the data/unseen.csv", "--model", "ViT-B-32"]
 
 
 def test_options_of_the_user_are_repeated() -> None:
@@ -84,10 +85,10 @@ def test_tars_lead_to_training_on_the_stream() -> None:
     Path("the tars").mkdir()
     tars = write_tars(Path("the tars"), N)
     words = next_words(run("prepare", tars, "clusters", "--clusterer", "kmeans:n_clusters=4"))
-    assert words == ["inspect", "clusters", "--data", tars]
-    words = next_words(run(*words, "--batch-size", "16"))
+    assert words == ["check", "clusters", "--data", tars]
+    words = next_words(run(*words, "--no-choose"))
     stream = ["--train-data", tars, "--model", "ViT-B-32", "--train-num-samples", str(N)]
-    assert words == ["train", "--clusters", "clusters", "--sampler", "in_batch", "--", *stream]
+    assert words == ["train", "--clusters", "clusters", "--method", "id_mask:by=text@0.1", "--", *stream]
     run(*words, *SMALL, "--dataset-type", "webdataset")
     words = next_words(run("labels", "clusters", "labels"))
     assert words[:6] == ["train", "--clusters", "labels", "--sampler", "in_batch", "--"]

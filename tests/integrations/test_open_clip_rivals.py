@@ -85,7 +85,7 @@ def test_compared_with_what_decides_at_each_step(tmp_path: Path, exported: Path,
         test_data=str(train_csv),
         arguments=["--train-data", str(train_csv), "--batch-size", str(BATCH), "--epochs", "1", "--workers", "0"],
     )
-    assert set(found.summaries) == {"in_batch", "llave", "siglip", "random_reduction"}
+    assert set(found.summaries) == {"in_batch", "in_batch@0.1", "llave", "siglip", "random_reduction"}
     assert "removed_share" not in found.summaries["llave"]
     assert "removed_share" in found.summaries["in_batch"]
     assert all(torch.isfinite(torch.tensor(one["text_to_image_rank_1"])) for one in found.runs)

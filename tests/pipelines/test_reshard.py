@@ -301,10 +301,10 @@ def test_shards_that_their_addresses_do_not_tell_apart(folder: Path, tmp_path: P
 def test_command_line(folder: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
     done = run(main, ["labels", str(folder / "clusters"), str(tmp_path / "labels")])
-    assert (done.exit_code, done.output) == (0, f"{tmp_path / 'labels'}: labels of {N} samples in {SHARDS} shards\n")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'labels'}: labels of {N} samples in {SHARDS} shards\n")
     new = [tars(folder), str(folder / "clusters"), str(tmp_path / "new"), "--samples-per-shard", "32"]
     done = run(main, ["reshard", *new])
-    assert (done.exit_code, done.output) == (0, f"{tmp_path / 'new'}: {N} samples in 2 shards\n")
+    assert (done.exit_code, done.stdout) == (0, f"{tmp_path / 'new'}: {N} samples in 2 shards\n")
     done = run(main, ["reshard", *new, "--sampler", "in_batch"])
     assert done.exit_code == 2
     assert done.output.startswith("Error: The sampler in_batch does not compose batches")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,9 @@ import click
 
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.clusters import clusters_and_data
-from clip_negatives.cli.next_command import COLUMNS, MODEL, RECIPE, TRAIN_DATA, command_line, show_line
+from clip_negatives.cli.next_command import COLUMNS, MODEL, RECIPE, TRAIN_DATA, command_line, show_line, stream_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
+from clip_negatives.host.method import NO_SAMPLER, Method
 from clip_negatives.printing import printable
 from clip_negatives.progress import stage
 
@@ -132,6 +134,9 @@ def _next_lines(result: Check, known_data: str | None, decided: Path | None, opt
     if decided is not None and not is_of_tars:
         folder = DECIDED_CLUSTERS
         lines.append(command_line("prepare", data, folder, "--decided", decided, options=("dataset_type", *COLUMNS, *options)))
-    after = ("--train-data", data, *MODEL)
-    lines.append(command_line("train", "--clusters", folder, "--method", result.advice.method, options=COLUMNS, after=after))
+    after = ("--train-data", data, *MODEL, *stream_options(result.folder))
+    method = Method.parse(result.advice.method)
+    if is_of_tars:  # a stream has its own order
+        method = replace(method, sampler=NO_SAMPLER)
+    lines.append(command_line("train", "--clusters", folder, "--method", str(method), options=COLUMNS, after=after))
     return lines

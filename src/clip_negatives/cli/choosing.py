@@ -10,7 +10,7 @@ import click
 
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.clusters import clusters_and_data
-from clip_negatives.cli.next_command import COLUMNS, MODEL, TRAIN_DATA, show_next
+from clip_negatives.cli.next_command import COLUMNS, MODEL, TRAIN_DATA, show_next, stream_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.cli.training import CHOSEN
 from clip_negatives.errors import DataError
@@ -88,7 +88,13 @@ def choose(
     train_data = data or (clusters if source is not None else TRAIN_DATA)
     method = CHOSEN if output is None else str(file)
     show_next(
-        "train", "--clusters", folder.path, "--method", method, options=COLUMNS, after=("--train-data", train_data, *MODEL)
+        "train",
+        "--clusters",
+        folder.path,
+        "--method",
+        method,
+        options=COLUMNS,
+        after=("--train-data", train_data, *MODEL, *stream_options(folder)),
     )
 
 

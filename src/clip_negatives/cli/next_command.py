@@ -11,12 +11,15 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from clip_negatives.cli.output import echo
+
+if TYPE_CHECKING:
+    from clip_negatives.storage.clusters_folder import ClustersFolder
 
 TRAIN_DATA, TEST_DATA, TARS = "TRAIN_DATA", "TEST_DATA", "TARS"
 MODEL = ("--model", "ViT-B-32")
@@ -33,6 +36,12 @@ def show_next(*words: str | Path, **arguments: Any) -> None:
 def show_line(line: str) -> None:
     """Print a line of `command_line` as the next command to run, on stderr."""
     echo(f"Next: {line}", err=True)
+
+
+def stream_options(folder: ClustersFolder) -> tuple[str, ...]:
+    """Return the arguments of open_clip that a training on the tars of a clusters folder needs; none for a table."""
+    is_of_tars = "shard" in folder.samples.column_names
+    return ("--train-num-samples", str(folder.clusters.n_samples)) if is_of_tars else ()
 
 
 def command_line(

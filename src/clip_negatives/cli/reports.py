@@ -9,7 +9,7 @@ import click
 
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.clusters import clusters_and_data
-from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, RECIPE, TRAIN_DATA, show_next
+from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, RECIPE, TRAIN_DATA, show_next, stream_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.progress import stage
 
@@ -113,7 +113,7 @@ def _show_training(folder: ClustersFolder, prepared: str | None, clusters: str, 
     options = [*COLUMNS, *(RECIPE if prepared else ()), "weighting"]
     if "shard" in folder.samples.column_names:  # a stream has its own order
         words += ["--sampler", "in_batch"]
-        after += ["--train-num-samples", str(folder.clusters.n_samples)]
+        after += stream_options(folder)
     else:
         options += ["sampler"]
     show_next(*words, options=options, after=after)

@@ -18,6 +18,7 @@ from clip_negatives.compare.methods import BASELINE
 from clip_negatives.compare.reuse import OnRun, finished
 from clip_negatives.compare.run import Job, provenance_of
 from clip_negatives.dataset import TablePairs
+from clip_negatives.dataset.columns import IMAGE, SEPARATOR, TEXT
 from clip_negatives.errors import DataError
 from clip_negatives.host.method import Method
 from clip_negatives.integrations.open_clip.arguments import parsed
@@ -26,7 +27,7 @@ from clip_negatives.storage.ownership import claim_work, replaced_file
 RATES = (1 / 3, 1.0, 3.0)  # candidates of the learning rate, relative to the effective one
 SHARE, MOST = 0.1, 2000  # validation pairs: share of the training pairs, and their number at most
 FIGURE = "text_to_image_mrr"
-COLUMNS = {"image_column": "filepath", "text_column": "title", "group_column": "group", "separator": "\t"}
+COLUMNS = {"image_column": IMAGE, "text_column": TEXT, "group_column": "group", "separator": SEPARATOR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,8 @@ def tune(name: str, candidates: Sequence[float], line: Sequence[str], validation
     """
     fingerprints = [open_described(data).fingerprint() for data in (validation.train, validation.test)]
     data = dict(zip(("training", "test"), fingerprints, strict=True))
-    data_arguments = ["--train-data", validation.train["location"], "--dataset-type", "csv", "--csv-separator", "\t"]
-    line = [*line, *data_arguments, "--csv-img-key", "filepath", "--csv-caption-key", "title"]
+    data_arguments = ["--train-data", validation.train["location"], "--dataset-type", "csv", "--csv-separator", SEPARATOR]
+    line = [*line, *data_arguments, "--csv-img-key", IMAGE, "--csv-caption-key", TEXT]
     jobs = []
     for candidate in candidates:
         method = Method.parse(BASELINE if name == "lr" else f"{BASELINE}@{candidate:g}")
@@ -129,9 +130,9 @@ def rates_around(line: Sequence[str]) -> list[float]:
 
 def _write(source: TablePairs, rows: Sequence[int], file: Path) -> None:
     """Write rows of a table as csv."""
-    columns = {"filepath": source.image_paths, "title": source.texts, "group": source.groups}
+    columns = {IMAGE: source.image_paths, TEXT: source.texts, "group": source.groups}
     known = {name: values for name, values in columns.items() if values is not None}
     with replaced_file(file) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
+        writer = csv.writer(stream, delimiter=SEPARATOR, lineterminator="\n")
         writer.writerow(known)
         writer.writerows([values[row] for values in known.values()] for row in rows)
