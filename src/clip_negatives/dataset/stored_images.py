@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -113,6 +114,9 @@ class EmbeddedImages:
 
     def size(self, row: int) -> int | None:
         """Return the number of bytes of an image."""
+        size: int | None = self._embedded_sizes[row].as_py()
+        if size is not None:
+            return size
         file = self.file(row)
         return file_size(file) if isinstance(file, str) else len(file.getbuffer())
 
@@ -138,8 +142,12 @@ class EmbeddedImages:
         return hashlib.sha256(json.dumps([self.sizes(), contents]).encode()).hexdigest()
 
     def sizes(self) -> list[int | None]:
-        """Return the number of bytes of each image. Images in the table are not read for it."""
-        sizes: list[int | None] = []
-        for block in self._column.with_format("arrow").iter(BLOCK):
-            sizes += pc.binary_length(pc.struct_field(block[self._name], "bytes")).to_pylist()
-        return [self.size(row) if size is None else size for row, size in enumerate(sizes)]
+        """Return the number of bytes of each image."""
+        return [self.size(row) if size is None else size for row, size in enumerate(self._embedded_sizes.to_pylist())]
+
+    @functools.cached_property
+    def _embedded_sizes(self) -> pa.ChunkedArray:
+        """Return the number of bytes of each image in the table, null for an image in a file. No image is read for it."""
+        blocks = (block[self._name] for block in self._column.with_format("arrow").iter(BLOCK))
+        sizes = [pc.binary_length(pc.struct_field(images, "bytes")).cast(pa.int64()) for images in blocks]
+        return pa.chunked_array([chunk for size in sizes for chunk in size.chunks], pa.int64())
