@@ -27,7 +27,7 @@ HELD = f"{BASELINE}@0.1"  # the best single temperature of the study
 FIXED = (BASELINE, HELD, "default", "default@0.1")  # choices without looking at the data, for comparison
 
 
-def choice_of(fold: Fold, output: Path, size: int, *, by_group: bool, seeds: int) -> Choice:
+def choice_of(fold: Fold, output: Path, size: int, study: dict[str, Any], *, by_group: bool) -> Choice:
     """Return what `choose` chooses on the training data of a fold; finished runs are kept in `output`."""
     clusters, n = fold.clusters, fold.clusters.n_samples
     samples = {
@@ -35,7 +35,13 @@ def choice_of(fold: Fold, output: Path, size: int, *, by_group: bool, seeds: int
         "text": fold.captions,
         "group": [str(g) for g in clusters.groups.tolist()],
     }
-    options: dict[str, Any] = {"fold_by": "group" if by_group else "near-duplicates", "batch_size": size, "seeds": seeds}
+    options: dict[str, Any] = {
+        "methods": study.get("methods"),
+        "fold_by": "group" if by_group else "near-duplicates",
+        "seeds": study["choice_seeds"],
+        "batch_size": size,
+        "steps": study["steps"],
+    }
     with tempfile.TemporaryDirectory() as folder:
         write_clusters(folder, clusters, pa.table(samples), {"clusterer": "of the study"})
         return choose(read_clusters(folder), output, **options)
@@ -74,7 +80,7 @@ def row_of(choice: Choice, outcomes: dict[str, list[dict[str, Any]]]) -> dict[st
         "best": best,
         "test_mrr": scores,
         "regret": scores[best] / scores[choice.method] - 1,
-        "regret_of": {name: scores[best] / scores[name] - 1 for name in FIXED},
+        "regret_of": {name: scores[best] / scores[name] - 1 for name in FIXED if name in scores},
         "over_held": over_held(outcomes, choice.method),
         "over_baseline": scores[choice.method] / scores[BASELINE] - 1,
         "order": spearman(choice, scores),
@@ -102,8 +108,7 @@ def main() -> None:
         for question, by_group in (("near-duplicates", False), ("groups", True)):
             output = cache_of(study) / "choices" / f"{data}-{question}"
             output.parent.mkdir(exist_ok=True)
-            size, seeds = batch_size(study, data), study["choice_seeds"]
-            choice = choice_of(Fold.of(study, data, "test"), output, size, by_group=by_group, seeds=seeds)
+            choice = choice_of(Fold.of(study, data, "test"), output, batch_size(study, data), study, by_group=by_group)
             outcomes = tested(runs, data, methods, choice.setting["lr"], study["test_seeds"])
             rows[question] = row_of(choice, outcomes)
             print(data, question, rows[question]["sentence"], f"regret {rows[question]['regret']:.1%}", flush=True)

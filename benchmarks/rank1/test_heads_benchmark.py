@@ -18,7 +18,9 @@ from clip_negatives.storage.sample_ids import integer_ids
 
 pytest.importorskip("tomllib")
 sys.path.insert(0, str(Path(__file__).parent))
+import choices
 import costs
+import equal_candidates
 import folds
 import gradients
 import heads
@@ -160,6 +162,29 @@ def test_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The push is at most 1 for each anchor, half of it from images and half from texts.
     assert 0 < moments["end"]["in_batch"]["push"]["mean"] < 64
     assert "| category | **in_batch** |" in page.gradients_table(json.loads(result.read_text())["data"])
+
+
+def test_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The regret is that of the chosen method; candidates that do not differ are hardly ever said to differ."""
+    write_features(tmp_path)
+    study, result = tmp_path / "study.toml", tmp_path / "choices.json"
+    setting = f'choice_seeds = 1\nmethods = "gist@0.1"\n{SMALL.split("[compared]")[0]}'
+    study.write_text(f'{setting}[data.category]\ngroups = ["flags", "activities"]\nlr = 1e-2\n')
+    command = ["choices.py", "--study", str(study), "--output", str(result), "--cache", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--workers", "1"])
+    choices.main()
+    rows = json.loads(result.read_text())["data"]["category"]
+    assert set(rows) == {"near-duplicates", "groups"}
+    for row in rows.values():
+        scores = row["test_mrr"]
+        assert set(scores) == {"in_batch", *(f"in_batch@{held}" for held in ("0.05", "0.07", "0.1", "0.14")), "gist@0.1"}
+        assert row["regret"] == pytest.approx(max(scores.values()) / scores[row["chosen"]] - 1)
+        assert row["over_held"]["low"] <= row["over_held"]["gain"] <= row["over_held"]["high"]
+    monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "equal.json"), *command[5:], "--pool", "14"])
+    equal_candidates.main()
+    figures = json.loads((tmp_path / "equal.json").read_text())["data"]["category"]
+    assert figures["studies"] == equal_candidates.STUDIES
+    assert figures["claims"] <= 6  # 2 are expected; 7 or more have a probability of 0.3 %
 
 
 def test_runs_are_named_by_what_they_depend_on(tmp_path: Path) -> None:
