@@ -111,10 +111,12 @@ def _same_files(file: Path) -> str:
 def _reading(file: Path) -> str:
     """Return the rates of reading each format."""
     result = json.loads(file.read_text())
-    names = "format", "ours_per_second", "plain_per_second", "ratio", "lowest_ratio"
+    names = "format", "ours_per_second", "plain_per_second", "ratio", "lowest_ratio", "ratio_of_fastest"
     rows = [[str(row[name]) for name in names] for row in result["rows"]]
     about = ABOUT["reading"].format(n=result["n_samples"], side=result["side"], machine=file.parent.name)
-    return about + table(rows, ["format", "samples a second", "of a plain loop", "median ratio", "lowest ratio"])
+    return about + table(
+        rows, ["format", "samples a second", "of a plain loop", "median ratio", "lowest ratio", "ratio of the fastest runs"]
+    )
 
 
 def _prepared(row: Mapping[str, Any]) -> list[str]:
