@@ -165,7 +165,7 @@ def limited_batches(
 
 def check_regular(file: Any) -> None:
     """Raise OSError if an image, given by its path, is a folder, a pipe or a device: reading it could block for ever."""
-    if isinstance(file, str | os.PathLike) and not stat.S_ISREG(Path(file).stat().st_mode):
+    if isinstance(file, str | os.PathLike) and not stat.S_ISREG(os.stat(file).st_mode):  # noqa: PTH116  (faster than `Path`)
         raise OSError(errno.EINVAL, "not a regular file", str(file))
 
 
