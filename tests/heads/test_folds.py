@@ -61,8 +61,8 @@ def test_near_duplicates_equal_a_double_loop() -> None:
         F.normalize(torch.randn(12, 8, generator=generator)[points] + 0.15 * torch.randn(90, 8, generator=generator), dim=1)
         for _ in range(2)
     )
-    found = near_duplicates(images, texts)
-    sets = [set((found == name).nonzero().flatten().tolist()) for name in found.unique()]
+    components = near_duplicates(images, texts)
+    sets = [set((components == name).nonzero().flatten().tolist()) for name in components.unique()]
     expected = components_by_loop(images, texts)
     assert sorted(map(sorted, sets)) == sorted(map(sorted, expected))
     assert 2 < len(expected) < 60
@@ -71,9 +71,9 @@ def test_near_duplicates_equal_a_double_loop() -> None:
 def test_equal_samples_are_near_duplicates_and_others_are_not() -> None:
     images = torch.eye(6)[[0, 0, 1, 2, 3, 3]]
     texts = torch.eye(6)[[0, 0, 1, 2, 3, 4]]
-    found = near_duplicates(images, texts).tolist()
-    assert found[0] == found[1]
-    assert len(set(found)) == 5  # the last two have equal images, but different texts
+    components = near_duplicates(images, texts).tolist()
+    assert components[0] == components[1]
+    assert len(set(components)) == 5  # the last two have equal images, but different texts
 
 
 def test_a_part_keeps_labels_features_and_similarities() -> None:

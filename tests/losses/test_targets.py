@@ -87,12 +87,12 @@ def test_gradients_of_everything(backend: str, rectangle: bool) -> None:
 
     def loss(x: Tensor, y: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)
-        how = {"backend": backend, "chunk_size": 4}
+        options = {"backend": backend, "chunk_size": 4}
         if rectangle:
             candidates = Candidates(x, y, terms, own.start)
             mine = terms.take(torch.arange(n)[own])
-            return weighted_info_nce(x[own], y[own], scale, bias, terms=mine, candidates=candidates, **how)
-        return weighted_info_nce(x, y, scale, bias, terms=terms, **how)
+            return weighted_info_nce(x[own], y[own], scale, bias, terms=mine, candidates=candidates, **options)
+        return weighted_info_nce(x, y, scale, bias, terms=terms, **options)
 
     assert torch.autograd.gradcheck(loss, (x, y, *scalars()), eps=1e-7, atol=1e-5)
 
@@ -134,29 +134,29 @@ def test_order_and_modalities_change_nothing(backend: str) -> None:
     x, y = features(n, 4)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     terms = weights(n).replace(target_factors=factors(n), target_mass=MASS)
-    how = {"backend": backend, "chunk_size": 3}
-    loss = weighted_info_nce(x, y, *scalars(), terms=terms, **how)
-    permuted = weighted_info_nce(x[order], y[order], *scalars(), terms=terms.take(order), **how)
-    swapped = weighted_info_nce(y, x, *scalars(), terms=terms.transposed(), **how)
+    options = {"backend": backend, "chunk_size": 3}
+    loss = weighted_info_nce(x, y, *scalars(), terms=terms, **options)
+    permuted = weighted_info_nce(x[order], y[order], *scalars(), terms=terms.take(order), **options)
+    swapped = weighted_info_nce(y, x, *scalars(), terms=terms.transposed(), **options)
     for other in (permuted, swapped):
         torch.testing.assert_close(other, loss)
         for one, another in zip(gradients(loss, x, y), gradients(other, x, y), strict=True):
             torch.testing.assert_close(another, one)
-        loss = weighted_info_nce(x, y, *scalars(), terms=terms, **how)
+        loss = weighted_info_nce(x, y, *scalars(), terms=terms, **options)
 
 
 @each_backend
 def test_parts_of_several_processes_average_to_the_whole(backend: str) -> None:
     n, half = 8, 4
     x, y = features(n, 4)
-    terms, how = targets(n), {"backend": backend, "chunk_size": 3}
-    whole = weighted_info_nce(x, y, *scalars(), terms=terms, **how)
+    terms, options = targets(n), {"backend": backend, "chunk_size": 3}
+    whole = weighted_info_nce(x, y, *scalars(), terms=terms, **options)
     parts = []
     for start in (0, half):
         mine = slice(start, start + half)
         candidates = Candidates(x, y, terms, start)
         own = terms.take(torch.arange(n)[mine])
-        parts.append(weighted_info_nce(x[mine], y[mine], *scalars(), terms=own, candidates=candidates, **how))
+        parts.append(weighted_info_nce(x[mine], y[mine], *scalars(), terms=own, candidates=candidates, **options))
     torch.testing.assert_close(sum(parts) / 2, whole)
 
 
@@ -166,8 +166,8 @@ def test_images_alone_and_added_texts(backend: str) -> None:
     n = 6
     x, y = features(n, 4)
     extra = features(3, 4, seed=1)[1].detach()
-    how = {"text_anchors": False, "extra_texts": ExtraTexts(extra), "backend": backend, "chunk_size": 4}
-    loss = weighted_info_nce(x, y, *scalars(), terms=targets(n), **how)
+    options = {"text_anchors": False, "extra_texts": ExtraTexts(extra), "backend": backend, "chunk_size": 4}
+    loss = weighted_info_nce(x, y, *scalars(), terms=targets(n), **options)
     scores = (factors(n) @ factors(n).T).double().fill_diagonal_(-torch.inf)
     target = (1 - MASS) * torch.eye(n) + MASS * scores.softmax(1)
     z = SCALE * x @ torch.cat([y, extra]).T + BIAS

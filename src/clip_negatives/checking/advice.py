@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from clip_negatives.checking.truth import Truth
 from clip_negatives.checking.verdict import Verdict
 from clip_negatives.choosing import Choice
-from clip_negatives.errors import PluginError
+from clip_negatives.choosing.menu import is_installed
 from clip_negatives.host.method import Method
 
 TO_DO, CERTAINTY = "What to do?", "How sure is that?"
@@ -42,7 +42,7 @@ def known_methods(truth: Truth, verdict: Verdict) -> list[str]:
     if verdict.rates.is_negligible or known < verdict.rates.all.share / 2:
         return []
     specs = [f"{name}:by={by}" for name in KNOWN]
-    return [spec for spec in specs if _is_installed(spec)]
+    return [spec for spec in specs if is_installed(spec)]
 
 
 def advice_of(truth: Truth, verdict: Verdict, choice: Choice | None) -> Advice:
@@ -69,7 +69,7 @@ def _method(truth: Truth, verdict: Verdict, choice: Choice | None) -> tuple[str,
             method = f"{known[0]}@{TEMPERATURE:g}"
             return method, [f"Use {method}: it removes the known false negatives from the loss.{held}"]
         return plain, [f"Use {plain}.{held}"]
-    if choice.row(choice.method).gain[1] > 0:  # beyond chance
+    if choice.row(choice.method).is_significant:
         return choice.method, [choice.sentence]
     rows = [choice.row(f"{spec}@{TEMPERATURE:g}") for spec in known]
     best = max((row for row in rows if row.gain[2] >= 0), key=lambda row: row.mrr, default=None)
@@ -117,11 +117,3 @@ def _certainty(truth: Truth, verdict: Verdict, choice: Choice | None) -> list[st
         f"{len(choice.rows)} candidates were compared on {queries:,} queries in {folds} folds. Held out: {choice.question}."
     )
     return [*sentences, compared, *choice.warnings]
-
-
-def _is_installed(spec: str) -> bool:
-    try:
-        Method.parse(spec)
-    except PluginError:
-        return False
-    return True

@@ -43,6 +43,11 @@ class Row:
     gain_over_baseline: tuple[float, float, float]
     is_control: bool = False
 
+    @property
+    def is_significant(self) -> bool:
+        """Return whether the whole interval of `gain` is above 0."""
+        return self.gain[1] > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:

@@ -69,13 +69,14 @@ def menu_of(methods: str | None = None) -> Menu:
     texts = [text for name in named for text in (METHODS if name == "menu" else (name,))]
     if len(set(texts)) < len(texts):
         raise InputError(f"A method is named twice in {methods!r}. Name each method once.")
-    left_out = tuple(text for text in METHODS if "menu" in named and not _is_installed(text))
+    left_out = tuple(text for text in METHODS if "menu" in named and not is_installed(text))
     chosen = [Method.parse(text) for text in (BASELINE, *TEMPERATURES, *texts) if text not in left_out]
     candidates = [Candidate(method) for method in dict.fromkeys(chosen)]
     return Menu((*candidates, *(Candidate(Method.parse(DROPOUT_METHOD), dropout) for dropout in DROPOUTS)), left_out)
 
 
-def _is_installed(text: str) -> bool:
+def is_installed(text: str) -> bool:
+    """Return whether the plugins of a method are installed."""
     try:
         Method.parse(text)
     except PluginError:

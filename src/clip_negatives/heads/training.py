@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -118,9 +118,8 @@ class _Training:
         text_ids = None if self.lines is None else self.lines(batch, self.sampler.extra_texts(batch))
         rows = ids if text_ids is None else text_ids.flatten()
         x, y = self.heads(self.images.index_select(0, ids).float(), self.texts.index_select(0, rows).float())
-        loss = self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=BatchSamples(ids=ids, text_ids=text_ids))
-        assert isinstance(loss, Tensor)  # noqa: S101 - without output_dict
-        return loss
+        samples = BatchSamples(ids=ids, text_ids=text_ids)
+        return cast("Tensor", self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=samples))
 
     def _batches(self, refresh: Refresh | None) -> Iterator[list[int]]:
         """Yield a batch for each step, epoch after epoch."""
