@@ -7,7 +7,7 @@ Use `clip_negatives.terms.LossTerms` for weights that are known before training:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class StepSamples:
     candidates: Tensor
     offset: int = 0
     gather: Callable[[Tensor], Tensor] = _identity
+    _frozen: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)  # see `frozen_cosines`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,15 +173,26 @@ def anchors(
         bias: added to every logit, one element.
         samples: the samples of anchors and candidates.
     """
-    for modality, features, candidates in (("image", x, all_y), ("text", y, all_x)):
-        cosines = features @ candidates.T
-        cosines = cosines.to(torch.promote_types(cosines.dtype, torch.float32))  # autocast may have made them bfloat16
-        factor, shift = (torch.as_tensor(value).to(cosines).reshape(()) for value in (scale, 0.0 if bias is None else bias))
-        yield Anchors(modality, cosines, factor * cosines + shift, factor, shift, samples)
+    cosines = _cosines(x, all_y)
+    factor, shift = (torch.as_tensor(value).to(cosines).reshape(()) for value in (scale, 0.0 if bias is None else bias))
+    logits = factor * cosines + shift
+    yield Anchors("image", cosines, logits, factor, shift, samples)
+    if x is all_x and y is all_y:
+        yield Anchors("text", cosines.T, logits.T, factor, shift, samples)
+    else:
+        cosines = _cosines(y, all_x)
+        yield Anchors("text", cosines, factor * cosines + shift, factor, shift, samples)
+
+
+def _cosines(features: Tensor, candidates: Tensor) -> Tensor:
+    cosines = features @ candidates.T
+    return cosines.to(torch.promote_types(cosines.dtype, torch.float32))  # autocast may have made them bfloat16
 
 
 def frozen_cosines(features: Tensor, samples: StepSamples, like: Tensor, *, candidates: Tensor | None = None) -> Tensor:
     """Return the frozen similarity r_ij of anchors and candidates, on the device and in the dtype of `like`, shape (B, G).
+
+    If the anchors of a step are its candidates, the similarities are computed for the images, and kept for the texts.
 
     Args:
         features: unit norm, shape (N, D), possibly memory-mapped: only the rows of the step are read.
@@ -188,9 +200,19 @@ def frozen_cosines(features: Tensor, samples: StepSamples, like: Tensor, *, cand
         like: tensor whose device and dtype the result gets.
         candidates: features of the candidates, shape (N, D); None uses `features`.
     """
-    sides = (features, samples.index), (features if candidates is None else candidates, samples.candidates)
-    rows, columns = (side[index.to(side.device)].to(like.device, like.dtype) for side, index in sides)
-    return rows @ columns.T
+    with torch.autocast(like.device.type, enabled=False):  # in lower precision, near-duplicates would lose their distance
+        if candidates is not None or samples.index is not samples.candidates or torch.compiler.is_compiling():
+            others = features if candidates is None else candidates
+            return _rows(features, samples.index, like) @ _rows(others, samples.candidates, like).T
+        key = id(features), like.device, like.dtype
+        if key not in samples._frozen:
+            rows = _rows(features, samples.index, like)
+            samples._frozen[key] = features, rows @ rows.T  # with the features, whose id is thus of no other tensor
+        return samples._frozen[key][1].clone()  # the caller may change it
+
+
+def _rows(features: Tensor, index: Tensor, like: Tensor) -> Tensor:
+    return features[index.to(features.device)].to(like.device, like.dtype)
 
 
 def frozen_distances(similarity: Tensor) -> Tensor:

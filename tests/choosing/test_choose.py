@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,11 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives import Method, read_clusters, write_clusters
-from clip_negatives.choosing import choose, read_choice, run
+from clip_negatives.choosing import choose, fold_runs, read_choice, run
 from clip_negatives.choosing.choice import FILE, FOLDER, method_for
 from clip_negatives.choosing.menu import BASELINE, TEMPERATURES, Candidate, menu_of
 from clip_negatives.clustering.fit import cluster_features
-from clip_negatives.errors import ArtifactError, InputError, UnknownNameError
+from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError, UnknownNameError
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
 N, ITEMS = 240, 60
@@ -66,10 +68,28 @@ def test_the_reference_is_the_best_temperature(folder: ClustersFolder, tmp_path:
 
 def test_a_second_call_trains_nothing(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = choose(folder, tmp_path, **QUICK)
-    monkeypatch.setattr(run, "train_heads", None)
+    monkeypatch.setattr(fold_runs, "train_heads", None)
     assert choose(folder, tmp_path, **QUICK) == first
     with pytest.raises(TypeError):  # another number of steps
         choose(folder, tmp_path, **{**QUICK, "steps": 5})
+
+
+def test_the_number_of_processes_changes_nothing(folder: ClustersFolder, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    alone = choose(folder, tmp_path / "alone", **QUICK)
+    together = choose(folder, tmp_path / "together", workers=2, **QUICK)
+    assert together == alone
+    assert torch.get_num_threads() == threads
+
+
+def test_a_killed_process_is_an_error(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_runs, "_outcome", _killed)
+    with pytest.raises(ClipNegativesError, match="ended unexpectedly"):
+        choose(folder, tmp_path, workers=2, **QUICK)
+
+
+def _killed(job: fold_runs.Job) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_damaged_run_is_made_again(folder: ClustersFolder, tmp_path: Path) -> None:
@@ -83,7 +103,7 @@ def test_a_damaged_run_is_made_again(folder: ClustersFolder, tmp_path: Path) -> 
 def test_a_significantly_better_method_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Heads of one candidate are replaced by heads that know the answer."""
     folder = write_folder(tmp_path / "clusters", noise=0.6)
-    train_heads = run.train_heads
+    train_heads = fold_runs.train_heads
 
     def informed(clusters, method, settings, **options):  # type: ignore[no-untyped-def]
         heads = train_heads(clusters, method, settings, **options)
@@ -91,12 +111,12 @@ def test_a_significantly_better_method_is_chosen(tmp_path: Path, monkeypatch: py
             heads.image.data, heads.text.data = torch.eye(16), ROTATION.T
         return heads
 
-    monkeypatch.setattr(run, "train_heads", informed)
+    monkeypatch.setattr(fold_runs, "train_heads", informed)
     choice = choose(folder, tmp_path / "choice", **QUICK)
     assert choice.method == "gist@0.1"
     assert choice.sentence.startswith("Use gist@0.1. MRR over in_batch")
     assert choice.row("gist@0.1").gain[1] > 0
-    monkeypatch.setattr(run, "train_heads", train_heads)
+    monkeypatch.setattr(fold_runs, "train_heads", train_heads)
     nothing = choose(folder, tmp_path / "other", **{**QUICK, "steps": 1})
     assert nothing.method == max((row for row in nothing.rows if not row.is_control), key=lambda row: row.mrr).name
     assert nothing.sentence.startswith("Nothing beats in_batch")
@@ -120,6 +140,7 @@ def test_a_column_is_held_out(folder: ClustersFolder, tmp_path: Path) -> None:
         ({"folds": 1}, "folds must be at least 2"),
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"workers": 0}, "workers must be at least 1"),
         ({"fold_by": "seller"}, "not in the clusters folder"),
         ({"methods": ""}, "is empty"),
         ({"methods": "gist,gist"}, "named twice"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,11 @@ class _KnownDifferentLoss(AnchorLoss):
         self.options, self.n_samples = options, clusters.n_samples
 
     def forward(self, anchors: Anchors) -> Tensor:
-        similarity = torch.stack([frozen_cosines(part, anchors.samples, anchors.cosines) for part in self.features]).amax(0)
         log_weights = self.options.hardness * anchors.logits.detach()
         if self.options.gamma:
-            log_weights = log_weights + self.options.gamma * frozen_distances(similarity).log()  # equal features: weight 0
+            parts = (frozen_cosines(part, anchors.samples, anchors.cosines) for part in self.features)
+            distances = frozen_distances(functools.reduce(torch.maximum, parts))
+            log_weights.add_(distances.log_(), alpha=self.options.gamma)  # equal features: weight 0
         if self.options.normalize:
             log_weights = mean_one(log_weights, anchors.negatives)
         return info_nce(anchors, log_weights=log_weights)

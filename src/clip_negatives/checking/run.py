@@ -67,6 +67,7 @@ def check(
     decided: str | Path | None = None,
     choose: bool = True,
     suspects: int = 200,
+    workers: int = 1,
 ) -> Check:
     """Return the answer about a data set: false negatives, features, what to do, and how sure that is.
 
@@ -75,6 +76,7 @@ def check(
         decided: file of suspect pairs with decisions of the user; see `clip_negatives.dataset.decided`.
         choose: whether to compare methods on folds of the data.
         suspects: most suspect pairs to list, at least 1.
+        workers: processes that compare methods; see `clip_negatives.choosing.choose`.
 
     Raises:
         InputError: `suspects` is less than 1.
@@ -91,19 +93,19 @@ def check(
         folder = with_groups(folder, joined_groups(decisions, groups, len(samples.keys)))
     truth = truth_about(folder, decisions.different)
     verdict = verdict_of(folder, truth)
-    choice, notes = _choice(folder, truth, verdict, decisions) if choose else (None, ())
+    choice, notes = _choice(folder, truth, verdict, decisions, workers) if choose else (None, ())
     listed = tuple(suspects_of(truth, decisions, suspects))
     return Check(verdict, advice_of(truth, verdict, choice), choice, listed, decisions, folder, truth, notes)
 
 
 def _choice(
-    folder: ClustersFolder, truth: Truth, verdict: Verdict, decisions: Decisions
+    folder: ClustersFolder, truth: Truth, verdict: Verdict, decisions: Decisions, workers: int
 ) -> tuple[Choice | None, tuple[str, ...]]:
     """Return the choice; if the data do not allow one, None and the reason."""
     output = folder.path / FOLDER
     if decisions.same:  # other groups than those of the folder
         output = folder.path / f"{FOLDER}-{digest_of({'same': str(decisions.same)})[:8]}"
     try:
-        return choose_method(folder, output, methods=methods_for(truth, verdict)), ()
+        return choose_method(folder, output, methods=methods_for(truth, verdict), workers=workers), ()
     except InputError as error:
         return None, (f"No method was chosen: {error}",)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ from torch import Tensor
 
 from clip_negatives.choosing.answer import answer
 from clip_negatives.choosing.choice import FOLDER, Choice, plugins_of, write_choice
+from clip_negatives.choosing.fold_runs import FoldRuns, Job
 from clip_negatives.choosing.menu import DROPOUT_METHOD, Candidate, Menu, menu_of
 from clip_negatives.choosing.outcome import Outcome, Outcomes, mean_mrr, read_outcome, write_outcome
-from clip_negatives.choosing.question import Question, question_of
+from clip_negatives.choosing.question import question_of
 from clip_negatives.errors import InputError
-from clip_negatives.heads import Fold, HeadSettings, folds_of, part_of, train_heads
+from clip_negatives.heads import HeadSettings, folds_of, part_of
 from clip_negatives.heads.folds import batch_size_for
 from clip_negatives.host.method import Method
-from clip_negatives.interfaces import Clusters
-from clip_negatives.metrics import first_correct
-from clip_negatives.progress import stage
+from clip_negatives.progress import Stage, stage
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.digests import digest_of
 from clip_negatives.storage.locks import sole_user
@@ -36,16 +34,6 @@ RUNS = "runs"  # folder in the output
 LEARNING_RATES = (1e-3, 3e-3, 1e-2)  # the best for `DROPOUT_METHOD` serves all candidates
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Heads to train: a candidate, with a learning rate and a seed, on a fold."""
-
-    candidate: Candidate
-    lr: float
-    fold: int
-    seed: int
-
-
 def choose(
     folder: ClustersFolder,
     output: str | Path | None = None,
@@ -57,6 +45,7 @@ def choose(
     seeds: int = 1,
     batch_size: int = HeadSettings.batch_size,
     steps: int = HeadSettings.steps,
+    workers: int = 1,
 ) -> Choice:
     """Choose the method that serves retrieval best on held-out parts of the user's own data.
 
@@ -77,15 +66,18 @@ def choose(
         seeds: runs of each candidate on each fold, at least 1.
         batch_size: maximum batch size.
         steps: steps of a run.
+        workers: processes that train heads, each with one core, at least 1. They change no outcome. With more than 1, a script
+            must call this under ``if __name__ == "__main__"``.
 
     Raises:
         InputError: a value is out of range, the clusters have no features, or they cannot be divided into folds.
         PluginError: a plugin or an option is unknown.
         ArtifactError: `output` cannot be written.
     """
-    for name, value, least in (("seeds", seeds, 1), ("folds", folds, 2), ("batch_size", batch_size, 2), ("steps", steps, 1)):
-        if value < least:
-            raise InputError(f"{name} must be at least {least}, got {value}.")
+    least = {"seeds": 1, "folds": 2, "batch_size": 2, "steps": 1, "workers": 1}
+    for name, value in zip(least, (seeds, folds, batch_size, steps, workers), strict=True):
+        if value < least[name]:
+            raise InputError(f"{name} must be at least {least[name]}, got {value}.")
     if folder.clusters.n_samples < LEAST_SAMPLES:
         raise InputError(f"A choice needs at least {LEAST_SAMPLES} samples, and there are {folder.clusters.n_samples}.")
     menu = menu_of(methods)
@@ -96,7 +88,9 @@ def choose(
     parts = folds_of(question.components, folds)
     n_train = min(len(fold.train) for fold in parts)
     settings = HeadSettings(batch_size=batch_size_for(n_train, batch_size), steps=steps)
-    study = _Study(folder, clusters, rows, question, parts, settings, seeds)
+    captions = folder.samples["text"].take(rows.numpy()).to_pylist()
+    runs = FoldRuns(clusters, captions, question.items, parts, settings)
+    study = _Study(runs, seeds, workers, clusters_section(folder.manifest))
     output = output_path(folder.path / FOLDER if output is None else output)
     check_work(output)
     with sole_user(output, wait=False):
@@ -118,96 +112,68 @@ def _sampled(n_samples: int) -> Tensor:
 class _Study:
     """The runs of all candidates on the folds."""
 
-    def __init__(
-        self,
-        folder: ClustersFolder,
-        clusters: Clusters,
-        rows: Tensor,
-        question: Question,
-        folds: Sequence[Fold],
-        settings: HeadSettings,
-        seeds: int,
-    ) -> None:
-        self.clusters, self.question, self.folds, self.settings, self.seeds = clusters, question, folds, settings, seeds
-        self.clusters_record = clusters_section(folder.manifest)
-        self.captions = folder.samples["text"].take(rows.numpy())
-        self._fold: tuple[int, Clusters, list[str]] | None = None
+    def __init__(self, runs: FoldRuns, seeds: int, workers: int, clusters_record: dict[str, Any]) -> None:
+        self.runs, self.seeds, self.workers, self.clusters_record = runs, seeds, workers, clusters_record
 
-    def run(self, menu: Menu, runs: Path) -> tuple[Outcomes, float]:
-        """Return the outcomes of all candidates, and their learning rate."""
+    def run(self, menu: Menu, folder: Path) -> tuple[Outcomes, float]:
+        """Return the outcomes of all candidates, and their learning rate; they are kept in `folder`."""
         tuned = Candidate(Method.parse(DROPOUT_METHOD))
         others = [candidate for candidate in menu.candidates if candidate != tuned]
-        places = [(fold, seed) for fold in range(len(self.folds)) for seed in range(self.seeds)]
-
-        def outcomes(candidate: Candidate, lr: float) -> list[list[Outcome]]:
-            by_fold: list[list[Outcome]] = [[] for _ in self.folds]
-            for fold, seed in places:
-                by_fold[fold].append(self._outcome(Job(candidate, lr, fold, seed), runs))
-                running.advance()
-            return by_fold
-
-        with stage("Training heads", len(places) * (len(others) + len(LEARNING_RATES)), "runs") as running:
-            of_rates = {lr: outcomes(tuned, lr) for lr in LEARNING_RATES}
-            lr = max(of_rates, key=lambda rate: mean_mrr(of_rates[rate]))
-            results = {
-                candidate: of_rates[lr] if candidate == tuned else outcomes(candidate, lr) for candidate in menu.candidates
-            }
-        return results, lr
+        n_runs = len(self.runs.folds) * self.seeds * (len(others) + len(LEARNING_RATES))
+        with stage("Training heads", n_runs, "runs") as running:
+            of_rates = self._outcomes([(tuned, lr) for lr in LEARNING_RATES], folder, running)
+            lr = max(LEARNING_RATES, key=lambda rate: mean_mrr(of_rates[tuned, rate]))
+            of_others = self._outcomes([(candidate, lr) for candidate in others], folder, running)
+        results = {**of_rates, **of_others}
+        return {candidate: results[candidate, lr] for candidate in menu.candidates}, lr
 
     def setting(self, lr: float) -> dict[str, Any]:
         """Return the setting of the study, for `Choice.setting`."""
         return {
-            "n_samples": self.clusters.n_samples,
-            "n_queries": sum(len(fold.held_out) for fold in self.folds),
-            "folds": len(self.folds),
+            "n_samples": self.runs.clusters.n_samples,
+            "n_queries": sum(len(fold.held_out) for fold in self.runs.folds),
+            "folds": len(self.runs.folds),
             "seeds": self.seeds,
-            "steps": self.settings.steps,
-            "batch_size": self.settings.batch_size,
+            "steps": self.runs.settings.steps,
+            "batch_size": self.runs.settings.batch_size,
             "lr": lr,
         }
 
     def query_items(self) -> list[Tensor]:
         """Return the item of each query of each fold."""
-        return [self.question.items[fold.held_out] for fold in self.folds]
+        return [self.runs.items[fold.held_out] for fold in self.runs.folds]
 
-    def _outcome(self, job: Job, runs: Path) -> Outcome:
-        """Return the stored outcome of a run, or run it."""
-        file = runs / f"{self._digest(job)}.json"
-        outcome = read_outcome(file, len(self.folds[job.fold].held_out))
-        if outcome is None:
-            outcome = self._train(job)
-            write_outcome(outcome, file)
-        return outcome
+    def _outcomes(
+        self, trained: Sequence[tuple[Candidate, float]], folder: Path, running: Stage
+    ) -> dict[tuple[Candidate, float], list[list[Outcome]]]:
+        """Return the outcomes of candidates with a learning rate, by fold and seed; stored runs are not made again."""
+        folds, seeds = range(len(self.runs.folds)), range(self.seeds)
+        files = {
+            job: folder / f"{self._digest(job)}.json"
+            for job in (Job(*how, fold, seed) for how in trained for fold in folds for seed in seeds)
+        }
+        known = {job: read_outcome(file, len(self.runs.folds[job.fold].held_out)) for job, file in files.items()}
+        outcomes = {job: outcome for job, outcome in known.items() if outcome is not None}
+        running.advance(len(outcomes))
+        for job, outcome in self.runs.outcomes([job for job in files if job not in outcomes], self.workers):
+            write_outcome(outcome, files[job])
+            outcomes[job] = outcome
+            running.advance()
+        return {how: [[outcomes[Job(*how, fold, seed)] for seed in seeds] for fold in folds] for how in trained}
 
     def _digest(self, job: Job) -> str:
         """Return a digest of everything that the outcome of a run depends on."""
-        method = job.candidate.method
-        fold = self.folds[job.fold].held_out.tolist()
+        method, settings, held_out = job.candidate.method, self.runs.settings, self.runs.folds[job.fold].held_out
         record = {
             "method": [method.sampler, method.weighting, method.temperature],
             "dropout": job.candidate.dropout,
             "lr": job.lr,
             "seed": job.seed,
-            "settings": [self.settings.steps, self.settings.batch_size, self.settings.dim, self.settings.weight_decay],
-            "held_out": fold,
-            "items": self.question.items[self.folds[job.fold].held_out].tolist(),
+            "settings": [settings.steps, settings.batch_size, settings.dim, settings.weight_decay],
+            "held_out": held_out.tolist(),
+            "items": self.runs.items[held_out].tolist(),
             "clusters": self.clusters_record,
             "plugins": plugins_of(method),
             "versions": versions("clip-negatives", "torch"),
         }
         return digest_of({"run": json.dumps(record, sort_keys=True)})[:32]
-
-    def _train(self, job: Job) -> Outcome:
-        clusters, captions = self._training_part(job.fold)
-        settings = replace(self.settings, lr=job.lr, dropout=job.candidate.dropout)
-        heads = train_heads(clusters, job.candidate.method, settings, seed=job.seed, captions=captions)
-        held_out = self.folds[job.fold].held_out
-        images, texts = heads.embed(*(self.clusters.features_of(name, "A linear head")[held_out] for name in ("image", "text")))
-        items = self.question.items[held_out]
-        return Outcome(*(first_correct(*pair, items, items)[0] for pair in ((texts, images), (images, texts))))
-
-    def _training_part(self, fold: int) -> tuple[Clusters, list[str]]:
-        if self._fold is None or self._fold[0] != fold:
-            rows = self.folds[fold].train
-            self._fold = fold, part_of(self.clusters, rows), self.captions.take(rows.numpy()).to_pylist()
-        return self._fold[1:]

@@ -37,6 +37,7 @@ DECIDED_CLUSTERS = "clusters-decided"  # folder of the next prepare
 @click.option("--data", help="Data of the clusters: for the command to train, and for images in tars.")
 @click.option("--no-choose", "choose", is_flag=True, flag_value=False, default=True, help="Do not compare methods.")
 @click.option("--suspects", default=200, type=click.IntRange(min=1), help="Maximum number of suspect pairs.")
+@parameters.workers_option
 @parameters.decided_option
 @parameters.dataset_type_option
 @parameters.column_options
@@ -48,6 +49,7 @@ def check(
     data: str | None,
     choose: bool,
     suspects: int,
+    workers: int,
     decided: Path | None,
     dataset_type: str,
     recipe: Recipe,
@@ -74,7 +76,7 @@ def check(
     folder, source = clusters_and_data(clusters, dataset_type, recipe)
     if data is not None:
         source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
-    result = check_clusters(folder, decided=decided, choose=choose, suspects=suspects)
+    result = check_clusters(folder, decided=decided, choose=choose, suspects=suspects, workers=workers)
     is_data = early.is_data(clusters, dataset_type)
     lines = _next_lines(result, clusters if is_data else data, decided, options=RECIPE if is_data else ())
     with stage("Writing the page"):

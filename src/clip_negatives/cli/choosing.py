@@ -46,6 +46,7 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
 @click.option("--seeds", default=1, type=click.IntRange(min=1), help="Runs of each candidate on each fold.")
 @click.option("--batch-size", default=512, type=click.IntRange(min=2), help="Maximum batch size.")
 @click.option("--steps", default=250, type=click.IntRange(min=1), help="Steps of a run.")
+@parameters.workers_option
 @parameters.dataset_type_option
 @parameters.column_options
 @parameters.recipe_options

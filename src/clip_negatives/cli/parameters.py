@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from clip_negatives.advice import named
 from clip_negatives.dataset.columns import Columns
 from clip_negatives.dataset.kinds import KINDS
+from clip_negatives.distributed.child import usable_cores
 from clip_negatives.host.method import Method
 from clip_negatives.pipelines.recipe import Recipe
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from clip_negatives.host.registry import Kind
 
 Command = Callable[..., Any]
+MAX_WORKERS = 8  # default; each process takes memory for torch and the features
 
 
 class PluginName(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -89,6 +91,12 @@ json_option = click.option(
     "json_file",
     type=click.Path(dir_okay=False, path_type=Path, allow_dash=True),
     help="Also write the result to this JSON file. - is stdout; the tables then go to stderr.",
+)
+workers_option = click.option(
+    "--workers",
+    default=lambda: min(usable_cores(), MAX_WORKERS),
+    type=click.IntRange(min=1),
+    help="Processes that compare methods, each with one core.  [default: the number of cores, at most 8]",
 )
 decided_option = click.option(
     "--decided", type=FILE, help="The suspects.csv of `check`, with your decisions: same pairs become one group."

@@ -9,7 +9,6 @@ import os
 import resource
 import statistics
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from clip_negatives.advice import named
 from clip_negatives.compare.arguments import open_described
 from clip_negatives.compare.queries import NAME as QUERIES
+from clip_negatives.distributed.child import end_with_parent
 from clip_negatives.errors import ClipNegativesError, DataError
 from clip_negatives.host.method import Method
 from clip_negatives.printing import printable
@@ -137,7 +137,7 @@ def settle(folder: Path) -> None:
 
 def _in_process(job: Job) -> None:
     """Run the job in this process: write all output to the log, and the outcome to a file."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with (job.new / "output.log").open("ab", buffering=0) as log:
         for descriptor in (1, 2):  # stdout and stderr; `sys.stdout` is None if the user closed stdout
             os.dup2(log.fileno(), descriptor)
@@ -151,13 +151,6 @@ def _in_process(job: Job) -> None:
         outcome = {"error": f"{type(error).__name__}: {error}."}
     with replaced_file(job.new / "outcome.json") as file:
         file.write_text(json.dumps(outcome, indent=2))
-
-
-def _end_with_parent() -> None:
-    """End this process when the parent ends, so that it does not disturb the next run in the same folder."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def measure(job: Job) -> dict[str, Any]:

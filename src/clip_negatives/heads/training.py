@@ -102,7 +102,7 @@ class _Training:
 
     def run(self, refresh: Refresh | None, on_step: OnStep) -> None:
         heads, settings = self.heads, self.settings
-        optimizer = torch.optim.AdamW(heads.parameter_groups(settings.weight_decay), lr=settings.lr)
+        optimizer = torch.optim.AdamW(heads.parameter_groups(settings.weight_decay), lr=settings.lr, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=WARMUP)
         on_step(0, heads)
         for step, batch in enumerate(self._batches(refresh), start=1):

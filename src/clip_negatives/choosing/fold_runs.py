@@ -1,0 +1,120 @@
+"""The runs of `choose`: train heads on a fold, and rank its held-out queries, in this process or in several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from clip_negatives.advice import argument
+from clip_negatives.choosing.menu import Candidate
+from clip_negatives.choosing.outcome import Outcome
+from clip_negatives.distributed.child import end_with_parent
+from clip_negatives.errors import ClipNegativesError
+from clip_negatives.heads import Fold, HeadSettings, part_of, train_heads
+from clip_negatives.interfaces import Clusters
+from clip_negatives.metrics import first_correct
+
+PRELOADED = ("clip_negatives.choosing.fold_runs",)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Heads to train: a candidate, with a learning rate and a seed, on a fold."""
+
+    candidate: Candidate
+    lr: float
+    fold: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoldRuns:
+    """What all runs share.
+
+    Attributes:
+        clusters: all samples, with features.
+        captions: text of each sample.
+        items: item of each sample, int64, shape (N,).
+        folds: the folds of the samples.
+        settings: settings of the heads; learning rate and dropout are those of a job.
+    """
+
+    clusters: Clusters
+    captions: Sequence[str]
+    items: Tensor
+    folds: Sequence[Fold]
+    settings: HeadSettings
+
+    def outcome(self, job: Job) -> Outcome:
+        """Train heads with one thread, so that the outcome does not depend on the number of processes."""
+        fold = self.folds[job.fold]
+        captions = [self.captions[row] for row in fold.train.tolist()]
+        settings = replace(self.settings, lr=job.lr, dropout=job.candidate.dropout)
+        with _one_thread():
+            clusters = part_of(self.clusters, fold.train)
+            heads = train_heads(clusters, job.candidate.method, settings, seed=job.seed, captions=captions)
+            held_out = (self.clusters.features_of(name, "A linear head")[fold.held_out] for name in ("image", "text"))
+            images, texts = heads.embed(*held_out)
+            items = self.items[fold.held_out]
+            return Outcome(*(first_correct(*pair, items, items)[0] for pair in ((texts, images), (images, texts))))
+
+    def outcomes(self, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
+        """Yield each job and its outcome, in any order.
+
+        Args:
+            jobs: the runs.
+            workers: number of processes; 1 is this process.
+        """
+        workers = min(workers, len(jobs))
+        if workers <= 1:
+            yield from ((job, self.outcome(job)) for job in jobs)
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(list(PRELOADED))
+        # Pickled here: multiprocessing would move the tensors to shared memory, of which containers have little.
+        pool = ProcessPoolExecutor(workers, context, _begin, (pickle.dumps(self),))
+        try:
+            running = {pool.submit(_outcome, job): job for job in jobs}
+            for done in as_completed(running):
+                yield running[done], done.result()
+        except BrokenProcessPool as error:
+            fault = "A process that trains heads ended unexpectedly, perhaps because memory ran out."
+            raise ClipNegativesError(f"{fault} Use {argument('workers')} with a smaller number.") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+_runs: FoldRuns | None = None  # of a worker process
+
+
+def _begin(pickled: bytes) -> None:
+    """Prepare a worker process; Ctrl-C ends it by way of its parent."""
+    global _runs
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    _runs = pickle.loads(pickled)  # noqa: S301  (written by the parent)
+
+
+def _outcome(job: Job) -> Outcome:
+    if _runs is None:
+        raise RuntimeError("the process was not prepared")
+    return _runs.outcome(job)

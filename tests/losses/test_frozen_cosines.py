@@ -1,0 +1,51 @@
+"""The frozen similarities that an anchor loss gets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clip_negatives.anchor_loss import StepSamples, anchors, frozen_cosines
+
+FEATURES = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+OTHERS = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(1)), dim=1)
+IDS = torch.tensor([3, 1, 4, 15, 9])
+LIKE = torch.empty(0)
+
+
+def test_the_anchors_are_the_candidates() -> None:
+    samples = StepSamples(IDS, IDS)
+    expected = FEATURES[IDS] @ FEATURES[IDS].T
+    first = frozen_cosines(FEATURES, samples, LIKE)
+    torch.testing.assert_close(first, expected)
+    first.zero_()  # a loss may change what it gets
+    torch.testing.assert_close(frozen_cosines(FEATURES, samples, LIKE), expected)
+    torch.testing.assert_close(frozen_cosines(OTHERS, samples, LIKE), OTHERS[IDS] @ OTHERS[IDS].T)
+    assert frozen_cosines(FEATURES, samples, LIKE.double()).dtype == torch.float64
+
+
+def test_other_candidates() -> None:
+    samples = StepSamples(IDS[1:3], IDS, offset=1)
+    torch.testing.assert_close(frozen_cosines(FEATURES, samples, LIKE), FEATURES[IDS[1:3]] @ FEATURES[IDS].T)
+    across = frozen_cosines(FEATURES, StepSamples(IDS, IDS), LIKE, candidates=OTHERS)
+    torch.testing.assert_close(across, FEATURES[IDS] @ OTHERS[IDS].T)
+
+
+@pytest.mark.parametrize("samples", [StepSamples(IDS, IDS), StepSamples(IDS, IDS.clone())])
+def test_autocast_does_not_round_them(samples: StepSamples) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        cosines = frozen_cosines(FEATURES, samples, LIKE)
+    assert cosines.dtype == torch.float32
+    assert (cosines.diagonal() - 1).abs().max() < 1e-6
+
+
+def test_the_texts_have_the_transposed_logits_of_the_images() -> None:
+    x, y = FEATURES[IDS].requires_grad_(), OTHERS[IDS].requires_grad_()
+    images, texts = anchors(x, y, x, y, 5.0, -1.0, StepSamples(IDS, IDS))
+    gathered = list(anchors(x, y, x.clone(), y.clone(), 5.0, -1.0, StepSamples(IDS, IDS)))
+    for side, other in zip((images, texts), gathered, strict=True):
+        torch.testing.assert_close(side.logits, other.logits)
+        torch.testing.assert_close(side.cosines, other.cosines)
+    assert [side.modality for side in (images, texts)] == ["image", "text"]
+    torch.testing.assert_close(texts.logits, 5 * y @ x.T - 1)
