@@ -26,6 +26,7 @@ class Job:
     method: str  # spec of the method, as `clip-negatives compare` takes it
     lr: float  # learning rate
     seed: int  # seed of heads and batches
+    dropout: float = 0.0  # of the frozen features
 
 
 def train(
@@ -36,7 +37,7 @@ def train(
     `watch` is called with the number of finished steps and the heads, before the first step and after each.
     """
     setting = study["data"][job.data]
-    settings = HeadSettings(job.lr, study["steps"], batch_size(study, job.data), study["dim"])
+    settings = HeadSettings(job.lr, study["steps"], batch_size(study, job.data), study["dim"], dropout=job.dropout)
     forget_peak()
     started = first_step = time.perf_counter()
 

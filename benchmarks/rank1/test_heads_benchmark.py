@@ -168,16 +168,21 @@ def test_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The regret is that of the chosen method; candidates that do not differ are hardly ever said to differ."""
     write_features(tmp_path)
     study, result = tmp_path / "study.toml", tmp_path / "choices.json"
-    setting = f'choice_seeds = 1\nmethods = "gist@0.1"\n{SMALL.split("[compared]")[0]}'
+    setting = f'choice_seeds = 1\nbeside = ["id_mask:by=group@0.1"]\nmethods = "gist@0.1"\n{SMALL.split("[compared]")[0]}'
     study.write_text(f'{setting}[data.category]\ngroups = ["flags", "activities"]\nlr = 1e-2\n')
     command = ["choices.py", "--study", str(study), "--output", str(result), "--cache", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", [*command, "--workers", "1"])
     choices.main()
     rows = json.loads(result.read_text())["data"]["category"]
-    assert set(rows) == {"near-duplicates", "groups"}
-    for row in rows.values():
-        scores = row["test_mrr"]
-        assert set(scores) == {"in_batch", *(f"in_batch@{held}" for held in ("0.05", "0.07", "0.1", "0.14")), "gist@0.1"}
+    assert set(rows) == {"near-duplicates", "groups", "beside"}
+    methods = {"in_batch", *(f"in_batch@{held}" for held in ("0.05", "0.07", "0.1", "0.14")), "gist@0.1"}
+    dropout = {"in_batch@0.1 dropout 0.1", "in_batch@0.1 dropout 0.2"}
+    assert set(rows["beside"]) == {*methods, *dropout, "id_mask:by=group@0.1"}
+    for question in ("near-duplicates", "groups"):
+        row = rows[question]
+        scores = {name: figures["mrr"] for name, figures in row["test"].items()}
+        assert set(scores) == methods
+        assert all(figures["rank_1"] <= figures["mrr"] <= figures["rank_10"] for figures in row["test"].values())
         assert row["regret"] == pytest.approx(max(scores.values()) / scores[row["chosen"]] - 1)
         assert row["over_held"]["low"] <= row["over_held"]["gain"] <= row["over_held"]["high"]
     monkeypatch.setattr(sys, "argv", [*command[:4], str(tmp_path / "equal.json"), *command[5:], "--pool", "14"])
