@@ -23,7 +23,7 @@ from studies import BASELINE, parse, write_data
 from clip_negatives import Method, read_clusters, write_clusters
 from clip_negatives.choosing import Candidate, choose, menu_of
 from clip_negatives.choosing.choice import Choice
-from clip_negatives.choosing.verdict import gains
+from clip_negatives.choosing.intervals import gains
 
 Outcome = dict[str, Any]
 
@@ -73,7 +73,7 @@ def figures_of(outcomes: dict[str, list[Outcome]]) -> dict[str, dict[str, Any]]:
             "mrr": float((1 / each).mean()),
             "rank_1": float((each <= 1).double().mean()),
             "rank_10": float((each <= 10).double().mean()),
-            "over_held": {"gain": gain.gain, "low": gain.low, "high": gain.high},
+            "over_held": {"gain": gain.estimate, "low": gain.low, "high": gain.high},
         }
         for (name, each), gain in zip(ranks.items(), held, strict=True)
     }

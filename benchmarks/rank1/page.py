@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from choice_tables import choices_section, heads_and_towers
 from plots import plot_densities, plot_gains
 from sections import sections
 from tables import BASELINE, FIGURES, gain, gradients_table, head, overview, pairs_table, rows_of, table, validation
@@ -27,6 +28,7 @@ VARIED = {"parts.toml": "rank1-parts.json", DENSITY: "rank1-density.json"}
 COSTS = "rank1-costs.json"
 PAIRS = "rank1-pairs.json"
 GRADIENTS = "rank1-gradients.json"
+CHOICES, EQUAL = "rank1-choices.json", "rank1-equal.json"
 TRAINED = ("rank1-dense.json", "rank1-finetune.json", "rank1-scratch.json")
 INTRODUCTION = HERE / "introduction.md"  # discussion of the figures, written by hand
 ABOUT = sections(HERE / "sections.md")
@@ -42,7 +44,10 @@ def page() -> str:
     """Return the page as Markdown."""
     parts = [INTRODUCTION.read_text()]
     trained = [result for name in TRAINED for _, result in found(name)]
+    equal = next((result for _, result in found(EQUAL)), None)
+    parts += [part for _, result in found(CHOICES) for part in choices_section(result, equal, ABOUT)]
     for file, result in found(HEADS):
+        parts.append(heads_and_towers(result, trained, ABOUT["towers"]))
         parts.append(targets(result["data"], {title_of(one["study"]): one["data"] for one in trained}))
         parts += [section for _, pairs in found(PAIRS) for section in (ABOUT["pairs"], pairs_table(pairs["data"]))]
         for _, gradients in found(GRADIENTS):

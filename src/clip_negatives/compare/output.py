@@ -14,7 +14,7 @@ from rich.text import Text
 from clip_negatives.compare.methods import BASELINE, CONTROL
 from clip_negatives.compare.results import DIRECTIONS, TOP_K, Comparison
 from clip_negatives.compare.settings import Setting
-from clip_negatives.compare.tuning import Choice
+from clip_negatives.compare.tuning import Tuned
 from clip_negatives.metrics.statistics import Gain
 from clip_negatives.printing import printable
 from clip_negatives.storage.ownership import replaced_file
@@ -34,7 +34,7 @@ def settings_table(settings: Sequence[Setting]) -> Table:
 
 def sentences(comparison: Comparison) -> list[str]:
     """Return the verdict and what was tuned, as wrapped lines of text."""
-    tuned = [str(Choice(**choice)) for choice in comparison.setting["tuning"]]
+    tuned = [str(Tuned(**choice)) for choice in comparison.setting["tuning"]]
     return [line for text in (comparison.verdict, *tuned) for line in textwrap.wrap(printable(text), WIDTH)]
 
 

@@ -20,7 +20,7 @@ from clip_negatives.compare.results import Comparison, summarised
 from clip_negatives.compare.reuse import OnRun, finished
 from clip_negatives.compare.run import Job, check_methods, provenance_of
 from clip_negatives.compare.settings import effective, is_set
-from clip_negatives.compare.tuning import Choice, Validation, rates_around, tune
+from clip_negatives.compare.tuning import Tuned, Validation, rates_around, tune
 from clip_negatives.errors import ArtifactError, InputError
 from clip_negatives.host.method import Method, check_temperature
 from clip_negatives.integrations.open_clip.arguments import parsed
@@ -131,9 +131,9 @@ class _Study:
             fault = f"--warmup {args.warmup} is not shorter than the training ({steps} steps)"
             log(f"{fault}, so the learning rate never reaches --lr {args.lr:g}. Set --warmup.")
 
-    def tune(self, line: Sequence[str], temperatures: Sequence[float], *, tune_lr: bool) -> list[Choice]:
+    def tune(self, line: Sequence[str], temperatures: Sequence[float], *, tune_lr: bool) -> list[Tuned]:
         """Choose learning rate and temperature of the baseline on validation pairs, as far as asked."""
-        choices: list[Choice] = []
+        choices: list[Tuned] = []
         if not tune_lr and len(temperatures) < 2:
             return choices
         claim_work(self.output)

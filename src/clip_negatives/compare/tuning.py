@@ -31,7 +31,7 @@ COLUMNS = {"image_column": IMAGE, "text_column": TEXT, "group_column": "group", 
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Tuned:
     """A tuned value.
 
     Attributes:
@@ -95,7 +95,7 @@ class Validation:
         self.test: dict[str, Any] = {**described, "location": str(folder / "validation.csv")}
 
 
-def tune(name: str, candidates: Sequence[float], line: Sequence[str], validation: Validation, on_run: OnRun | None) -> Choice:
+def tune(name: str, candidates: Sequence[float], line: Sequence[str], validation: Validation, on_run: OnRun | None) -> Tuned:
     """Train the baseline once with each candidate, and return the one with the best MRR on the validation pairs.
 
     Args:
@@ -119,7 +119,7 @@ def tune(name: str, candidates: Sequence[float], line: Sequence[str], validation
     outcomes, _ = finished(jobs, lambda: [provenance_of(job, None, data) for job in jobs], lambda: None, on_run)
     scores = {f"{candidate:g}": outcome[FIGURE] for candidate, outcome in zip(candidates, outcomes, strict=True)}
     best = max(scores, key=scores.__getitem__)
-    return Choice(name, float(best), scores, validation.n_pairs)
+    return Tuned(name, float(best), scores, validation.n_pairs)
 
 
 def rates_around(line: Sequence[str]) -> list[float]:

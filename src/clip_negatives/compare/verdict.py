@@ -35,17 +35,11 @@ def verdict(
     worse = [name for name, gain in rows.items() if gain.sign < 0]
     if better:
         best = max(better, key=lambda name: better[name].estimate)
-        return f"{best} gains {in_percent(better[best])} MRR over {BASELINE}.{_beside_held(best, over_held, held)}"
+        return f"{best} gains {better[best]} MRR over {BASELINE}.{_beside_held(best, over_held, held)}"
     power = _power([gain.variance for gain in rows.values() if gain.variance is not None], seeds, queries)
     if worse:
         return f"No method gains over {BASELINE}. Significantly worse: {', '.join(worse)}. {power}"
     return f"No method differs significantly from {BASELINE}. {power}"
-
-
-def in_percent(gain: Gain) -> str:
-    """Return a gain and its interval, such as "+5.0 % [+1.0, +9.2]"."""
-    interval = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    return f"{100 * gain.estimate:+.1f} %{interval}"
 
 
 def _beside_held(best: str, over_held: Mapping[str, Gain], held: str | None) -> str:
@@ -56,7 +50,7 @@ def _beside_held(best: str, over_held: Mapping[str, Gain], held: str | None) -> 
         return "" if any(gain.sign > 0 for gain in over_held.values()) else f" No method gains over {held}."
     gain = over_held[best]
     words = {1: "gains", 0: "does not differ significantly", -1: "is significantly worse"}[gain.sign]
-    return f" Over {held}, it {words}: {in_percent(gain)}."
+    return f" Over {held}, it {words}: {gain}."
 
 
 def _power(variances: list[Variance], seeds: int, queries: int) -> str:

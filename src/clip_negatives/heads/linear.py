@@ -48,7 +48,7 @@ class LinearHeads(nn.Module):
         start = temperature or (SIGMOID_TEMPERATURE if sigmoid else TEMPERATURE)
         self.log_scale = nn.Parameter(-torch.tensor(start).log(), requires_grad=temperature is None)
         self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS)) if sigmoid else None
-        self.dropout, self.bfloat16, self._generator = dropout, bfloat16, generator
+        self.dropout, self._bfloat16, self._generator = dropout, bfloat16, generator
 
     @property
     def temperature(self) -> float:
@@ -64,7 +64,7 @@ class LinearHeads(nn.Module):
         """Return the embeddings of image features (B, D_image) and text features (B', D_text), unit norm."""
         if self.training and self.dropout:
             images, texts = self._dropped(images), self._dropped(texts)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bfloat16 and self.training):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bfloat16 and self.training):
             products = images @ self.image, texts @ self.text
         return F.normalize(products[0].float(), dim=1), F.normalize(products[1].float(), dim=1)
 
@@ -85,7 +85,7 @@ class LinearHeads(nn.Module):
 
 def has_bfloat16() -> bool:
     """Return whether this CPU multiplies matrices faster in bfloat16 than in float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
     return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 

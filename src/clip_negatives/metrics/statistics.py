@@ -25,13 +25,17 @@ class Gain:
         estimate: relative gain of the mean score (0.05 is 5 %), or difference of the mean scores.
         low: lower end of the interval; None for a single seed.
         high: upper end of the interval; None for a single seed.
-        variance: variance of the log of 1 + gain, or of the difference; None for a single seed.
+        variance: variance of the log of 1 + gain, or of the difference, if it is known.
+
+    Examples:
+        >>> str(Gain(0.05, 0.01, 0.092))
+        '+5.0 % [+1.0, +9.2]'
     """
 
     estimate: float
     low: float | None
     high: float | None
-    variance: Variance | None
+    variance: Variance | None = None
 
     @property
     def sign(self) -> int:
@@ -39,6 +43,11 @@ class Gain:
         if self.low is None or self.high is None:
             return 0
         return int(self.low > 0) - int(self.high < 0)
+
+    def __str__(self) -> str:
+        """Return a relative gain and its interval, in percent."""
+        interval = "" if self.low is None or self.high is None else f" [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return f"{100 * self.estimate:+.1f} %{interval}"
 
 
 def reciprocal(ranks: ArrayLike) -> Scores:
@@ -94,7 +103,7 @@ def gains(
     names = [name for name in arrays if name != baseline]
     seeds, queries = next(iter(deviations.values())).shape
     if seeds == 1 or not names:
-        return {name: Gain(_between(means[name], means[baseline], relative), None, None, None) for name in names}
+        return {name: Gain(_between(means[name], means[baseline], relative), None, None) for name in names}
     differences = np.stack([deviations[name] - deviations[baseline] for name in names])
     residual = _residual(np.stack([values.mean(axis=1) for values in deviations.values()]))
     variances = [_variance(difference, residual, len(names)) for difference in differences]

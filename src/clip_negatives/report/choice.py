@@ -7,7 +7,7 @@ from pathlib import Path
 from clip_negatives.choosing import Choice
 from clip_negatives.report.album import Album
 from clip_negatives.report.charts import Estimate, intervals
-from clip_negatives.report.page import Plot, Table, decimal, render
+from clip_negatives.report.page import Plot, Table, decimal, render, with_minus
 from clip_negatives.storage.ownership import replaced_file
 
 NAME = "choice.html"  # beside choice.json
@@ -53,5 +53,5 @@ def _candidates(choice: Choice) -> Table:
 
 
 def _interval(gain: tuple[float, float, float]) -> str:
-    mean, low, high = (f"{100 * value:+.1f}".replace("-", "−") for value in gain)
+    mean, low, high = (with_minus(f"{100 * value:+.1f}") for value in gain)
     return "–" if gain == (0.0, 0.0, 0.0) else f"{mean} [{low}, {high}]"

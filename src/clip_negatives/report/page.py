@@ -87,7 +87,12 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 def decimal(value: float | None, digits: int = 2) -> str:
     """Format a number; None as a dash."""
-    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
+    return "–" if value is None else with_minus(f"{value:,.{digits}f}")
+
+
+def with_minus(numbers: str) -> str:
+    """Return numbers with minus signs instead of hyphens."""
+    return numbers.replace("-", "−")
 
 
 def count(value: float) -> str:

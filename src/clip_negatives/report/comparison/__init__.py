@@ -10,7 +10,7 @@ from typing import Any
 from clip_negatives.compare import Comparison
 from clip_negatives.compare.arguments import open_described
 from clip_negatives.compare.methods import BASELINE, CONTROL
-from clip_negatives.compare.tuning import Choice
+from clip_negatives.compare.tuning import Tuned
 from clip_negatives.errors import DataError
 from clip_negatives.report.album import Album
 from clip_negatives.report.comparison import figures
@@ -46,7 +46,7 @@ def write_comparison(comparison: Comparison, output: str | Path) -> Path:
         rank_plots=figures.ranks(comparison),
         gain_plot=gain_plot,
         gain_tables=gain_tables,
-        tuned=[str(Choice(**choice)) for choice in comparison.setting["tuning"]],
+        tuned=[str(Tuned(**choice)) for choice in comparison.setting["tuning"]],
         training=figures.curves(comparison),
         cost_plots=figures.costs(comparison),
         mean=functools.partial(figures.mean, comparison),

@@ -10,10 +10,9 @@ import numpy as np
 
 from clip_negatives.compare.methods import BASELINE
 from clip_negatives.compare.results import DIRECTIONS, TOP_K, Comparison
-from clip_negatives.compare.verdict import in_percent
 from clip_negatives.metrics.statistics import Gain
 from clip_negatives.report.charts import Estimate, Line, intervals, lines
-from clip_negatives.report.page import Plot, Table, decimal
+from clip_negatives.report.page import Plot, Table, decimal, with_minus
 
 SCORES = {"MRR": "mrr", **{f"Rank@{k}": f"rank_{k}" for k in TOP_K}}
 
@@ -54,7 +53,7 @@ def ranks(comparison: Comparison) -> list[Plot]:
 
 def gains(comparison: Comparison) -> tuple[Plot | None, list[Table]]:
     """Return a plot of the gain in MRR with intervals, and tables of the gains and of the differences of all scores."""
-    rows = [(name, in_percent(gain)) for name, gain in comparison.gains.items()]
+    rows = [(name, with_minus(str(gain))) for name, gain in comparison.gains.items()]
     note = "Dot: gain; bar: interval. The intervals hold for all methods together in 95 % of comparisons."
     if not rows:
         return None, []
@@ -65,7 +64,7 @@ def gains(comparison: Comparison) -> tuple[Plot | None, list[Table]]:
     tables = []
     if comparison.gains_over_held:
         (held,) = set(comparison.summaries) - {BASELINE, *comparison.gains_over_held}
-        over_held = [(name, in_percent(gain)) for name, gain in comparison.gains_over_held.items()]
+        over_held = [(name, with_minus(str(gain))) for name, gain in comparison.gains_over_held.items()]
         tables.append(Table(f"Gain in MRR over {held}, text to image", ("method", "gain [95 %]"), over_held))
     for direction, label in DIRECTIONS.items():
         series = {name: _differences(comparison, f"{direction}_{field}") for name, field in SCORES.items()}
@@ -137,7 +136,7 @@ def _scores_table(caption: str, series: Mapping[str, Mapping[str, Estimate]], si
 
     def cell(estimate: Estimate) -> str:
         numbers = (value for value in estimate[:3] if value is not None)
-        mean, *ends = (f"{round(value, 1) + 0.0:{sign}.1f}".replace("-", "−") for value in numbers)  # no -0.0
+        mean, *ends = (with_minus(f"{round(value, 1) + 0.0:{sign}.1f}") for value in numbers)  # no -0.0
         return f"{mean} [{', '.join(ends)}]" if ends else mean
 
     names = next(iter(series.values()))

@@ -17,7 +17,7 @@ from clip_negatives.meter.suspects import SAMPLED_PAIRS, modalities, pair_cosine
 from clip_negatives.report.charts import DASHED, INK, SERIES, plot
 from clip_negatives.report.inspection.pairs import SampledPairs
 from clip_negatives.report.inspection.setting import Thresholds
-from clip_negatives.report.page import Plot, Table, caption, decimal, isolated, percent, plural
+from clip_negatives.report.page import Plot, Table, caption, decimal, isolated, percent, plural, with_minus
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
@@ -153,7 +153,7 @@ def _histograms(
         if len(series) > 1:
             figure.legend(loc="outside upper left", ncols=2)
 
-    bins = [f"{low:.2f} to {high:.2f}".replace("-", "−") for low, high in itertools.pairwise(edges)]
+    bins = [with_minus(f"{low:.2f} to {high:.2f}") for low, high in itertools.pairwise(edges)]
     figures = zip(bins, *(part.tolist() for part in series.values()), strict=True)
     rows = [(name, *(percent(share, 2) for share in part)) for name, *part in figures if max(part) > 0]
     table = Table(f"{title}: share of pairs by bin", (xlabel, *series), rows)

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from clip_negatives.metrics.statistics import Gain
+
 CONFIDENCE = 0.95  # that all intervals of a table hold at the same time
 
 Scores = Sequence[Sequence[Tensor]]  # by fold and seed: the reciprocal rank of each query, float64
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """Relative gain in MRR over a reference, with a simultaneous interval.
-
-    Attributes:
-        gain: gain divided by the MRR of the reference: 0.1 is +10 %.
-        low: lower end of the interval.
-        high: upper end.
-    """
-
-    gain: float
-    low: float
-    high: float
-
-    @property
-    def is_significant(self) -> bool:
-        """Return whether the whole interval is above 0."""
-        return self.low > 0
-
-    def __str__(self) -> str:
-        return f"{100 * self.gain:+.1f} % [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
 
 
 def gains(candidates: Sequence[Scores], reference: Scores, groups: Sequence[Tensor], comparisons: int) -> list[Gain]:

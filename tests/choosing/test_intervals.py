@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_negatives.choosing.verdict import Gain, gains
+from clip_negatives.choosing.intervals import gains
+from clip_negatives.metrics.statistics import Gain
 
 FOLDS, QUERIES = 3, 120
 
@@ -50,7 +51,7 @@ def test_a_large_gain_is_significant_chance() -> None:
     seen = 0
     for _ in range(50):
         candidates, reference = made_up(generator, 6, 1, gain=0.08)
-        seen += sum(gain.is_significant for gain in gains(candidates, reference, one_each(), comparisons=6))
+        seen += sum(gain.sign > 0 for gain in gains(candidates, reference, one_each(), comparisons=6))
     assert seen >= 0.8 * 6 * 50
 
 
@@ -58,7 +59,7 @@ def test_the_gain_is_relative_to_the_mean_of_the_reference() -> None:
     reference = [[torch.tensor([0.5, 0.25])], [torch.tensor([0.25, 0.25])]]
     candidate = [[torch.tensor([1.0, 0.25])], [torch.tensor([0.25, 0.5])]]
     (gain,) = gains([candidate], reference, [torch.arange(2)] * 2, comparisons=1)
-    assert gain.gain == pytest.approx(((1.25 / 2 + 0.75 / 2) / 2) / ((0.75 / 2 + 0.5 / 2) / 2) - 1)
+    assert gain.estimate == pytest.approx(((1.25 / 2 + 0.75 / 2) / 2) / ((0.75 / 2 + 0.5 / 2) / 2) - 1)
 
 
 def test_queries_of_one_group_count_once() -> None:
@@ -69,7 +70,7 @@ def test_queries_of_one_group_count_once() -> None:
     twice = [[[torch.cat([run, run]) for run in fold] for fold in scores] for scores in (*candidates, reference)]
     again = gains(twice[:2], twice[2], [torch.arange(QUERIES).repeat(2)] * FOLDS, comparisons=2)
     for one, other in itertools.zip_longest(once, again):
-        assert (one.gain, one.low, one.high) == pytest.approx((other.gain, other.low, other.high))
+        assert (one.estimate, one.low, one.high) == pytest.approx((other.estimate, other.low, other.high))
 
 
 def test_a_copy_of_the_reference_has_a_zero_interval() -> None:
