@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ class BatchSamples:
         labels: image cluster and text cluster of each pair, int64, shape (B, 2), -1 if unknown. For streams without ids.
         text_ids: ids of the captions of each sample, int64, shape (B, 1 + E): the sample's own caption, then the E captions
             that a sampler added. Equal captions have equal ids. None without added captions.
+        progress: share of the training before this batch, float32, shape (), 0 .. 1; None if unknown. Schedules of weights
+            need it.
 
     Examples:
         >>> import torch
@@ -31,6 +34,7 @@ class BatchSamples:
     ids: Tensor | None = None
     labels: Tensor | None = None
     text_ids: Tensor | None = None
+    progress: Tensor | None = None
 
     def __len__(self) -> int:
         """Return B."""
@@ -50,12 +54,23 @@ class BatchSamples:
 
     @classmethod
     def concatenate(cls, batches: Sequence[BatchSamples]) -> BatchSamples:
-        """Return several batches as one, in order; the same attributes must be set in all batches."""
+        """Return several batches as one, in order; the same attributes must be set in all batches.
+
+        The progress is that of the first batch.
+        """
         import torch
 
         columns = zip(*((batch.ids, batch.labels, batch.text_ids) for batch in batches), strict=True)
         present = ([part for part in column if part is not None] for column in columns)
-        return cls(*(torch.cat(parts) if parts else None for parts in present))
+        progress = next((batch.progress for batch in batches), None)
+        return cls(*(torch.cat(parts) if parts else None for parts in present), progress)
+
+    def at(self, progress: float | None) -> BatchSamples:
+        """Return the same samples at this share of the training."""
+        import torch
+
+        return dataclasses.replace(self, progress=None if progress is None else torch.tensor(progress, dtype=torch.float32))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> BatchSamples:
-        return BatchSamples(*(None if part is None else change(part) for part in (self.ids, self.labels, self.text_ids)))
+        parts = (self.ids, self.labels, self.text_ids, self.progress)
+        return BatchSamples(*(None if part is None else change(part) for part in parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -83,6 +84,8 @@ class LossTerms:
         positive_weight: alpha >= 0; weight of the positives in the denominator.
         target_mass: m, 0 .. 1. The target of an anchor i is ``1 - m`` for its own pair, and ``m softmax(<f_i, f_j>)`` over all
             other samples j of the step; log-weights and removed pairs do not change it. Not with `groups`.
+        schedule: points (share of the training 0 .. 1, factor >= 0) by rising share. All log-weights are multiplied by the
+            factor, which is linear between the points; removed pairs stay removed. Empty is a factor of 1.
     """
 
     _tensor_fields: ClassVar[dict[str, TermField]]
@@ -103,6 +106,7 @@ class LossTerms:
     attract: bool = True
     positive_weight: float = 1.0
     target_mass: float = 0.0
+    schedule: tuple[tuple[float, float], ...] = ()
 
     def replace(self, **fields: Any) -> LossTerms:
         """Return a copy with new values for `fields`."""
@@ -143,6 +147,11 @@ class LossTerms:
     def weighted(self) -> bool:
         """Return whether any b_ij may differ from 0."""
         return self.image_table is not None or self.text_table is not None or self.factors is not None
+
+    @property
+    def scheduled(self) -> bool:
+        """Return whether the weights change during the training."""
+        return bool(self.schedule) and self.weighted
 
     @property
     def targeted(self) -> bool:
@@ -212,6 +221,33 @@ class LossTerms:
         tables = {name: table.T for name in ("image_table", "text_table") if (table := getattr(self, name)) is not None}
         return self.replace(**tables)
 
+    def at(self, progress: Tensor | None) -> LossTerms:
+        """Return the terms at this share of the training, without a schedule.
+
+        Args:
+            progress: share of the training, floating point, shape (), 0 .. 1. Its value is not read, so there is no wait for a
+                GPU, and no recompilation when it changes.
+
+        Raises:
+            InputError: the weights have a schedule, and the progress is None.
+        """
+        if not self.scheduled:
+            return self
+        if progress is None:
+            raise InputError(
+                "The weights change during the training, and the progress of the training is unknown. Use "
+                "attach(..., epochs=EPOCHS), or pass loss(..., samples=samples.at(progress))."
+            )
+        factor = _interpolated(self.schedule, progress)
+        changed = {
+            name: table.where(table == -float("inf"), table * factor.to(table))
+            for name in ("image_table", "text_table")
+            if (table := getattr(self, name)) is not None
+        }
+        if self.factors is not None:
+            changed["factors"] = self.factors * factor.to(self.factors).sqrt()
+        return self.replace(schedule=(), **changed)
+
     def take(self, index: Tensor) -> LossTerms:
         """Return the terms of the samples `index` (int64, shape (B,)): per-sample fields of length B, the same tables."""
         return self.map_samples(lambda value: value[index])
@@ -255,6 +291,7 @@ class LossTerms:
                 low <= number < float("inf") if high is None else low <= number <= high
             ):
                 raise InputError(f"{name}.{option} must be {limits}, got {number!r}.")
+        _check_schedule(f"{name}.schedule", self.schedule)
 
     def check_values(self) -> None:
         """Check the values of the tensors. Call this once for each clustering, not in a step: it waits for a GPU.
@@ -288,6 +325,25 @@ class LossTerms:
         shape = (len(table), len(table)) if neighbours is None else (len(neighbours), neighbours.shape[1] + 1)
         if tuple(table.shape) != shape:
             raise InputError(f"{name}.{modality}_table must have shape {shape}, got {tuple(table.shape)}.")
+
+
+def _interpolated(points: tuple[tuple[float, float], ...], progress: Tensor) -> Tensor:
+    """Return the value at `progress` of the line through the points, constant before the first and after the last one."""
+    value = progress.new_full((), points[0][1])
+    for (start, low), (end, high) in itertools.pairwise(points):
+        value = value + (progress - start).clamp(0.0, end - start) * ((high - low) / (end - start))
+    return value
+
+
+def _check_schedule(name: str, points: Any) -> None:
+    numbers = isinstance(points, tuple) and all(
+        isinstance(point, tuple) and len(point) == 2 and all(isinstance(number, int | float) for number in point)
+        for point in points
+    )
+    shares = [share for share, _ in points] if numbers else []
+    rising = all(first < second for first, second in itertools.pairwise(shares))
+    if not (numbers and rising and all(0 <= share <= 1 and 0 <= factor < LARGEST for share, factor in points)):
+        raise InputError(f"{name} must be pairs (share 0 .. 1, factor at least 0) with rising shares, got {points!r}.")
 
 
 def _check_range(name: str, values: Tensor, low: float, high: float, also: str = "") -> None:

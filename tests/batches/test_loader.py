@@ -230,3 +230,16 @@ def test_streams_are_refused() -> None:
     loader = DataLoader(Stream(), batch_size=None)
     with pytest.raises(DataError, match="map-style data set and with batch_size="):
         IndexedLoader(loader, InBatch(SamplingContext(20, 4)))
+
+
+def test_batches_know_the_progress_of_the_training() -> None:
+    loader = planned(num_workers=1)
+    assert next(iter(loader))[1].progress is None
+    loader.epochs = 2
+    loader.set_epoch(1)
+    shares = [float(samples.progress) for _, samples in loader]
+    assert shares == pytest.approx([(5 + place) / 10 for place in range(5)])
+    resumed = planned()
+    resumed.epochs = 2
+    resumed.load_state_dict({**loader.state_dict(), "batches": 3})
+    assert [float(samples.progress) for _, samples in resumed] == pytest.approx(shares[3:])

@@ -226,7 +226,7 @@ def test_validation_is_plain_and_runs_before_and_within_training(tmp_path, clust
 
 
 @pytest.mark.parametrize("sampler", ["cluster_similarity", "in_batch"])
-@pytest.mark.parametrize("weighting", ["weighted_infonce", "sogclr"])
+@pytest.mark.parametrize("weighting", ["weighted_infonce", "sogclr", "weighted_infonce:warmup=0.9"])
 def test_every_checkpoint_resumes_to_the_same_weights(tmp_path, clusters, sampler, weighting):
     """Within an epoch and at its end; the loop's own shuffle has no seed, so only its epoch is the same."""
     epochs = 1 if sampler == "in_batch" else 2

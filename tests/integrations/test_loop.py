@@ -79,6 +79,24 @@ def test_kept_permuted_and_repeated_batches_get_their_own_weights(folder: Path, 
         assert torch.equal(loss(side(rows), side(rows), SCALE, samples=samples), expected)
 
 
+def test_weights_that_warm_up(folder: Path) -> None:
+    """In the middle of the warm-up, all log-weights have half their size."""
+    data, weighting = Pictures(mapping=False), "weighted_infonce:warmup=1"
+    loader, loss = attach(DataLoader(data, batch_size=BATCH), folder, weighting=weighting, epochs=2)
+    loader.set_epoch(1)
+    _, samples = next(iter(loader))
+    terms = loss.terms.replace(schedule=())
+    half = terms.replace(image_table=terms.image_table / 2, text_table=terms.text_table / 2)
+    rows = samples.ids
+    expected = NegativesClipLoss(terms=half)(side(rows), side(rows), SCALE, samples=samples)
+    torch.testing.assert_close(loss(side(rows), side(rows), SCALE, samples=samples), expected)
+    loader, loss = attach(DataLoader(data, batch_size=BATCH), folder, weighting=weighting)
+    with pytest.raises(InputError, match=r"epochs=EPOCHS"):
+        loss(side(rows), side(rows), SCALE, samples=next(iter(loader))[1])
+    with pytest.raises(InputError, match="epochs must be at least 1"):
+        attach(DataLoader(data, batch_size=BATCH), folder, epochs=0)
+
+
 def test_a_loss_that_is_not_given_the_samples_says_so(folder: Path) -> None:
     loader, loss = attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), folder)
     rows = next(iter(loader))[1].ids

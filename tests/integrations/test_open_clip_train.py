@@ -80,6 +80,15 @@ def test_accumulation_passes_the_index_of_all_micro_batches(arguments: list[str]
     assert len(_losses(arguments, "run")) == ROWS // BATCH // 2
 
 
+@pytest.mark.parametrize("options", [{}, {"refresh_every": 1}])
+def test_batches_know_the_progress_of_the_training(arguments: list[str], options: dict[str, Any]) -> None:
+    seen: list[BatchSamples] = []
+    weighting = "weighted_infonce:warmup=1"
+    train([*arguments, "--epochs", "2", "--name", "run"], TrainOptions(weighting=weighting, on_batch=seen.append, **options))
+    n_batches = 2 * (ROWS // BATCH)
+    assert [float(samples.progress) for samples in seen] == pytest.approx([place / n_batches for place in range(n_batches)])
+
+
 def test_compiled_model(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # What could go wrong is in the tracing; the default backend would spend minutes on building C++.
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -89,8 +98,13 @@ def test_compiled_model(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("method", "validated"),
-    [({"refresh_every": 1}, False), ({"sampler": "in_batch"}, True), ({"weighting": "sogclr"}, False)],
-    ids=["refresh", "in_batch", "state"],
+    [
+        ({"refresh_every": 1}, False),
+        ({"sampler": "in_batch"}, True),
+        ({"weighting": "sogclr"}, False),
+        ({"weighting": "weighted_infonce:warmup=0.9"}, False),
+    ],
+    ids=["refresh", "in_batch", "state", "schedule"],
 )
 def test_resume_latest_goes_on_as_if_never_stopped(
     arguments: list[str], method: dict[str, Any], validated: bool, train_csv: Path

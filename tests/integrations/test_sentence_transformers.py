@@ -188,6 +188,7 @@ def test_steps_of_several_processes_are_dealt_out(clusters, monkeypatch):
         ({"directions": BOTH["directions"]}, "partition_mode='per_direction'"),
         ({"directions": ("query_to_doc", "doc_to_doc")}, "directions must be"),
         ({"weighting": "sogclr"}, "cannot save the state"),
+        ({"weighting": "weighted_infonce:warmup=0.5"}, "does not know the progress"),
     ],
 )
 def test_what_the_loss_cannot_do_is_refused(model, clusters, how, message):

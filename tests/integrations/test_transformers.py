@@ -140,6 +140,18 @@ def test_weights_reach_the_loss(tmp_path, clusters):
     assert {name: logged[name] for name in expected} == expected
 
 
+def test_batches_know_the_progress_of_the_training(tmp_path, clusters):
+    class Shares(NegativesTrainer):
+        def compute_loss(self, *args, **named):
+            loss = super().compute_loss(*args, **named)
+            shares.append(float(self._samples.progress))
+            return loss
+
+    shares = []
+    trainer(tmp_path, kind=Shares, weighting="weighted_infonce:warmup=1", num_train_epochs=2).train()
+    assert shares == pytest.approx([step / (2 * STEPS) for step in range(2 * STEPS)])
+
+
 def test_evaluation_is_the_trainers_own(tmp_path, clusters):
     model = tiny_clip()
     how = {"eval_dataset": Pictures(2 * BATCH), "per_device_eval_batch_size": BATCH}

@@ -42,10 +42,10 @@ class SigLip:
         """Return the loss, with the terms of the other weighting."""
         terms = require_terms(self.weighting(clusters), self.of)
         plain = terms.margin is None and terms.hardness == 0 and terms.positive_rate is None and terms.positive_weight == 1
-        if not plain or terms.targeted:
+        if not plain or terms.targeted or terms.scheduled:
             raise InputError(
-                f"siglip cannot use the margin, hardness, positive_rate, positive_weight or targets of of={self.of}. Use "
-                "of=weighted_infonce."
+                f"siglip cannot use the margin, hardness, positive_rate, positive_weight, targets or schedule of of={self.of}. "
+                "Use of=weighted_infonce."
             )
         return _SigLipLoss(terms)
 

@@ -46,6 +46,8 @@ class WeightedInfoNCE:
             takes as long as with an embedding longer by `rank`; N samples take ``4 N rank`` bytes.
         hardness: at least 0. The weight gets the factor ``exp(hardness z_ij)``, where z_ij is the logit in training (*live*).
             The weights then have mean 1.
+        warmup: share of the training, 0 .. 1, in which the log-weights grow linearly from 0 to their full size. 0 has the full
+            size from the beginning. Removed pairs are removed from the beginning.
 
     Raises:
         InputError: the clusters were prepared without features, for "sample".
@@ -64,7 +66,9 @@ class WeightedInfoNCE:
         normalize: bool = True,
         rank: int | None = 128,
         hardness: float = 0.0,
+        warmup: float = 0.0,
     ) -> None:
+        check_number("warmup", warmup, at_least=0, at_most=1)
         for option, value in (("beta", beta), ("text_beta", text_beta), ("hardness", hardness)):
             check_number(option, value, at_least=0)
         check_choice("similarity", similarity, ("cluster", "sample"))
@@ -72,13 +76,14 @@ class WeightedInfoNCE:
         self.beta, self.text_beta, self.similarity = beta, text_beta, similarity
         self.gate = ReliabilityGate(image_threshold, image_quantile, text_threshold, text_quantile)
         self.remove, self.normalize, self.rank, self.hardness = remove, normalize, rank, hardness
+        self.schedule = ((0.0, 0.0), (warmup, 1.0)) if warmup > 0 else ()
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return terms with tables between clusters, factors of samples, or both; tables of only 0 are left out."""
         by_cluster = self.similarity == "cluster"
         factors = None if by_cluster else self._factors(clusters)
         if not by_cluster and not self.remove:
-            return LossTerms(factors=factors, normalize=self.normalize, hardness=self.hardness)
+            return LossTerms(factors=factors, normalize=self.normalize, hardness=self.hardness, schedule=self.schedule)
         image = _similarity(clusters.image_similarity, clusters.image_nearest)
         text = _similarity(clusters.text_similarity, clusters.text_nearest)
         image = -self.beta * image if by_cluster else torch.zeros_like(image)
@@ -96,6 +101,7 @@ class WeightedInfoNCE:
             factors=factors,
             normalize=self.normalize,
             hardness=self.hardness,
+            schedule=self.schedule,
         )
 
     def _factors(self, clusters: Clusters) -> Tensor | None:

@@ -41,9 +41,13 @@ class IndexedLoader(DataLoader[Any]):
         order: the batches of `loader`, if the sampler yields them.
         identity: returns why a sample is not the clustered sample of its id, or None.
         process: rank of this process and number of processes; (0, 1) if all processes have the same batches.
+
+    Attributes:
+        epochs: number of epochs of the training, from which `BatchSamples.progress` follows; None if unknown.
     """
 
     batch_sampler: NegativeBatches
+    epochs: int | None = None
 
     def __init__(
         self,
@@ -111,8 +115,12 @@ class IndexedLoader(DataLoader[Any]):
             if self._newest is not iteration and self.persistent_workers:
                 raise InputError("persistent_workers=True allows one iterator at a time. Set persistent_workers=False.")
             self._place = epoch, position
-            yield batch, samples
+            yield batch, samples.at(self._progress(epoch, position - 1))
         self._finished, self._is_running = epoch, False
+
+    def _progress(self, epoch: int, n_yielded: int) -> float | None:
+        """Return the share of the training before a batch, None if the number of epochs is unknown."""
+        return None if self.epochs is None else min(1.0, (epoch + n_yielded / len(self)) / self.epochs)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; drop the position of `load_state_dict` if it belongs to another epoch."""

@@ -116,6 +116,8 @@ class NegativesCallback(Callback):
             raise InputError(NO_LOADER)
         check_temperature_of(pl_module, self.weighting)
         self.loss.to(pl_module.device)
+        if self._loader.epochs is None and trainer.max_epochs is not None and trainer.max_epochs > 0:
+            self._loader.epochs = trainer.max_epochs
         if self._loader.epoch < trainer.current_epoch:
             # After a checkpoint of the last batch of an epoch, Lightning starts the next one without on_train_epoch_start.
             self.on_train_epoch_start(trainer, pl_module)

@@ -44,6 +44,7 @@ def attach(
     tokenize: Tokenize | None = None,
     keys: Sequence[str] | None = None,
     key_of: Callable[[Any], str] | None = None,
+    epochs: int | None = None,
 ) -> tuple[IndexedLoader, NegativesClipLoss]:
     """Return a loader and a loss that add a negative sampler and a loss weighting to your training loop.
 
@@ -78,6 +79,8 @@ def attach(
             number of samples is compared, with a warning.
         key_of: returns key, caption or image path of a sample. Each sample is then compared with the clusters folder while
             training. A data set that replaces a broken sample by another sample is an error.
+        epochs: number of epochs of the training. Only weights that change during the training need it, such as
+            ``weighted_infonce:warmup=0.5``.
 
     Raises:
         ArtifactError: `clusters` is not a clusters folder, is damaged, or belongs to other data.
@@ -90,6 +93,8 @@ def attach(
     """
     if isinstance(getattr(loader, "dataset", None), IndexedDataset | TextsDataset):
         raise InputError("The loader has a sampler already. Attach the DataLoader of your loop, once.")
+    if epochs is not None and epochs < 1:
+        raise InputError(f"epochs must be at least 1, got {epochs}.")
     if not isinstance(loader, DataLoader):
         raise InputError(f"Expected the DataLoader of your loop, got an object of type {type(loader).__name__}.")
     check_backend(backend, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -108,7 +113,9 @@ def attach(
     identity = None if key_of is None else SampleIdentity(folder.samples, key_of)
     is_shared = order is None or order.is_shared
     process = (context.rank, context.world_size) if is_shared else (0, 1)
-    return IndexedLoader(loader, negative_sampler, tokenize, order, identity, process), loss
+    attached = IndexedLoader(loader, negative_sampler, tokenize, order, identity, process)
+    attached.epochs = epochs
+    return attached, loss
 
 
 def sampling_context(loader: DataLoader[Any], folder: ClustersFolder, seed: int, size: int | None = None) -> SamplingContext:

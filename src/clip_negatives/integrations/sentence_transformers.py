@@ -189,6 +189,11 @@ class NegativesRankingLoss(nn.Module):
         loss = partial(NegativesClipLoss, local_loss=True, gather_with_grad=True, text_anchors=text_anchors, backend=backend)
         self.weighted = loss(terms=loss_terms(weighting, read_clusters(clusters).clusters))
         self._checked_ids = False
+        if self.weighted.terms.scheduled:
+            raise UnsupportedError(
+                f"The loss does not know the progress of the trainer, which the weighting {weighting} needs. Use one whose "
+                "weights do not change during the training."
+            )
         if state_of(self.weighted.anchor_loss):
             raise UnsupportedError(f"The trainer cannot save the state of the weighting {weighting}. Use another weighting.")
 

@@ -124,7 +124,7 @@ class NegativesTrainer(Trainer):
                 f"NegativesTrainer cannot train {type(inner).__name__}: the model must have a logit_scale, no logit_bias, and "
                 "outputs image_embeds and text_embeds, as CLIPModel has. Train in your own loop, with attach."
             )
-        self._samples = BatchSamples(ids=inputs[IDS])
+        self._samples = BatchSamples(ids=inputs[IDS]).at(self.state.global_step / max(1, self.state.max_steps))
         scale = inner.logit_scale.exp()
         loss = self.negatives(outputs.image_embeds, outputs.text_embeds, scale, samples=self._samples)
         return (loss, outputs) if return_outputs else loss

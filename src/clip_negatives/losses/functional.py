@@ -125,6 +125,8 @@ def weighted_info_nce(
         all_terms = _check_candidate_terms(terms, all_terms)
         all_terms.check(len(all_x), x.device, "candidates.terms")
     terms.check(len(x), x.device)
+    if terms.scheduled:
+        raise InputError("The terms have a schedule, so their weights depend on the progress. Pass terms.at(progress).")
     if terms.sparse:
         if ring:
             raise UnsupportedError("ring=True does not work with tables of neighbouring clusters. Leave ring out.")

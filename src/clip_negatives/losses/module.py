@@ -178,7 +178,7 @@ class NegativesClipLoss(nn.Module):
             )
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss
-        needed = anchor_loss is not None or self.extra_texts > 0 or terms.by_label or terms.per_sample()
+        needed = anchor_loss is not None or self.extra_texts > 0 or terms.by_label or terms.per_sample() or terms.scheduled
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
         if anchor_loss is None:
@@ -252,7 +252,11 @@ class NegativesClipLoss(nn.Module):
         return gather_features(features, self.rank, self.world_size, **options)
 
     def _batch_terms(self, samples: BatchSamples | None, features: Tensor) -> LossTerms:
-        """Return the terms of the batch, on the device of the features."""
+        """Return the terms of the batch at this share of the training, on the device of the features."""
+        progress = None if samples is None or samples.progress is None else _move(samples.progress, features.device)
+        return self._unscheduled_terms(samples, features).at(progress)
+
+    def _unscheduled_terms(self, samples: BatchSamples | None, features: Tensor) -> LossTerms:
         per_sample = self.terms.per_sample()
         for name, value in self.terms.tensors().items():
             if name not in per_sample and value.device != features.device:

@@ -63,7 +63,12 @@ def teaches(loss: AnchorLoss, clusters: Clusters | None) -> bool:
 
 
 def batch_terms(terms: LossTerms, samples: BatchSamples) -> LossTerms:
-    """Return the terms of a batch, on the devices of `terms`; InputError if the batch lacks ids or labels that they need."""
+    """Return the terms of a batch, on the devices of `terms`; InputError if the batch lacks ids or labels that they need.
+
+    Without the progress of the training, scheduled weights have their full strength.
+    """
+    if samples.progress is not None:
+        terms = terms.at(samples.progress)
     needed = "labels" if terms.by_label else "ids" if terms.per_sample() else None
     if needed is None:
         return terms

@@ -47,7 +47,7 @@ class TrainData:
         """Create the loader for these clusters."""
         native, args = self.info.dataloader, self.args
         if self.dataset is None:
-            self.dataloader = HandOver(self._stream(native), self.current)
+            self.dataloader = HandOver(self._stream(native), self.current, self.args.epochs)
             read_captions(native, caption_field(self.args))
             self.dataloader.num_batches = native.num_batches
         else:
@@ -59,7 +59,7 @@ class TrainData:
             sampler = self.options.create_sampler(context)
             self.extra_texts = texts_per_image(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
-            self.dataloader = HandOver(loader, self.current)
+            self.dataloader = HandOver(loader, self.current, args.epochs)
             self.dataloader.num_batches = len(loader)
         self.dataloader.num_samples = native.num_samples
 
@@ -83,6 +83,7 @@ class TrainData:
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of open_clip's own sampler or stream, and of our sampler."""
         self.info.set_epoch(epoch)
+        self.dataloader.epoch = epoch
         if isinstance(self.dataloader.loader, IndexedLoader):
             self.dataloader.loader.set_epoch(epoch)
 

@@ -55,17 +55,23 @@ class CurrentSamples:
 
 
 class HandOver:
-    """A loader for open_clip's loop: yields the batches of a loader of ``(batch, samples)`` and pushes their samples."""
+    """A loader for open_clip's loop: yields the batches of a loader of ``(batch, samples)`` and pushes their samples.
 
-    num_batches: int  # counts that open_clip reads
+    Attributes:
+        epoch: epoch of the next iteration.
+        num_batches: batches of an epoch, which open_clip reads.
+        num_samples: samples of an epoch, which open_clip reads.
+    """
+
+    num_batches: int
     num_samples: int
 
-    def __init__(self, loader: Iterable[Any], current: CurrentSamples) -> None:
-        self.loader, self._current = loader, current
+    def __init__(self, loader: Iterable[Any], current: CurrentSamples, epochs: int) -> None:
+        self.loader, self.epoch, self._current, self._epochs = loader, 0, current, epochs
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches."""
         self._current.start()
-        for batch, samples in self.loader:
-            self._current.push(samples)
+        for position, (batch, samples) in enumerate(self.loader):
+            self._current.push(samples.at(min(1.0, (self.epoch + position / self.num_batches) / self._epochs)))
             yield batch
