@@ -27,7 +27,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 def weights(kind: str, n: int, k: int) -> LossTerms | None:
     """Return no weights ("none"), two tables of k clusters ("weighted"), or the same with mean 1 ("normalized").
 
-    "sorted" orders the samples by cluster, to show what sorting could gain. "targets" has targets by similarity.
+    "scheduled" weights change during the training. "sorted" orders the samples by cluster, to show what sorting could gain.
+    "targets" has targets by similarity.
     """
     if kind == "none":
         return None
@@ -40,7 +41,8 @@ def weights(kind: str, n: int, k: int) -> LossTerms | None:
     if kind == "sorted":
         labels = labels[:, (labels[0] * k + labels[1]).argsort()]
     parts = {"image_labels": labels[0], "image_table": tables[0], "text_labels": labels[1], "text_table": tables[1]}
-    return LossTerms(**parts, normalize=kind == "normalized").to(DEVICE)
+    schedule = ((0.0, 0.0), (1.0, 1.0)) if kind == "scheduled" else ()
+    return LossTerms(**parts, normalize=kind == "normalized", schedule=schedule).to(DEVICE)
 
 
 def losses(n: int, k: int) -> dict[str, Loss]:
@@ -48,7 +50,7 @@ def losses(n: int, k: int) -> dict[str, Loss]:
     found: dict[str, Loss] = {"open_clip": ClipLoss()}
     backends = ["torch", "chunked", *([] if triton_obstacle(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["triton"])]
     for backend in backends:
-        for kind in ("none", "weighted", "normalized", *(["targets"] if backend != "triton" else [])):
+        for kind in ("none", "weighted", "scheduled", "normalized", *(["targets"] if backend != "triton" else [])):
             found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
     if "triton" in backends:
         found["triton sorted"] = _ours("triton", weights("sorted", n, k))
@@ -59,7 +61,10 @@ def losses(n: int, k: int) -> dict[str, Loss]:
 
 
 def _ours(backend: str, terms: LossTerms | None) -> Loss:
-    return lambda x, y, scale: weighted_info_nce(x, y, scale, terms=terms, backend=backend)
+    progress = torch.tensor(0.5, device=DEVICE)
+    return lambda x, y, scale: weighted_info_nce(
+        x, y, scale, terms=None if terms is None else terms.at(progress), backend=backend
+    )
 
 
 def _peers() -> dict[str, Loss]:
