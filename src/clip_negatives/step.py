@@ -63,7 +63,8 @@ class BatchSamples:
         columns = zip(*((batch.ids, batch.labels, batch.text_ids) for batch in batches), strict=True)
         present = ([part for part in column if part is not None] for column in columns)
         progress = next((batch.progress for batch in batches), None)
-        return cls(*(torch.cat(parts) if parts else None for parts in present), progress)
+        ids, labels, text_ids = (torch.cat(parts) if parts else None for parts in present)
+        return cls(ids, labels, text_ids, progress)
 
     def at(self, progress: float | None) -> BatchSamples:
         """Return the same samples at this share of the training."""

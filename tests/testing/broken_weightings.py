@@ -71,6 +71,7 @@ class _LikeTerms:
     text_neighbours: Any
     target_factors: Any
     target_mass: Any
+    schedule: Any
 
 
 class LacksATable(Sound):

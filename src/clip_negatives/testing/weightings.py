@@ -94,15 +94,6 @@ class WeightingChecks(Checks):
             finite = all(bool(part.isfinite().all()) for part in (loss, *torch.autograd.grad(loss, sides)))
             expect(finite, f"With {case}, the loss or its gradient is NaN or infinite. Use logsumexp and avoid divisions by 0.")
 
-    def loss_is_finite_throughout_the_training(self) -> None:
-        """The loss is finite at the beginning, in the middle and at the end of the training."""
-        for progress in (0.0, 0.5, 1.0):
-            loss = value(self._terms(), progress=progress)
-            expect(
-                bool(loss.isfinite()),
-                f"At the share {progress:g} of the training, the loss is {float(loss)}. Check the schedule.",
-            )
-
     def a_batch_has_a_gradient(self) -> None:
         """An ordinary batch has a gradient: not every pair is removed."""
         sides = [side.requires_grad_() for side in batch()]
@@ -205,10 +196,10 @@ def batch_index() -> Tensor:
     return torch.arange(B) * 7 % N
 
 
-def value(terms: Any, *sides: Tensor, scale: float = SCALE, index: Tensor | None = None, progress: float = 1.0) -> Tensor:
+def value(terms: Any, *sides: Tensor, scale: float = SCALE, index: Tensor | None = None) -> Tensor:
     """Return the loss of a batch: `sides` are its image and text features; without them, the loss of `batch`."""
     x, y = sides or batch()
-    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index).at(progress)
+    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index).at(1.0)
     bias = torch.tensor(BIAS) if isinstance(terms, AnchorLoss) else None
     loss: Tensor = NegativesClipLoss(terms=terms)(x, y, torch.tensor(scale), bias, samples=samples)
     return loss
