@@ -20,7 +20,7 @@ _BOOLEANS = dict.fromkeys(("true", "yes", "1", "on"), True) | dict.fromkeys(("fa
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One keyword argument of a factory; `str` gives ``name: type = default``."""
+    """One keyword argument of a factory."""
 
     name: str
     type: type  # bool, int, float or str
@@ -29,12 +29,9 @@ class Option:
     choices: tuple[Any, ...] = ()  # allowed values, from the annotation ``Literal[...]``; empty if every value is allowed
 
     @property
-    def expected(self) -> list[str]:
+    def allowed(self) -> list[str]:
         """Return the type or the allowed values, and ``none`` if it is allowed."""
         return [*(map(str, self.choices) if self.choices else [self.type.__name__]), *(["none"] if self.optional else [])]
-
-    def __str__(self) -> str:
-        return f"{self.name}: {' | '.join(self.expected)} = {self.default}"
 
     def parse(self, owner: str, value: object) -> Any:
         """Return `value` in the type of the option; text is converted, any other value must have the type already."""
@@ -44,8 +41,7 @@ class Option:
             typed = self._typed(value)
             if not self.choices or typed in self.choices:
                 return typed
-        expected = alternatives(self.expected)
-        raise OptionError(f"Expected {expected} for option {self.name!r} of {owner!r}, got {value!r}.")
+        raise OptionError(f"Expected {alternatives(self.allowed)} for option {self.name!r} of {owner!r}, got {value!r}.")
 
     def _typed(self, value: object) -> Any:
         """Return `value` in the type of the option; a value of another type is a `ValueError` or a `KeyError`."""

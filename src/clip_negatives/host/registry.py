@@ -7,6 +7,7 @@ raises an error for two entry points with one name, a plugin that fails to impor
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -39,6 +40,12 @@ class Registration:
     factory: Any
     options: tuple[Option, ...]  # in the order of the factory's signature
     module: str  # of the entry point
+
+    @property
+    def docstring(self) -> str:
+        """Return the docstring of the factory itself, not of its base classes; empty if there is none."""
+        documented = self.factory.func if isinstance(self.factory, functools.partial) else self.factory
+        return inspect.cleandoc(documented.__doc__ or "")
 
     @property
     def requires_clusters(self) -> bool:
