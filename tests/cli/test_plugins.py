@@ -44,8 +44,11 @@ def test_lines_fit_80_columns(arguments: list[str]) -> None:
 
 def test_other_distributions_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = dataclasses.replace(ITEMS[0], name="theirs", distribution="their-plugins", version="1.2")
-    monkeypatch.setattr(registry.Registry, "items", lambda *_: [*ITEMS[:1], theirs])
-    assert dict(listed(run("plugins").stdout))["theirs"].endswith(". (their-plugins 1.2)")
+    silent = dataclasses.replace(theirs, name="silent", factory=lambda: None)
+    monkeypatch.setattr(registry.Registry, "items", lambda *_: [*ITEMS[:1], theirs, silent])
+    shown = dict(listed(run("plugins").stdout))
+    assert shown["theirs"].endswith(". (their-plugins 1.2)")
+    assert shown["silent"] == "(their-plugins 1.2)"
 
 
 def test_list_without_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,14 +113,18 @@ def test_docstrings_of_factories() -> None:
 
     class Plain(Documented): ...
 
+    @dataclasses.dataclass
+    class WithOptions:
+        option: int = 5
+
     def function() -> None:
         """Return nothing."""
 
     def docstring(factory: object) -> str:
         return dataclasses.replace(ITEMS[0], factory=factory).docstring
 
-    assert [docstring(factory) for factory in (Documented, Plain, function, functools.partial(function))] == [
-        "A base class.", "", "Return nothing.", "Return nothing."
+    assert [docstring(factory) for factory in (Documented, Plain, WithOptions, function, functools.partial(function))] == [
+        "A base class.", "", "", "Return nothing.", "Return nothing."
     ]  # fmt: skip
 
 

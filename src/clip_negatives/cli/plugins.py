@@ -86,8 +86,9 @@ def _print_list(items: Sequence[Registration], *, err: bool) -> None:
     for kind, group in itertools.groupby(items, key=lambda item: item.kind):
         echo(f"{kind.replace('_', ' ')}s", bold=True, err=err)
         for item in group:
-            origin = "" if item.distribution == OURS else f" ({item.distribution} {item.version})"
-            first, *more = textwrap.wrap(summary(item.docstring) + origin, width, break_on_hyphens=False) or [""]
+            origin = "" if item.distribution == OURS else f"({item.distribution} {item.version})"
+            text = f"{summary(item.docstring)} {origin}".strip()
+            first, *more = textwrap.wrap(text, width, break_on_hyphens=False) or [""]
             echo(f"  {item.name:<{indent - 2}}", fg="cyan", nl=False, err=err)
             for line in (first, *(" " * indent + line for line in more)):
                 echo(line, err=err)

@@ -12,7 +12,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any, Literal, get_args
 
@@ -43,9 +43,12 @@ class Registration:
 
     @property
     def docstring(self) -> str:
-        """Return the docstring of the factory itself, not of its base classes; empty if there is none."""
+        """Return the docstring of the factory itself, not of its base classes; empty if its author wrote none."""
         documented = self.factory.func if isinstance(self.factory, functools.partial) else self.factory
-        return inspect.cleandoc(documented.__doc__ or "")
+        docstring = inspect.cleandoc(documented.__doc__ or "")
+        if isinstance(documented, type) and is_dataclass(documented) and docstring.startswith(f"{documented.__name__}("):
+            return ""  # the signature, which `dataclass` writes
+        return docstring
 
     @property
     def requires_clusters(self) -> bool:
