@@ -80,6 +80,7 @@ def test_plugins_new_writes_a_folder(tmp_path: Path) -> None:
         (["plugins", "show", "in_bach"], "Did you mean 'in_batch'"),
         (["plugins", "show", "in_batch", "--kind", "clusterer"], "Unknown clusterer"),
         (["plugins", "show", "kmeans:precision=half"], "Expected float32, tf32 or bfloat16 for option 'precision' of 'kmeans'"),
+        (["plugins", "show", "blend:mass=2"], "mass must be at least 0 and at most 1, got 2.0."),
         (["plugins", "--json", "out.json", "show", "kmeans"], "Write --json after the command show"),
         (["plugins", "check", "kmeans", "--kind", "loss-weighting"], "Unknown loss weighting"),
         (["plugins", "check", "kmeans:n_cluster=3"], "n_clusters"),

@@ -19,6 +19,7 @@ from clip_negatives.cli.next_command import TRAIN_DATA, show_next
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.errors import UnknownNameError
 from clip_negatives.host import registry
+from clip_negatives.host.method import Method
 from clip_negatives.host.options import Option, parse_spec
 from clip_negatives.host.registry import Kind, Registration
 
@@ -72,11 +73,13 @@ def show(name: str, kind: str | None, json_file: Path | None) -> None:
     """
     if json_file is not None:
         early.check_output_file(json_file)
-    resolved = [registry.default_registry().resolve(kind_of_plugin, name) for kind_of_plugin in _kinds(name, kind)]
+    kinds = _kinds(name, kind)
+    resolved = [registry.default_registry().resolve(kind_of_plugin, name) for kind_of_plugin in kinds]
+    use = _use(name, kinds)
     for item, given in resolved:
         _print_plugin(item, given, err=is_stdout(json_file))
     write_json(json_file, {"plugins": [_as_dict(item, given) for item, given in resolved]})
-    _show_use(name, [item.kind for item, _ in resolved])
+    show_next(*use)
 
 
 def _print_list(items: Sequence[Registration], *, err: bool) -> None:
@@ -134,12 +137,12 @@ def _option_as_dict(option: Option, value: object) -> dict[str, Any]:
     }
 
 
-def _show_use(name: str, kinds: Sequence[Kind]) -> None:
-    """Print the next command, which uses the plugin."""
+def _use(name: str, kinds: Sequence[Kind]) -> tuple[str, ...]:
+    """Return a command that uses the plugin; values of a weighting that are out of range are an `InputError`."""
     if kinds == ["clusterer"]:
-        show_next("prepare", TRAIN_DATA, "clusters/", "--clusterer", name)
-    else:
-        show_next("compare", "--quick", "--methods", name)
+        return "prepare", TRAIN_DATA, "clusters/", "--clusterer", name
+    is_fixed = "loss_weighting" in kinds and Method(weighting=name).requires_fixed_temperature
+    return "compare", "--quick", "--methods", f"{name}@0.1" if is_fixed else name
 
 
 def _kinds(name: str, kind: str | None) -> list[Kind]:
@@ -174,7 +177,7 @@ def check(name: str, kind: str | None) -> None:
         console().print(table)
     if any(result.needs_change for rows in results.values() for result in rows):
         raise SystemExit(1)
-    _show_use(name, kinds)
+    show_next(*_use(name, kinds))
 
 
 @parameters.command(
