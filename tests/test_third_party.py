@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -64,7 +65,10 @@ def test_the_test_that_is_written_passes(python: Path) -> None:
 
 def test_it_is_listed(python: Path) -> None:
     shown = _run(python, "-m", "clip_negatives", "plugins")
-    assert "neighbours  (plugin neighbours of clip-negatives-neighbours 0.3.0)\n    run: int = 4\n" in shown
+    (line,) = re.findall(r"^  neighbours .*\n(?: {5}.*\n)*", shown, re.MULTILINE)
+    assert line.split()[-2:] == ["(clip-negatives-neighbours", "0.3.0)"]
+    shown = _run(python, "-m", "clip_negatives", "plugins", "show", "neighbours")
+    assert "plugin neighbours of clip-negatives-neighbours 0.3.0\n" in shown
 
 
 @pytest.mark.parametrize(("sampler", "weighting"), [("neighbours:run=8", "uniform"), ("my_sampler:run=2", "my_weighting")])

@@ -1,6 +1,7 @@
 from . import anchor_loss, catalogue, errors, integrations, interfaces, metrics, sampling
 from .anchor_loss import AnchorLoss, Anchors
 from .clustering import similarity
+from .clustering.label_clusterer import LabelClusterer
 from .dataset.columns import Columns
 from .errors import ClipNegativesError
 from .host import registry
@@ -40,6 +41,7 @@ __all__ = [
     "ClustersFolder",
     "Columns",
     "IncorrectPairs",
+    "LabelClusterer",
     "LossTerms",
     "LossWeighting",
     "Method",

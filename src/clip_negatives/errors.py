@@ -76,6 +76,10 @@ class UnknownNameError(PluginError):
     def of(cls, kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
         """Return the error for `name`, with the `known` names and the closest match."""
         known = sorted(known)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        return cls(f"Unknown {kind}: {name!r}.{hint} Known: {', '.join(known) if known else 'none'}.")
+        return cls(f"Unknown {kind}: {name!r}.{did_you_mean(name, known)} Known: {', '.join(known) if known else 'none'}.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a question that suggests the most similar known name, after a space; an empty text if none is similar."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

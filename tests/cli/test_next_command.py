@@ -101,7 +101,10 @@ def test_tars_lead_to_training_on_the_stream() -> None:
 
 
 def test_plugins() -> None:
-    assert next_words(run("plugins")) == ["plugins", "new", "my-sampler"]
+    assert next_words(run("plugins")) == ["plugins", "show", "kmeans"]
+    assert next_words(run("plugins", "show", "kmeans"))[-2:] == ["--clusterer", "kmeans"]
+    assert next_words(run("plugins", "show", "blend")) == ["compare", "--quick", "--methods", "blend@0.1"]
+    assert next_words(run("plugins", "show", "blend:learned_temperature=yes"))[-1] == "blend:learned_temperature=yes"
     assert run("plugins", "new", "my-sampler").stderr == "Next: pip install -e my-sampler\n"
     assert next_words(run("plugins", "check", "uniform")) == ["compare", "--quick", "--methods", "uniform"]
     assert next_words(run("plugins", "check", "kmeans:n_clusters=4"))[-2:] == ["--clusterer", "kmeans:n_clusters=4"]

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from typing import Optional
+import dataclasses
+from typing import Literal, Optional
 
 import pytest
 
 from clip_negatives.errors import OptionError, PluginLoadError
 from clip_negatives.host.options import bind_options, options_of, parse_spec
+from clip_negatives_plugins.kmeans.clusterer import KMeans
 
 
 def factory(context: object, k: int = 3, share: float | None = None, name: str = "a", flag: bool = False) -> None: ...
@@ -31,11 +33,11 @@ def test_parse_spec_refuses(spec: str) -> None:
 
 def test_options_are_read_from_the_signature() -> None:
     options = options_of(factory, skip=1)
-    assert [str(option) for option in options] == [
-        "k: int = 3",
-        "share: float | none = None",
-        "name: str = a",
-        "flag: bool = False",
+    assert [(option.name, option.allowed, option.default) for option in options] == [
+        ("k", ["int"], 3),
+        ("share", ["float", "none"], None),
+        ("name", ["str"], "a"),
+        ("flag", ["bool"], False),
     ]
 
 
@@ -67,10 +69,31 @@ def test_old_spelling_of_optional() -> None:
     assert options_of(old)[0].optional
 
 
+def test_allowed_values_come_from_the_annotation() -> None:
+    def of_choices(by: Literal["image", "text"] = "text", levels: Literal[1, 2] | None = None) -> None: ...
+
+    options = options_of(of_choices)
+    assert [option.allowed for option in options] == [["image", "text"], ["1", "2", "none"]]
+    assert bind_options("plugin", options, {"by": "image", "levels": "2"}) == {"by": "image", "levels": 2}
+    assert bind_options("plugin", options, {"levels": "none"}) == {"levels": None}
+    with pytest.raises(OptionError, match="Expected image or text for option 'by' of 'plugin', got 'colour'"):
+        bind_options("plugin", options, {"by": "colour"})
+    with pytest.raises(OptionError, match="Expected 1, 2 or none for option 'levels' of 'plugin', got '3'"):
+        bind_options("plugin", options, {"levels": "3"})
+
+
+def test_annotations_of_a_base_class_use_the_names_of_its_module() -> None:
+    """`Precision` is a name of the module of `KMeans`."""
+    subclass = dataclasses.make_dataclass("Subclass", [], bases=(KMeans,))
+    assert options_of(subclass) == options_of(KMeans)
+
+
 def test_options_need_defaults_and_plain_types() -> None:
     def without_default(k: int) -> None: ...
     def of_list(k: list[int] = []) -> None: ...  # noqa: B006
+    def of_two_types(k: int | str = 1) -> None: ...
+    def of_mixed_values(k: Literal[1, "a"] = 1) -> None: ...
 
-    for broken in (without_default, of_list):
+    for broken in (without_default, of_list, of_two_types, of_mixed_values):
         with pytest.raises(PluginLoadError, match="'k'"):
             options_of(broken)

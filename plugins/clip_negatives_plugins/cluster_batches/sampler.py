@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,13 +12,15 @@ from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clustering, SamplingContext
 from clip_negatives.sampling import PlannedSampler, permutation, require_clusters, shuffle_rows
 
+Side = Literal["image", "text"]
+
 
 class _ClusterBatches(PlannedSampler):
     name: str
 
-    def __init__(self, context: SamplingContext, by: str = "image") -> None:
+    def __init__(self, context: SamplingContext, by: Side = "image") -> None:
         super().__init__(context, self._plan)
-        check_choice("by", by, ("image", "text"))
+        check_choice("by", by, get_args(Side))
         self.clusters = require_clusters(context, self.name)
         self.by = by
 
@@ -137,7 +140,7 @@ class ClusterDiverse(_ClusterBatches):
 
     name = "cluster_diverse"
 
-    def __init__(self, context: SamplingContext, by: str = "image") -> None:
+    def __init__(self, context: SamplingContext, by: Side = "image") -> None:
         super().__init__(context, by)
         self.rank = fiedler_rank(self.similarity)
 

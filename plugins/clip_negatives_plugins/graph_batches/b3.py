@@ -8,7 +8,7 @@ from torch import Tensor
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.sampling import PlannedSampler, permutation, require_clusters, shuffle_rows
-from clip_negatives_plugins.graph_batches.neighbours import frozen_vectors, ranked_neighbours
+from clip_negatives_plugins.graph_batches.neighbours import Sides, frozen_vectors, ranked_neighbours
 
 
 class B3(PlannedSampler):
@@ -36,7 +36,9 @@ class B3(PlannedSampler):
         DataError: the data have fewer samples than one step.
     """
 
-    def __init__(self, context: SamplingContext, skip: int = 8, window: int = 16, community: int = 8, by: str = "both") -> None:
+    def __init__(
+        self, context: SamplingContext, skip: int = 8, window: int = 16, community: int = 8, by: Sides = "both"
+    ) -> None:
         super().__init__(context, self._plan)
         for option, value, lowest in (("skip", skip, 0), ("window", window, 1), ("community", community, 2)):
             check_number(option, value, at_least=lowest)
@@ -77,7 +79,7 @@ class HardPairs(B3):
         DataError: the data have fewer samples than one step.
     """
 
-    def __init__(self, context: SamplingContext, skip: int = 0, window: int = 16, by: str = "both") -> None:
+    def __init__(self, context: SamplingContext, skip: int = 0, window: int = 16, by: Sides = "both") -> None:
         super().__init__(context, skip=skip, window=window, community=2, by=by)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.sampling import PlannedSampler, permutation, require_clusters, shuffle_rows
-from clip_negatives_plugins.graph_batches.neighbours import frozen_vectors
+from clip_negatives_plugins.graph_batches.neighbours import Sides, frozen_vectors
 
 ROWS = 1024
 """Rows of the similarity matrix per block."""
@@ -43,7 +43,7 @@ class Gcbs(PlannedSampler):
         DataError: the data have fewer samples than one step.
     """
 
-    def __init__(self, context: SamplingContext, quantile: float = 0.999, by: str = "both") -> None:
+    def __init__(self, context: SamplingContext, quantile: float = 0.999, by: Sides = "both") -> None:
         super().__init__(context, self._plan)
         check_number("quantile", quantile, at_least=0, at_most=1)
         self.edges = edges_above(frozen_vectors(require_clusters(context, "gcbs"), by), quantile)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,10 +12,10 @@ from torch import Tensor
 from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clusters
 
-MODALITIES = {"image": ("image",), "text": ("text",), "both": ("image", "text")}
+Sides = Literal["image", "text", "both"]
 
 
-def frozen_vectors(clusters: Clusters, by: str) -> Tensor:
+def frozen_vectors(clusters: Clusters, by: Sides) -> Tensor:
     """Return unit-norm vectors whose inner product is the frozen similarity, float32, shape (N, D).
 
     For "both", the frozen similarity is the mean of image cosine and text cosine.
@@ -21,8 +23,9 @@ def frozen_vectors(clusters: Clusters, by: str) -> Tensor:
     Raises:
         InputError: `by` is unknown, or the clusters were prepared without features.
     """
-    check_choice("by", by, tuple(MODALITIES))
-    parts = [clusters.features_of(name, f"by={by}").float() for name in MODALITIES[by]]
+    check_choice("by", by, get_args(Sides))
+    names = ("image", "text") if by == "both" else (by,)
+    parts = [clusters.features_of(name, f"by={by}").float() for name in names]
     return F.normalize(torch.cat([F.normalize(part, dim=1) for part in parts], dim=1), dim=1)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
 from clip_negatives.errors import InputError
 from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clusters, LossTerms
 
-KINDS = ("text", "group", "image_cluster", "text_cluster")
+GroupKind = Literal["text", "group", "image_cluster", "text_cluster"]
 
 
 class IdMask:
@@ -29,8 +31,8 @@ class IdMask:
 
     attract = False
 
-    def __init__(self, by: str = "text") -> None:
-        check_choice("by", by, KINDS)
+    def __init__(self, by: GroupKind = "text") -> None:
+        check_choice("by", by, get_args(GroupKind))
         self.by = by
         self.requires_only_ids = by in ("text", "group")
 

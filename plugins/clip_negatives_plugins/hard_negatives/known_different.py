@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, froz
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters
 
-SIMILARITIES = {"image": ("image",), "text": ("text",), "either": ("image", "text")}
+Similarity = Literal["image", "text", "either"]
 
 
 class KnownDifferent:
@@ -35,10 +36,10 @@ class KnownDifferent:
         InputError: the clusters were prepared without features.
     """
 
-    def __init__(self, hardness: float = 0.25, gamma: float = 1.0, by: str = "either", normalize: bool = True) -> None:
+    def __init__(self, hardness: float = 0.25, gamma: float = 1.0, by: Similarity = "either", normalize: bool = True) -> None:
         check_number("hardness", hardness, at_least=0)
         check_number("gamma", gamma, at_least=0)
-        check_choice("by", by, tuple(SIMILARITIES))
+        check_choice("by", by, get_args(Similarity))
         self.hardness, self.gamma, self.by, self.normalize = hardness, gamma, by, normalize
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
@@ -49,7 +50,8 @@ class KnownDifferent:
 class _KnownDifferentLoss(AnchorLoss):
     def __init__(self, clusters: Clusters, options: KnownDifferent) -> None:
         super().__init__()
-        self.features = [clusters.features_of(name, f"by={options.by}") for name in SIMILARITIES[options.by]]
+        names = ("image", "text") if options.by == "either" else (options.by,)
+        self.features = [clusters.features_of(name, f"by={options.by}") for name in names]
         self.options, self.n_samples = options, clusters.n_samples
 
     def forward(self, anchors: Anchors) -> Tensor:

@@ -86,7 +86,7 @@ class HnNce:
 
 
 class DhnNce(HnNce):
-    """`HnNce` without the positive in the denominator.
+    """`hn_nce` without the positive in the denominator.
 
     With alpha = 0, the loss is decoupled as in Yeh et al., 2021, arXiv:2110.06848.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clustering
 from clip_negatives_plugins.kmeans.lloyd import Assignment, Lloyd
 
-PRECISIONS = ("float32", "tf32", "bfloat16")
+Precision = Literal["float32", "tf32", "bfloat16"]
 BLOCK = 4096  # rows that are compared at a time, to count different samples
 
 
@@ -56,13 +57,13 @@ class KMeans:
     seed: int | None = None
     max_samples_per_cluster: int = 256
     device: str = "cpu"
-    precision: str = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("n_clusters", "n_iter", "n_redo", "max_samples_per_cluster")}
         check_counts("kmeans", seed=self.seed, **counts)
         check_device("kmeans", self.device)
-        check_choice("precision of kmeans", self.precision, PRECISIONS)
+        check_choice("precision of kmeans", self.precision, get_args(Precision))
 
     def check_samples(self, n_samples: int) -> None:
         """Check that there are not more clusters than samples.

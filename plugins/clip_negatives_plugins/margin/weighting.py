@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,8 @@ from clip_negatives.errors import InputError
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters, LossTerms
 
-GUIDES = {"image": ("image",), "text": ("text",), "both": ("image", "text"), "cross": ("image", "text")}
+Guide = Literal["image", "text", "both", "cross"]
+MarginKind = Literal["relative", "absolute"]
 
 
 class Margin:
@@ -66,15 +69,16 @@ class Gist:
         InputError: the clusters were prepared without features, or with features of two sizes for "cross".
     """
 
-    def __init__(self, guide: str = "text", margin: float = 0.05, kind: str = "relative") -> None:
-        check_choice("guide", guide, tuple(GUIDES))
-        check_choice("kind", kind, ("relative", "absolute"))
+    def __init__(self, guide: Guide = "text", margin: float = 0.05, kind: MarginKind = "relative") -> None:
+        check_choice("guide", guide, get_args(Guide))
+        check_choice("kind", kind, get_args(MarginKind))
         check_number("margin", margin, at_least=0)
         self.guide, self.margin, self.kind = guide, margin, kind
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
         """Return the loss, with the features of the guide."""
-        features = {name: clusters.features_of(name, f"guide={self.guide}") for name in GUIDES[self.guide]}
+        names = (self.guide,) if self.guide in ("image", "text") else ("image", "text")
+        features = {name: clusters.features_of(name, f"guide={self.guide}") for name in names}
         sizes = [part.shape[1] for part in features.values()]
         if self.guide == "cross" and len(set(sizes)) > 1:
             raise InputError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,8 @@ from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, froz
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters
 
-SIMILARITIES = {"image": ("image",), "text": ("text",), "either": ("image", "text")}
+Similarity = Literal["image", "text", "either"]
+Form = Literal["clipped", "half"]
 
 
 class Weight:
@@ -33,10 +36,10 @@ class Weight:
         InputError: the clusters were prepared without features.
     """
 
-    def __init__(self, gamma: float = 1.0, by: str = "image", form: str = "clipped", normalize: bool = True) -> None:
+    def __init__(self, gamma: float = 1.0, by: Similarity = "image", form: Form = "clipped", normalize: bool = True) -> None:
         check_number("gamma", gamma, at_least=0)
-        check_choice("by", by, tuple(SIMILARITIES))
-        check_choice("form", form, ("clipped", "half"))
+        check_choice("by", by, get_args(Similarity))
+        check_choice("form", form, get_args(Form))
         self.gamma, self.by, self.form, self.normalize = gamma, by, form, normalize
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
@@ -47,7 +50,8 @@ class Weight:
 class _WeightLoss(AnchorLoss):
     def __init__(self, clusters: Clusters, options: Weight) -> None:
         super().__init__()
-        self.features = [clusters.features_of(name, f"by={options.by}") for name in SIMILARITIES[options.by]]
+        names = ("image", "text") if options.by == "either" else (options.by,)
+        self.features = [clusters.features_of(name, f"by={options.by}") for name in names]
         self.options, self.n_samples = options, clusters.n_samples
 
     def forward(self, anchors: Anchors) -> Tensor:

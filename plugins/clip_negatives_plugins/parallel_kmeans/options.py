@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from clip_negatives.clustering.options import check_counts, check_n_clusters, default_n_clusters
 from clip_negatives.errors import InputError
 from clip_negatives.host.option_checks import check_choice, check_number
 
-STARTS = ("kmeans++", "kmeans||", "random")
+Start = Literal["kmeans++", "kmeans||", "random"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,17 @@ class Options:
     n_iter: int = 25
     spherical: bool = True
     seed: int | None = None
-    init: str = "kmeans++"
+    init: Start = "kmeans++"
     batch_size: int | None = None
     max_share: float | None = None
-    levels: int = 1
+    levels: Literal[1, 2] = 1
     tolerance: float = 1e-4
     block_size: int = 65_536
 
     def __post_init__(self) -> None:
         counts = {name: getattr(self, name) for name in ("n_clusters", "n_iter", "batch_size", "block_size")}
         check_counts("parallel_kmeans", seed=self.seed, **counts)
-        check_choice("init of parallel_kmeans", self.init, STARTS)
+        check_choice("init of parallel_kmeans", self.init, get_args(Start))
         check_number("max_share of parallel_kmeans", self.max_share, above=0, at_most=1)
         check_number("levels of parallel_kmeans", self.levels, at_least=1, at_most=2)
         check_number("tolerance of parallel_kmeans", self.tolerance, at_least=0, below=1)

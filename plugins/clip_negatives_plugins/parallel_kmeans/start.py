@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clip_negatives.sampling import epoch_generator
 from clip_negatives_plugins.parallel_kmeans.assignment import Assignment, Job
+from clip_negatives_plugins.parallel_kmeans.options import Start
 from clip_negatives_plugins.parallel_kmeans.sums import Grid
 
 SAMPLES_PER_CLUSTER = 16  # number of samples per cluster that ``kmeans++`` chooses from
@@ -18,7 +19,7 @@ GREEDY_CLUSTERS = 512  # up to this K, k-means++ takes the best of several sampl
 ROUNDS = 5  # rounds of ``kmeans||``, each of which adds about K samples; five are enough (Bahmani et al.)
 
 
-def first_centroids(job: Job, init: str, k: int, seed: int) -> Tensor:
+def first_centroids(job: Job, init: Start, k: int, seed: int) -> Tensor:
     """Return K initial centroids, float32, shape (K, D), the same for any number of processes.
 
     * ``random``: a sample from each of K equal ranges of the data.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from clip_negatives.clustering.low_rank import low_rank_factors
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters, LossTerms
 
-MODALITIES = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
+Sides = Literal["both", "image", "text"]
 
 
 class Blend:
@@ -42,20 +44,20 @@ class Blend:
         mass: float = 0.2,
         similarity_temperature: float = 0.1,
         centre: bool = True,
-        by: str = "both",
+        by: Sides = "both",
         rank: int | None = None,
         learned_temperature: bool = False,
     ) -> None:
         check_number("mass", mass, at_least=0, at_most=1)
         check_number("similarity_temperature", similarity_temperature, above=0)
-        check_choice("by", by, tuple(MODALITIES))
+        check_choice("by", by, get_args(Sides))
         check_number("rank", rank, at_least=1)
         self.mass, self.similarity_temperature, self.centre, self.by, self.rank = mass, similarity_temperature, centre, by, rank
         self.requires_fixed_temperature = not learned_temperature
 
     def __call__(self, clusters: Clusters) -> LossTerms:
         """Return terms with the targets as factors of the samples."""
-        names = MODALITIES[self.by]
+        names = ("image", "text") if self.by == "both" else (self.by,)
         beta = 1 / (len(names) * self.similarity_temperature)
         parts = [(beta, clusters.features_of(name, f"blend:by={self.by}")) for name in names]
         return LossTerms(target_factors=low_rank_factors(parts, self.rank, centre=self.centre), target_mass=self.mass)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, info_nce
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters
+
+Side = Literal["image", "text"]
 
 
 class Cwcl:
@@ -26,8 +30,8 @@ class Cwcl:
         InputError: the clusters were prepared without features.
     """
 
-    def __init__(self, by: str = "image") -> None:
-        check_choice("by", by, ("image", "text"))
+    def __init__(self, by: Side = "image") -> None:
+        check_choice("by", by, get_args(Side))
         self.by = by
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:
@@ -52,9 +56,9 @@ class XClr:
         InputError: the clusters were prepared without features.
     """
 
-    def __init__(self, temperature: float = 0.1, by: str = "text") -> None:
+    def __init__(self, temperature: float = 0.1, by: Side = "text") -> None:
         check_number("temperature", temperature, above=0)
-        check_choice("by", by, ("image", "text"))
+        check_choice("by", by, get_args(Side))
         self.temperature, self.by = temperature, by
 
     def __call__(self, clusters: Clusters) -> AnchorLoss:

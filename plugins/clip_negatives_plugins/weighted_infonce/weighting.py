@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,8 @@ from clip_negatives.clustering.low_rank import low_rank_factors
 from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters, LossTerms, NearestClusters
+
+Similarity = Literal["cluster", "sample"]
 
 
 class WeightedInfoNCE:
@@ -56,7 +60,7 @@ class WeightedInfoNCE:
     def __init__(
         self,
         beta: float = 1.0,
-        similarity: str = "cluster",
+        similarity: Similarity = "cluster",
         text_beta: float = 1.0,
         image_threshold: float | None = None,
         image_quantile: float | None = 0.95,
@@ -71,7 +75,7 @@ class WeightedInfoNCE:
         check_number("warmup", warmup, at_least=0, at_most=1)
         for option, value in (("beta", beta), ("text_beta", text_beta), ("hardness", hardness)):
             check_number(option, value, at_least=0)
-        check_choice("similarity", similarity, ("cluster", "sample"))
+        check_choice("similarity", similarity, get_args(Similarity))
         check_number("rank", rank, at_least=1)
         self.beta, self.text_beta, self.similarity = beta, text_beta, similarity
         self.gate = ReliabilityGate(image_threshold, image_quantile, text_threshold, text_quantile)

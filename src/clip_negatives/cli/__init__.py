@@ -16,6 +16,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from clip_negatives import __version__
+from clip_negatives.cli.groups import Group
 from clip_negatives.cli.output import echo
 from clip_negatives.errors import ClipNegativesError
 from clip_negatives.printing import printable
@@ -72,7 +73,7 @@ def one_line_errors() -> Iterator[None]:
         raise
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Group of commands that are imported on use. It prints an error of this package as one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:

@@ -9,11 +9,12 @@ import click
 from rich.table import Table
 
 from clip_negatives.cli import parameters
+from clip_negatives.cli.groups import Group
 from clip_negatives.cli.next_command import numbered, show_next
 from clip_negatives.cli.output import console, echo
 
 
-@parameters.command("clip-negatives catalogue info", "clip-negatives catalogue export data/", make=click.group)
+@parameters.command("clip-negatives catalogue info", "clip-negatives catalogue export data/", make=click.group, cls=Group)
 def catalogue() -> None:
     """Show or export the emoji catalogue, a small real data set."""
 

@@ -1,8 +1,8 @@
 """Hooks of a plugin. A plugin is a module with at least one hook, named by an entry point of the group ``clip_negatives``.
 
 Each hook returns factories by name; pluggy is not called inside a training step. The keyword arguments of a factory are its
-options. Annotate each with ``int``, ``float``, ``str``, ``bool`` or one of these ``| None``, and give it a default. Then
-``clip-negatives plugins`` lists the option, and the command line can set it.
+options. Annotate each with ``int``, ``float``, ``str``, ``bool``, a ``Literal`` or one of these ``| None``, and give it a
+default. Then ``clip-negatives plugins show`` lists the option, and the command line can set it.
 """
 
 from __future__ import annotations

@@ -11,11 +11,20 @@ from clip_negatives.errors import InputError
 Number = float | None
 
 
+def alternatives(words: Sequence[str]) -> str:
+    """Return words as a list that ends with "or".
+
+    Examples:
+        >>> alternatives(["image", "text", "both"])
+        'image, text or both'
+    """
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Check that an option is one of `choices`; the `InputError` lists them."""
     if value not in choices:
-        listing = " or ".join(filter(None, [", ".join(choices[:-1]), choices[-1]]))
-        raise InputError(f"{option} must be {listing}, got {value!r}.")
+        raise InputError(f"{option} must be {alternatives(choices)}, got {value!r}.")
 
 
 def check_number(

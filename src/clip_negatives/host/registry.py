@@ -7,11 +7,12 @@ raises an error for two entry points with one name, a plugin that fails to impor
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any, Literal, get_args
 
@@ -39,6 +40,15 @@ class Registration:
     factory: Any
     options: tuple[Option, ...]  # in the order of the factory's signature
     module: str  # of the entry point
+
+    @property
+    def docstring(self) -> str:
+        """Return the docstring of the factory itself, not of its base classes; empty if its author wrote none."""
+        documented = self.factory.func if isinstance(self.factory, functools.partial) else self.factory
+        docstring = inspect.cleandoc(documented.__doc__ or "")
+        if isinstance(documented, type) and is_dataclass(documented) and docstring.startswith(f"{documented.__name__}("):
+            return ""  # the signature, which `dataclass` writes
+        return docstring
 
     @property
     def requires_clusters(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from clip_negatives_plugins.kmeans.clusterer import KMeans
 from clip_negatives_plugins.parallel_kmeans import assignment, iterations, levels, start
 from clip_negatives_plugins.parallel_kmeans.balance import balance
 from clip_negatives_plugins.parallel_kmeans.clusterer import ParallelKMeans
-from clip_negatives_plugins.parallel_kmeans.options import STARTS
+from clip_negatives_plugins.parallel_kmeans.options import Start
 from clip_negatives_plugins.parallel_kmeans.sums import Tally
 from tests.plugins.parallel_kmeans.data import blobs, generator, titles
 
@@ -209,7 +209,7 @@ def test_never_holds_more_than_blocks_and_some_scores(monkeypatch: pytest.Monkey
     assert max(scored) == 16
 
 
-@pytest.mark.parametrize("init", STARTS)
+@pytest.mark.parametrize("init", get_args(Start))
 def test_starts_are_samples(init: str) -> None:
     points = blobs()
     found = fit(points, n_clusters=15, init=init, n_iter=1, tolerance=0.5)

@@ -366,10 +366,9 @@ def test_features_that_were_not_kept(spec: str, data: Clusters) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "id_mask:by=colour", "margin:margin=3", "gist:guide=x", "gist:kind=x", "gist:margin=-1", "dcl:positive_rate=1",
-        "hcl:hardness=-1", "hn_nce:positive_weight=-1", "llave:alpha=-1", "known_different:gamma=-1", "known_different:by=x",
-        "blend:mass=1.1", "blend:similarity_temperature=0", "blend:by=x", "blend:rank=0", "siglip:of=blend",
-        "cwcl:by=x", "x_clr:temperature=0", "weight:gamma=-1", "weight:by=x", "weight:form=x", "swap:per_image=0",
+        "margin:margin=3", "gist:margin=-1", "dcl:positive_rate=1", "hcl:hardness=-1", "hn_nce:positive_weight=-1",
+        "llave:alpha=-1", "known_different:gamma=-1", "blend:mass=1.1", "blend:similarity_temperature=0",
+        "blend:rank=0", "siglip:of=blend", "x_clr:temperature=0", "weight:gamma=-1", "swap:per_image=0",
         "sogclr:gamma=0", "sogclr:temperature=0", "glofnd:alpha=2", "glofnd:lr=0", "siglip:of=hcl", "siglip:of=gist",
     ],
 )  # fmt: skip
