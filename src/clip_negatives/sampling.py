@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from numbers import Integral
 from typing import Any
@@ -13,8 +14,9 @@ from torch import Tensor
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.interfaces import Clusters, IncorrectPairs, SamplingContext
 
-Plan = Callable[[torch.Generator], Tensor]
-"""``plan(generator)`` returns the sample ids of every step of an epoch, shape (steps, world_size * B), without repeats."""
+Plan = Callable[[torch.Generator], Tensor] | Callable[[torch.Generator, int], Tensor]
+"""``plan(generator)`` or ``plan(generator, epoch)``, with the epoch from 0: returns the sample ids of every step of the epoch,
+shape (steps, world_size * B), without repeats."""
 
 
 SHUFFLED_AT_ONCE = 2**20
@@ -53,8 +55,8 @@ class PlannedSampler:
 
     Args:
         context: data, batch size, processes and seed of the training run.
-        plan: returns the sample ids of all steps of an epoch, int64 or int32, shape (steps, world_size * B), with
-            ``steps = N // (world_size * B)``.
+        plan: ``plan(generator)`` or ``plan(generator, epoch)``; returns the sample ids of all steps of an epoch, int64 or
+            int32, shape (steps, world_size * B), with ``steps = N // (world_size * B)``.
 
     Raises:
         DataError: one step needs more samples than the data have.
@@ -70,6 +72,7 @@ class PlannedSampler:
     def __init__(self, context: SamplingContext, plan: Plan) -> None:
         self.context = context
         self.plan = plan
+        self._sees_epoch = "epoch" in inspect.signature(plan).parameters
         self._epoch = 0
         self._position = 0
         self._resumed = False
@@ -109,12 +112,17 @@ class PlannedSampler:
         Raises:
             InputError: the plan has another shape.
         """
-        steps = self.plan(epoch_generator(self.context.seed, epoch))
+        steps = self._planned(epoch_generator(self.context.seed, epoch), epoch)
         if steps.shape != (len(self), self.step_size):
             raise InputError(
                 f"The plan of an epoch must have shape {(len(self), self.step_size)} (steps, world_size * batch size), got "
                 f"{tuple(steps.shape)}."
             )
+        return steps
+
+    def _planned(self, generator: torch.Generator, epoch: int) -> Tensor:
+        plan: Any = self.plan
+        steps: Tensor = plan(generator, epoch) if self._sees_epoch else plan(generator)
         return steps
 
     def set_epoch(self, epoch: int) -> None:
@@ -150,7 +158,7 @@ class PlannedSampler:
             raise InputError(
                 f"Pairs per image must be within 1 .. {self.step_size - 1} for steps of {self.step_size}, got {per_image}."
             )
-        steps = self.plan(generator).long()
+        steps = self._planned(generator, self._epoch).long()
         # All images of a step use the same cyclic shifts, which all differ: no image gets a text twice.
         order = torch.rand(len(steps), self.step_size - 1, generator=generator).argsort(dim=1)
         shifts = order[:, :per_image] + 1
