@@ -19,7 +19,7 @@ QUICK_METHODS = "default,one_cluster+uniform"
 """Batches from one image cluster are known to hurt on the catalogue, so that even a short comparison shows a difference."""
 
 HELD = 0.1
-"""The default temperature of the second baseline, `in_batch` with a held temperature.
+"""The default temperature of the second baseline, `in_batch` with a fixed temperature.
 
 It was the best of 0.05, 0.07, 0.1 and 0.14 on the mean of four data sets. To choose it on the data themselves takes a run for
 each candidate.

@@ -1,4 +1,4 @@
-"""The outcome of a comparison: runs, their summaries, and gains over the baseline."""
+"""Result of a comparison: runs, their summaries, and gains over the baseline."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean difference to the baseline, with an interval that holds for all methods together (None for a single seed)."""
+    """Mean difference to the baseline, with an simultaneous 95 % confidence interval (None for a single seed)."""
 
     mean: float
     low: float | None
@@ -58,7 +58,7 @@ class Comparison:
         summaries: mean and spread of each figure, by method.
         differences: difference of MRR and Rank@k to the baseline, by method and figure.
         gains: relative gain in MRR, text to image, over the baseline, by method.
-        gains_over_held: the same over the baseline with a held temperature; empty without this baseline.
+        gains_over_held: the same over the baseline with a fixed temperature; empty without this baseline.
         verdict: the result in a few sentences.
     """
 

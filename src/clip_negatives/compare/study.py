@@ -64,7 +64,7 @@ def compare(
         recipe: encoders, clusterers and group column; without a group column, equal texts are correct pairs.
         arguments: further arguments of open_clip_train. The tiny model has settings of its own; every other model has
             open_clip's defaults.
-        temperatures: temperature of the second baseline, `in_batch` with a held temperature. The best of several is chosen on
+        temperatures: temperature of the second baseline, `in_batch` with a fixed temperature. The best of several is chosen on
             validation pairs, held out of the training data. Empty: no second baseline.
         tune_lr: choose the learning rate of the baseline on validation pairs, and use it for all methods.
         on_run: called before each run with its job, its number, the number of runs, and "new", "reused" or

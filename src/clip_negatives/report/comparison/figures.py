@@ -54,7 +54,7 @@ def ranks(comparison: Comparison) -> list[Plot]:
 def gains(comparison: Comparison) -> tuple[Plot | None, list[Table]]:
     """Return a plot of the gain in MRR with intervals, and tables of the gains and of the differences of all scores."""
     rows = [(name, with_minus(str(gain))) for name, gain in comparison.gains.items()]
-    note = "Dot: gain; bar: interval. The intervals hold for all methods together in 95 % of comparisons."
+    note = "Dot: gain; bar: simultaneous 95 % confidence interval."
     if not rows:
         return None, []
     table = Table(f"Gain in MRR over {BASELINE}, text to image", ("method", "gain [95 %]"), rows)
