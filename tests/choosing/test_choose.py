@@ -176,7 +176,7 @@ def test_unknown_methods_and_missing_groups_are_errors(folder: ClustersFolder, t
         choose(folder, tmp_path, methods="gits")
     with pytest.raises(InputError, match="have no groups"):
         choose(write_folder(tmp_path / "clusters", groups=False), fold_by="group")
-    with pytest.raises(InputError, match="at least 64 samples, but the clusters have 63. Use more data"):
+    with pytest.raises(InputError, match=r"at least 64 samples, but the clusters have 63. Use more data"):
         choose(write_folder(tmp_path / "few", n=63))
 
 
@@ -211,7 +211,7 @@ def test_a_choice_belongs_to_its_clusters(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "rows": 3}'])
 def test_a_damaged_choice_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(ArtifactError, match="cannot be read: .* Run clip-negatives choose again"):
+    with pytest.raises(ArtifactError, match=r"cannot be read: .* Run clip-negatives choose again"):
         read_choice(tmp_path / FILE)
     with pytest.raises(ArtifactError, match="does not exist"):
         read_choice(tmp_path / "missing.json")

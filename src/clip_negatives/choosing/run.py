@@ -52,9 +52,10 @@ def choose(
 ) -> Choice:
     """Choose the method that serves retrieval best on held-out parts of the user's own data.
 
-    Linear heads are trained on the frozen features of the clusters, with each candidate of a menu, on all folds but one; the
-    texts of the held-out samples then search for their images. The candidate with the highest MRR is chosen, among those with
-    a significant gain over in-batch negatives at their best temperature, if there are any; never a control.
+    Linear heads are trained on the frozen features of the clusters, with each candidate of a menu, on all folds but one. The
+    texts of the held-out samples then search for their images. If candidates are significantly better than in-batch negatives
+    at their best temperature, the one of them with the highest MRR is chosen; otherwise the candidate with the highest MRR.
+    A control is never chosen.
 
     Finished runs are kept in `output`, and the same call continues after them. Memory of a process is O(batch_size^2), besides
     the features of at most `MAX_SAMPLES` samples. On a CPU that multiplies faster in bfloat16, heads are trained in bfloat16.
@@ -70,8 +71,8 @@ def choose(
         seeds: runs of each candidate on each fold, at least 1.
         batch_size: maximum batch size.
         steps: steps of a run.
-        workers: processes that train heads, each with one core, at least 1. The choice does not depend on their number. With more than 1, a script
-            must call this under ``if __name__ == "__main__"``.
+        workers: processes that train heads, each with one core, at least 1. The choice does not depend on their number. With
+            more than 1, a script must call this under ``if __name__ == "__main__"``.
 
     Raises:
         InputError: a value is out of range, the clusters have no features, or they cannot be divided into folds.

@@ -57,8 +57,10 @@ def _beside_held(best: str, over_held: Mapping[str, Gain], held: str | None) -> 
 
 def _power(variances: list[Variance], seeds: int, queries: int) -> str:
     """Return the sentences on the smallest gain that this comparison detects, and on the seeds or queries that 5 % needs."""
-    components = (fmean(getattr(variance, name) for variance in variances) for name in ("seed", "query", "interaction"))
-    variance = Variance(*components, methods=variances[0].methods)
+    seed, query, interaction = (
+        fmean(getattr(variance, name) for variance in variances) for name in ("seed", "query", "interaction")
+    )
+    variance = Variance(seed, query, interaction, variances[0].methods)
     smallest = math.expm1(variance.detectable_log_ratio(seeds, queries))
     if smallest <= WANTED:
         return f"A gain of {100 * smallest:.1f} % or more would probably have been significant."

@@ -78,7 +78,8 @@ def near_duplicates(image_features: Tensor, text_features: Tensor) -> Tensor:
 
     Features are centred: the mean of the data is subtracted, then they get unit norm. Two samples are near-duplicates if one
     is among the `NEIGHBOURS` nearest of the other, both by image and by text, and
-    ``([x_i . x_j]+ [y_i . y_j]+) ** AGREEMENT_EXPONENT > MIN_DUPLICATE_AGREEMENT``. Samples that a chain of near-duplicates connects are one component.
+    ``([x_i . x_j]+ [y_i . y_j]+) ** AGREEMENT_EXPONENT > MIN_DUPLICATE_AGREEMENT``. Samples that a chain of near-duplicates
+    connects are one component.
 
     Args:
         image_features: shape (N, D_image).
