@@ -19,8 +19,8 @@ def gain(estimate: float, half: float = 0.1) -> Gain:
 
 def test_the_best_method_is_compared_with_the_fixed_temperature() -> None:
     over = {"in_batch@0.1": gain(0.02), "a": gain(0.2), "b": gain(0.3), "random_reduction": gain(0.5)}
-    held = {"a": gain(0.15), "b": gain(0.05), "random_reduction": gain(0.4)}
-    assert verdict(over, held, "in_batch@0.1", 3, 1000) == (
+    over_fixed = {"a": gain(0.15), "b": gain(0.05), "random_reduction": gain(0.4)}
+    assert verdict(over, over_fixed, "in_batch@0.1", 3, 1000) == (
         "b is significantly better than in_batch: +30.0 % [+20.0, +40.0] in MRR. Compared with in_batch@0.1, it is not "
         "significantly different: +5.0 % [-5.0, +15.0]."
     )

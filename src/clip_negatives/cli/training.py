@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, TRAIN_DATA, show_next, without_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
-from clip_negatives.compare.methods import CONTROL, HELD, QUICK_METHODS
+from clip_negatives.compare.methods import CONTROL, FIXED_TEMPERATURE, QUICK_METHODS
 from clip_negatives.compare.methods import METHODS as DEFAULT_METHODS
 from clip_negatives.errors import InputError
 from clip_negatives.host.method import NAMED, Method
@@ -126,7 +126,7 @@ def _show_comparison(arguments: tuple[str, ...]) -> None:
 @click.option("--seeds", type=int, help="Runs per method.  [default: 3; with --quick 2]")
 @click.option(
     "--temperatures",
-    default=f"{HELD:g}",
+    default=f"{FIXED_TEMPERATURE:g}",
     help="Fixed temperature of the second baseline, in_batch@T. With several values, such as 0.05,0.07,0.1,0.14, the best on "
     "validation pairs (10 % of the training data, at most 2,000) is used.",
 )

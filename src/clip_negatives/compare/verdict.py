@@ -15,7 +15,7 @@ WANTED = 0.05  # gain for which the needed seeds and queries are computed
 
 
 def verdict(
-    over_baseline: Mapping[str, Gain], over_held: Mapping[str, Gain], held: str | None, seeds: int, queries: int
+    over_baseline: Mapping[str, Gain], over_fixed: Mapping[str, Gain], fixed: str | None, seeds: int, queries: int
 ) -> str:
     """Return the result in words: the best method, or that none differs, and the seeds or queries that a gain of 5 % needs.
 
@@ -23,8 +23,8 @@ def verdict(
 
     Args:
         over_baseline: gains over the baseline.
-        over_held: gains over the baseline with a fixed temperature.
-        held: name of that baseline; None without it.
+        over_fixed: gains over the baseline with a fixed temperature.
+        fixed: name of that baseline; None without it.
         seeds: number of seeds.
         queries: number of independent queries: of items, each of which may have several queries.
     """
@@ -37,22 +37,22 @@ def verdict(
     worse = [name for name, gain in rows.items() if gain.sign < 0]
     if better:
         best = max(better, key=lambda name: better[name].estimate)
-        return f"{best} is significantly better than {BASELINE}: {better[best]} in MRR.{_beside_held(best, over_held, held)}"
+        return f"{best} is significantly better than {BASELINE}: {better[best]} in MRR.{_beside_fixed(best, over_fixed, fixed)}"
     power = _power([gain.variance for gain in rows.values() if gain.variance is not None], seeds, queries)
     if worse:
         return f"No method is significantly better than {BASELINE}. Significantly worse: {', '.join(worse)}. {power}"
     return f"No method differs significantly from {BASELINE}. {power}"
 
 
-def _beside_held(best: str, over_held: Mapping[str, Gain], held: str | None) -> str:
+def _beside_fixed(best: str, over_fixed: Mapping[str, Gain], fixed: str | None) -> str:
     """Return the sentence that compares the best method with the baseline at a fixed temperature."""
-    if held is None:
+    if fixed is None:
         return ""
-    if best == held:
-        return "" if any(gain.sign > 0 for gain in over_held.values()) else f" No method is significantly better than {held}."
-    gain = over_held[best]
+    if best == fixed:
+        return "" if any(gain.sign > 0 for gain in over_fixed.values()) else f" No method is significantly better than {fixed}."
+    gain = over_fixed[best]
     words = {1: "significantly better", 0: "not significantly different", -1: "significantly worse"}[gain.sign]
-    return f" Compared with {held}, it is {words}: {gain}."
+    return f" Compared with {fixed}, it is {words}: {gain}."
 
 
 def _power(variances: list[Variance], seeds: int, queries: int) -> str:
