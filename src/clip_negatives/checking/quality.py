@@ -1,4 +1,4 @@
-"""Whether the features are good enough to find similar samples: recall and precision of clusters, or overlap of neighbours."""
+"""Quality of the features for finding similar samples: recall and precision of clusters, or overlap of neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many false negatives an image meets in a batch: the one figure that `check`, `meter` and `inspect` report.
+"""Number of false negatives that an image meets in a batch: the figure that `check`, `meter` and `inspect` report.
 
 A false negative is an incorrect pair that is in truth correct: the two samples have the same group or the same text. If most
 samples have no group, near-duplicates count too. Their number is an estimate, from at most 20,000 random samples: the sum of
@@ -24,7 +24,7 @@ MIN_CREDIBLE_ESTIMATE = 0.3  # a smaller one may mean none: it was 0.19 on a par
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How frequent a kind of pair is.
+    """Frequency of a kind of pair.
 
     Attributes:
         kind: what the two samples of a pair have in common.
@@ -43,7 +43,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """How frequent false negatives are.
+    """Frequency of false negatives.
 
     Attributes:
         n_samples: N.
@@ -107,7 +107,7 @@ class Rates:
 
 
 def rates_of(truth: GroundTruth) -> Rates:
-    """Return how frequent false negatives are."""
+    """Return the frequency of false negatives, by kind."""
     kinds = [Rate("same text", same_share(truth.texts))]
     known = kinds[0].share
     name = "same text"

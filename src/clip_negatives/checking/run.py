@@ -74,7 +74,7 @@ def check(
     suspects: int = 200,
     workers: int = 1,
 ) -> CheckResult:
-    """Return the answer about a data set: false negatives, features, what to do, and how sure that is.
+    """Check a data set: false negatives, features, what to do, and how sure that is.
 
     Args:
         folder: clusters of the data, best with features.

@@ -15,10 +15,10 @@ PROBLEM, FEATURES = "Are there false negatives?", "Are the features good enough?
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How frequent false negatives are, and whether the features are good enough to find them.
+    """Frequency of false negatives, and quality of the features that find them.
 
     Attributes:
-        rates: how frequent false negatives are.
+        rates: frequency of false negatives.
         quality: quality of the features.
     """
 

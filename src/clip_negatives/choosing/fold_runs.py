@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldRuns:
-    """What all runs share.
+    """Data, folds and settings that all runs share.
 
     Attributes:
         clusters: all samples, with features.

@@ -127,13 +127,13 @@ class _CandidateRuns:
     def run(self, menu: Menu, folder: Path) -> tuple[RanksByCandidate, float]:
         """Return the ranks of all candidates, and their learning rate; finished runs are kept in `folder`."""
         tuned = Candidate(Method.parse(DROPOUT_METHOD))
-        others = [candidate for candidate in menu.candidates if candidate != tuned]
-        n_runs = len(self.runs.folds) * self.seeds * (len(others) + len(LEARNING_RATES))
+        untuned = [candidate for candidate in menu.candidates if candidate != tuned]
+        n_runs = len(self.runs.folds) * self.seeds * (len(untuned) + len(LEARNING_RATES))
         with stage("Training heads", n_runs, "runs") as running:
             of_rates = self._ranks([(tuned, lr) for lr in LEARNING_RATES], folder, running)
             lr = max(LEARNING_RATES, key=lambda rate: mean_mrr(of_rates[tuned, rate]))
-            of_others = self._ranks([(candidate, lr) for candidate in others], folder, running)
-        results = {**of_rates, **of_others}
+            of_untuned = self._ranks([(candidate, lr) for candidate in untuned], folder, running)
+        results = {**of_rates, **of_untuned}
         return {candidate: results[candidate, lr] for candidate in menu.candidates}, lr
 
     def setting(self, lr: float) -> dict[str, Any]:

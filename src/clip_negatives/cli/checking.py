@@ -100,7 +100,7 @@ def check(
     if written.suspects is not None:
         decide = 'write "same" or "different" into the column "decision"'
         run_again = f"then run the command again with --decided {shlex.quote(str(written.suspects))}"
-        echo(f"Suspect pairs: {len(result.suspects)}: {decide}, {run_again}.", err=is_stdout(json_file))
+        echo(f"Suspect pairs ({len(result.suspects)}): {decide}, {run_again}.", err=is_stdout(json_file))
     if written.missing:
         echo(f"{written.missing} images could not be read; the report shows the pairs without them.", err=True)
     write_json(json_file, {**result.to_dict(), "commands": lines})
