@@ -63,7 +63,7 @@ def tested(runs: Runs, data: str, candidates: Sequence[Candidate], lr: float, se
 
 
 def figures_of(outcomes: dict[str, list[Outcome]]) -> dict[str, dict[str, Any]]:
-    """Return MRR, Rank@1 and Rank@10 of each method, and its gain in MRR over `HELD`; all intervals hold at the same time."""
+    """Return MRR, Rank@1 and Rank@10 of each method, and its gain in MRR over `HELD`, with simultaneous intervals."""
     ranks = {name: torch.tensor([outcome["text_to_image"] for outcome in each]).double() for name, each in outcomes.items()}
     scores = [[list(1 / each)] for each in ranks.values()]
     queries = torch.arange(next(iter(ranks.values())).shape[1])

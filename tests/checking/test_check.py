@@ -13,7 +13,7 @@ from clip_negatives.checking import check
 from clip_negatives.checking.advice import advice_of, known_methods, methods_for
 from clip_negatives.checking.rates import Rate
 from clip_negatives.checking.suspects import rows_of, samples_of, suspects_of
-from clip_negatives.checking.truth import truth_about
+from clip_negatives.checking.truth import truth_about, with_groups
 from clip_negatives.checking.verdict import verdict_of
 from clip_negatives.choosing.choice import Choice, Row
 from clip_negatives.dataset.decided import Decisions, suspects_text
@@ -32,8 +32,8 @@ def test_suspects_are_ordered_and_connect_no_samples_twice(ungrouped: ClustersFo
     left, right = (torch.tensor([getattr(suspect, side) for suspect in listed]) for side in ("left", "right"))
     n = ungrouped.clusters.n_samples
     assert len(components(n, left, right).unique()) == n - len(listed)
-    assert truth.sampled is not None
-    pairs = truth.sampled.pairs
+    assert truth.neighbour_sample is not None
+    pairs = truth.neighbour_sample.pairs
     suspicious = pairs.take(pairs.agreement > 0.05)
     all_of_them = components(n, suspicious.left, suspicious.right)
     assert torch.equal(components(n, left, right), all_of_them)
@@ -91,7 +91,7 @@ def test_nothing_to_do_but_the_temperature(ungrouped: ClustersFolder) -> None:
     few = dataclasses.replace(verdict, rates=dataclasses.replace(verdict.rates, all=Rate("same text", 0.0)))
     advice = advice_of(truth, few, None)
     assert advice.method == "in_batch@0.1"
-    assert advice.to_do[0].startswith("Nothing but the temperature")
+    assert advice.to_do[0].startswith("Change only the temperature: use in_batch@0.1.")
     assert known_methods(truth, few) == []
 
 
@@ -131,6 +131,13 @@ def test_a_check_without_a_possible_choice_says_why(ungrouped: ClustersFolder) -
     assert result.choice is None
     assert result.suspects == ()
     assert "No method was chosen" in result.answers()["How sure is that?"][-1]
+
+
+def test_a_group_that_is_too_large_names_the_option_of_choose(grouped: ClustersFolder) -> None:
+    """`check` has no `fold_by`, so advice to use it would not work."""
+    large = with_groups(grouped, ["same" if row else "" for row in range(grouped.clusters.n_samples)])
+    note = check(large).notes[0]
+    assert "has 100 % of the data, too much to hold out. Use fold_by= of clip_negatives.choosing.choose with a column" in note
 
 
 def test_the_number_of_suspects_is_checked(ungrouped: ClustersFolder) -> None:

@@ -42,7 +42,7 @@ def test_known_false_negatives_equal_a_double_loop(grouped: ClustersFolder) -> N
 def test_without_groups_near_duplicates_are_estimated(grouped: ClustersFolder, ungrouped: ClustersFolder) -> None:
     known, estimated = rates_of(truth_about(grouped)).all.share, rates_of(truth_about(ungrouped)).all
     assert estimated.is_estimate
-    assert estimated.kind == "same text, or near-duplicates"
+    assert estimated.kind == "same text, or likely near-duplicates"
     assert 0.1 * known < estimated.share < 1.5 * known
 
 
@@ -52,7 +52,7 @@ def test_few_groups_are_not_the_truth(grouped: ClustersFolder) -> None:
     truth = truth_about(partly)
     assert truth.coverage == pytest.approx(0.25)
     assert not truth.has_groups
-    assert rates_of(truth).all.kind == "same group or text, or near-duplicates"
+    assert rates_of(truth).all.kind == "same group or text, or likely near-duplicates"
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_few_groups_are_not_the_truth(grouped: ClustersFolder) -> None:
 )
 def test_batch_sizes(n: int, sizes: tuple[int, ...], left_out: tuple[int, ...], reference: int) -> None:
     rates = Rates(n, (), Rate("same text", 0.0))
-    assert (rates.batch_sizes, rates.left_out, rates.reference) == (sizes, left_out, reference)
+    assert (rates.batch_sizes, rates.left_out, rates.verdict_batch_size) == (sizes, left_out, reference)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +84,14 @@ def test_sentence_by_the_number_of_false_negatives(per_anchor: float, is_estimat
     rates = Rates(5000, (), Rate("same text", per_anchor / 1023, is_estimate))
     assert rates.sentence().startswith(start)
     assert rates.is_negligible == (start == "No. ")
+    assert ("an image meets fewer than 0.01 false" in rates.sentence()) == rates.is_negligible
+
+
+def test_the_headline_column_says_what_it_counts(grouped: ClustersFolder, ungrouped: ClustersFolder) -> None:
+    rates = [rates_of(truth_about(folder)) for folder in (grouped, ungrouped)]
+    assert [rate.headline_column for rate in rates] == ["same group or text", "any of these"]
+    clusters = dataclasses.replace(ungrouped.clusters, image_features=None, text_features=None)
+    assert rates_of(truth_about(dataclasses.replace(ungrouped, clusters=clusters))).headline_column == "same text"
 
 
 def test_recall_and_precision_equal_a_double_loop(grouped: ClustersFolder) -> None:

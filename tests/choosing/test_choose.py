@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives import Method, read_clusters, write_clusters
+from clip_negatives.checking.truth import with_groups
 from clip_negatives.choosing import choose, fold_runs, read_choice, run
 from clip_negatives.choosing.choice import FILE, FOLDER, method_for
 from clip_negatives.choosing.menu import BASELINE, TEMPERATURES, Candidate, menu_of
@@ -55,7 +56,7 @@ def test_a_choice_has_all_candidates_and_is_stored(folder: ClustersFolder, tmp_p
     assert [row.mrr for row in choice.rows] == sorted((row.mrr for row in choice.rows), reverse=True)
     assert all(0 < row.rank_1 <= row.mrr <= row.rank_10 <= 1 for row in choice.rows)
     assert choice.setting["n_queries"] == N
-    assert choice.question == "groups"
+    assert choice.held_out == "groups"
     assert read_choice(tmp_path / FILE) == choice
     assert choice.row(choice.reference).gain == (0.0, 0.0, 0.0)
 
@@ -83,7 +84,7 @@ def test_the_number_of_processes_changes_nothing(folder: ClustersFolder, tmp_pat
 
 
 def test_a_killed_process_is_an_error(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold_runs, "_outcome", _killed)
+    monkeypatch.setattr(fold_runs, "_ranks", _killed)
     with pytest.raises(ClipNegativesError, match="ended unexpectedly"):
         choose(folder, tmp_path, workers=2, **QUICK)
 
@@ -114,37 +115,54 @@ def test_a_significantly_better_method_is_chosen(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fold_runs, "train_heads", informed)
     choice = choose(folder, tmp_path / "choice", **QUICK)
     assert choice.method == "gist@0.1"
-    assert choice.sentence.startswith("Use gist@0.1. MRR over in_batch")
+    assert choice.sentence.startswith("Use gist@0.1. It is significantly better than in_batch")
+    assert choice.has_significant_gain
     assert choice.row("gist@0.1").gain[1] > 0
     monkeypatch.setattr(fold_runs, "train_heads", train_heads)
-    nothing = choose(folder, tmp_path / "other", **{**QUICK, "steps": 1})
-    assert nothing.method == max((row for row in nothing.rows if not row.is_control), key=lambda row: row.mrr).name
-    assert nothing.sentence.startswith("Nothing beats in_batch")
+    no_gain = choose(folder, tmp_path / "other", **{**QUICK, "steps": 1})
+    best = max((row for row in no_gain.rows if not row.is_control), key=lambda row: row.mrr).name
+    assert no_gain.method == best
+    assert not no_gain.has_significant_gain
+    start = "no other method has a higher MRR" if best == no_gain.reference else "it has the highest MRR, but no method is"
+    assert no_gain.sentence.startswith(f"Use {best}: {start}")
+    assert "would have been significant for every method. More seeds and more data" in no_gain.warnings[0]
 
 
 def test_folds_by_near_duplicates_without_groups(tmp_path: Path) -> None:
     choice = choose(write_folder(tmp_path / "clusters", groups=False, noise=0.05), tmp_path / "choice", **QUICK)
-    assert choice.question == "near-duplicates, detected without labels"
+    assert choice.held_out == "near-duplicates, detected without labels"
+
+
+@pytest.mark.parametrize(("n_grouped", "held_out"), [(N // 2, "groups"), (N // 2 - 1, "near-duplicates")])
+def test_groups_are_held_out_if_half_of_the_samples_have_one(tmp_path: Path, n_grouped: int, held_out: str) -> None:
+    folder = write_folder(tmp_path / "clusters", noise=0.05)
+    names = [name if row < n_grouped else "" for row, name in enumerate(folder.samples["group"].to_pylist())]
+    choice = choose(with_groups(folder, names), tmp_path / "choice", **QUICK)
+    assert choice.held_out.startswith(held_out)
 
 
 def test_a_column_is_held_out(folder: ClustersFolder, tmp_path: Path) -> None:
     sellers = [f"seller {row % 4}" for row in range(N)]
     choice = choose(folder, tmp_path, fold_by="seller", fold_values=sellers, folds=4, **QUICK)
-    assert choice.question == "values of seller"
+    assert choice.held_out == "values of seller"
     assert choice.setting["folds"] == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"folds": 1}, "folds must be at least 2"),
-        ({"seeds": 0}, "seeds must be at least 1"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"workers": 0}, "workers must be at least 1"),
+        ({"folds": 1}, "folds= must be at least 2"),
+        ({"seeds": 0}, "seeds= must be at least 1"),
+        ({"steps": 0}, "steps= must be at least 1"),
+        ({"workers": 0}, "workers= must be at least 1"),
         ({"fold_by": "seller"}, "not in the clusters folder"),
         ({"methods": ""}, "is empty"),
-        ({"methods": "gist,gist"}, "named twice"),
-        ({"fold_by": "seller", "fold_values": ["a"] * N}, "in one group"),
+        ({"methods": "gist,gist"}, "gist is named twice in 'gist,gist'. Remove one."),
+        (
+            {"methods": "menu,gist@0.1"},
+            "gist@0.1 is named twice in .* \\(menu contains default, .*, gist@0.1, .*\\). Remove one",
+        ),
+        ({"fold_by": "seller", "fold_values": ["a"] * N}, "in one group .* Use fold_by= with a column"),
     ],
 )
 def test_wrong_values_are_errors(folder: ClustersFolder, tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -158,7 +176,7 @@ def test_unknown_methods_and_missing_groups_are_errors(folder: ClustersFolder, t
         choose(folder, tmp_path, methods="gits")
     with pytest.raises(InputError, match="have no groups"):
         choose(write_folder(tmp_path / "clusters", groups=False), fold_by="group")
-    with pytest.raises(InputError, match="at least 64"):
+    with pytest.raises(InputError, match=r"at least 64 samples, but the clusters have 63. Use more data"):
         choose(write_folder(tmp_path / "few", n=63))
 
 
@@ -181,19 +199,19 @@ def test_a_choice_belongs_to_its_clusters(tmp_path: Path) -> None:
     file = folder.path / FOLDER / FILE
     assert method_for(file, folder.manifest) == Method.parse(choice.method)
     other = write_folder(tmp_path / "other", noise=0.3)
-    with pytest.raises(ArtifactError, match="chosen for other clusters"):
+    with pytest.raises(ArtifactError, match=r"The method in .* was chosen for other clusters"):
         method_for(file, other.manifest)
     stored = json.loads(file.read_text())
     stored["plugins"] = {name: {**plugin, "version": "0"} for name, plugin in stored["plugins"].items()}
     file.write_text(json.dumps(stored))
-    with pytest.raises(ArtifactError, match="other plugins"):
+    with pytest.raises(ArtifactError, match="other plugin versions"):
         method_for(file, folder.manifest)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "rows": 3}'])
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 2, "rows": 3}'])
 def test_a_damaged_choice_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(ArtifactError, match="is damaged"):
+    with pytest.raises(ArtifactError, match=r"cannot be read: .* Run clip-negatives choose again"):
         read_choice(tmp_path / FILE)
     with pytest.raises(ArtifactError, match="does not exist"):
         read_choice(tmp_path / "missing.json")

@@ -111,7 +111,11 @@ def test_tars_are_checked_with_pictures_and_refuse_decisions(data: Path, tmp_pat
     run("check", tars, "--no-choose")
     assert "data:image/webp" in Path("check/index.html").read_text()
     decide(Path("check/suspects.csv"), "different")
+    shown = run("check", tars, "--no-choose", "--decided", "check/suspects.csv", "--output", "other")
+    assert "trains without your decisions" not in unwrapped(shown.stdout)  # no group changed
+    decide(Path("check/suspects.csv"), "same")
     shown = run("check", tars, "--no-choose", "--decided", "check/suspects.csv", "--output", "again")
+    assert "So the train command trains without your decisions." in unwrapped(shown.stdout)
     assert [words[1] for words in next_commands(shown)] == ["train"]
     shown = run("prepare", tars, "clusters", "--decided", "check/suspects.csv", code=2)
     assert "--decided needs a table, not tars" in shown.stderr
@@ -135,7 +139,7 @@ def test_the_choice_is_part_of_the_answer(data: Path, monkeypatch: pytest.Monkey
     shown = run("check", data, "--json", "answer.json")
     answer = json.loads(Path("answer.json").read_text())
     assert answer["choice"]["method"] in answer["answers"]["What to do?"][0]
-    assert f"queries in 3 folds. Held out: {answer['choice']['question']}" in unwrapped(shown.stdout)
+    assert f"queries in 3 folds. Held out: {answer['choice']['held_out']}" in unwrapped(shown.stdout)
     assert "Methods that were compared" in Path("check/index.html").read_text()
 
 
@@ -146,6 +150,15 @@ def test_meter_and_inspect_have_the_same_verdict(data: Path, command: str) -> No
     other = run(command, data, "--group-column", "item", "--batch-size", "32")
     text = other.stdout if command == "meter" else Path("report/index.html").read_text()
     assert verdict in text
+
+
+def test_a_group_that_is_too_large_names_the_option_of_choose(data: Path) -> None:
+    table = data.read_text().splitlines()
+    data.write_text("\n".join([f"{table[0]}\tseller", *(f"{line}\tone" for line in table[1:])]) + "\n")
+    shown = run("check", data, "--group-column", "seller")
+    assert "Use --fold-by (and --data) of clip-negatives choose with a column that has several values." in unwrapped(
+        shown.stdout
+    )
 
 
 def test_json_on_stdout_is_alone(data: Path) -> None:

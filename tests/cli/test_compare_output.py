@@ -31,7 +31,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
 
 def test_settings_come_first_and_the_verdict_before_the_table(calls: list[dict[str, Any]]) -> None:
     shown = CliRunner().invoke(main, ["compare", "--quick"], catch_exceptions=False).stdout
-    places = [shown.index(words) for words in ("--lr", "No method gains over in_batch", "Text to image")]
+    places = [shown.index(words) for words in ("--lr", "No method is significantly better", "Text to image")]
     assert places == sorted(places)
     assert max(map(len, shown.splitlines()[:-1])) <= 80
 

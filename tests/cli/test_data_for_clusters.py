@@ -25,7 +25,7 @@ def test_one_command_shows_the_pairs_of_data_with_other_columns(kind: str) -> No
     data = write_tars(Path(), N) if kind == "webdataset" else str(write_table(Path("data"), kind, N))
     shown = CliRunner().invoke(main, ["inspect", data, "--batch-size", "32"])
     assert shown.exit_code == 0, shown.output
-    assert "report/index.html: " in shown.stdout
+    assert "report/index.html (" in shown.stdout
     assert "Reading " in shown.stderr
     page = Path("report/index.html").read_text()
     assert "data:image/" in page

@@ -71,7 +71,7 @@ def test_inspect() -> None:
     _prepared()
     Path("images").rename("moved")
     shown = run("inspect", "clusters", "--batch-size", 32, "--pairs", 3, "--clusters-shown", 1, "-o", "report")
-    assert "report/index.html: " in shown.stdout
+    assert "report/index.html (" in shown.stdout
     assert "samples shown, " in shown.stdout
     assert "images unreadable" in shown.stdout
 

@@ -75,7 +75,7 @@ def test_every_field_is_measured(comparison: Comparison) -> None:
         assert one["chance_rank_1"] == pytest.approx(1 / one["queries"])
     assert set(comparison.summaries) == {"in_batch", "in_batch@0.1", "paper", "random_reduction"}
     assert set(comparison.differences) == set(comparison.gains) == {"in_batch@0.1", "paper", "random_reduction"}
-    assert set(comparison.gains_over_held) == {"paper", "random_reduction"}
+    assert set(comparison.gains_over_fixed) == {"paper", "random_reduction"}
     assert comparison.verdict
     assert next(iter(comparison.to_dict())) == "verdict"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from clip_negatives.compare import parse_methods
-from clip_negatives.compare.methods import held_baseline
+from clip_negatives.compare.methods import fixed_baseline
 from clip_negatives.errors import ClipNegativesError, InputError, OptionError, UnknownNameError
 
 
@@ -53,8 +53,8 @@ def test_the_baseline_at_a_held_temperature_stands_beside_the_baseline(text: str
     methods = parse_methods(text, 0.1)
     assert list(methods) == expected
     assert methods["in_batch@0.1"].temperature == 0.1
-    assert held_baseline(methods) == "in_batch@0.1"
-    assert held_baseline(["in_batch", "paper"]) is None
+    assert fixed_baseline(methods) == "in_batch@0.1"
+    assert fixed_baseline(["in_batch", "paper"]) is None
 
 
 @pytest.mark.parametrize(

@@ -82,18 +82,18 @@ Change = Callable[[list[dict[str, str]]], object]
     [
         (
             lambda part: part[1].update(decision="maybe"),
-            "row 2 below its header: the decision is 'maybe'. Write same",
+            "row 2 below its header: the decision is 'maybe'. Write \"same\" or",
         ),
         (
             lambda part: part[1].update(text_a="green cup"),
-            "text_a is 'green cup', but row 2 of the data",
+            r"text_a is 'green cup', but row 2 of the data has .* Use the same data, in the same order, as the check that",
         ),
         (lambda part: part[1].update(key_b="17"), "row 2 below its header: key_b is '17', but row 3 of the data has '3'"),
         (lambda part: part[1].update(image_b="x.png"), "row 2 below its header: image_b is 'x.png', but row 3 of the data"),
         (lambda part: part[1].update(row_b="6"), "row 2 below its header: row_b is '6', not a row of the data"),
         (lambda part: part[1].update(row_b="x"), "row 2 below its header: row_b is 'x', not a row of the data"),
-        (lambda part: part[1].update(SAMPLES.row(2, "b")), "row 2 below its header: both samples are the same sample"),
-        (lambda part: part.append({**part[0], "decision": "different"}), "row 3 .* is different, but same in row 1"),
+        (lambda part: part[1].update(SAMPLES.row(2, "b")), "row 2 .*: row_a and row_b are the same sample. Remove"),
+        (lambda part: part.append({**part[0], "decision": "different"}), 'row 3 .* is "different", but row 1 has "same"'),
         (lambda part: [row.update(decision="") for row in part], "has no decision"),
     ],
 )
@@ -109,7 +109,7 @@ def test_missing_columns_and_files_are_errors(tmp_path: Path) -> None:
         read_decisions(tmp_path / "missing.csv", SAMPLES)
     frame = pd.DataFrame(rows((0, 1, "same"))).drop(columns="text_b")
     frame.to_csv(tmp_path / "suspects.csv", index=False)
-    with pytest.raises(DataError, match=r"has no column text_b\. Use the suspects.csv that clip-negatives check wrote"):
+    with pytest.raises(DataError, match=r'has no column "text_b"\. Use the suspects.csv that clip-negatives check wrote'):
         read_decisions(tmp_path / "suspects.csv", SAMPLES)
 
 
@@ -128,7 +128,9 @@ def test_same_pairs_join_groups(same: list[tuple[int, int]], groups: list[str] |
 @pytest.mark.parametrize("groups", [None, ["cup", "", "cup", "", "", ""]])
 def test_contradictions_are_refused(groups: list[str] | None) -> None:
     same = ((0, 1), (1, 2)) if groups is None else ((0, 1),)
-    with pytest.raises(DataError, match="rows 0 and 2 are decided to be different, but other decisions or the groups"):
+    with pytest.raises(
+        DataError, match=r'Rows 0 and 2 .* are marked "different" in decided=, but other decisions or the group'
+    ):
         joined_groups(Decisions(same, ((0, 2),)), groups, 6)
 
 

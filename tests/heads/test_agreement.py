@@ -60,12 +60,12 @@ def test_near_duplicates_have_the_largest_agreement() -> None:
     assert near_duplicates(*features()).tolist() == [number // 2 for number in range(40)]
 
 
-def test_suspicion_is_zero_without_agreement_or_at_usual_lift() -> None:
+def test_the_duplicate_probability_is_zero_without_agreement_or_at_the_lift_of_unrelated_pairs() -> None:
     pairs = Neighbourhoods.of(*features()).pairs()
-    suspicion = pairs.suspicion
-    assert (suspicion[(pairs.lift <= 16) | (pairs.agreement <= 0.05)] == 0).all()
-    kept = suspicion > 0
-    assert torch.allclose(suspicion[kept], 1 - 16 / pairs.lift[kept])
+    probability = pairs.duplicate_probability
+    assert (probability[(pairs.lift <= 16) | (pairs.agreement <= 0.05)] == 0).all()
+    kept = probability > 0
+    assert torch.allclose(probability[kept], 1 - 16 / pairs.lift[kept])
 
 
 def test_components() -> None:

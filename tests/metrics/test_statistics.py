@@ -84,7 +84,7 @@ def test_variance_is_that_of_the_mean_of_new_seeds_and_queries() -> None:
     generator = np.random.default_rng(0)
     results = [gains(simulated(generator, 3, 300, 3, 0.1), "m0")["m1"] for _ in range(200)]
     spread = np.std([math.log1p(result.estimate) for result in results])
-    errors = [result.variance.error(3, 300) for result in results if result.variance is not None]
+    errors = [result.variance.standard_error(3, 300) for result in results if result.variance is not None]
     assert math.sqrt(np.mean(np.square(errors))) == pytest.approx(spread, rel=0.2)
 
 
@@ -95,12 +95,14 @@ def test_one_seed_has_no_interval() -> None:
 
 
 def test_power() -> None:
-    variance = Variance(seed=0.0018, query=6.0, rest=4.0, methods=3)
-    assert variance.error(3, 1000) == pytest.approx(math.sqrt(0.0018 / 3 + 6 / 1000 + 4 / 3000))
-    assert variance.detectable(3, 1000) > variance.detectable(5, 1000) > variance.detectable(5, 4000)
+    variance = Variance(seed=0.0018, query=6.0, interaction=4.0, methods=3)
+    assert variance.standard_error(3, 1000) == pytest.approx(math.sqrt(0.0018 / 3 + 6 / 1000 + 4 / 3000))
+    assert (
+        variance.detectable_log_ratio(3, 1000) > variance.detectable_log_ratio(5, 1000) > variance.detectable_log_ratio(5, 4000)
+    )
     queries = variance.queries_for(0.2, 3)
     assert queries is not None
-    assert variance.detectable(3, queries) <= math.log(1.2) < variance.detectable(3, queries - 1)
+    assert variance.detectable_log_ratio(3, queries) <= math.log(1.2) < variance.detectable_log_ratio(3, queries - 1)
     assert variance.seeds_for(0.05, 1000) is None  # the queries alone vary more than that
     assert variance.seeds_for(0.05, 10**6) is not None
 

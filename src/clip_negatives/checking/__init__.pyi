@@ -1,4 +1,4 @@
-from .run import Check, check
+from .run import CheckResult, check
 from .verdict import Verdict, verdict_of
 
-__all__ = ["Check", "Verdict", "check", "verdict_of"]
+__all__ = ["CheckResult", "Verdict", "check", "verdict_of"]

@@ -1,4 +1,4 @@
-"""Whether the features are good enough to find similar samples: how well clusters or neighbours match what is known."""
+"""Quality of the features for finding similar samples: recall and precision of clusters, or overlap of neighbours."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clip_negatives.checking.rates import joint_ids, same_share
-from clip_negatives.checking.truth import Truth
+from clip_negatives.checking.truth import GroundTruth
 from clip_negatives.encoders.installed import WEIGHTLESS, alternatives
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
 NEAREST = 10  # neighbours whose agreement is measured
-LEAST_PAIRS = 50  # pairs of the same text from which texts are the truth where there are no groups
-LEAST_RECALL, LEAST_LIFT = 0.5, 5.0  # of good clusters: recall, and precision over chance
-LEAST_OVERLAP = 3.0  # of good features: agreement of neighbours over chance
+MIN_PAIRS = 50  # known pairs that are needed to measure recall and precision
+MIN_RECALL, MIN_LIFT = 0.5, 5.0  # of good clusters; the lift is precision divided by that of random pairs
+MIN_OVERLAP = 3.0  # of good features: overlap of neighbours, divided by that of random data
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterMatch:
-    """How well "same cluster" finds the pairs that are known to be the same.
+    """Recall and precision of "same cluster" for the known pairs.
 
     Attributes:
         modality: "image" or "text".
@@ -39,15 +39,16 @@ class ClusterMatch:
 
     @property
     def is_good(self) -> bool:
-        """Return whether the clusters find most of the known pairs, and far more of them than by chance."""
-        return self.recall >= LEAST_RECALL and self.precision >= LEAST_LIFT * self.chance
+        """Return whether recall and precision are high enough."""
+        return self.recall >= MIN_RECALL and self.precision >= MIN_LIFT * self.chance
 
     def sentence(self) -> str:
-        """Return the match in words."""
+        """Return recall and precision in words."""
         recall, precision, chance = (100 * value for value in (self.recall, self.precision, self.chance))
         return (
-            f"{self.modality.capitalize()} clusters hold {recall:.0f} % of the pairs of the same {self.truth} (recall), and "
-            f"{precision:.1f} % of their pairs have the same {self.truth} (precision; by chance {chance:.2f} %)."
+            f"{self.modality.capitalize()} clusters: {recall:.0f} % of the pairs with the same {self.truth} are in one cluster "
+            f"(recall). Of the pairs in one cluster, {precision:.1f} % have the same {self.truth} (precision; of random pairs: "
+            f"{chance:.2f} %)."
         )
 
 
@@ -56,7 +57,7 @@ class Quality:
     """Quality of the features and clusters.
 
     Attributes:
-        matches: match of the clusters and the truth; empty without a truth.
+        matches: recall and precision of the clusters; empty with fewer than `MIN_PAIRS` known pairs.
         overlap: share of the 10 nearest neighbours of an image that are among the 10 nearest of its text; None without
             features.
         chance: this share in random data.
@@ -75,7 +76,7 @@ class Quality:
         """Return whether the features are good enough; None if it cannot be measured."""
         if self.matches:
             return all(match.is_good for match in self.matches)
-        return None if self.overlap is None else self.overlap >= LEAST_OVERLAP * self.chance
+        return None if self.overlap is None else self.overlap >= MIN_OVERLAP * self.chance
 
     def sentences(self) -> list[str]:
         """Return the quality in words, the verdict first."""
@@ -85,7 +86,7 @@ class Quality:
         if self.overlap is not None:
             facts.append(
                 f"Of the {NEAREST} nearest neighbours of an image, {100 * self.overlap:.1f} % are among the {NEAREST} "
-                f"nearest of its text (by chance {100 * self.chance:.2f} %)."
+                f"nearest of its text (in random data: {100 * self.chance:.2f} %)."
             )
         return [f"{verdict}.", *facts, *self.better]
 
@@ -94,26 +95,26 @@ class Quality:
         return {**asdict(self), "is_good": self.is_good}
 
 
-def quality_of(folder: ClustersFolder, truth: Truth) -> Quality:
+def quality_of(folder: ClustersFolder, truth: GroundTruth) -> Quality:
     """Return the quality of the features and clusters of a clusters folder."""
     overlap, chance = None, 0.0
-    if truth.sampled is not None:
-        n = len(truth.sampled.rows)
+    if truth.neighbour_sample is not None:
+        n = len(truth.neighbour_sample.rows)
         k = min(NEAREST, n - 1)
-        overlap, chance = truth.sampled.neighbourhoods.overlap(k), k / (n - 1)
+        overlap, chance = truth.neighbour_sample.neighbourhoods.overlap(k), k / (n - 1)
     encoders = {side: str(folder.manifest.get(f"{side}_encoder", "")) for side in ("image", "text")}
     better = [_advice(side, name) for side, name in encoders.items() if name.partition(":")[0] in WEIGHTLESS]
     return Quality(tuple(_matches(folder, truth)), overlap, chance, encoders, tuple(better))
 
 
-def _matches(folder: ClustersFolder, truth: Truth) -> list[ClusterMatch]:
-    """Return the match of both modalities and the groups, or of the image clusters and the texts."""
+def _matches(folder: ClustersFolder, truth: GroundTruth) -> list[ClusterMatch]:
+    """Return recall and precision of both modalities for groups, or, without groups, of the image clusters for texts."""
     n = len(truth.texts)
     name, ids, sides = "text", truth.texts, ["image"]
     if truth.has_groups and truth.groups is not None:
         name, ids, sides = "group", truth.groups, ["image", "text"]
     known = same_share(ids)
-    if known * n * (n - 1) / 2 < LEAST_PAIRS:
+    if known * n * (n - 1) / 2 < MIN_PAIRS:
         return []
     matches = []
     for side in sides:
@@ -127,6 +128,6 @@ def _advice(side: str, encoder: str) -> str:
     """Return a sentence about an encoder without weights, and the option that uses a better one."""
     spec, is_installed = alternatives(side)
     name = encoder.partition(":")[0]
-    install = "" if is_installed else " after: pip install 'clip-negatives[encoders]'"
-    what = "colours and coarse shapes" if side == "image" else "the spelling"
-    return f"The {side} encoder {name} compares {what} only. Better: --{side}-encoder {spec}{install}."
+    install = "" if is_installed else " (first run: pip install 'clip-negatives[encoders]')"
+    compared_property = "colours and coarse shapes" if side == "image" else "the spelling"
+    return f"The {side} encoder {name} compares {compared_property} only. Better: --{side}-encoder {spec}{install}."

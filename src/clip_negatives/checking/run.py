@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clip_negatives.advice import argument
+from clip_negatives.advice import argument, named
 from clip_negatives.checking.advice import CERTAINTY, TO_DO, Advice, advice_of, methods_for
 from clip_negatives.checking.suspects import Suspect, samples_of, suspects_of
-from clip_negatives.checking.truth import Truth, truth_about, with_groups
+from clip_negatives.checking.truth import GroundTruth, truth_about, with_groups
 from clip_negatives.checking.verdict import Verdict, verdict_of
 from clip_negatives.choosing import Choice
 from clip_negatives.choosing import choose as choose_method
@@ -19,10 +19,15 @@ from clip_negatives.errors import InputError
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.digests import digest_of
 
+TARS_NOTE = (
+    "This answer uses your decisions, but the clusters do not: prepare cannot change the groups of tars. So the train command "
+    "trains without your decisions. To train with them, write a group into the .json files of the tars, and use --group-column."
+)
+
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """The answer about a data set.
+class CheckResult:
+    """Result of the check of a data set.
 
     Attributes:
         verdict: false negatives and features.
@@ -31,8 +36,8 @@ class Check:
         suspects: the most suspect pairs.
         decisions: decisions of the user that were used.
         folder: the clusters, with the groups after these decisions.
-        truth: what is known about the data.
-        notes: sentences about parts that were left out.
+        truth: the ground truth about the data.
+        notes: sentences about what was left out, and about decisions that training cannot use.
     """
 
     verdict: Verdict
@@ -41,7 +46,7 @@ class Check:
     suspects: tuple[Suspect, ...]
     decisions: Decisions
     folder: ClustersFolder = field(repr=False)
-    truth: Truth = field(repr=False)
+    truth: GroundTruth = field(repr=False)
     notes: tuple[str, ...] = ()
 
     def answers(self) -> dict[str, list[str]]:
@@ -68,8 +73,8 @@ def check(
     choose: bool = True,
     suspects: int = 200,
     workers: int = 1,
-) -> Check:
-    """Return the answer about a data set: false negatives, features, what to do, and how sure that is.
+) -> CheckResult:
+    """Check a data set: false negatives, features, what to do, and how sure that is.
 
     Args:
         folder: clusters of the data, best with features.
@@ -94,18 +99,30 @@ def check(
     truth = truth_about(folder, decisions.different)
     verdict = verdict_of(folder, truth)
     choice, notes = _choice(folder, truth, verdict, decisions, workers) if choose else (None, ())
+    if decisions.same and "shard" in folder.samples.column_names:
+        notes = (*notes, TARS_NOTE)
     listed = tuple(suspects_of(truth, decisions, suspects))
-    return Check(verdict, advice_of(truth, verdict, choice), choice, listed, decisions, folder, truth, notes)
+    return CheckResult(verdict, advice_of(truth, verdict, choice), choice, listed, decisions, folder, truth, notes)
 
 
 def _choice(
-    folder: ClustersFolder, truth: Truth, verdict: Verdict, decisions: Decisions, workers: int
+    folder: ClustersFolder, truth: GroundTruth, verdict: Verdict, decisions: Decisions, workers: int
 ) -> tuple[Choice | None, tuple[str, ...]]:
     """Return the choice; if the data do not allow one, None and the reason."""
     output = folder.path / FOLDER
     if decisions.same:  # other groups than those of the folder
         output = folder.path / f"{FOLDER}-{digest_of({'same': str(decisions.same)})[:8]}"
     try:
-        return choose_method(folder, output, methods=methods_for(truth, verdict), workers=workers), ()
+        with named(_options_of_choose()):
+            return choose_method(folder, output, methods=methods_for(truth, verdict), workers=workers), ()
     except InputError as error:
         return None, (f"No method was chosen: {error}",)
+
+
+def _options_of_choose() -> dict[str, str]:
+    """Return the names of options that `choose` has and `check` lacks, for error messages and advice."""
+    is_command = argument("workers").startswith("--")
+    if is_command:
+        options = {"fold_by": "--fold-by (and --data)", "folds": "--folds", "seeds": "--seeds"}
+        return {name: f"{option} of clip-negatives choose" for name, option in options.items()}
+    return {name: f"{name}= of clip_negatives.choosing.choose" for name in ("fold_by", "folds", "seeds")}

@@ -1,4 +1,4 @@
-"""Suspect pairs: samples that may show the same, for the user to look at and to decide."""
+"""Suspect pairs: samples that may show the same, for the user to decide."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import pyarrow as pa
 from torch import Tensor
 
-from clip_negatives.checking.truth import Truth
+from clip_negatives.checking.truth import GroundTruth
 from clip_negatives.dataset.decided import Decisions, Samples
-from clip_negatives.heads.agreement import LEAST_AGREEMENT
+from clip_negatives.heads.agreement import MIN_SUSPECT_AGREEMENT
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
-MOST_COMPARED = 200_000  # similar pairs that are looked at
+MAX_COMPARED = 200_000  # similar pairs that are looked at
+NEARLY_IDENTICAL = 0.999  # cosine of two images
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Suspect:
         image: cosine of the centred image features.
         text: cosine of the centred text features.
         agreement: ``([image]+ [text]+) ** 4``, 0 .. 1.
-        lift: how many times as frequent pairs with such ranks are as by chance.
+        lift: number of pairs with these two neighbour ranks, divided by the number expected by chance.
         why: why the pair is suspect.
     """
 
@@ -40,20 +41,21 @@ class Suspect:
     why: str
 
 
-def suspects_of(truth: Truth, decisions: Decisions, limit: int) -> list[Suspect]:
-    """Return the most suspect pairs, by falling ``suspicion * agreement``, then by falling agreement.
+def suspects_of(truth: GroundTruth, decisions: Decisions, limit: int) -> list[Suspect]:
+    """Return the most suspect pairs, by falling ``duplicate_probability * agreement``, then agreement.
 
-    See `clip_negatives.heads.SimilarPairs`. In small data few pairs have a suspicion above 0, because the lift is at most N.
+    See `clip_negatives.heads.SimilarPairs`. In small data, few pairs have a
+    `duplicate_probability` above 0, because the lift is at most N.
 
-    Pairs of one group and decided pairs are left out. Of samples that are all similar, only the pairs that connect them are
-    listed: n samples are joined by n - 1 decisions.
+    Pairs of one group and decided pairs are left out. For n mutually similar samples, only n - 1 pairs are listed: enough to
+    connect them.
     """
-    if truth.sampled is None:
+    if truth.neighbour_sample is None:
         return []
-    rows, pairs = truth.sampled.rows, truth.sampled.pairs
-    pairs = pairs.take(pairs.agreement > LEAST_AGREEMENT)
+    rows, pairs = truth.neighbour_sample.rows, truth.neighbour_sample.pairs
+    pairs = pairs.take(pairs.agreement > MIN_SUSPECT_AGREEMENT)
     pairs = pairs.take(pairs.agreement.argsort(descending=True, stable=True))
-    pairs = pairs.take((pairs.suspicion * pairs.agreement).argsort(descending=True, stable=True)[:MOST_COMPARED])
+    pairs = pairs.take((pairs.duplicate_probability * pairs.agreement).argsort(descending=True, stable=True)[:MAX_COMPARED])
     listed: list[Suspect] = []
     connected = _Connected(truth.groups, decisions.same)
     columns = rows[pairs.left], rows[pairs.right], pairs.image, pairs.text, pairs.agreement, pairs.lift
@@ -131,6 +133,6 @@ class _Connected:
 def _reason(is_same_text: bool, image: float) -> str:
     if is_same_text:
         return "same text and similar image"
-    if image > 0.999:
-        return "same image and similar text"
+    if image > NEARLY_IDENTICAL:
+        return "nearly identical image and similar text"
     return "similar image and text"

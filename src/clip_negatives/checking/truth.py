@@ -1,4 +1,4 @@
-"""What is known about a data set: groups, texts, and a random sample of its neighbourhoods."""
+"""Ground truth about a data set: groups, texts, and the neighbourhoods of a random sample."""
 
 from __future__ import annotations
 
@@ -7,26 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from clip_negatives.heads import Neighbourhoods, SimilarPairs
 from clip_negatives.progress import stage
 from clip_negatives.storage.clusters_folder import ClustersFolder
-from clip_negatives.storage.sample_ids import group_ids, text_ids
+from clip_negatives.storage.sample_ids import MIN_GROUP_COVERAGE, group_coverage, group_ids, text_ids
 
 MAX_SAMPLES = 20_000  # samples whose neighbours are compared, drawn at random
-LEAST_COVERAGE = 0.5  # share of samples with a group, from which groups are the truth
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sampled:
+class NeighbourSample:
     """Random samples of a data set, and their neighbourhoods.
 
     Attributes:
         rows: sample ids, int64, shape (n,), ascending.
-        neighbourhoods: those of these samples, among each other.
+        neighbourhoods: nearest samples of each of these samples, among them.
         pairs: the similar pairs that are not known to be different; sample i is ``rows[i]``.
     """
 
@@ -36,28 +34,28 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Truth:
-    """What is known about the samples of a clusters folder.
+class GroundTruth:
+    """Ground truth about the samples of a clusters folder.
 
     Attributes:
         texts: id of the text of each sample, int64, shape (N,).
         groups: id of the group of each sample, int64, shape (N,); None without groups.
         coverage: share of the samples with a group, 0 .. 1.
-        sampled: random samples; None without features.
+        neighbour_sample: random samples and their neighbourhoods; None without features.
     """
 
     texts: Tensor
     groups: Tensor | None
     coverage: float
-    sampled: Sampled | None
+    neighbour_sample: NeighbourSample | None
 
     @property
     def has_groups(self) -> bool:
-        """Return whether enough samples have a group for groups to be the truth."""
-        return self.groups is not None and self.coverage >= LEAST_COVERAGE
+        """Return whether groups are used: at least half of the samples have one."""
+        return self.groups is not None and self.coverage >= MIN_GROUP_COVERAGE
 
 
-def truth_about(folder: ClustersFolder, different: Sequence[tuple[int, int]] = ()) -> Truth:
+def truth_about(folder: ClustersFolder, different: Sequence[tuple[int, int]] = ()) -> GroundTruth:
     """Return what is known about the samples of a clusters folder.
 
     Args:
@@ -65,10 +63,8 @@ def truth_about(folder: ClustersFolder, different: Sequence[tuple[int, int]] = (
         different: pairs of samples, the smaller number first, that are known to be different: they are not similar pairs.
     """
     samples = folder.samples
-    coverage = 0.0
-    if "group" in samples.column_names:
-        coverage = float(pc.mean(pc.not_equal(pc.fill_null(samples["group"], ""), "").cast(pa.float64())).as_py() or 0.0)
-    return Truth(text_ids(samples), group_ids(samples), coverage, _sampled(folder, different))
+    coverage = group_coverage(samples)
+    return GroundTruth(text_ids(samples), group_ids(samples), coverage, _neighbour_sample(folder, different))
 
 
 def with_groups(folder: ClustersFolder, groups: Sequence[str]) -> ClustersFolder:
@@ -82,7 +78,7 @@ def with_groups(folder: ClustersFolder, groups: Sequence[str]) -> ClustersFolder
     )
 
 
-def _sampled(folder: ClustersFolder, different: Sequence[tuple[int, int]]) -> Sampled | None:
+def _neighbour_sample(folder: ClustersFolder, different: Sequence[tuple[int, int]]) -> NeighbourSample | None:
     clusters = folder.clusters
     if clusters.image_features is None or clusters.text_features is None or clusters.n_samples < 2:
         return None
@@ -94,4 +90,4 @@ def _sampled(folder: ClustersFolder, different: Sequence[tuple[int, int]]) -> Sa
         pairs = neighbourhoods.pairs()
     known = torch.tensor([left * clusters.n_samples + right for left, right in different], dtype=torch.int64)
     is_different = torch.isin(rows[pairs.left] * clusters.n_samples + rows[pairs.right], known)
-    return Sampled(rows, neighbourhoods, pairs.take(~is_different))
+    return NeighbourSample(rows, neighbourhoods, pairs.take(~is_different))

@@ -7,7 +7,7 @@ from typing import Any
 
 from clip_negatives.checking.quality import Quality, quality_of
 from clip_negatives.checking.rates import Rates, rates_of
-from clip_negatives.checking.truth import Truth, truth_about
+from clip_negatives.checking.truth import GroundTruth, truth_about
 from clip_negatives.storage.clusters_folder import ClustersFolder
 
 PROBLEM, FEATURES = "Are there false negatives?", "Are the features good enough?"
@@ -15,10 +15,10 @@ PROBLEM, FEATURES = "Are there false negatives?", "Are the features good enough?
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How frequent false negatives are, and whether the features are good enough to find them.
+    """Frequency of false negatives, and quality of the features that find them.
 
     Attributes:
-        rates: how frequent false negatives are.
+        rates: frequency of false negatives.
         quality: quality of the features.
     """
 
@@ -37,12 +37,12 @@ class Verdict:
         return {"answers": self.answers(), "rates": self.rates.to_dict(), "quality": self.quality.to_dict()}
 
 
-def verdict_of(folder: ClustersFolder, truth: Truth | None = None) -> Verdict:
+def verdict_of(folder: ClustersFolder, truth: GroundTruth | None = None) -> Verdict:
     """Return the verdict on a clusters folder.
 
     Args:
         folder: the clusters.
-        truth: what is known about them; None finds it.
+        truth: the ground truth about them; None computes it.
     """
     truth = truth or truth_about(folder)
     return Verdict(rates_of(truth), quality_of(folder, truth))

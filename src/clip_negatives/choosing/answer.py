@@ -1,4 +1,4 @@
-"""The answer: which candidate to use, how sure that is, and what it does not tell."""
+"""Choose a candidate by its gain, and describe the choice in words."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_negatives.advice import argument
 from clip_negatives.choosing.choice import Choice, Row, plugins_of
 from clip_negatives.choosing.intervals import Scores, gains
 from clip_negatives.choosing.menu import BASELINE, Candidate, Menu
-from clip_negatives.choosing.outcome import Outcomes, mean_mrr
-from clip_negatives.choosing.question import Question
+from clip_negatives.choosing.query_ranks import QueryRanks, RanksByCandidate, mean_mrr
 from clip_negatives.metrics.statistics import Gain
 
 HEADS_WARNING = (
@@ -23,9 +23,9 @@ HEADS_WARNING = (
 
 def answer(
     menu: Menu,
-    outcomes: Outcomes,
+    ranks: RanksByCandidate,
     setting: Mapping[str, Any],
-    question: Question,
+    held_out: str,
     items: Sequence[Tensor],
     clusters_record: Mapping[str, Any],
 ) -> Choice:
@@ -33,30 +33,33 @@ def answer(
 
     Args:
         menu: the candidates.
-        outcomes: the outcomes of all candidates.
+        ranks: the ranks of all candidates.
         setting: see `Choice.setting`.
-        question: what the folds asked.
+        held_out: see `Choice.held_out`.
         items: item of each query of each fold.
         clusters_record: see `Choice.clusters`.
     """
     candidates = menu.candidates
     in_batch = [candidate for candidate in candidates if candidate.is_in_batch and not candidate.is_control]
-    reference = max(in_batch, key=lambda candidate: mean_mrr(outcomes[candidate]))
+    reference = max(in_batch, key=lambda candidate: mean_mrr(ranks[candidate]))
     baseline = next(candidate for candidate in candidates if str(candidate) == BASELINE)
-    over = {
-        other: dict(zip(candidates, _gains(outcomes, candidates, other, items), strict=True)) for other in (reference, baseline)
+    gains_over = {
+        other: dict(zip(candidates, _gains(ranks, candidates, other, items), strict=True)) for other in (reference, baseline)
     }
     controls = [candidate for candidate in candidates if candidate.is_control]
     methods = [candidate for candidate in candidates if not candidate.is_control]
-    better = [candidate for candidate in methods if over[reference][candidate].sign > 0]
-    chosen = max(better or methods, key=lambda candidate: mean_mrr(outcomes[candidate]))
-    rows = tuple(_row(candidate, outcomes, over[reference][candidate], over[baseline][candidate]) for candidate in candidates)
+    better = [candidate for candidate in methods if gains_over[reference][candidate].sign > 0]
+    chosen = max(better or methods, key=lambda candidate: mean_mrr(ranks[candidate]))
+    rows = tuple(
+        _row(candidate, ranks[candidate], gains_over[reference][candidate], gains_over[baseline][candidate])
+        for candidate in candidates
+    )
     return Choice(
         method=str(chosen),
         reference=str(reference),
-        sentence=_sentence(chosen, reference, over[reference][chosen], over[baseline][chosen]),
-        warnings=(*_left_out(menu), *_limits(chosen, controls, over[reference]), HEADS_WARNING),
-        question=question.text,
+        sentence=_sentence(chosen, reference, gains_over[reference][chosen], gains_over[baseline][chosen]),
+        warnings=(*_left_out(menu), *_limits(chosen, controls, gains_over[reference]), HEADS_WARNING),
+        held_out=held_out,
         rows=tuple(sorted(rows, key=lambda row: -row.mrr)),
         setting=dict(setting),
         clusters=dict(clusters_record),
@@ -64,28 +67,30 @@ def answer(
     )
 
 
-def _gains(outcomes: Outcomes, candidates: Sequence[Candidate], reference: Candidate, items: Sequence[Tensor]) -> list[Gain]:
-    scores = {candidate: _scores(outcomes, candidate) for candidate in {*candidates, reference}}
-    ours = [scores[candidate] for candidate in candidates]
-    return gains(ours, scores[reference], items, comparisons=len(candidates) - 1)
+def _gains(
+    ranks: RanksByCandidate, candidates: Sequence[Candidate], reference: Candidate, items: Sequence[Tensor]
+) -> list[Gain]:
+    scores = {candidate: _scores(ranks, candidate) for candidate in {*candidates, reference}}
+    by_candidate = [scores[candidate] for candidate in candidates]
+    return gains(by_candidate, scores[reference], items, comparisons=len(candidates) - 1)
 
 
-def _scores(outcomes: Outcomes, candidate: Candidate) -> Scores:
-    return [[1 / outcome.text_to_image.double() for outcome in by_seed] for by_seed in outcomes[candidate]]
+def _scores(ranks: RanksByCandidate, candidate: Candidate) -> Scores:
+    return [[1 / run.text_to_image.double() for run in by_seed] for by_seed in ranks[candidate]]
 
 
-def _row(candidate: Candidate, outcomes: Outcomes, gain: Gain, over_baseline: Gain) -> Row:
-    ranks = [outcome for by_seed in outcomes[candidate] for outcome in by_seed]
+def _row(candidate: Candidate, ranks: Sequence[Sequence[QueryRanks]], gain: Gain, over_baseline: Gain) -> Row:
+    runs = [run for by_seed in ranks for run in by_seed]
 
     def mean(values: Sequence[Tensor]) -> float:
         return float(torch.stack([value.double().mean() for value in values]).mean())
 
     return Row(
         name=str(candidate),
-        mrr=mean([1 / outcome.text_to_image for outcome in ranks]),
-        rank_1=mean([outcome.text_to_image <= 1 for outcome in ranks]),
-        rank_10=mean([outcome.text_to_image <= 10 for outcome in ranks]),
-        image_mrr=mean([1 / outcome.image_to_text for outcome in ranks]),
+        mrr=mean([1 / run.text_to_image for run in runs]),
+        rank_1=mean([run.text_to_image <= 1 for run in runs]),
+        rank_10=mean([run.text_to_image <= 10 for run in runs]),
+        image_mrr=mean([1 / run.image_to_text for run in runs]),
         gain=_ends(gain),
         gain_over_baseline=_ends(over_baseline),
         is_control=candidate.is_control,
@@ -100,13 +105,15 @@ def _ends(gain: Gain) -> tuple[float, float, float]:
 
 
 def _sentence(chosen: Candidate, reference: Candidate, gain: Gain, over_baseline: Gain) -> str:
-    over_learned = "" if str(reference) == BASELINE else f" Over {BASELINE} with a learned temperature: {over_baseline}."
+    has_learned = str(reference) == BASELINE
+    over_learned = "" if has_learned else f" Its gain over {BASELINE} with a learned temperature: {over_baseline}."
+    best_temperature = f"{reference}, in-batch negatives at their best temperature"
     if gain.sign > 0:
-        return f"Use {chosen}. MRR over {reference}, the best temperature: {gain}.{over_learned}"
+        return f"Use {chosen}. It is significantly better than {best_temperature}: {gain} in MRR.{over_learned}"
     if chosen != reference:
-        nothing = f"Nothing beats {reference}, the best temperature, significantly on these data."
-        return f"{nothing} Use {chosen}, which has the highest MRR: {gain}.{over_learned}"
-    return f"Nothing beats {reference} on these data. Use it.{over_learned}"
+        no_gain = f"but no method is significantly better than {best_temperature}"
+        return f"Use {chosen}: it has the highest MRR, {no_gain}. Its gain over {reference}: {gain}.{over_learned}"
+    return f"Use {chosen}: no other method has a higher MRR on these data.{over_learned}"
 
 
 def _left_out(menu: Menu) -> list[str]:
@@ -115,17 +122,20 @@ def _left_out(menu: Menu) -> list[str]:
     return [f"Left out, because their plugins are not installed: {', '.join(menu.left_out)}."]
 
 
-def _limits(chosen: Candidate, controls: Sequence[Candidate], over: Mapping[Candidate, Gain]) -> list[str]:
-    """Return sentences about gains that could not be significant, and about controls that gain more than any method."""
+def _limits(chosen: Candidate, controls: Sequence[Candidate], gains_over: Mapping[Candidate, Gain]) -> list[str]:
+    """Return sentences about the gain that would have been significant, and about controls that gain more than any method."""
     sentences = []
-    if over[chosen].sign <= 0:
-        ends = [_ends(gain) for candidate, gain in over.items() if not candidate.is_control]
+    if gains_over[chosen].sign <= 0:
+        ends = [_ends(gain) for candidate, gain in gains_over.items() if not candidate.is_control]
         half = max(high - estimate for estimate, _, high in ends)
-        sentences.append(f"Not every gain below {100 * half:.0f} % would be significant with so few queries and runs.")
-    control = max(controls, key=lambda candidate: over[candidate].estimate, default=None)
-    if control is not None and over[control].sign > 0 and over[control].estimate > over[chosen].estimate:
         sentences.append(
-            f"Feature dropout {control.dropout:g} alone gains {over[control]}, more than {chosen}. Regularisation may help "
-            "more than the choice of negatives."
+            f"A gain above {100 * half:.0f} % would have been significant for every method. More {argument('seeds', 'seeds')} "
+            "and more data lower this limit."
+        )
+    control = max(controls, key=lambda candidate: gains_over[candidate].estimate, default=None)
+    if control is not None and gains_over[control].sign > 0 and gains_over[control].estimate > gains_over[chosen].estimate:
+        sentences.append(
+            f"Feature dropout {control.dropout:g} alone gains {gains_over[control]}, more than {chosen}. Regularisation may "
+            "help more than the choice of negatives."
         )
     return sentences

@@ -1,4 +1,4 @@
-"""The outcome of `choose`, and its file ``choice.json``."""
+"""The result of `choose`, and its file ``choice.json``."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clip_negatives.storage.safe_reading import read_json
 
 FILE = "choice.json"
 FOLDER = "choice"  # in the clusters folder
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Figures of a candidate, means over folds and seeds.
+    """Figures of a candidate: means over folds and seeds.
 
     Attributes:
         name: method, and dropout of a control.
@@ -44,8 +44,8 @@ class Row:
     is_control: bool = False
 
     @property
-    def is_significant(self) -> bool:
-        """Return whether the whole interval of `gain` is above 0."""
+    def is_significantly_better(self) -> bool:
+        """Return whether `gain` is significantly above 0."""
         return self.gain[1] > 0
 
 
@@ -58,7 +58,7 @@ class Choice:
         reference: in-batch negatives at their best temperature.
         sentence: the answer in words.
         warnings: sentences about what limits the answer.
-        question: what the folds asked.
+        held_out: what the folds hold out, in words.
         rows: figures of each candidate.
         setting: number of samples, queries, folds, seeds, steps, batch size and learning rate.
         clusters: digest and recipe of the clusters.
@@ -69,11 +69,16 @@ class Choice:
     reference: str
     sentence: str
     warnings: tuple[str, ...]
-    question: str
+    held_out: str
     rows: tuple[Row, ...]
     setting: dict[str, Any]
     clusters: dict[str, Any]
     plugins: dict[str, Any]
+
+    @property
+    def has_significant_gain(self) -> bool:
+        """Return whether the chosen method is significantly better than in-batch negatives at their best temperature."""
+        return self.row(self.method).is_significantly_better
 
     def to_dict(self) -> dict[str, Any]:
         """Return the choice as JSON data."""
@@ -95,13 +100,13 @@ def read_choice(file: str | Path) -> Choice:
     """Read a ``choice.json``.
 
     Raises:
-        ArtifactError: the file is missing, damaged or of another format.
+        ArtifactError: the file is missing, damaged, or was written by another version.
     """
     file = Path(file)
     try:
         stored = dict(read_json(file, "json_bytes"))
         if stored.pop("format") != FORMAT:
-            raise ValueError("another version wrote it")
+            raise ValueError("another version of clip-negatives wrote it")
         rows = tuple(
             Row(**{**row, **{name: tuple(row[name]) for name in ("gain", "gain_over_baseline")}}) for row in stored.pop("rows")
         )
@@ -109,7 +114,7 @@ def read_choice(file: str | Path) -> Choice:
     except FileNotFoundError as error:
         raise ArtifactError(f"{file} does not exist. Run clip-negatives choose first.") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{file} is damaged: {error}. Run clip-negatives choose again.") from error
+        raise ArtifactError(f"{file} cannot be read: {error}. Run clip-negatives choose again.") from error
 
 
 def method_for(file: Path, manifest: Mapping[str, Any]) -> Method:
@@ -120,11 +125,12 @@ def method_for(file: Path, manifest: Mapping[str, Any]) -> Method:
     """
     choice = read_choice(file)
     if changes := differences(choice.clusters, clusters_section(manifest)):
-        fault = f"{file} was chosen for other clusters: {in_words(changes)}"
+        fault = f"The method in {file} was chosen for other clusters: {in_words(changes)}"
         raise ArtifactError(f"{fault}. Run clip-negatives choose again.")
     method = Method.parse(choice.method)
     if changes := differences({"plugins": choice.plugins}, {"plugins": plugins_of(method)}):
-        raise ArtifactError(f"{file} was chosen with other plugins: {in_words(changes)}. Run clip-negatives choose again.")
+        fault = f"The method in {file} was chosen with other plugin versions: {in_words(changes)}"
+        raise ArtifactError(f"{fault}. Run clip-negatives choose again.")
     return method
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clip_negatives.advice import argument
 from clip_negatives.choosing.menu import Candidate
-from clip_negatives.choosing.outcome import Outcome
+from clip_negatives.choosing.query_ranks import QueryRanks
 from clip_negatives.distributed.child import end_with_parent
 from clip_negatives.errors import ClipNegativesError
 from clip_negatives.heads import Fold, HeadSettings, part_of, train_heads
@@ -38,7 +38,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FoldRuns:
-    """What all runs share.
+    """Data, folds and settings that all runs share.
 
     Attributes:
         clusters: all samples, with features.
@@ -54,8 +54,8 @@ class FoldRuns:
     folds: Sequence[Fold]
     settings: HeadSettings
 
-    def outcome(self, job: Job) -> Outcome:
-        """Train heads with one thread, so that the outcome does not depend on the number of processes."""
+    def ranks(self, job: Job) -> QueryRanks:
+        """Train heads and rank the held-out queries, with one thread: the ranks must not depend on the number of processes."""
         fold = self.folds[job.fold]
         captions = [self.captions[row] for row in fold.train.tolist()]
         settings = replace(self.settings, lr=job.lr, dropout=job.candidate.dropout)
@@ -65,10 +65,10 @@ class FoldRuns:
             held_out = (self.clusters.features_of(name, "A linear head")[fold.held_out] for name in ("image", "text"))
             images, texts = heads.embed(*held_out)
             items = self.items[fold.held_out]
-            return Outcome(*(first_correct(*pair, items, items)[0] for pair in ((texts, images), (images, texts))))
+            return QueryRanks(*(first_correct(*pair, items, items)[0] for pair in ((texts, images), (images, texts))))
 
-    def outcomes(self, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-        """Yield each job and its outcome, in any order.
+    def ranks_by_job(self, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, QueryRanks]]:
+        """Yield each job and its ranks, in any order.
 
         Args:
             jobs: the runs.
@@ -76,14 +76,14 @@ class FoldRuns:
         """
         workers = min(workers, len(jobs))
         if workers <= 1:
-            yield from ((job, self.outcome(job)) for job in jobs)
+            yield from ((job, self.ranks(job)) for job in jobs)
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(PRELOADED))
         # Pickled here: multiprocessing would move the tensors to shared memory, of which containers have little.
         pool = ProcessPoolExecutor(workers, context, _begin, (pickle.dumps(self),))
         try:
-            running = {pool.submit(_outcome, job): job for job in jobs}
+            running = {pool.submit(_ranks, job): job for job in jobs}
             for done in as_completed(running):
                 yield running[done], done.result()
         except BrokenProcessPool as error:
@@ -95,12 +95,12 @@ class FoldRuns:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)
 
 
 _runs: FoldRuns | None = None  # of a worker process
@@ -114,7 +114,7 @@ def _begin(pickled: bytes) -> None:
     _runs = pickle.loads(pickled)  # noqa: S301  (written by the parent)
 
 
-def _outcome(job: Job) -> Outcome:
+def _ranks(job: Job) -> QueryRanks:
     if _runs is None:
         raise RuntimeError("the process was not prepared")
-    return _runs.outcome(job)
+    return _runs.ranks(job)

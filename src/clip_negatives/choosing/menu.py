@@ -47,7 +47,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """Candidates, the baseline first, and the methods that were left out because their plugin is not installed."""
+    """Candidates, the baseline first, and the methods that are left out because their plugin is not installed."""
 
     candidates: tuple[Candidate, ...]
     left_out: tuple[str, ...] = ()
@@ -67,8 +67,9 @@ def menu_of(methods: str | None = None) -> Menu:
     if not named:
         raise InputError("The list of methods is empty. Name methods, separated by commas.")
     texts = [text for name in named for text in (METHODS if name == "menu" else (name,))]
-    if len(set(texts)) < len(texts):
-        raise InputError(f"A method is named twice in {methods!r}. Name each method once.")
+    if repeated := next((text for place, text in enumerate(texts) if text in texts[:place]), None):
+        of_menu = f" (menu contains {', '.join(METHODS)})" if "menu" in named else ""
+        raise InputError(f"{repeated} is named twice in {methods!r}{of_menu}. Remove one.")
     left_out = tuple(text for text in METHODS if "menu" in named and not is_installed(text))
     chosen = [Method.parse(text) for text in (BASELINE, *TEMPERATURES, *texts) if text not in left_out]
     candidates = [Candidate(method) for method in dict.fromkeys(chosen)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from clip_negatives.progress import stage
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clip_negatives.checking import Check
+    from clip_negatives.checking import CheckResult
     from clip_negatives.checking.rates import Rates
     from clip_negatives.pipelines.recipe import Recipe
 
@@ -33,9 +34,20 @@ DECIDED_CLUSTERS = "clusters-decided"  # folder of the next prepare
     "clip-negatives check train.csv --decided check/suspects.csv",
 )
 @click.argument("clusters", metavar="CLUSTERS_OR_DATA")
-@click.option("--output", "-o", default="check", type=parameters.FOLDER, help="Folder of the page and of suspects.csv.")
-@click.option("--data", help="Data of the clusters: for the command to train, and for images in tars.")
-@click.option("--no-choose", "choose", is_flag=True, flag_value=False, default=True, help="Do not compare methods.")
+@click.option("--output", "-o", default="check", type=parameters.FOLDER, help="Folder of the report and of suspects.csv.")
+@click.option(
+    "--data",
+    help="Data that the clusters were prepared from. Used in the printed train command, and to show images from tars.",
+)
+@click.option(
+    "--no-choose",
+    "choose",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    show_default=False,
+    help="Skip the comparison of methods (the slowest part).",
+)
 @click.option("--suspects", default=200, type=click.IntRange(min=1), help="Maximum number of suspect pairs.")
 @parameters.workers_option
 @parameters.decided_option
@@ -59,7 +71,8 @@ def check(
 
     Encodes and clusters DATA (cached), counts false negatives, judges the features,
     compares methods on folds of the data, and lists suspect pairs. Prints the answer
-    and the command to train with; OUTPUT/index.html shows suspect pairs and a map.
+    and the command to train with. The report, OUTPUT/index.html, shows suspect pairs
+    and a map.
     """
     early.check_clusters_or_data(clusters, dataset_type)
     if data is not None:
@@ -79,16 +92,17 @@ def check(
     result = check_clusters(folder, decided=decided, choose=choose, suspects=suspects, workers=workers)
     is_data = early.is_data(clusters, dataset_type)
     lines = _next_lines(result, clusters if is_data else data, decided, options=RECIPE if is_data else ())
-    with stage("Writing the page"):
+    with stage("Writing the report"):
         written = write_check(result, output, commands=lines, source=source)
     to = console(stderr=is_stdout(json_file))
     print_answers(result.answers(), to, result.verdict.rates)
-    echo(f"Page: {written.page}", err=is_stdout(json_file))
+    echo(f"Report: {written.page}", err=is_stdout(json_file))
     if written.suspects is not None:
-        advice = "write same or different into its column decision, then use --decided"
-        echo(f"Suspect pairs: {len(result.suspects)} in {written.suspects}; {advice}", err=is_stdout(json_file))
+        decide = 'write "same" or "different" into the column "decision"'
+        run_again = f"then run the command again with --decided {shlex.quote(str(written.suspects))}"
+        echo(f"Suspect pairs ({len(result.suspects)}): {decide}, {run_again}.", err=is_stdout(json_file))
     if written.missing:
-        echo(f"{written.missing} images could not be read.", err=True)
+        echo(f"{written.missing} images could not be read; the report shows the pairs without them.", err=True)
     write_json(json_file, {**result.to_dict(), "commands": lines})
     for line in lines:
         show_line(line)
@@ -117,7 +131,7 @@ def _print_rates(rates: Rates, to: Console) -> None:
     table = Table("batch", box=SIMPLE_HEAD, pad_edge=False)
     for rate in rates.kinds:
         table.add_column(f"{rate.kind}{' (estimate)' * rate.is_estimate}", justify="right")
-    table.add_column("any" if rates.all.is_estimate else "group or text", justify="right")
+    table.add_column(rates.headline_column, justify="right")
     for size in rates.batch_sizes:
         table.add_row(f"{size:,}", *(f"{rate.per_anchor(size):.2f}" for rate in (*rates.kinds, rates.all)))
     to.print(Padding(table, (0, 0, 0, 2), expand=False))
@@ -127,7 +141,7 @@ def _print_rates(rates: Rates, to: Console) -> None:
         to.print(Padding(Text(left_out), (0, 0, 0, 2), expand=False))
 
 
-def _next_lines(result: Check, known_data: str | None, decided: Path | None, options: tuple[str, ...]) -> list[str]:
+def _next_lines(result: CheckResult, known_data: str | None, decided: Path | None, options: tuple[str, ...]) -> list[str]:
     """Return the commands to run next: to train, after preparing clusters with the decisions, if there are any."""
     data = known_data or TRAIN_DATA
     folder: Path | str = result.folder.path

@@ -36,14 +36,20 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
 )
 @click.argument("clusters", metavar="CLUSTERS_OR_DATA")
 @click.option("--output", "-o", type=parameters.FOLDER, help="Folder of the choice.  [default: choice/ in the clusters folder]")
-@click.option("--methods", type=METHODS, help="Methods, separated by commas.  [default: menu]")
+@click.option(
+    "--methods",
+    type=METHODS,
+    help="Methods, separated by commas; menu stands for the default list. In-batch negatives and controls are always added.  "
+    "[default: menu]",
+)
 @click.option(
     "--fold-by",
-    help="What is held out: group, near-duplicates, or a column of the data.  [default: group if known, else near-duplicates]",
+    help="What is held out: group, near-duplicates, or a column of the data.  [default: group if at least half of the samples "
+    "have one, else near-duplicates]",
 )
 @click.option("--data", help="Data of the clusters. Needed if --fold-by names a column.")
 @click.option("--folds", default=3, type=click.IntRange(min=2), help="Number of folds.")
-@click.option("--seeds", default=1, type=click.IntRange(min=1), help="Runs of each candidate on each fold.")
+@click.option("--seeds", default=1, type=click.IntRange(min=1), help="Runs of each method on each fold.")
 @click.option("--batch-size", default=512, type=click.IntRange(min=2), help="Maximum batch size.")
 @click.option("--steps", default=250, type=click.IntRange(min=1), help="Steps of a run.")
 @parameters.workers_option
@@ -114,19 +120,19 @@ def _values(folder: ClustersFolder, location: str, dataset_type: str, columns: C
 
 
 def _print(choice: Choice, to: Console) -> None:
-    """Print the answer, the table of candidates, and what limits the answer."""
+    """Print the answer, the table of methods, and what limits the answer."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     to.print(choice.sentence, style="bold")
     setting = choice.setting
     to.print(
-        f"Held out: {choice.question}. {setting['n_queries']:,} queries in {setting['folds']} folds, {setting['seeds']} "
+        f"Held out: {choice.held_out}. {setting['n_queries']:,} queries in {setting['folds']} folds, {setting['seeds']} "
         f"seed{'s' * (setting['seeds'] > 1)}, batches of {setting['batch_size']}."
     )
-    title = f"Figures in %. Gain in MRR over {choice.reference}, with 95 % intervals that hold together"
+    title = f"Figures in %. Gain in MRR over {choice.reference}, with simultaneous 95 % confidence intervals"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("candidate", max_width=NAME_WIDTH, overflow="fold")
+    table.add_column("method", max_width=NAME_WIDTH, overflow="fold")
     for column in ("MRR", "Rank@1", "Rank@10", "gain"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in choice.rows:

@@ -1,4 +1,4 @@
-"""The next command to run, which a command prints as its last line on stderr.
+"""The next command to run, which a command prints last, on stderr. `check --decided` prints two.
 
 Each command calls `show_next` at its end, so a search for ``show_next(`` lists what follows each command. `TRAIN_DATA`,
 `TEST_DATA` and `TARS` stand for data that the command does not know.

@@ -96,7 +96,8 @@ workers_option = click.option(
     "--workers",
     default=lambda: min(usable_cores(), MAX_WORKERS),
     type=click.IntRange(min=1),
-    help="Processes that compare methods, each with one core.  [default: the number of cores, at most 8]",
+    show_default=f"the number of cores, at most {MAX_WORKERS}",
+    help="Processes that compare methods, each with one core.",
 )
 decided_option = click.option(
     "--decided", type=FILE, help="The suspects.csv of `check`, with your decisions: same pairs become one group."

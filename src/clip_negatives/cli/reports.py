@@ -102,7 +102,7 @@ def inspect(
     with stage("Writing the report"):
         written = write_inspection(folder, output, source=source, batch_size=batch_size, seed=recipe.seed, **options)
     missing = f", {written.missing} images unreadable" if written.missing else ""
-    echo(f"{written.page}: {written.size / 1e6:.1f} MB, {written.pictures} samples shown{missing}")
+    echo(f"Report: {written.page} ({written.size / 1e6:.1f} MB), {written.pictures} samples shown{missing}")
     _show_training(folder, clusters if early.is_data(clusters, dataset_type) else None, clusters, data)
 
 

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from clip_negatives.cli import early, parameters
 from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, TRAIN_DATA, show_next, without_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
-from clip_negatives.compare.methods import CONTROL, HELD, QUICK_METHODS
+from clip_negatives.compare.methods import CONTROL, FIXED_TEMPERATURE, QUICK_METHODS
 from clip_negatives.compare.methods import METHODS as DEFAULT_METHODS
 from clip_negatives.errors import InputError
 from clip_negatives.host.method import NAMED, Method
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 METHOD_HELP = """\b
 Methods:
   in_batch           in-batch negatives: the baseline, always included
-  in_batch@0.1       the same at a held temperature, always included
+  in_batch@0.1       the same at a fixed temperature, always included
   random_reduction   removes random pairs: the control, always included
   default            the default sampler and weighting
   paper              the method of the paper
   SAMPLER            a sampler with uniform weights
   WEIGHTING          a weighting with in-batch sampling
   SAMPLER+WEIGHTING  both
-Options: NAME:key=value,...  METHOD@0.1 fixes the temperature at 0.1.
+Options: NAME:key=value,...  METHOD@0.1 trains at a fixed temperature of 0.1.
 """
 CHOSEN = "chosen"  # value of --method
 METHOD = parameters.PluginName("negative_sampler", "loss_weighting", extra_names=(*NAMED, CHOSEN))
@@ -126,9 +126,9 @@ def _show_comparison(arguments: tuple[str, ...]) -> None:
 @click.option("--seeds", type=int, help="Runs per method.  [default: 3; with --quick 2]")
 @click.option(
     "--temperatures",
-    default=f"{HELD:g}",
-    help="Temperature of in_batch at a held temperature. The best of several, such as 0.05,0.07,0.1,0.14, is chosen on "
-    "validation pairs, held out of the training data.",
+    default=f"{FIXED_TEMPERATURE:g}",
+    help="Fixed temperature of the second baseline, in_batch@T. With several values, such as 0.05,0.07,0.1,0.14, the best on "
+    "validation pairs (10 % of the training data, at most 2,000) is used.",
 )
 @click.option("--tune-lr", is_flag=True, help="Choose the learning rate of in_batch on validation pairs; all methods use it.")
 @click.option("--output", default="compare", type=parameters.FOLDER, help="Folder for runs, results and plot.")

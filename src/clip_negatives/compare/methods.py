@@ -18,8 +18,8 @@ METHODS = "default,paper"
 QUICK_METHODS = "default,one_cluster+uniform"
 """Batches from one image cluster are known to hurt on the catalogue, so that even a short comparison shows a difference."""
 
-HELD = 0.1
-"""The default temperature of the second baseline, `in_batch` with a held temperature.
+FIXED_TEMPERATURE = 0.1
+"""The default temperature of the second baseline, `in_batch` with a fixed temperature.
 
 It was the best of 0.05, 0.07, 0.1 and 0.14 on the mean of four data sets. To choose it on the data themselves takes a run for
 each candidate.
@@ -54,11 +54,11 @@ def parse_methods(text: str, temperature: float | None = None) -> dict[str, Meth
         method.check_fixed_temperature(f"Write {name}@0.1")
     if temperature is None:
         return methods
-    held = Method(BASELINE, temperature=temperature, weighting=methods[BASELINE].weighting)
-    rest = {name: method for name, method in methods.items() if name != BASELINE and method != held}
-    return {BASELINE: methods[BASELINE], str(held): held, **rest}
+    fixed = Method(BASELINE, temperature=temperature, weighting=methods[BASELINE].weighting)
+    rest = {name: method for name, method in methods.items() if name != BASELINE and method != fixed}
+    return {BASELINE: methods[BASELINE], str(fixed): fixed, **rest}
 
 
-def held_baseline(names: Iterable[str]) -> str | None:
+def fixed_baseline(names: Iterable[str]) -> str | None:
     """Return the name of the second baseline among the names of all methods, the first one; None if there is none."""
     return next((name for name in names if name.startswith(f"{BASELINE}@")), None)

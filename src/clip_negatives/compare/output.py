@@ -44,7 +44,7 @@ def results_table(comparison: Comparison) -> Table:
     reused = comparison.setting["runs_reused"]
     table = Table(
         title=f"Text to image, in %, {seeds} seeds, {queries:,} queries",
-        caption=f"Gain in MRR over {BASELINE}, with an interval that holds for all rows together in 95 % of comparisons. "
+        caption=f"Gain in MRR over {BASELINE}, with simultaneous 95 % confidence intervals. "
         f"{reused} of {len(comparison.runs)} runs were reused.",
         box=box.SIMPLE_HEAD,
         pad_edge=False,

@@ -1,4 +1,4 @@
-"""The outcome of a comparison: runs, their summaries, and gains over the baseline."""
+"""Result of a comparison: runs, their summaries, and gains over the baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_negatives.compare.methods import BASELINE, held_baseline
+from clip_negatives.compare.methods import BASELINE, fixed_baseline
 from clip_negatives.compare.queries import Queries
 from clip_negatives.compare.verdict import verdict
 from clip_negatives.metrics.statistics import Gain, gains, hits, reciprocal
@@ -41,7 +41,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean difference to the baseline, with an interval that holds for all methods together (None for a single seed)."""
+    """Mean difference to the baseline, with an simultaneous 95 % confidence interval (None for a single seed)."""
 
     mean: float
     low: float | None
@@ -58,7 +58,7 @@ class Comparison:
         summaries: mean and spread of each figure, by method.
         differences: difference of MRR and Rank@k to the baseline, by method and figure.
         gains: relative gain in MRR, text to image, over the baseline, by method.
-        gains_over_held: the same over the baseline with a held temperature; empty without this baseline.
+        gains_over_fixed: the same over the baseline with a fixed temperature; empty without this baseline.
         verdict: the result in a few sentences.
     """
 
@@ -67,7 +67,7 @@ class Comparison:
     summaries: dict[str, dict[str, Summary]]
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
     gains: dict[str, Gain] = field(default_factory=dict)
-    gains_over_held: dict[str, Gain] = field(default_factory=dict)
+    gains_over_fixed: dict[str, Gain] = field(default_factory=dict)
     verdict: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,11 +90,11 @@ def summarised(
             differences[name][figure] = Difference(result.estimate, result.low, result.high)
     scores = _scores(answers, "text_to_image_mrr")
     over_baseline = gains(scores, BASELINE, items)
-    held, over_held = held_baseline(names), {}
-    if held is not None:
-        over_held = gains({name: values for name, values in scores.items() if name != BASELINE}, held, items)
-    sentence = verdict(over_baseline, over_held, held, len(answers[BASELINE]), len(set(items.tolist())))
-    return Comparison(setting, runs, summaries, differences, over_baseline, over_held, sentence)
+    fixed, over_fixed = fixed_baseline(names), {}
+    if fixed is not None:
+        over_fixed = gains({name: values for name, values in scores.items() if name != BASELINE}, fixed, items)
+    sentence = verdict(over_baseline, over_fixed, fixed, len(answers[BASELINE]), len(set(items.tolist())))
+    return Comparison(setting, runs, summaries, differences, over_baseline, over_fixed, sentence)
 
 
 def read_run(file: Path) -> tuple[Record, dict[str, Any]] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from clip_negatives.advice import argument
 from clip_negatives.compare.arguments import check_paths, open_described, resolve_data, with_defaults
-from clip_negatives.compare.methods import HELD, METHODS, QUICK_METHODS, parse_methods
+from clip_negatives.compare.methods import FIXED_TEMPERATURE, METHODS, QUICK_METHODS, parse_methods
 from clip_negatives.compare.queries import Queries, read_queries
 from clip_negatives.compare.results import Comparison, summarised
 from clip_negatives.compare.reuse import OnRun, finished
@@ -45,7 +45,7 @@ def compare(
     test_data: str | None = None,
     recipe: Recipe | None = None,
     arguments: Sequence[str] = (),
-    temperatures: Sequence[float] = (HELD,),
+    temperatures: Sequence[float] = (FIXED_TEMPERATURE,),
     tune_lr: bool = False,
     on_run: OnRun | None = None,
 ) -> Comparison:
@@ -64,7 +64,7 @@ def compare(
         recipe: encoders, clusterers and group column; without a group column, equal texts are correct pairs.
         arguments: further arguments of open_clip_train. The tiny model has settings of its own; every other model has
             open_clip's defaults.
-        temperatures: temperature of the second baseline, `in_batch` with a held temperature. The best of several is chosen on
+        temperatures: temperature of the second baseline, `in_batch` with a fixed temperature. The best of several is chosen on
             validation pairs, held out of the training data. Empty: no second baseline.
         tune_lr: choose the learning rate of the baseline on validation pairs, and use it for all methods.
         on_run: called before each run with its job, its number, the number of runs, and "new", "reused" or
@@ -95,10 +95,10 @@ def compare(
         by_choice = {choice.name: choice.value for choice in choices}
         if "lr" in by_choice:
             line = [*line, "--lr", f"{by_choice['lr']:g}"]
-        held = by_choice.get("temperature", temperatures[0] if temperatures else None)
+        fixed = by_choice.get("temperature", temperatures[0] if temperatures else None)
         settings = effective(line, arguments, quick=quick, tuned=list(by_choice))
         tuning = {"settings": [setting._asdict() for setting in settings], "tuning": [asdict(choice) for choice in choices]}
-        comparison = study.run(parse_methods(methods, held), line, tuning)
+        comparison = study.run(parse_methods(methods, fixed), line, tuning)
         with replaced_file(output / "results.json") as file:
             file.write_text(json.dumps(comparison.to_dict(), indent=2) + "\n")
         return comparison

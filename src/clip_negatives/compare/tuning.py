@@ -1,4 +1,4 @@
-"""Choose the learning rate, or the held temperature, of the baseline on validation pairs, held out of the training data."""
+"""Choose the learning rate, or the fixed temperature, of the baseline on validation pairs, held out of the training data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Tuned:
         edge = (
             " It is the first or last candidate: a better one may lie outside." if self.value in (values[0], values[-1]) else ""
         )
-        words = {"lr": "learning rate", "temperature": "held temperature"}[self.name]
+        words = {"lr": "learning rate", "temperature": "fixed temperature"}[self.name]
         return f"The {words} {self.value:g} has the best MRR of {BASELINE} on {self.pairs:,} validation pairs ({scores}).{edge}"
 
 

@@ -1,7 +1,7 @@
-"""The file of suspect pairs, in which the user decides whether two samples show the same: written by `check`, read back later.
+"""The file of suspect pairs, in which the user decides whether two samples show the same. `check` writes it and reads it.
 
 A row names two samples by row number, key and text (and image path, if known). The user writes ``same`` or ``different`` into
-the column `decision`. The file is refused if its rows are not those of the data.
+the column `decision`. A row that does not match the data is an error.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ IDENTITY = ("row", "key", "text", "image")  # columns of each sample, with the e
 FIGURES = ("image_similarity", "text_similarity", "agreement", "lift")
 REQUIRED = tuple(f"{name}_{side}" for name in IDENTITY for side in "ab")
 COLUMNS = ("decision", "why", *FIGURES, *REQUIRED)
+SAME_DATA = "Use the same data, in the same order, as the check that wrote this file."
 FORMULA = "=+-@\t\r"  # a spreadsheet would run a cell that begins with one of these characters
 
 
@@ -56,7 +57,7 @@ class Decisions:
 
     Attributes:
         same: pairs that show the same.
-        different: pairs that do not.
+        different: pairs that show something different.
         rows: the rows of the file that have a decision.
     """
 
@@ -78,7 +79,7 @@ def read_decisions(file: str | Path, samples: Samples) -> Decisions:
     """Read the decisions in a file of suspect pairs.
 
     Raises:
-        DataError: the file cannot be read, has no decision, a wrong one, or rows that are not of these samples.
+        DataError: the file cannot be read, has no decision or an unknown one, or has rows that do not match these samples.
     """
     rows = _rows(Path(file))
     pairs: dict[tuple[int, int], tuple[str, int]] = {}
@@ -87,18 +88,21 @@ def read_decisions(file: str | Path, samples: Samples) -> Decisions:
         where = f"{file}, row {number} below its header"
         decision = row["decision"].strip().lower()
         if decision not in ("", SAME, DIFFERENT):
-            raise DataError(f"{where}: the decision is {decision!r}. Write same, different, or nothing.")
+            raise DataError(f'{where}: the decision is {decision!r}. Write "same" or "different", or leave it empty.')
         if not decision:
             continue
         pair = tuple(sorted(_sample(row, side, samples, where) for side in "ab"))
         if pair[0] == pair[1]:
-            raise DataError(f"{where}: both samples are the same sample. Remove the row.")
-        before = pairs.setdefault((pair[0], pair[1]), (decision, number))
-        if before[0] != decision:
-            raise DataError(f"{where}: the decision is {decision}, but {before[0]} in row {before[1]}. Correct one of the two.")
+            raise DataError(f"{where}: row_a and row_b are the same sample. Remove this row.")
+        earlier, earlier_row = pairs.setdefault((pair[0], pair[1]), (decision, number))
+        if earlier != decision:
+            raise DataError(
+                f'{where}: the decision is "{decision}", but row {earlier_row} has "{earlier}" for the same pair. Change one '
+                "of the two."
+            )
         decided.append(row)
     if not decided:
-        raise DataError(f"{file} has no decision. Write same or different into its column decision.")
+        raise DataError(f'{file} has no decision. Write "same" or "different" into its column "decision".')
     return Decisions(
         tuple(pair for pair, (decision, _) in pairs.items() if decision == SAME),
         tuple(pair for pair, (decision, _) in pairs.items() if decision == DIFFERENT),
@@ -131,10 +135,10 @@ def with_decisions(pairs: TablePairs | TarPairs, file: str | Path) -> TablePairs
 
 
 def joined_groups(decisions: Decisions, groups: Sequence[str] | None, n_samples: int) -> list[str]:
-    """Return the group of each sample, after the groups of all pairs that are the same were joined; "" without a group.
+    """Return the group of each sample, with the groups of all "same" pairs joined; "" is a sample without a group.
 
     Raises:
-        DataError: two samples are decided to be different, and are in one group.
+        DataError: two samples are marked "different", but are in one group.
     """
     names = list(groups) if groups is not None else [""] * n_samples
     parent: dict[str | int, str | int] = {}
@@ -153,8 +157,9 @@ def joined_groups(decisions: Decisions, groups: Sequence[str] | None, n_samples:
     for left, right in decisions.different:
         if group_of(left) == group_of(right):
             raise DataError(
-                f"The samples in rows {left} and {right} are decided to be different, but other decisions or the groups of the "
-                f"data make them the same. Correct one of them in {argument('decided')}."
+                f'Rows {left} and {right} of the data (counted from 0) are marked "different" in {argument("decided")}, but '
+                "other decisions or the group column put them into one group. Change the decision, or the decisions that join "
+                "them."
             )
     members = {sample for pair in decisions.same for sample in pair}
     joined = []
@@ -178,7 +183,7 @@ def _rows(file: Path) -> list[dict[str, str]]:
         raise DataError(f"{file} cannot be read as a csv file: {error}. Save it as a csv file again.") from error
     names = list(reader.fieldnames or ())
     if missing := [name for name in ("decision", *REQUIRED) if name not in names]:
-        raise DataError(f"{file} has no column {missing[0]}. Use the suspects.csv that clip-negatives check wrote.")
+        raise DataError(f'{file} has no column "{missing[0]}". Use the suspects.csv that clip-negatives check wrote.')
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise DataError(
@@ -192,16 +197,13 @@ def _sample(row: Mapping[str, str], side: str, samples: Samples, where: str) -> 
     text = row[f"row_{side}"].strip().removesuffix(".0")
     sample = int(text) if text.isdecimal() else -1
     if not 0 <= sample < len(samples.keys):
-        raise DataError(
-            f"{where}: row_{side} is {text!r}, not a row of the data (0 .. {len(samples.keys) - 1}). Name the data that were "
-            "checked."
-        )
+        raise DataError(f"{where}: row_{side} is {text!r}, not a row of the data (0 .. {len(samples.keys) - 1}). {SAME_DATA}")
     expected = samples.row(sample, side)
     for name in IDENTITY[1:]:
         if _compared(row[f"{name}_{side}"]) != _compared(expected[f"{name}_{side}"]):
             raise DataError(
                 f"{where}: {name}_{side} is {row[f'{name}_{side}']!r}, but row {sample} of the data has "
-                f"{expected[f'{name}_{side}']!r}. Name the data that were checked, in the same order."
+                f"{expected[f'{name}_{side}']!r}. {SAME_DATA}"
             )
     return sample
 

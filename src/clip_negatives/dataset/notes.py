@@ -21,7 +21,7 @@ SENTENCES = {
 
 KEY = "clip-negatives"  # entry of `PIL.Image.Image.info` with the kinds of notes
 ORIENTATION = 274  # tag of EXIF
-LEAST_SHARE = 0.01  # least share of transparent pixels
+MIN_SHARE = 0.01  # least share of transparent pixels
 
 Summary = dict[str, list[Any]]  # by kind: number of samples, name of the first one, and its detail
 
@@ -107,7 +107,7 @@ def _is_transparent(image: Image.Image) -> bool:
     if image.mode not in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
     hidden = sum(image.getchannel("A").histogram()[:128])
-    return hidden > LEAST_SHARE * image.width * image.height
+    return hidden > MIN_SHARE * image.width * image.height
 
 
 def _is_turned(image: Image.Image) -> bool:

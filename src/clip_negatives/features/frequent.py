@@ -15,7 +15,7 @@ from clip_negatives.features.assembly import evenly
 from clip_negatives.features.store import PartStore
 from clip_negatives.storage.manifest import SAMPLES
 
-LEAST_SHARE, LEAST_COUNT = 0.01, 10  # of samples with one image
+MIN_SHARE, MIN_COUNT = 0.01, 10  # of samples with one image
 LOOKED_AT = 20_000  # least number of evenly spaced samples that are searched for frequent images
 SHOWN, DIGEST_BYTES = 3, 16
 
@@ -31,7 +31,7 @@ class Frequent(NamedTuple):
 def frequent_images(store: PartStore, counts: dict[str, int]) -> list[str]:
     """Return a sentence for each frequent image; an image is not frequent if its samples have few different texts."""
     n = sum(counts.values())
-    least = max(LEAST_COUNT, LEAST_SHARE * n)
+    least = max(MIN_COUNT, MIN_SHARE * n)
     places = evenly(counts, LOOKED_AT)
     looked_at = Counter(row for digest, start, step in places for row in _rows(store, digest, start, step))
     # Half of the expected number is enough: the count varies, because only one in `step` samples is searched.

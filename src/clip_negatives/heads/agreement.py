@@ -12,9 +12,9 @@ from clip_negatives.clustering.neighbours import nearest_clusters
 from clip_negatives.errors import InputError
 
 NEIGHBOURS = 128  # nearest samples of each modality that are compared
-AGREEMENT, POWER = 0.5, 4.0  # near-duplicates: (image cosine x text cosine)^POWER above AGREEMENT
-LEAST_AGREEMENT = 0.05  # of a suspect pair
-USUAL_LIFT = 16.0  # of samples that are alike, but not the same; chosen on one data set
+MIN_DUPLICATE_AGREEMENT, AGREEMENT_EXPONENT = 0.5, 4.0  # of near-duplicates: (image cosine x text cosine)^4 above 0.5
+MIN_SUSPECT_AGREEMENT = 0.05  # of a suspect pair
+LIFT_OF_UNRELATED_PAIRS = 16.0  # of samples that are similar, but do not show the same; chosen on one data set
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +26,8 @@ class SimilarPairs:
         right: the other sample, int64.
         image: cosine of the centred image features, float32.
         text: cosine of the centred text features, float32.
-        lift: how many times as frequent pairs with these two ranks are as by chance, float32; see `Neighbourhoods.pairs`.
+        lift: number of pairs with these two neighbour ranks, divided by the number expected by chance, float32; see
+            `Neighbourhoods.pairs`.
     """
 
     left: Tensor
@@ -41,13 +42,13 @@ class SimilarPairs:
 
     @property
     def agreement(self) -> Tensor:
-        """Return ``([image]+ [text]+) ** POWER``, 0 .. 1, float32."""
-        return (self.image.clamp(min=0) * self.text.clamp(min=0)) ** POWER
+        """Return ``([image]+ [text]+) ** AGREEMENT_EXPONENT``, 0 .. 1, float32."""
+        return (self.image.clamp(min=0) * self.text.clamp(min=0)) ** AGREEMENT_EXPONENT
 
     @property
-    def suspicion(self) -> Tensor:
+    def duplicate_probability(self) -> Tensor:
         """Return ``(1 - 16 / lift)+`` where the agreement is above 0.05, else 0: about the probability of a near-duplicate."""
-        return (1 - USUAL_LIFT / self.lift).clamp(min=0) * (self.agreement > LEAST_AGREEMENT)
+        return (1 - LIFT_OF_UNRELATED_PAIRS / self.lift).clamp(min=0) * (self.agreement > MIN_SUSPECT_AGREEMENT)
 
     def take(self, places: Tensor) -> SimilarPairs:
         """Return the pairs at these places, or those of a mask."""

@@ -1,4 +1,4 @@
-"""Folds of a data set: each part of the samples is held out once, and heads are trained on the others."""
+"""Folds of a data set: each part of the samples is held out once, and heads are trained on the rest."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from clip_negatives.advice import argument
 from clip_negatives.clustering.similarity import similarities
 from clip_negatives.errors import InputError
-from clip_negatives.heads.agreement import AGREEMENT, Neighbourhoods
+from clip_negatives.heads.agreement import MIN_DUPLICATE_AGREEMENT, Neighbourhoods
 from clip_negatives.interfaces import Clustering, Clusters
 
-LARGEST_SHARE = 0.5  # of the samples in one component; a larger one leaves too little to train on
+MAX_SHARE = 0.5  # of the samples in one component: holding out more leaves too little to train on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,19 +43,24 @@ def folds_of(components: Tensor, n_folds: int, seed: int = 0) -> list[Fold]:
         seed: seed of the order.
 
     Raises:
-        InputError: there are fewer components than folds, or one of them has more than `LARGEST_SHARE` of the samples.
+        InputError: there are fewer components than folds, or one of them has more than `MAX_SHARE` of the samples.
     """
     _, places, counts = components.unique(return_inverse=True, return_counts=True)
     if len(counts) < 2:
         raise InputError(
-            f"All samples are in one group, so none can be held out. Use {argument('fold_by')} with another column."
+            f"All samples are in one group (or are near-duplicates), so none can be held out. Use {argument('fold_by')} with "
+            "a column that has several values."
         )
-    if not 2 <= n_folds <= len(counts):
-        raise InputError(f"The number of folds must be within 2 .. {len(counts)}, the number of groups, got {n_folds}.")
-    if counts.max() > LARGEST_SHARE * len(components):
+    if counts.max() > MAX_SHARE * len(components):
         share = float(counts.max()) / len(components)
         raise InputError(
-            f"One group has {share:.0%} of the samples, too many for folds. Use {argument('fold_by')} with another column."
+            f"One group of samples (or near-duplicates) that must stay together has {100 * share:.0f} % of the data, too much "
+            f"to hold out. Use {argument('fold_by')} with a column that has smaller groups."
+        )
+    if not 2 <= n_folds <= len(counts):
+        raise InputError(
+            f"{argument('folds')} must be 2 .. {len(counts)}, because the data have only {len(counts)} groups to hold out; got "
+            f"{n_folds}."
         )
     order = torch.randperm(len(counts), generator=torch.Generator().manual_seed(seed))
     order = order[counts[order].argsort(descending=True, stable=True)]
@@ -73,7 +78,8 @@ def near_duplicates(image_features: Tensor, text_features: Tensor) -> Tensor:
 
     Features are centred: the mean of the data is subtracted, then they get unit norm. Two samples are near-duplicates if one
     is among the `NEIGHBOURS` nearest of the other, both by image and by text, and
-    ``([x_i . x_j]+ [y_i . y_j]+) ** POWER > AGREEMENT``. Samples that a chain of near-duplicates connects are one component.
+    ``([x_i . x_j]+ [y_i . y_j]+) ** AGREEMENT_EXPONENT > MIN_DUPLICATE_AGREEMENT``. Samples that a chain of near-duplicates
+    connects are one component.
 
     Args:
         image_features: shape (N, D_image).
@@ -83,7 +89,7 @@ def near_duplicates(image_features: Tensor, text_features: Tensor) -> Tensor:
     if n < 2:
         return torch.zeros(n, dtype=torch.int64)
     pairs = Neighbourhoods.of(image_features, text_features).pairs()
-    pairs = pairs.take(pairs.agreement > AGREEMENT)
+    pairs = pairs.take(pairs.agreement > MIN_DUPLICATE_AGREEMENT)
     return components(n, pairs.left, pairs.right)
 
 

@@ -25,7 +25,7 @@ OnStep = Callable[[int, LinearHeads], None]  # called with the number of finishe
 
 @dataclass(frozen=True)  # no slots, so that `HeadSettings.steps` is the default value
 class HeadSettings:
-    """How heads are trained: AdamW with a one-cycle learning rate.
+    """Settings of a training of heads: AdamW with a one-cycle learning rate.
 
     Attributes:
         lr: highest learning rate.

@@ -63,7 +63,7 @@ def hits(ranks: ArrayLike, k: int) -> Scores:
 def gains(
     scores: Mapping[str, ArrayLike], baseline: str, groups: ArrayLike | None = None, *, relative: bool = True
 ) -> dict[str, Gain]:
-    """Return the gain of each method over `baseline`, with intervals that hold for all methods together.
+    """Return the gain of each method over `baseline`, with simultaneous confidence intervals.
 
     Seeds and queries are both random. The standard error of a gain has a part of the queries and a part of the seeds. With two
     or three seeds, one method alone tells too little about the part of the seeds, so it is pooled over the methods: it is the
@@ -107,10 +107,10 @@ def gains(
     differences = np.stack([deviations[name] - deviations[baseline] for name in names])
     residual = _residual(np.stack([values.mean(axis=1) for values in deviations.values()]))
     variances = [_variance(difference, residual, len(names)) for difference in differences]
-    critical = _critical(differences, residual, min(variance.degrees(seeds, queries) for variance in variances))
+    critical = _critical(differences, residual, min(variance.degrees_of_freedom(seeds, queries) for variance in variances))
     result = {}
     for name, variance in zip(names, variances, strict=True):
-        half = critical * variance.error(seeds, queries)
+        half = critical * variance.standard_error(seeds, queries)
         if relative:
             log = math.log(means[name] / means[baseline])
             ends = math.expm1(log - half), math.expm1(log + half)
@@ -162,8 +162,10 @@ def _variance(difference: Scores, residual: float, methods: int) -> Variance:
     seeds, queries = difference.shape
     by_query = float(difference.mean(axis=0).var(ddof=1))
     centred = difference - difference.mean(axis=1, keepdims=True) - difference.mean(axis=0)
-    rest = float((centred**2).sum() / ((seeds - 1) * (queries - 1)))
-    return Variance(max(0.0, 2 * residual - rest / queries), max(0.0, by_query - rest / seeds), rest, methods)
+    interaction = float((centred**2).sum() / ((seeds - 1) * (queries - 1)))
+    return Variance(
+        max(0.0, 2 * residual - interaction / queries), max(0.0, by_query - interaction / seeds), interaction, methods
+    )
 
 
 def _critical(differences: Scores, residual: float, degrees: float) -> float:

@@ -1,4 +1,4 @@
-"""Report on a choice: the answer, a plot of the gains, and the table of all candidates."""
+"""Report on a choice: the answer, a plot of the gains, and the table of all methods."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ def write_choice_page(choice: Choice, folder: str | Path) -> Path:
         ArtifactError: the report cannot be written.
     """
     file = Path(folder).absolute() / NAME
-    html = render("choice.html.j2", choice=choice, album=Album({}, None), plot=_gains(choice), table=_candidates(choice))
+    html = render("choice.html.j2", choice=choice, album=Album({}, None), plot=_gains(choice), table=_methods(choice))
     with replaced_file(file) as partial:
         partial.write_text(html, encoding="utf-8")
     return file
 
 
 def _gains(choice: Choice) -> Plot:
-    """Return a plot of the gain in MRR of each candidate."""
+    """Return a plot of the gain in MRR of each method."""
     estimates = {}
     for row in choice.rows:
         gain, low, high = (100 * value for value in row.gain)
         estimates[row.name] = Estimate(gain, low, high, runs=())
-    note = "Dot: mean over folds and seeds; bar: 95 % interval. All intervals hold at the same time."
+    note = "Dot: mean over folds and seeds; bar: simultaneous 95 % confidence interval."
     return intervals(f"Gain in MRR over {choice.reference}", {"gain": estimates}, note, "% of the MRR", signed=True)
 
 
-def _candidates(choice: Choice) -> Table:
-    """Return the figures of all candidates."""
+def _methods(choice: Choice) -> Table:
+    """Return the figures of all methods."""
     gained = f"gain over {choice.reference}", "gain over in_batch"
-    columns = ("candidate", gained[0], "MRR", "Rank@1", "Rank@10", "MRR, image to text", gained[1])
+    columns = ("method", gained[0], "MRR", "Rank@1", "Rank@10", "MRR, image to text", gained[1])
     rows = [
         (
             f"{row.name} (control)" if row.is_control else row.name,
@@ -49,7 +49,7 @@ def _candidates(choice: Choice) -> Table:
         )
         for row in choice.rows
     ]
-    return Table("All candidates, in %; a gain is of the MRR, text to image", columns, rows)
+    return Table("All methods, in %; a gain is of the MRR, text to image", columns, rows)
 
 
 def _interval(gain: tuple[float, float, float]) -> str:

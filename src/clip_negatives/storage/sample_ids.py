@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+MIN_GROUP_COVERAGE = 0.5  # share of the samples with a group, from which groups are used
 MISSING_TEXT = "nan"  # open_clip trains on this text if a row of a table has no text
 
 
@@ -27,6 +28,14 @@ def text_ids(samples: pa.Table) -> Tensor:
 def group_ids(samples: pa.Table) -> Tensor | None:
     """Return an id for each group of a table of samples, int64, shape (N,), or None without groups; see `integer_ids`."""
     return integer_ids(samples["group"]) if "group" in samples.column_names else None
+
+
+def group_coverage(samples: pa.Table) -> float:
+    """Return the share of the samples of a table that have a group, 0 .. 1; 0 without groups."""
+    if "group" not in samples.column_names:
+        return 0.0
+    has_group = pc.not_equal(pc.fill_null(samples["group"], ""), "")
+    return float(pc.mean(has_group.cast(pa.float64())).as_py() or 0.0)
 
 
 def integer_ids(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The page of `check`: the verdict, suspect pairs, and a map of the data."""
+"""The report of `check`: the verdict, suspect pairs, and a map of the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_negatives.checking import Check
+from clip_negatives.checking import CheckResult
 from clip_negatives.checking.suspects import rows_of, samples_of
 from clip_negatives.dataset import TablePairs, TarPairs
 from clip_negatives.dataset.decided import suspects_text
@@ -20,7 +20,7 @@ SIDE = 192  # longer side of a picture in pixels
 
 
 class Written(NamedTuple):
-    """The files of a check: the page, the file of suspect pairs (None without any), and how many images are unreadable."""
+    """Files of a check: the page, the file of suspect pairs (None without pairs), and the number of unreadable images."""
 
     page: Path
     suspects: Path | None
@@ -28,13 +28,13 @@ class Written(NamedTuple):
 
 
 def write_check(
-    check: Check,
+    check: CheckResult,
     output: str | Path,
     *,
     commands: Sequence[str] = (),
     source: TablePairs | TarPairs | None = None,
 ) -> Written:
-    """Write the page and the file of suspect pairs, atomically.
+    """Write the report and the file of suspect pairs, atomically.
 
     The file has the decisions that were used too. A file of suspect pairs that the user changed is kept: the new one then has
     another name.

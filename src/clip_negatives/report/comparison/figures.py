@@ -54,7 +54,7 @@ def ranks(comparison: Comparison) -> list[Plot]:
 def gains(comparison: Comparison) -> tuple[Plot | None, list[Table]]:
     """Return a plot of the gain in MRR with intervals, and tables of the gains and of the differences of all scores."""
     rows = [(name, with_minus(str(gain))) for name, gain in comparison.gains.items()]
-    note = "Dot: gain; bar: interval. The intervals hold for all methods together in 95 % of comparisons."
+    note = "Dot: gain; bar: simultaneous 95 % confidence interval."
     if not rows:
         return None, []
     table = Table(f"Gain in MRR over {BASELINE}, text to image", ("method", "gain [95 %]"), rows)
@@ -62,10 +62,10 @@ def gains(comparison: Comparison) -> tuple[Plot | None, list[Table]]:
     title = f"Gain in MRR over {BASELINE}, text to image"
     plot = intervals(title, {"": estimates}, note, "%", signed=True, table=table)
     tables = []
-    if comparison.gains_over_held:
-        (held,) = set(comparison.summaries) - {BASELINE, *comparison.gains_over_held}
-        over_held = [(name, with_minus(str(gain))) for name, gain in comparison.gains_over_held.items()]
-        tables.append(Table(f"Gain in MRR over {held}, text to image", ("method", "gain [95 %]"), over_held))
+    if comparison.gains_over_fixed:
+        (fixed,) = set(comparison.summaries) - {BASELINE, *comparison.gains_over_fixed}
+        over_fixed = [(name, with_minus(str(gain))) for name, gain in comparison.gains_over_fixed.items()]
+        tables.append(Table(f"Gain in MRR over {fixed}, text to image", ("method", "gain [95 %]"), over_fixed))
     for direction, label in DIRECTIONS.items():
         series = {name: _differences(comparison, f"{direction}_{field}") for name, field in SCORES.items()}
         caption = f"MRR and Rank@k, {label}, minus {BASELINE}, in percentage points, with 95 % interval"

@@ -1,4 +1,4 @@
-"""The outcome of a run: the ranks of the correct answers to the queries of a fold."""
+"""Ranks of the correct answers to the queries of a fold, and their files."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
+class QueryRanks:
     """Rank of the first correct answer to each query of a fold, from 1, int64, shape (Q,)."""
 
     text_to_image: Tensor
     image_to_text: Tensor
 
 
-Outcomes = dict[Candidate, list[list[Outcome]]]  # by fold and seed
+RanksByCandidate = dict[Candidate, list[list[QueryRanks]]]  # by fold and seed
 
 
-def mean_mrr(outcomes: Sequence[Sequence[Outcome]]) -> float:
+def mean_mrr(ranks: Sequence[Sequence[QueryRanks]]) -> float:
     """Return the mean reciprocal rank, text to image, over folds and seeds."""
-    means = [(1 / outcome.text_to_image).mean() for by_seed in outcomes for outcome in by_seed]
+    means = [(1 / run.text_to_image).mean() for by_seed in ranks for run in by_seed]
     return float(torch.stack(means).mean())
 
 
-def write_outcome(outcome: Outcome, file: Path) -> None:
-    """Write an outcome, atomically."""
+def write_ranks(ranks: QueryRanks, file: Path) -> None:
+    """Write the ranks of a run, atomically."""
     with replaced_file(file) as partial:
-        partial.write_text(json.dumps({name: getattr(outcome, name).tolist() for name in DIRECTIONS}))
+        partial.write_text(json.dumps({name: getattr(ranks, name).tolist() for name in DIRECTIONS}))
 
 
-def read_outcome(file: Path, n_queries: int) -> Outcome | None:
-    """Return a stored outcome, or None if it is missing or damaged."""
+def read_ranks(file: Path, n_queries: int) -> QueryRanks | None:
+    """Return the stored ranks of a run, or None if the file is missing or damaged."""
     try:
         stored = read_json(file, "json_bytes")
-        outcome = Outcome(*(torch.tensor(stored[name], dtype=torch.int64) for name in DIRECTIONS))
+        ranks = QueryRanks(*(torch.tensor(stored[name], dtype=torch.int64) for name in DIRECTIONS))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return outcome if len(outcome.text_to_image) == len(outcome.image_to_text) == n_queries else None
+    return ranks if len(ranks.text_to_image) == len(ranks.image_to_text) == n_queries else None
