@@ -71,7 +71,7 @@ def _regret(data: Mapping[str, Any]) -> str:
 
 
 def _fixed(data: Mapping[str, Any]) -> str:
-    regrets = {name: {key: one[QUESTIONS[0]]["regret_of"][key] for key, one in data.items()} for name in _fixed_names(data)}
+    regrets = {name: {key: one[QUESTIONS[0]]["regret_of"][name] for key, one in data.items()} for name in _fixed_names(data)}
     regrets["chosen"] = {key: one[QUESTIONS[0]]["regret"] for key, one in data.items()}
     rows = [
         [named(name), *(f"{100 * value:.1f}" for value in row.values()), f"{100 * fmean(row.values()):.1f}"]
