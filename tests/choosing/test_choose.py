@@ -115,7 +115,7 @@ def test_a_significantly_better_method_is_chosen(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(fold_runs, "train_heads", informed)
     choice = choose(folder, tmp_path / "choice", **QUICK)
     assert choice.method == "gist@0.1"
-    assert choice.sentence.startswith("Use gist@0.1. It is significantly better than in_batch")
+    assert choice.sentence.startswith("Use gist@0.1: MRR +")
     assert choice.has_significant_gain
     assert choice.row("gist@0.1").gain[1] > 0
     monkeypatch.setattr(fold_runs, "train_heads", train_heads)
@@ -123,8 +123,8 @@ def test_a_significantly_better_method_is_chosen(tmp_path: Path, monkeypatch: py
     best = max((row for row in no_gain.rows if not row.is_control), key=lambda row: row.mrr).name
     assert no_gain.method == best
     assert not no_gain.has_significant_gain
-    start = "no other method has a higher MRR" if best == no_gain.reference else "it has the highest MRR, but no method is"
-    assert no_gain.sentence.startswith(f"Use {best}: {start}")
+    assert no_gain.sentence.startswith(f"Nothing beats {no_gain.reference}, in-batch negatives at their best temperature, ")
+    assert f"Use {best}" in no_gain.sentence
     assert "would have been significant for every method. More seeds and more data" in no_gain.warnings[0]
 
 

@@ -105,15 +105,14 @@ def _ends(gain: Gain) -> tuple[float, float, float]:
 
 
 def _sentence(chosen: Candidate, reference: Candidate, gain: Gain, over_baseline: Gain) -> str:
-    has_learned = str(reference) == BASELINE
-    over_learned = "" if has_learned else f" Its gain over {BASELINE} with a learned temperature: {over_baseline}."
-    best_temperature = f"{reference}, in-batch negatives at their best temperature"
+    best = f"{reference}, in-batch negatives at their best temperature"
+    learned = "" if str(reference) == BASELINE else f"{over_baseline} over {BASELINE} as it is"
     if gain.sign > 0:
-        return f"Use {chosen}. It is significantly better than {best_temperature}: {gain} in MRR.{over_learned}"
+        return f"Use {chosen}: {', '.join(filter(None, [f'MRR {gain} over {best}', learned]))}."
     if chosen != reference:
-        no_gain = f"but no method is significantly better than {best_temperature}"
-        return f"Use {chosen}: it has the highest MRR, {no_gain}. Its gain over {reference}: {gain}.{over_learned}"
-    return f"Use {chosen}: no other method has a higher MRR on these data.{over_learned}"
+        highest = f"Use {chosen}, which has the highest MRR: {', '.join(filter(None, [f'{gain} over {reference}', learned]))}."
+        return f"Nothing beats {best}, significantly. {highest}"
+    return f"Nothing beats {best}, on these data. Use {chosen}{f': MRR {learned}' if learned else ''}."
 
 
 def _left_out(menu: Menu) -> list[str]:
