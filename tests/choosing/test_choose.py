@@ -76,11 +76,11 @@ def test_a_second_call_trains_nothing(folder: ClustersFolder, tmp_path: Path, mo
 
 
 def test_the_number_of_processes_changes_nothing(folder: ClustersFolder, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     alone = choose(folder, tmp_path / "alone", **QUICK)
     together = choose(folder, tmp_path / "together", workers=2, **QUICK)
     assert together == alone
-    assert torch.get_num_threads() == threads
+    assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (threads, precision)
 
 
 def test_a_killed_process_is_an_error(folder: ClustersFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

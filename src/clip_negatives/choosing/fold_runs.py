@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,8 @@ class FoldRuns:
         settings = replace(self.settings, lr=job.lr, dropout=job.candidate.dropout)
         with _one_thread():
             clusters = part_of(self.clusters, fold.train)
-            heads = train_heads(clusters, job.candidate.method, settings, seed=job.seed, captions=captions)
+            with _bfloat16_products():
+                heads = train_heads(clusters, job.candidate.method, settings, seed=job.seed, captions=captions)
             held_out = (self.clusters.features_of(name, "A linear head")[fold.held_out] for name in ("image", "text"))
             images, texts = heads.embed(*held_out)
             items = self.items[fold.held_out]
@@ -101,6 +103,23 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU multiplies matrices faster in bfloat16 than in float32."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
+    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
+
+
+@contextmanager
+def _bfloat16_products() -> Iterator[None]:
+    """Multiply float32 matrices in bfloat16 within the block, with sums in float32, if this CPU has such products."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if has_bfloat16() else precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 _runs: FoldRuns | None = None  # of a worker process

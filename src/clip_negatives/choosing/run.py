@@ -14,13 +14,12 @@ from clip_negatives.advice import argument
 from clip_negatives.choosing.answer import answer
 from clip_negatives.choosing.choice import FOLDER, Choice, plugins_of, write_choice
 from clip_negatives.choosing.fold_rule import fold_rule
-from clip_negatives.choosing.fold_runs import FoldRuns, Job
+from clip_negatives.choosing.fold_runs import FoldRuns, Job, has_bfloat16
 from clip_negatives.choosing.menu import DROPOUT_METHOD, Candidate, Menu, menu_of
 from clip_negatives.choosing.query_ranks import QueryRanks, RanksByCandidate, mean_mrr, read_ranks, write_ranks
 from clip_negatives.errors import InputError
 from clip_negatives.heads import HeadSettings, folds_of, part_of
 from clip_negatives.heads.folds import batch_size_for
-from clip_negatives.heads.linear import has_bfloat16
 from clip_negatives.host.method import Method
 from clip_negatives.progress import Stage, stage
 from clip_negatives.storage.clusters_folder import ClustersFolder
@@ -58,7 +57,7 @@ def choose(
     A control is never chosen.
 
     Finished runs are kept in `output`, and the same call continues after them. Memory of a process is O(batch_size^2), besides
-    the features of at most `MAX_SAMPLES` samples. On a CPU that multiplies faster in bfloat16, heads are trained in bfloat16.
+    the features of at most `MAX_SAMPLES` samples. On a CPU with products of matrices in bfloat16, heads are trained with them.
     All this is our choice.
 
     Args:
@@ -95,7 +94,7 @@ def choose(
     rule = fold_rule(clusters, fold_by, values, group_coverage(folder.samples))
     parts = folds_of(rule.components, folds)
     n_train = min(len(fold.train) for fold in parts)
-    settings = HeadSettings(steps=steps, batch_size=batch_size_for(n_train, batch_size), bfloat16=has_bfloat16())
+    settings = HeadSettings(steps=steps, batch_size=batch_size_for(n_train, batch_size))
     captions = folder.samples["text"].take(rows.numpy()).to_pylist()
     runs = FoldRuns(clusters, captions, rule.items, parts, settings)
     candidate_runs = _CandidateRuns(runs, seeds, workers, clusters_section(folder.manifest))
@@ -181,7 +180,7 @@ class _CandidateRuns:
             "dropout": job.candidate.dropout,
             "lr": job.lr,
             "seed": job.seed,
-            "settings": [settings.steps, settings.batch_size, settings.dim, settings.weight_decay, settings.bfloat16],
+            "settings": [settings.steps, settings.batch_size, settings.dim, settings.weight_decay, has_bfloat16()],
             "held_out": held_out.tolist(),
             "items": self.runs.items[held_out].tolist(),
             "clusters": self.clusters_record,

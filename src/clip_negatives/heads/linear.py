@@ -28,7 +28,6 @@ class LinearHeads(nn.Module):
         temperature: fixed temperature; None learns it.
         sigmoid: whether the loss is a sigmoid loss, which has a bias.
         dropout: probability that an entry of a frozen feature is 0 in a training step; the other entries are scaled up.
-        bfloat16: whether the products of features and matrices in a training step are in bfloat16.
     """
 
     def __init__(
@@ -40,7 +39,6 @@ class LinearHeads(nn.Module):
         temperature: float | None = None,
         sigmoid: bool = False,
         dropout: float = 0.0,
-        bfloat16: bool = False,
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
@@ -48,7 +46,7 @@ class LinearHeads(nn.Module):
         start = temperature or (SIGMOID_TEMPERATURE if sigmoid else TEMPERATURE)
         self.log_scale = nn.Parameter(-torch.tensor(start).log(), requires_grad=temperature is None)
         self.bias = nn.Parameter(torch.tensor(SIGMOID_BIAS)) if sigmoid else None
-        self.dropout, self._bfloat16, self._generator = dropout, bfloat16, generator
+        self.dropout, self._generator = dropout, generator
 
     @property
     def temperature(self) -> float:
@@ -64,9 +62,7 @@ class LinearHeads(nn.Module):
         """Return the embeddings of image features (B, D_image) and text features (B', D_text), unit norm."""
         if self.training and self.dropout:
             images, texts = self._dropped(images), self._dropped(texts)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._bfloat16 and self.training):
-            products = images @ self.image, texts @ self.text
-        return F.normalize(products[0].float(), dim=1), F.normalize(products[1].float(), dim=1)
+        return F.normalize(images @ self.image, dim=1), F.normalize(texts @ self.text, dim=1)
 
     @torch.no_grad()
     def embed(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,12 +77,6 @@ class LinearHeads(nn.Module):
     def _dropped(self, features: Tensor) -> Tensor:
         kept = torch.rand(features.shape, generator=self._generator) >= self.dropout
         return features * kept / (1 - self.dropout)
-
-
-def has_bfloat16() -> bool:
-    """Return whether this CPU multiplies matrices faster in bfloat16 than in float32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in the oldest supported torch
-    return any(capabilities.get(name, False) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def _embedded(features: Tensor, matrix: Tensor) -> Tensor:

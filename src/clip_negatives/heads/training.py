@@ -34,7 +34,6 @@ class HeadSettings:
         dim: length of an embedding.
         weight_decay: weight decay of the matrices.
         dropout: see `LinearHeads`.
-        bfloat16: see `LinearHeads`.
     """
 
     lr: float = 3e-3
@@ -43,7 +42,6 @@ class HeadSettings:
     dim: int = 128
     weight_decay: float = 0.1
     dropout: float = 0.0
-    bfloat16: bool = False
 
 
 def train_heads(
@@ -100,7 +98,6 @@ class _Training:
             temperature=method.temperature,
             sigmoid=getattr(self.weighting, "requires_logit_bias", False),
             dropout=settings.dropout,
-            bfloat16=settings.bfloat16,
         )
 
     def run(self, refresh: Refresh | None, on_step: OnStep) -> None:
