@@ -12,6 +12,7 @@ from tables import FIGURES, gain, marked, named, relative, signed
 from trained_tables import title_of
 
 HELD = f"{BASELINE}@0.1"
+LEAST_ROWS = 3  # of a correlation
 QUESTIONS = ("near-duplicates", "groups")
 
 
@@ -28,8 +29,8 @@ def choices_section(result: Mapping[str, Any], equal: Mapping[str, Any] | None, 
     yield _gains(data)
 
 
-def heads_and_towers(heads: Mapping[str, Any], trained: Iterable[Mapping[str, Any]], about: str) -> str:
-    """Return the gains of heads and of trained models, side by side, of each method that both were trained with."""
+def heads_and_towers(heads: Mapping[str, Any], trained: Iterable[Mapping[str, Any]], about: str) -> Iterator[str]:
+    """Yield a table of the gains of heads and of trained models, for each method that both were trained with."""
     rows, gains = [], []
     for study in trained:
         for name, data in study["data"].items():
@@ -39,10 +40,12 @@ def heads_and_towers(heads: Mapping[str, Any], trained: Iterable[Mapping[str, An
                     pairs = [(of_heads[method][figure], relative(data, method)[figure]) for figure in FIGURES[:2]]
                     rows.append([named(method), name, title_of(study["study"]), *(gain(it) for pair in pairs for it in pair)])
                     gains.append([(of_head["gain"], of_model["gain"]) for of_head, of_model in pairs])
+    if len(rows) < LEAST_ROWS:
+        return
     columns = ("heads, Rank@1 [95 %]", "model, Rank@1 [95 %]", "heads, Rank@10 [95 %]", "model, Rank@10 [95 %]")
     first, tenth = (correlation(*zip(*(row[place] for row in gains), strict=True)) for place in range(2))
-    found = about.format(rows=len(rows), first=signed(f"{first:+.2f}"), tenth=signed(f"{tenth:+.2f}"))
-    return found + "\n" + table(rows, ("method", "data", "trained model", *columns))
+    yield about.format(rows=len(rows), first=signed(f"{first:+.2f}"), tenth=signed(f"{tenth:+.2f}"))
+    yield table(rows, ("method", "data", "trained model", *columns))
 
 
 def _regret(data: Mapping[str, Any]) -> str:

@@ -47,7 +47,7 @@ def page() -> str:
     equal = next((result for _, result in found(EQUAL)), None)
     parts += [part for _, result in found(CHOICES) for part in choices_section(result, equal, ABOUT)]
     for file, result in found(HEADS):
-        parts.append(heads_and_towers(result, trained, ABOUT["towers"]))
+        parts += heads_and_towers(result, trained, ABOUT["towers"])
         parts.append(targets(result["data"], {title_of(one["study"]): one["data"] for one in trained}))
         parts += [section for _, pairs in found(PAIRS) for section in (ABOUT["pairs"], pairs_table(pairs["data"]))]
         for _, gradients in found(GRADIENTS):
