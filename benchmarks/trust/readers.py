@@ -45,7 +45,7 @@ from clip_negatives.storage.labels_folder import read_labels, write_labels
 from clip_negatives.storage.manifest import CLUSTERS_FOLDER, LABELS_FOLDER, SHARDS
 from clip_negatives.storage.shards import ClusteredShards, ShardRows
 from clip_negatives.storage.source_files import SourceFile
-from clip_negatives.training.loss_state import read_state, write_state
+from clip_negatives.training.method_state import MethodState
 from clip_negatives.training.same_files import check_images, check_shards, warn_of_uncompared_shards
 from clip_negatives_plugins.parallel_kmeans.checkpoint import Checkpoint, State
 
@@ -194,7 +194,7 @@ def checkpoints(scratch: Path) -> Target:
     identity, loss = {"n": 4}, AnchorLoss()
     loss.register_buffer("seen", torch.zeros(4))
     Checkpoint(scratch, identity, ALONE).save(State.at(torch.ones(2, 3)))
-    write_state(loss, scratch / "loss.safetensors")
+    MethodState(loss).write(scratch / "loss.safetensors")
     program = type("Program", (), {"__reduce__": lambda self: (os.system, ("true",))})()  # its pickle runs a command
     for name, optimizer in {"epoch": {"state": {}, "param_groups": []}, "program": program}.items():
         kept = {"epoch": 1, "name": "run", "state_dict": {"w": torch.ones(2)}, "optimizer": optimizer}
@@ -205,7 +205,7 @@ def checkpoints(scratch: Path) -> Target:
         if kind.endswith(".pt"):
             load_checkpoint(str(scratch / kind), map_location="cpu")
         elif kind == "loss.safetensors":
-            read_state(loss, scratch / kind)
+            MethodState(loss).read(scratch / kind)
         else:
             state = Checkpoint(scratch, identity, ALONE).load()
             assert state is not None

@@ -4,6 +4,8 @@ from .clustering import similarity
 from .clustering.label_clusterer import LabelClusterer
 from .dataset.columns import Columns
 from .errors import ClipNegativesError
+from .feature_queue import FeatureQueue
+from .function_plugins import sampler, weighting
 from .host import registry
 from .host.hookspecs import hookimpl, hookspec
 from .host.method import Method
@@ -18,13 +20,14 @@ from .interfaces import (
     NegativeSampler,
     SamplingContext,
 )
+from .learning_sampler import LearningSampler
 from .losses import functional
 from .losses.functional import weighted_info_nce
 from .losses.module import NegativesClipLoss
 from .pipelines.prepare import prepare
 from .pipelines.recipe import Recipe
 from .sampling import PlannedSampler
-from .step import BatchSamples
+from .step import BatchSamples, Step
 from .storage.clusters_folder import ClustersFolder, read_clusters, write_clusters
 from .training.temperature import hold_temperature
 
@@ -40,8 +43,10 @@ __all__ = [
     "Clusters",
     "ClustersFolder",
     "Columns",
+    "FeatureQueue",
     "IncorrectPairs",
     "LabelClusterer",
+    "LearningSampler",
     "LossTerms",
     "LossWeighting",
     "Method",
@@ -50,6 +55,7 @@ __all__ = [
     "PlannedSampler",
     "Recipe",
     "SamplingContext",
+    "Step",
     "anchor_loss",
     "attach",
     "catalogue",
@@ -64,8 +70,10 @@ __all__ = [
     "prepare",
     "read_clusters",
     "registry",
+    "sampler",
     "sampling",
     "similarity",
     "weighted_info_nce",
+    "weighting",
     "write_clusters",
 ]

@@ -6,39 +6,24 @@ Use `clip_negatives.terms.LossTerms` for weights that are known before training:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from clip_negatives.errors import InputError
+from clip_negatives.feature_queue import FeatureQueue
+from clip_negatives.step import Step, StepSamples
+from clip_negatives.step import Towers as Towers
+
+if TYPE_CHECKING:
+    from clip_negatives.clusters import Clusters
+    from clip_negatives.terms import LossTerms
 
 EQUAL = 1e-6
 """Two frozen features count as equal if their cosine is above 1 minus this tolerance."""
-
-
-def _identity(rows: Tensor) -> Tensor:
-    return rows
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class StepSamples:
-    """Samples of the anchors and candidates of one step.
-
-    Attributes:
-        index: sample of each anchor, int64, shape (B,).
-        candidates: sample of each candidate, int64, shape (G,).
-        offset: the positive of anchor i is candidate ``offset + i``.
-        gather: returns the rows of all processes in the order of their ranks; the identity if every process has all anchors.
-    """
-
-    index: Tensor
-    candidates: Tensor
-    offset: int = 0
-    gather: Callable[[Tensor], Tensor] = _identity
-    _frozen: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)  # see `frozen_cosines`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +39,7 @@ class Anchors:
         logits: ``scale * cosines + bias``, differentiable, shape (B, G).
         scale: factor of the cosines, a scalar.
         bias: added to every logit, a scalar.
-        samples: the samples of anchors and candidates.
+        step: the step: its samples, features, clusters and place in the training.
     """
 
     modality: str
@@ -62,7 +47,32 @@ class Anchors:
     logits: Tensor
     scale: Tensor
     bias: Tensor
-    samples: StepSamples
+    step: Step
+
+    @property
+    def other(self) -> str:
+        """Return the modality of the candidates."""
+        return "text" if self.modality == "image" else "image"
+
+    @property
+    def samples(self) -> StepSamples:
+        """Return the samples of anchors and candidates."""
+        return self.step.samples
+
+    @property
+    def features(self) -> Tensor:
+        """Return the live features of the anchors, shape (B, D)."""
+        return self.step.features.of(self.modality)
+
+    @property
+    def candidates(self) -> Tensor:
+        """Return the live features of the candidates, which are of the other modality, shape (G, D)."""
+        return self.step.candidates.of(self.other)
+
+    @property
+    def peers(self) -> Tensor:
+        """Return the live features of all samples of the step in the modality of the anchors, shape (G, D)."""
+        return self.step.candidates.of(self.modality)
 
     @property
     def positive(self) -> Tensor:
@@ -81,6 +91,22 @@ class Anchors:
         state[self.samples.gather(self.samples.index)] = self.samples.gather(values.detach().to(state.dtype))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _SavedRows:
+    """Rows of a buffer before a step; `rows` is an index, or ... for the whole buffer."""
+
+    module: nn.Module
+    name: str
+    rows: Any
+    values: Tensor
+
+    def restore(self) -> None:
+        if self.rows is ...:  # a queue gets its shape at the first push
+            setattr(self.module, self.name, self.values.clone())
+        else:
+            self.module.get_buffer(self.name)[self.rows] = self.values
+
+
 class AnchorLoss(nn.Module):
     """Base class of losses that get all logits of a step; subclasses define `forward`.
 
@@ -91,12 +117,17 @@ class AnchorLoss(nn.Module):
     restores the earlier state before each repeated call. In a buffer of N rows, `forward` may write only to the rows of the
     step's samples, as `Anchors.remember` does. Save a checkpoint after the last call for a batch, not between its calls.
 
+    Parameters of the loss are trained with the model: the training command, the Lightning callback and `NegativesTrainer` add
+    them to the optimizer; in your own loop, give the optimizer ``loss.parameters()``. They survive re-clustering, too.
+
     Attributes:
         n_samples: N, if the loss has a state for each sample; sample ids are then checked.
+        clusters: the clusters that `Step.clusters` shall have; None if the loss needs none there.
     """
 
     n_samples: int | None = None
-    _before: tuple[Tensor, dict[str, Tensor]] | None = None
+    clusters: Clusters | None = None
+    _before: tuple[Tensor, list[_SavedRows]] | None = None
 
     @torch.no_grad()
     def begin(self, index: Tensor, *, again: bool = False) -> None:
@@ -112,28 +143,47 @@ class AnchorLoss(nn.Module):
             ids, saved = self._before
             if len(ids) != len(index) or (index.device.type == "cpu" and not torch.equal(ids, index)):
                 raise InputError("again=True, but the samples are not those of the previous call. Pass again=False.")
-            for name, part in saved.items():
-                buffer = self.get_buffer(name)
-                buffer[ids if self._by_sample(buffer) else ...] = part
+            for saved_rows in saved:
+                saved_rows.restore()
             return
-        self._before = (
-            index,
-            {name: buffer[index] if self._by_sample(buffer) else buffer.clone() for name, buffer in self.named_buffers()},
-        )
+        self._before = index, list(self._overwritten(index))
+
+    def _overwritten(self, index: Tensor) -> Iterator[_SavedRows]:
+        """Yield the rows of each buffer that a step of the samples `index` may overwrite."""
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                rows: Any = ...
+                if isinstance(module, FeatureQueue):
+                    rows = module.overwritten(name, len(index))
+                elif buffer.ndim > 0 and len(buffer) == self.n_samples:
+                    rows = index
+                yield _SavedRows(module, name, rows, buffer[rows].clone())
+
+    def take_state(self, previous: AnchorLoss) -> None:
+        """Continue with the state and the parameters of a loss of the same class: an optimizer keeps its parameters."""
+        for path, module in previous.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                self.get_submodule(path).register_parameter(name, parameter)
+        self.load_state_dict(previous.state_dict())
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Forget the state before the last batch: it is not of the loaded state."""
         super()._load_from_state_dict(*args)
         self._before = None
 
-    def _by_sample(self, buffer: Tensor) -> bool:
-        return buffer.ndim > 0 and len(buffer) == self.n_samples
-
     def forward(self, anchors: Anchors) -> Tensor:
         """Return the loss of each anchor, shape (B,), differentiable in ``anchors.logits``.
 
         Called twice a step, for images and for texts; the loss of the step is the mean over all anchors of both.
         """
+        raise NotImplementedError
+
+
+class StepTerms(AnchorLoss):
+    """Loss terms that depend on the step: `terms` is called at each step, and the kernels sum its result without all logits."""
+
+    def terms(self, step: Step) -> LossTerms:
+        """Return the terms of the B samples of this process; `step` has their features alone."""
         raise NotImplementedError
 
 
@@ -146,8 +196,8 @@ def info_nce(anchors: Anchors, *, log_weights: Tensor | None = None, targets: Te
         targets: T, shape (B, G), rows sum to 1; None is 1 for each anchor's own pair.
 
     Examples:
-        >>> x, index = torch.eye(2), torch.arange(2)
-        >>> images, texts = anchors(x, x, x, x, 2.0, None, StepSamples(index, index))
+        >>> x, samples = Towers(torch.eye(2), torch.eye(2)), StepSamples(torch.arange(2), torch.arange(2))
+        >>> images, texts = anchors(Step(samples, x, x, torch.tensor(2.0)))
         >>> info_nce(images)
         tensor([0.1269, 0.1269])
     """
@@ -159,29 +209,20 @@ def info_nce(anchors: Anchors, *, log_weights: Tensor | None = None, targets: Te
     return weighted.logsumexp(1) - (targets.to(weighted.dtype) * anchors.logits).sum(1)
 
 
-def anchors(
-    x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, scale: Tensor | float, bias: Tensor | float | None, samples: StepSamples
-) -> Iterator[Anchors]:
-    """Yield the images of a step against all texts, then its texts against all images.
-
-    Args:
-        x: image features, unit norm, shape (B, D).
-        y: text features, unit norm, shape (B, D).
-        all_x: image features of the candidates, shape (G, D).
-        all_y: text features of the candidates, shape (G, D).
-        scale: factor of the cosines, one element.
-        bias: added to every logit, one element.
-        samples: the samples of anchors and candidates.
-    """
-    cosines = _cosines(x, all_y)
-    factor, shift = (torch.as_tensor(value).to(cosines).reshape(()) for value in (scale, 0.0 if bias is None else bias))
+def anchors(step: Step) -> Iterator[Anchors]:
+    """Yield the images of a step against all texts, then its texts against all images."""
+    own, others = step.features, step.candidates
+    cosines = _cosines(own.image, others.text)
+    factor, shift = (
+        torch.as_tensor(value).to(cosines).reshape(()) for value in (step.scale, 0.0 if step.bias is None else step.bias)
+    )
     logits = factor * cosines + shift
-    yield Anchors("image", cosines, logits, factor, shift, samples)
-    if x is all_x and y is all_y:
-        yield Anchors("text", cosines.T, logits.T, factor, shift, samples)
+    yield Anchors("image", cosines, logits, factor, shift, step)
+    if own is others:
+        yield Anchors("text", cosines.T, logits.T, factor, shift, step)
     else:
-        cosines = _cosines(y, all_x)
-        yield Anchors("text", cosines, factor * cosines + shift, factor, shift, samples)
+        cosines = _cosines(own.text, others.image)
+        yield Anchors("text", cosines, factor * cosines + shift, factor, shift, step)
 
 
 def _cosines(features: Tensor, candidates: Tensor) -> Tensor:

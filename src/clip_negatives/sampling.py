@@ -16,7 +16,7 @@ from clip_negatives.interfaces import Clusters, IncorrectPairs, SamplingContext
 
 Plan = Callable[[torch.Generator], Tensor] | Callable[[torch.Generator, int], Tensor]
 """``plan(generator)`` or ``plan(generator, epoch)``, with the epoch from 0: returns the sample ids of every step of the epoch,
-shape (steps, world_size * B), without repeats."""
+shape (steps, world_size * B). No sample is twice in a step, nor, unless the sampler has ``repeats = True``, in an epoch."""
 
 
 SHUFFLED_AT_ONCE = 2**20
@@ -69,6 +69,8 @@ class PlannedSampler:
         (3, [[0, 1], [2, 3], [4, 5]])
     """
 
+    repeats: bool = False  # whether a sample may occur in several steps of an epoch
+
     def __init__(self, context: SamplingContext, plan: Plan) -> None:
         self.context = context
         self.plan = plan
@@ -90,7 +92,7 @@ class PlannedSampler:
     @property
     def step_size(self) -> int:
         """Return the samples of one step over all ranks, world_size * B."""
-        return self.context.batch_size * self.context.world_size
+        return self.context.step_size
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank; samples that do not fill a step are left out of the epoch."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.step import UNKNOWN_PROGRESS
 
 if TYPE_CHECKING:
     import torch
@@ -234,10 +235,7 @@ class LossTerms:
         if not self.scheduled:
             return self
         if progress is None:
-            raise InputError(
-                "The weights change during the training, and the progress of the training is unknown. Use "
-                "attach(..., epochs=EPOCHS), or pass loss(..., samples=samples.at(progress))."
-            )
+            raise InputError(UNKNOWN_PROGRESS)
         factor = _interpolated(self.schedule, progress)
         changed = {
             name: table.where(table == -float("inf"), table * factor.to(table))

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_negatives.anchor_loss import StepSamples, anchors, frozen_cosines
+from clip_negatives.anchor_loss import anchors, frozen_cosines
+from clip_negatives.step import Step, StepSamples, Towers
 
 FEATURES = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), dim=1)
 OTHERS = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(1)), dim=1)
@@ -42,8 +43,9 @@ def test_autocast_does_not_round_them(samples: StepSamples) -> None:
 
 def test_the_texts_have_the_transposed_logits_of_the_images() -> None:
     x, y = FEATURES[IDS].requires_grad_(), OTHERS[IDS].requires_grad_()
-    images, texts = anchors(x, y, x, y, 5.0, -1.0, StepSamples(IDS, IDS))
-    gathered = list(anchors(x, y, x.clone(), y.clone(), 5.0, -1.0, StepSamples(IDS, IDS)))
+    features, scale = Towers(x, y), (torch.tensor(5.0), torch.tensor(-1.0))
+    images, texts = anchors(Step(StepSamples(IDS, IDS), features, features, *scale))
+    gathered = list(anchors(Step(StepSamples(IDS, IDS), features, Towers(x.clone(), y.clone()), *scale)))
     for side, other in zip((images, texts), gathered, strict=True):
         torch.testing.assert_close(side.logits, other.logits)
         torch.testing.assert_close(side.cosines, other.cosines)

@@ -43,7 +43,7 @@ class IndexedLoader(DataLoader[Any]):
         process: rank of this process and number of processes; (0, 1) if all processes have the same batches.
 
     Attributes:
-        epochs: number of epochs of the training, from which `BatchSamples.progress` follows; None if unknown.
+        epochs: number of epochs of the training, from which the progress of the training follows; None if unknown.
     """
 
     batch_sampler: NegativeBatches
@@ -115,12 +115,9 @@ class IndexedLoader(DataLoader[Any]):
             if self._newest is not iteration and self.persistent_workers:
                 raise InputError("persistent_workers=True allows one iterator at a time. Set persistent_workers=False.")
             self._place = epoch, position
-            yield batch, samples.at(self._progress(epoch, position - 1))
+            total = None if self.epochs is None else self.epochs * len(self)
+            yield batch, samples.at(epoch * len(self) + position - 1, total, epoch=epoch)
         self._finished, self._is_running = epoch, False
-
-    def _progress(self, epoch: int, n_yielded: int) -> float | None:
-        """Return the share of the training before a batch, None if the number of epochs is unknown."""
-        return None if self.epochs is None else min(1.0, (epoch + n_yielded / len(self)) / self.epochs)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; drop the position of `load_state_dict` if it belongs to another epoch."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed.nn
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 
@@ -37,3 +39,20 @@ def gather_rows(rows: Tensor, n_samples: int) -> Tensor:
     padded = rows.new_zeros(-(-n_samples // world_size), rows.shape[1])
     padded[: len(rows)] = rows
     return torch.stack(gather(padded, world_size), dim=1).flatten(0, 1)[:n_samples]
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average each gradient of these parameters over all processes when it is computed, as `DistributedDataParallel` does.
+
+    Does nothing for a parameter that it was called with before.
+    """
+    for parameter in parameters:
+        if not getattr(parameter, "_is_averaged", False):
+            parameter.register_hook(_averaged)
+            parameter._is_averaged = True  # type: ignore[attr-defined]
+
+
+def _averaged(gradient: Tensor) -> Tensor:
+    gradient = gradient.contiguous()
+    dist.all_reduce(gradient)
+    return gradient / dist.get_world_size()

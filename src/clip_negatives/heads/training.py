@@ -14,6 +14,7 @@ from clip_negatives.errors import InputError
 from clip_negatives.heads.linear import LinearHeads
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.learning_sampler import carry_over, observer_of
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
 
@@ -90,6 +91,7 @@ class _Training:
         self.images, self.texts = (clusters.features_of(name, "A linear head") for name in ("image", "text"))
         self.weighting = method.create_weighting()
         self.loss = NegativesClipLoss(terms=self.weighting(clusters), extra_texts=texts_per_image(self.sampler))
+        self.loss.observer = observer_of(self.sampler)
         self.lines = _TextRows(captions or ()) if self.loss.extra_texts else None
         self.heads = LinearHeads(
             (self.images.shape[1], self.texts.shape[1]),
@@ -102,38 +104,41 @@ class _Training:
 
     def run(self, refresh: Refresh | None, on_step: OnStep) -> None:
         heads, settings = self.heads, self.settings
-        optimizer = torch.optim.AdamW(heads.parameter_groups(settings.weight_decay), lr=settings.lr, fused=True)
+        groups = [*heads.parameter_groups(settings.weight_decay), {"params": list(self.loss.parameters()), "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.lr, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=settings.steps, pct_start=WARMUP)
         on_step(0, heads)
-        for step, batch in enumerate(self._batches(refresh), start=1):
+        for step, (epoch, batch) in enumerate(self._batches(refresh), start=1):
             optimizer.zero_grad()
-            self._loss(batch).backward()
+            self._loss(batch, step - 1, epoch).backward()
             optimizer.step()
             schedule.step()
             heads.limit_scale()
             on_step(step, heads)
 
-    def _loss(self, batch: list[int]) -> Tensor:
+    def _loss(self, batch: list[int], step: int, epoch: int) -> Tensor:
         ids = torch.tensor(batch)
         text_ids = None if self.lines is None else self.lines(batch, self.sampler.extra_texts(batch))
         rows = ids if text_ids is None else text_ids.flatten()
         x, y = self.heads(self.images.index_select(0, ids).float(), self.texts.index_select(0, rows).float())
-        samples = BatchSamples(ids=ids, text_ids=text_ids)
+        samples = BatchSamples(ids=ids, text_ids=text_ids).at(step, self.settings.steps, epoch=epoch)
         return cast("Tensor", self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=samples))
 
-    def _batches(self, refresh: Refresh | None) -> Iterator[list[int]]:
-        """Yield a batch for each step, epoch after epoch."""
+    def _batches(self, refresh: Refresh | None) -> Iterator[tuple[int, list[int]]]:
+        """Yield the epoch and the batch of each step."""
         epoch = done = 0
         while True:
             if epoch and refresh is not None and (clusters := refresh(self.heads, epoch)) is not None:
-                self.sampler = self._sampler(clusters)
+                previous, self.sampler = self.sampler, self._sampler(clusters)
+                carry_over(previous, self.sampler)
+                self.loss.observer = observer_of(self.sampler)
                 self.loss.set_terms(self.weighting(clusters))
             self.sampler.set_epoch(epoch)
             for batch in self.sampler:
                 if done == self.settings.steps:
                     return
                 done += 1
-                yield batch
+                yield epoch, batch
             epoch += 1
 
     def _sampler(self, clusters: Clusters) -> Any:

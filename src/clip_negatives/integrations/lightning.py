@@ -20,11 +20,13 @@ from clip_negatives.errors import InputError, MissingPackageError
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.integrations.loop import attach, sampling_context
+from clip_negatives.learning_sampler import carry_over, observer_of
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.storage.clusters_folder import read_clusters
-from clip_negatives.training.figures import batch_figures, cluster_figures
-from clip_negatives.training.loss_state import check_clusters, fill_state, state_of
+from clip_negatives.training.figures import batch_figures, cluster_figures, logged_figures
+from clip_negatives.training.loss_parameters import LossParameters
+from clip_negatives.training.method_state import MethodState, check_clusters
 from clip_negatives.training.reclustering import encode_share, recluster_shares
 from clip_negatives.training.temperature import check_temperature_of
 from clip_negatives.training.weighting import loss_terms
@@ -80,7 +82,9 @@ class NegativesCallback(Callback):
         if self.refresh_every is not None and (self.refresh_every < 1 or self.encode is None):
             raise InputError(f"refresh_every must be at least 1 and needs encode=, got {self.refresh_every} and {self.encode}.")
         self._folder = Path(self.clusters)
+        self._loader: IndexedLoader
         self._loss: NegativesClipLoss | None = None
+        self._parameters: LossParameters | None = None
         self._restored: dict[str, Tensor] = {}
         self._restored_digest = self._digest = ""  # of the clusters
         self._refreshed: int | None = None  # epoch of the last re-clustering of this process
@@ -99,16 +103,23 @@ class NegativesCallback(Callback):
         Call this in ``train_dataloader``: before that, processes do not know their ranks. For `options` (``tokenize``,
         ``keys``, ``key_of``) and errors, see `clip_negatives.attach`.
         """
-        state = self._restored if self._loss is None else state_of(self._loss.anchor_loss)
+        previous = None if self._loss is None else (self._loss.anchor_loss, self._loader.negatives)
         options |= {"sampler": self.sampler, "weighting": self.weighting, "seed": self.seed, "backend": self.backend}
         self._loader, self._loss = attach(loader, self._folder, local_loss=True, gather_with_grad=True, **options)
         self._native, folder = loader, read_clusters(self._folder)
         self._clusters, self._context = folder.clusters, sampling_context(loader, folder, self.seed)
         check_clusters(self._restored_digest, folder.digest, "the checkpoint")
         self._restored_digest, self._digest = "", folder.digest
-        if state:
-            fill_state(self._loss.anchor_loss, state, "the checkpoint")
+        if previous is not None:  # Lightning has loaded the data again
+            if previous[0] is not None and self._loss.anchor_loss is not None:
+                self._loss.anchor_loss.take_state(previous[0])
+            carry_over(previous[1], self._loader.negatives)
+        elif self._restored:
+            self._method_state().fill(self._restored, "the checkpoint")
         return self._loader
+
+    def _method_state(self) -> MethodState:
+        return MethodState(self.loss.anchor_loss, self._parameters, self._loader.negatives)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move the loss to the device of the module, and log the sizes of the clusters."""
@@ -116,6 +127,12 @@ class NegativesCallback(Callback):
             raise InputError(NO_LOADER)
         check_temperature_of(pl_module, self.weighting)
         self.loss.to(pl_module.device)
+        if self.loss.anchor_loss is not None and any(True for _ in self.loss.anchor_loss.parameters()):
+            schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+            self._parameters = LossParameters(self.loss.anchor_loss, trainer.optimizers[0], schedulers)
+        if self._restored:
+            self._method_state().fill(self._restored, "the checkpoint")  # again, now with the optimizer
+            self._restored = {}
         if self._loader.epochs is None and trainer.max_epochs is not None and trainer.max_epochs > 0:
             self._loader.epochs = trainer.max_epochs
         if self._loader.epoch < trainer.current_epoch:
@@ -137,11 +154,12 @@ class NegativesCallback(Callback):
         """Log the figures of the batch, as often as the trainer logs."""
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             terms = self.loss.anchor_loss or self.loss.terms
-            _log(trainer, lambda: batch_figures(batch[1], self._clusters, terms), max(0, trainer.global_step - 1))
+            figures = lambda: batch_figures(batch[1], self._clusters, terms) | logged_figures(self.loss.logged)  # noqa: E731
+            _log(trainer, figures, max(0, trainer.global_step - 1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the folder of the current clusters and the state of the loss."""
-        state = {} if self._loss is None else state_of(self._loss.anchor_loss)
+        state = {} if self._loss is None else self._method_state().tensors()
         return {
             "clusters": str(self._folder),
             "digest": self._digest,
@@ -164,7 +182,10 @@ class NegativesCallback(Callback):
         self._clusters, self._folder = recluster_shares(image, text, samples, folder, **options), folder
         self._digest = read_clusters(folder).digest
         context = replace(self._context, clusters=self._clusters)
-        self._loader.use(registry.create("negative_sampler", self.sampler, context))
+        sampler = registry.create("negative_sampler", self.sampler, context)
+        carry_over(self._loader.negatives, sampler)
+        self._loader.use(sampler)
+        self.loss.observer = observer_of(sampler)
         self.loss.set_terms(loss_terms(self.weighting, self._clusters))
         self.loss.to(module.device)
         _log(trainer, lambda: cluster_figures(self._clusters), trainer.global_step)

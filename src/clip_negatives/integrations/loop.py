@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from clip_negatives.errors import DataError, InputError
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import SamplingContext
+from clip_negatives.learning_sampler import observer_of
 from clip_negatives.losses.backends import check_backend
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.printing import warn
@@ -79,7 +80,7 @@ def attach(
             number of samples is compared, with a warning.
         key_of: returns key, caption or image path of a sample. Each sample is then compared with the clusters folder while
             training. A data set that replaces a broken sample by another sample is an error.
-        epochs: number of epochs of the training. Only weights that change during the training need it, such as
+        epochs: number of epochs of the training. Only methods that change during the training need it, such as
             ``weighted_infonce:warmup=0.5``.
 
     Raises:
@@ -99,7 +100,7 @@ def attach(
         raise InputError(f"Expected the DataLoader of your loop, got an object of type {type(loader).__name__}.")
     check_backend(backend, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     folder = read_clusters(clusters)
-    context = sampling_context(loader, folder, seed)
+    context = replace(sampling_context(loader, folder, seed), epochs=epochs)
     check_same_samples(folder, loader.dataset, keys)
     negative_sampler = registry.create("negative_sampler", sampler, context)
     order = context.native_batches if getattr(negative_sampler, "keeps_native_order", False) else None
@@ -109,7 +110,7 @@ def attach(
     options: dict[str, Any] = {"rank": context.rank, "world_size": context.world_size, "backend": backend}
     options |= {"terms": loss_terms(weighting, folder.clusters), "extra_texts": texts_per_image(negative_sampler)}
     loss = NegativesClipLoss(local_loss, gather_with_grad, **options)
-    loss.clusters = folder.digest
+    loss.clusters, loss.observer = folder.digest, observer_of(negative_sampler)
     identity = None if key_of is None else SampleIdentity(folder.samples, key_of)
     is_shared = order is None or order.is_shared
     process = (context.rank, context.world_size) if is_shared else (0, 1)

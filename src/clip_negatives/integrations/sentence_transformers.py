@@ -27,7 +27,7 @@ from clip_negatives.interfaces import NegativeSampler, SamplingContext
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
-from clip_negatives.training.loss_state import state_of
+from clip_negatives.training.method_state import MethodState
 from clip_negatives.training.same_data import check_count, check_same_samples
 from clip_negatives.training.weighting import loss_terms
 
@@ -194,7 +194,7 @@ class NegativesRankingLoss(nn.Module):
                 f"The loss does not know the progress of the trainer, which the weighting {weighting} needs. Use one whose "
                 "weights do not change during the training."
             )
-        if state_of(self.weighted.anchor_loss):
+        if MethodState(self.weighted.anchor_loss).tensors():
             raise UnsupportedError(f"The trainer cannot save the state of the weighting {weighting}. Use another weighting.")
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:

@@ -22,11 +22,14 @@ from clip_negatives.errors import InputError, MissingPackageError, UnsupportedEr
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.integrations.loop import ORDERS, sampling_context
+from clip_negatives.interfaces import NegativeSampler
+from clip_negatives.learning_sampler import observer_of
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.clusters_folder import read_clusters
-from clip_negatives.training.figures import batch_figures
-from clip_negatives.training.loss_state import read_state, write_state
+from clip_negatives.training.figures import batch_figures, logged_figures
+from clip_negatives.training.loss_parameters import LossParameters
+from clip_negatives.training.method_state import MethodState
 from clip_negatives.training.same_data import check_same_samples
 from clip_negatives.training.temperature import check_temperature_of
 from clip_negatives.training.weighting import loss_terms
@@ -39,7 +42,7 @@ except ImportError as error:
     raise MissingPackageError.of("transformers", error) from error
 
 IDS = "sample_ids"  # key of the sample ids in a batch; a tensor, because accelerate moves and splits only tensors
-STATE = "clip_negatives.safetensors"  # file in a checkpoint with the state of the loss
+STATE = "clip_negatives.safetensors"  # file in a checkpoint with the state of the method
 
 
 class NegativesTrainer(Trainer):
@@ -83,7 +86,20 @@ class NegativesTrainer(Trainer):
         options: dict[str, Any] = {"rank": self.args.process_index, "world_size": self.args.world_size, "backend": backend}
         self.negatives = NegativesClipLoss(local_loss=True, gather_with_grad=True, terms=terms, **options).to(self.args.device)
         self._samples: BatchSamples | None = None
-        self.add_callback(_StoreState(self.negatives, self.folder.digest))
+        self._negative_sampler: NegativeSampler | None = None
+        self._parameters: LossParameters | None = None
+        self._resumed: Path | None = None  # checkpoint
+        self.add_callback(_StoreState(self))
+
+    def create_optimizer(self, *args: Any, **named: Any) -> Any:
+        """Create the Trainer's optimizer, with the parameters of the loss."""
+        optimizer = super().create_optimizer(*args, **named)
+        self._parameters = self._parameters or LossParameters(self.negatives.anchor_loss, optimizer)
+        return optimizer
+
+    def method_state(self) -> MethodState:
+        """Return what the method has learned."""
+        return MethodState(self.negatives.anchor_loss, self._parameters, self._negative_sampler)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the Trainer's loader with the batches of the sampler and the ids of their samples."""
@@ -100,9 +116,10 @@ class NegativesTrainer(Trainer):
                     f"The Trainer's {type(own).__name__} chooses its samples, and {self.sampler} would replace it. Use "
                     "sampler='in_batch' to keep it."
                 )
-            batches = registry.create("negative_sampler", self.sampler, context)
-            refuse_texts(batches, "the Trainer")
-            batches = NegativeBatches(batches, context.n_samples)
+            sampler = registry.create("negative_sampler", self.sampler, context)
+            refuse_texts(sampler, "the Trainer")
+            self._negative_sampler, self.negatives.observer = sampler, observer_of(sampler)
+            batches = NegativeBatches(sampler, context.n_samples)
         dataset = IndexedDataset(native.dataset)
         loader = rebuilt(native, dataset, batches, _CollateWithIds(native.collate_fn, dataset.unreadable))
         # The batches are already those of this process: with the true number of processes, accelerate would split them.
@@ -124,7 +141,9 @@ class NegativesTrainer(Trainer):
                 f"NegativesTrainer cannot train {type(inner).__name__}: the model must have a logit_scale, no logit_bias, and "
                 "outputs image_embeds and text_embeds, as CLIPModel has. Train in your own loop, with attach."
             )
-        self._samples = BatchSamples(ids=inputs[IDS]).at(self.state.global_step / max(1, self.state.max_steps))
+        self._samples = BatchSamples(ids=inputs[IDS]).at(
+            self.state.global_step, self.state.max_steps, epoch=int(self.state.epoch or 0)
+        )
         scale = inner.logit_scale.exp()
         loss = self.negatives(outputs.image_embeds, outputs.text_embeds, scale, samples=self._samples)
         return (loss, outputs) if return_outputs else loss
@@ -133,29 +152,34 @@ class NegativesTrainer(Trainer):
         """Log as the Trainer does, and add the figures of the last batch to a training loss."""
         if "loss" in logs and self._samples is not None:
             terms = self.negatives.anchor_loss or self.negatives.terms
-            logs = logs | batch_figures(self._samples, self.folder.clusters, terms)
+            figures = batch_figures(self._samples, self.folder.clusters, terms)
+            logs = logs | figures | logged_figures(self.negatives.logged)
         super().log(logs, start_time)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **named: Any) -> Any:
-        """Train as the Trainer does; a resume also restores the state of the loss from the checkpoint."""
+        """Train as the Trainer does; a resume also restores the state of the method from the checkpoint."""
         checkpoint: Any = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if checkpoint:
-            read_state(self.negatives.anchor_loss, Path(checkpoint) / STATE, self.folder.digest)
+            self._resumed = Path(checkpoint)
         return super().train(resume_from_checkpoint, *args, **named)
 
 
 @dataclass
 class _StoreState(TrainerCallback):
-    """A callback that writes the state of the loss into each checkpoint."""
+    """A callback that writes the state of the method into each checkpoint, and restores it in a resumed training."""
 
-    loss: NegativesClipLoss
-    clusters: str  # digest
+    trainer: NegativesTrainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        if (checkpoint := self.trainer._resumed) is not None:
+            self.trainer.method_state().read(checkpoint / STATE, self.trainer.folder.digest)
 
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if state.is_world_process_zero:
-            write_state(self.loss.anchor_loss, Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE, self.clusters)
+            checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self.trainer.method_state().write(checkpoint / STATE, self.trainer.folder.digest)
 
 
 class _CollateWithIds(IndexedCollate):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ def weighted_info_nce(
     ring: bool = False,
     backend: str = "auto",
     chunk_size: int | None = None,
+    reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
     """Return the contrastive loss of images and texts, with weights or other treatment of the incorrect pairs.
 
@@ -100,9 +101,11 @@ def weighted_info_nce(
         backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
             `clip_negatives.losses.backends.select_backend`.
         chunk_size: rows that "chunked" and "triton" compute at a time; None chooses by memory.
+        reduction: "mean", or "none" for the loss of each anchor.
 
     Returns:
-        A scalar in the dtype of the sums, differentiable in features, scale and bias.
+        A scalar in the dtype of the sums, differentiable in features, scale and bias. With reduction "none" the loss of each
+        image and then, with `text_anchors`, of each text, shape (2 B,) or (B,).
 
     Raises:
         InputError: shapes, dtypes or devices do not fit, a value is out of range, or the backend is unknown.
@@ -141,7 +144,8 @@ def weighted_info_nce(
     if backend == "auto":
         weighted, targeted = terms.weighted, terms.targeted
         backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted, targeted=targeted)
-    if backend == "torch" and not ring and terms.neutral and extra_texts is None and text_anchors:
+    is_plain = backend == "torch" and not ring and terms.neutral and extra_texts is None and text_anchors
+    if is_plain and reduction == "mean":
         return dense.open_clip_loss(images, None if gathered else texts, offset)
     columns_too = text_anchors and candidates is None
     pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too)
@@ -149,7 +153,8 @@ def weighted_info_nce(
     anchors = losses(images, pairs, extra_texts=extra_texts)
     if text_anchors and not columns_too:
         anchors += losses(texts, pairs.transposed_tables())
-    return torch.cat(anchors).mean()
+    each = torch.cat(anchors)
+    return each if reduction == "none" else each.mean()
 
 
 def pair_log_weights(terms: LossTerms, image_index: Tensor, text_index: Tensor) -> Tensor:

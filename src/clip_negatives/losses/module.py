@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, StepSamples, anchors
-from clip_negatives.distributed.gather import gather, gather_features
+from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
+from clip_negatives.distributed.gather import average_gradients, gather, gather_features
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import NO_TARGETS
 from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
 from clip_negatives.losses.kernels.pairs import Inputs
+from clip_negatives.losses.stored_terms import StoredTerms, checked_ids, moved
 from clip_negatives.printing import warn
-from clip_negatives.step import BatchSamples
+from clip_negatives.step import BatchSamples, Step, StepSamples, Towers
 from clip_negatives.terms import LossTerms
 
 
-class NegativesClipLoss(nn.Module):
+class NegativesClipLoss(StoredTerms):
     """`open_clip.ClipLoss` with log-weights on the incorrect pairs.
 
     Constructor and call are those of `open_clip.ClipLoss`; new arguments are keyword-only. Without terms, or with neutral ones,
@@ -45,9 +46,16 @@ class NegativesClipLoss(nn.Module):
         backend: see `clip_negatives.losses.functional.weighted_info_nce`.
         chunk_size: rows that the chunked and triton backends compute at a time.
 
+    Attributes:
+        observer: called with each training step and the loss of each of its G samples, shape (G,), float32: the mean of its
+            image's and its text's loss. Step and losses are without gradients, and equal on all processes. A sampler's
+            ``observe``.
+        logged: figures of the last step, by name, as a weighting logged them with `Step.log`.
+
     Raises:
-        UnsupportedError: horovod; extra texts with `ring`; targets by similarity (`LossTerms.target_factors`) with the triton
-            backend; an anchor loss with extra texts, with `ring`, or with a backend that never holds all logits.
+        UnsupportedError: horovod; extra texts or an observer with `ring`; targets by similarity
+            (`LossTerms.target_factors`) with the triton backend; an anchor loss with extra texts, with `ring`, or with a
+            backend that never holds all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -56,6 +64,7 @@ class NegativesClipLoss(nn.Module):
     """
 
     anchor_loss: AnchorLoss | None
+    observer: Callable[[Step, Tensor], None] | None = None
 
     def __init__(
         self,
@@ -84,7 +93,7 @@ class NegativesClipLoss(nn.Module):
         self.batch_samples, self.text_anchors, self.extra_texts = batch_samples, text_anchors, extra_texts
         self.ring, self.backend, self.chunk_size = ring, backend, chunk_size
         self.anchor_loss = None
-        self.clusters: str | None = None  # digest of the clusters; a state of other clusters is an error
+        self.logged: dict[str, Tensor] = {}
         self._handed_out: int | None = None
         self.set_terms(LossTerms() if terms is None else terms)
 
@@ -92,29 +101,28 @@ class NegativesClipLoss(nn.Module):
         """Replace the terms, or the anchor loss, after re-clustering; an anchor loss of the same class keeps its state."""
         previous, self.anchor_loss = self.anchor_loss, terms if isinstance(terms, AnchorLoss) else None
         if self.anchor_loss is not None:
-            needs = "This weighting needs all logits of a batch"
-            if self.ring or self.backend not in ("auto", "torch"):
-                option = "ring=True" if self.ring else f"backend {self.backend!r}"
-                raise UnsupportedError(f"{needs}, which {option} never holds. Use backend 'auto' without the ring.")
-            if self.extra_texts:
-                remedy = "Use the weighting uniform or weighted_infonce."
-                raise UnsupportedError(f"{needs} and does not work with a sampler that adds captions. {remedy}")
+            if not isinstance(self.anchor_loss, StepTerms):
+                self._check_all_logits()
             if previous is not None and type(previous) is type(self.anchor_loss):
-                self.anchor_loss.load_state_dict(previous.state_dict())
+                self.anchor_loss.take_state(previous)
+            if self.world_size > 1:
+                average_gradients(self.anchor_loss.parameters())
         loss_terms = terms if isinstance(terms, LossTerms) else LossTerms()
         loss_terms.check()
         loss_terms.check_values()
         if self.backend == "triton" and loss_terms.targeted:
             raise UnsupportedError(f"The triton backend cannot run this weighting: {NO_TARGETS}. Use backend 'auto'.")
-        self._without_tensors = loss_terms.replace(**dict.fromkeys(loss_terms.tensor_fields()))
-        for name in loss_terms.tensor_fields():
-            self.register_buffer(name, getattr(loss_terms, name))
+        self.store(loss_terms)
 
-    @property
-    def terms(self) -> LossTerms:
-        """Return the loss terms of the data set."""
-        empty = self._without_tensors
-        return empty.replace(**{name: getattr(self, name) for name in empty.tensor_fields()})
+    def _check_all_logits(self) -> None:
+        """Check that this loss holds all logits of a batch."""
+        needs = "This weighting needs all logits of a batch"
+        if self.ring or self.backend not in ("auto", "torch"):
+            option = "ring=True" if self.ring else f"backend {self.backend!r}"
+            raise UnsupportedError(f"{needs}, which {option} never holds. Use backend 'auto' without the ring.")
+        if self.extra_texts:
+            remedy = "Use the weighting uniform or weighted_infonce."
+            raise UnsupportedError(f"{needs} and does not work with a sampler that adds captions. {remedy}")
 
     def forward(
         self,
@@ -178,45 +186,84 @@ class NegativesClipLoss(nn.Module):
             )
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss
-        needed = anchor_loss is not None or self.extra_texts > 0 or terms.by_label or terms.per_sample() or terms.scheduled
+        needed = anchor_loss is not None or self.observer is not None or self.extra_texts > 0
+        needed = needed or terms.by_label or bool(terms.per_sample()) or terms.scheduled
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
-        if anchor_loss is None:
-            return self._loss_from_terms(inputs, samples)
+        self.logged.clear()
+        if anchor_loss is None or isinstance(anchor_loss, StepTerms):
+            return self._loss_from_terms(inputs, samples, again)
         return self._loss_from_anchors(anchor_loss, inputs, samples, again)
 
-    def _loss_from_terms(self, inputs: Inputs, samples: BatchSamples | None) -> Tensor:
+    def _loss_from_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
         x, y, scale, bias = inputs
+        observed = self.observer is not None and not again
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
-        terms = None if self.terms.neutral else self._batch_terms(samples, x)
+        options["reduction"] = "none" if observed else "mean"
+        terms = self._step_terms(inputs, samples)
         if self.extra_texts:
             y, options["extra_texts"] = self._split(y, len(x), samples, self.world_size)
         if self.world_size == 1 or self.ring:
-            return weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
-        all_x, all_y = self._gather_features(x), self._gather_features(y)
-        # Every process has the same tables, so only per-sample fields are gathered.
-        all_terms = None if terms is None else terms.map_samples(self._gather_rows)
-        if not self.local_loss:
-            return weighted_info_nce(all_x, all_y, scale, bias, terms=all_terms, gathered=True, **options)
-        candidates = Candidates(all_x, all_y, all_terms, self.rank * len(x))
-        return weighted_info_nce(x, y, scale, bias, terms=terms, candidates=candidates, **options)
+            losses = weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
+            everyone = Towers(x, y)
+        else:
+            everyone = Towers(x, y).map(self._gather_features)
+            # Every process has the same tables, so only per-sample fields are gathered.
+            all_terms = None if terms is None else terms.map_samples(self._gather_rows)
+            if self.local_loss:
+                candidates = Candidates(*everyone, all_terms, self.rank * len(x))
+                losses = weighted_info_nce(x, y, scale, bias, terms=terms, candidates=candidates, **options)
+            else:
+                losses = weighted_info_nce(*everyone, scale, bias, terms=all_terms, gathered=True, **options)
+        if observed:
+            self._observe(self._step(inputs._replace(y=y), samples, everyone), losses)
+        return losses.mean()
+
+    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None) -> LossTerms | None:
+        """Return the terms of the samples of this process; None if the loss is plain InfoNCE."""
+        if not isinstance(self.anchor_loss, StepTerms):
+            return None if self.terms.neutral else self.batch_terms(samples, inputs.x)
+        y = inputs.y if not self.extra_texts else inputs.y.view(len(inputs.x), 1 + self.extra_texts, -1)[:, 0]
+        own = Towers(inputs.x, y)
+        terms = self.anchor_loss.terms(self._step(inputs, samples, own, alone=True))
+        terms.check(len(own.image), own.image.device, "the terms of the step")
+        return terms if samples is None else terms.at(samples.progress)
 
     def _loss_from_anchors(self, loss: AnchorLoss, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
         """Return the mean loss of all anchors: the images and, with `text_anchors`, the texts."""
+        own = Towers(inputs.x, inputs.y)
+        step = self._step(inputs, samples, own if self.world_size == 1 else own.map(self._gather_features))
+        loss.begin(step.samples.candidates, again=again)
+        losses = torch.cat([loss(side) for side in anchors(step) if self.text_anchors or side.modality == "image"])
+        if self.observer is not None and not again:
+            self._observe(step, losses)
+        return losses.mean()
+
+    def _step(self, inputs: Inputs, samples: BatchSamples | None, everyone: Towers, *, alone: bool = False) -> Step:
+        """Return the step of a batch; `everyone` are the features of all processes, or of this one if it is `alone`."""
         x, y, scale, bias = inputs
-        own_ids = all_ids = _move(_checked_ids(samples, len(x), loss.n_samples), x.device).long()
-        all_x, all_y = x, y
-        gathered = self.world_size > 1
-        if gathered:
-            all_ids = self._gather_rows(own_ids)
-            all_x, all_y = self._gather_features(x), self._gather_features(y)
-        loss.begin(all_ids, again=again)
-        if gathered and self.local_loss:
-            step_samples = StepSamples(own_ids, all_ids, self.rank * len(x), self._gather_rows)
-        else:
-            x, y, step_samples = all_x, all_y, StepSamples(all_ids, all_ids)
-        sides = anchors(x, y, all_x, all_y, scale, bias, step_samples)
-        return torch.cat([loss(side) for side in sides if self.text_anchors or side.modality == "image"]).mean()
+        n_samples = self.terms.n_samples if self.anchor_loss is None else self.anchor_loss.n_samples
+        ids = moved(checked_ids(samples, len(x), n_samples), x.device).long()
+        position, teacher = (None, None) if samples is None else (samples.position, samples.teacher)
+        features, step_samples = everyone, StepSamples(ids, ids)
+        if not alone and self.world_size > 1:
+            all_ids = self._gather_rows(ids)
+            if self.local_loss:
+                features, step_samples = Towers(x, y), StepSamples(ids, all_ids, self.rank * len(x), self._gather_rows)
+            else:
+                step_samples = StepSamples(all_ids, all_ids)
+                teacher = None if teacher is None else teacher.map(self._gather_rows)
+        clusters = None if self.anchor_loss is None else self.anchor_loss.clusters
+        teacher = None if teacher is None else teacher.map(lambda rows: moved(rows, x.device))
+        return Step(step_samples, features, everyone, scale, bias, position, clusters, teacher, self.logged)
+
+    def _observe(self, step: Step, losses: Tensor) -> None:
+        """Call the observer with the loss of each sample of all processes."""
+        if self.ring:
+            raise UnsupportedError("ring=True does not work with a sampler that observes the training. Leave ring out.")
+        observer: Any = self.observer
+        per_sample = losses.detach().float().view(-1, len(step.samples.index)).mean(0)
+        observer(step.detached(), step.samples.gather(per_sample))
 
     def _comes_again(self, samples: BatchSamples | None) -> bool:
         """Return whether the loader has yielded no new batch since the previous call."""
@@ -234,7 +281,7 @@ class NegativesClipLoss(nn.Module):
         extra = texts[:, 1:].flatten(0, 1)
         own_ids = extra_ids = None
         if samples is not None and samples.text_ids is not None:
-            ids = _move(samples.text_ids, text_features.device)
+            ids = moved(samples.text_ids, text_features.device)
             own_ids, extra_ids = ids[:, 0], ids[:, 1:].flatten()
         if world_size > 1:
             # local_loss=False: the added captions of this process keep their gradients in any case.
@@ -250,86 +297,3 @@ class NegativesClipLoss(nn.Module):
     def _gather_features(self, features: Tensor) -> Tensor:
         options = {"local_loss": self.local_loss, "with_grad": self.gather_with_grad}
         return gather_features(features, self.rank, self.world_size, **options)
-
-    def _batch_terms(self, samples: BatchSamples | None, features: Tensor) -> LossTerms:
-        """Return the terms of the batch at this share of the training, on the device of the features."""
-        progress = None if samples is None or samples.progress is None else _move(samples.progress, features.device)
-        return self._unscheduled_terms(samples, features).at(progress)
-
-    def _unscheduled_terms(self, samples: BatchSamples | None, features: Tensor) -> LossTerms:
-        per_sample = self.terms.per_sample()
-        for name, value in self.terms.tensors().items():
-            if name not in per_sample and value.device != features.device:
-                self.register_buffer(name, _move(value, features.device))
-        terms = self.terms
-        if terms.by_label:
-            if samples is None or samples.labels is None:
-                remedy = "Give loss(..., samples=BatchSamples(labels=labels)), or terms with labels."
-                raise InputError(f"This weighting has tables without labels, and the batch has no labels. {remedy}")
-            labels = _checked_integers("labels", samples.labels, (len(features), 2))
-            return terms.with_labels(_move(labels, features.device))
-        if not per_sample:
-            return terms
-        ids = _checked_ids(samples, len(features), terms.n_samples)
-        return terms.map_samples(lambda value: _move(value[_move(ids, value.device)], features.device))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Return the part of ``state_dict`` that is not in buffers."""
-        return {"clusters": self.clusters, **self._without_tensors.options()}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what `get_extra_state` returned."""
-        self.clusters = self.clusters or state.get("clusters")
-        self._without_tensors = self._without_tensors.replace(**_options(state))
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        """Register buffers of the stored shapes first: this module may have been built without terms."""
-        if prefix + "_extra_state" in state_dict:  # otherwise the state belongs to another module: keep the buffers
-            self._check_state(state_dict, prefix)
-            device = next((buffer.device for buffer in self.buffers()), None)
-            for name in self._without_tensors.tensor_fields():
-                stored = state_dict.get(prefix + name)
-                self.register_buffer(name, None if stored is None else torch.empty_like(stored, device=device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _check_state(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Check that a state has the terms and the clusters of this loss, if this loss has any."""
-        extra, terms = state_dict[prefix + "_extra_state"], self.terms
-        stored = {name: tensor for name in terms.tensor_fields() if (tensor := state_dict.get(prefix + name)) is not None}
-        own = terms.tensors()
-        same = own.keys() == stored.keys() and all(torch.equal(value.cpu(), stored[name].cpu()) for name, value in own.items())
-        other_clusters = None not in (self.clusters, extra.get("clusters")) and self.clusters != extra["clusters"]
-        if other_clusters or not (terms.neutral or (same and LossTerms(**_options(extra)).options() == terms.options())):
-            raise InputError(
-                "The state of the loss is of other clusters or of another weighting. Load it into a loss with the same "
-                "clusters and weighting, or train on without it."
-            )
-
-
-def _options(extra_state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in extra_state.items() if name != "clusters"}
-
-
-def _checked_ids(samples: BatchSamples | None, batch_size: int, n_samples: int | None) -> Tensor:
-    if samples is None or samples.ids is None:
-        remedy = "Give loss(..., samples=BatchSamples(ids=ids)), or wrap the loader with clip_negatives.attach."
-        raise InputError(f"This weighting needs the sample ids of the batch, and there are none. {remedy}")
-    ids = _checked_integers("ids", samples.ids, (batch_size,))
-    # Reading values of GPU tensors would wait for the GPU; in a compiled graph it would break the graph.
-    checkable = ids.device.type == "cpu" and batch_size > 0 and not torch.compiler.is_compiling()
-    if n_samples is not None and checkable and not 0 <= int(ids.min()) <= int(ids.max()) < n_samples:
-        limits = f"0 .. {n_samples - 1}, the samples that were clustered, got {int(ids.min())} .. {int(ids.max())}"
-        raise InputError(f"Sample ids must be within {limits}. Prepare the clusters from the data that you train on.")
-    return ids
-
-
-def _checked_integers(name: str, integers: Tensor, shape: tuple[int, ...]) -> Tensor:
-    if integers.shape != shape or integers.dtype not in (torch.int64, torch.int32):
-        actual = f"{integers.dtype} of shape {tuple(integers.shape)}"
-        raise InputError(f"The {name} of {shape[0]} features must be int64 of shape {shape}, got {actual}.")
-    return integers
-
-
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return `tensor` on `device`; only a copy to the CPU waits, because it could be read before it is complete."""
-    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -9,14 +9,24 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from clip_negatives.batches.extra_texts import texts_per_image
-from clip_negatives.interfaces import Clusters, IncorrectPairs, NegativeSampler, PairsForImages, SamplingContext
+from clip_negatives.interfaces import (
+    Clusters,
+    IncorrectPairs,
+    NegativeSampler,
+    ObservingSampler,
+    PairsForImages,
+    SamplingContext,
+)
 from clip_negatives.sampling import epoch_generator
+from clip_negatives.step import Position, Step, StepSamples, Towers
 from clip_negatives.testing.blobs import make_blobs
 from clip_negatives.testing.subject import Checks, NotApplicableError, expect, expect_tensor, must_reject, unmodified_clusters
 
+DIM = 16  # size of the live features
 N, B = 100, 8  # samples and batch size of most checks; the last four samples fill no batch
 SEEDED = "Draw from clip_negatives.sampling.epoch_generator(context.seed, epoch) only."
 
@@ -33,9 +43,12 @@ class SamplerChecks(Checks):
             expect(not wrong, f"A batch holds {wrong[:1]}. Yield ints within 0 .. {N - 1}, the samples of the data.")
 
     def no_index_twice_in_an_epoch(self) -> None:
-        """No sample occurs twice in an epoch of a process."""
+        """No sample occurs twice in an epoch of a process; in a sampler with ``repeats = True``, not twice in a batch."""
         ((index, count),) = Counter(itertools.chain(*self._epoch())).most_common(1)
-        expect(count == 1, f"Sample {index} occurs {count} times in an epoch. Use each sample at most once.")
+        if not self._repeats:
+            expect(count == 1, f"Sample {index} occurs {count} times in an epoch. Use each sample at most once.")
+        repeated = [batch for batch in self._epoch() if len(set(batch)) < len(batch)]
+        expect(not repeated, f"A batch has a sample twice: {repeated[:1]}. Use each sample at most once in a step.")
 
     def length_is_exact(self) -> None:
         """``len(sampler)`` is the number of batches of an epoch, for every size of data, and at least 1."""
@@ -47,10 +60,13 @@ class SamplerChecks(Checks):
             expect(batches > 0, f"An epoch has no batch ({case}). Yield n // (batch_size * world_size) batches.")
 
     def ranks_are_disjoint(self) -> None:
-        """No sample is in the batches of two processes in one epoch."""
-        owners = Counter(index for rank in range(3) for index in set(itertools.chain(*self._epoch(rank=rank, world_size=3))))
-        ((index, count),) = owners.most_common(1)
-        expect(count == 1, f"Sample {index} is on {count} ranks. Give each rank its own samples.")
+        """No sample is in the batches of two processes in one epoch; with ``repeats = True``, in one step."""
+        by_rank = [self._epoch(rank=rank, world_size=3) for rank in range(3)]
+        steps = zip(*by_rank, strict=True) if self._repeats else [[itertools.chain(*batches) for batches in by_rank]]
+        for step in steps:
+            owners = Counter(index for batch in step for index in set(batch))
+            ((index, count),) = owners.most_common(1)
+            expect(count == 1, f"Sample {index} is on {count} ranks. Give each rank its own samples.")
 
     def ranks_have_equal_length(self) -> None:
         """All processes get the same number of batches; otherwise training waits forever for a process that has ended."""
@@ -179,11 +195,47 @@ class SamplerChecks(Checks):
         first, second = (self._adding_sampler().extra_texts(list(range(B))) for _ in range(2))
         expect(first == second, "Two samplers with one seed add different captions. Draw from seed, epoch and sample only.")
 
+    def observed_steps_count_in_the_next_epoch(self) -> None:
+        """``observe`` does not change the batches of the present epoch: a loader reads ahead."""
+        sampler, fresh = self._observing_sampler(), self._observing_sampler()
+        before = as_lists(sampler)
+        observe_epoch(sampler, before)
+        expect(as_lists(sampler) == before, "observe changes the batches of its epoch. Use what was learned in the next epoch.")
+        sampler.set_epoch(1)
+        fresh.set_epoch(1)
+        learned = sampler.learned()
+        same = all(torch.equal(value, learned[name]) for name, value in fresh.learned().items())
+        expect(not same, "After observe, learned() is as before. Return all that was learned, as tensors.")
+
+    def learned_state_resumes(self) -> None:
+        """A sampler that loads ``learned()`` goes on as the one that returned it, within the epoch and in the next ones."""
+        sampler, resumed = self._observing_sampler(), self._observing_sampler()
+        observe_epoch(sampler, as_lists(sampler))
+        sampler.set_epoch(1)
+        observe_epoch(sampler, as_lists(sampler)[:3])
+        resumed.load_state_dict(sampler.state_dict())
+        resumed.load_learned({name: value.clone() for name, value in sampler.learned().items()})
+        for epoch in (1, 2):
+            for each in (sampler, resumed):
+                each.set_epoch(epoch)
+            message = f"After load_learned, epoch {epoch} has other batches. Return the whole memory from learned()."
+            expect(as_lists(sampler)[-3:] == as_lists(resumed)[-3:], message)
+
     def _instance(self, n: int = N, batch_size: int = B, *, clusters: Clusters | None = None, **run: Any) -> NegativeSampler:
         """Return a sampler of `n` samples in blobs, each with a caption; `run` is rank, world_size, seed."""
         clusters = make_blobs(n, n_clusters=min(12, n)) if clusters is None else clusters
         captions = [f"text {row} of {n}, in some words" for row in range(n)]
         sampler: NegativeSampler = self.plugin.create(SamplingContext.of(clusters, batch_size, captions=captions, **run))
+        return sampler
+
+    @property
+    def _repeats(self) -> bool:
+        return bool(getattr(self._instance(), "repeats", False))
+
+    def _observing_sampler(self) -> Any:
+        sampler = self._instance()
+        if not isinstance(sampler, ObservingSampler):
+            raise NotApplicableError("the sampler does not observe the training")
         return sampler
 
     def _use(self, instance: NegativeSampler) -> list[list[int]]:
@@ -207,6 +259,16 @@ class SamplerChecks(Checks):
         if not texts_per_image(sampler):
             raise NotApplicableError("the sampler adds no captions")
         return sampler
+
+
+def observe_epoch(sampler: ObservingSampler, batches: Iterable[list[int]]) -> None:
+    """Let a sampler observe a step for each batch, with features and losses that depend on the samples only."""
+    for number, batch in enumerate(batches):
+        ids = torch.tensor(batch)
+        table = torch.randn(N, 2, DIM, generator=epoch_generator(0, 0))[ids]
+        features = Towers(F.normalize(table[:, 0], dim=1), F.normalize(table[:, 1], dim=1))
+        step = Step(StepSamples(ids, ids), features, features, torch.tensor(10.0), position=Position.of(0, number, 100))
+        sampler.observe(step, ids / N)
 
 
 def as_lists(batches: Iterable[Any]) -> list[list[int]]:

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, StepSamples, anchors
+from clip_negatives.anchor_loss import AnchorLoss, Anchors, StepTerms, anchors
 from clip_negatives.interfaces import Clustering, Clusters, LossTerms, LossWeighting
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.step import BatchSamples
+from clip_negatives.step import BatchSamples, Position, Step, StepSamples, Towers
 from clip_negatives.terms import MODALITIES
 from clip_negatives.testing.blobs import make_blobs
 from clip_negatives.testing.subject import Checks, NotApplicableError, expect, expect_tensor, may_reject, unmodified_clusters
@@ -134,18 +134,21 @@ class WeightingChecks(Checks):
     def anchor_loss_has_one_value_per_anchor(self) -> None:
         """An `AnchorLoss` returns shape (B,): one loss for each anchor."""
         loss = self._anchor_loss()
-        for side in _sides(*batch(), *batch(), StepSamples(batch_index(), batch_index())):
+        everyone = Towers(*batch())
+        for side in _sides(loss, everyone, everyone, StepSamples(batch_index(), batch_index())):
             shape = tuple(loss(side).shape)
             expect(shape == (B,), f"The loss has shape {shape}. Return one loss for each anchor, shape ({B},), without a mean.")
 
     def anchors_of_one_process_match_all(self) -> None:
         """The loss of an anchor is the same if a process holds only some anchors, which start at ``samples.offset``."""
-        (x, y), rows = batch(), slice(B // 2, B)
+        everyone, rows = Towers(*batch()), slice(B // 2, B)
+        own, loss, other_loss = everyone.map(lambda side: side[rows]), self._anchor_loss(), self._anchor_loss()
         whole = StepSamples(batch_index(), batch_index())
         part = StepSamples(batch_index()[rows], batch_index(), B // 2)
         message = "Anchors of the second process get other losses. The positive of anchor i is candidate samples.offset + i."
-        for all_anchors, own_anchors in zip(_sides(x, y, x, y, whole), _sides(x[rows], y[rows], x, y, part), strict=True):
-            expected, losses = self._anchor_loss()(all_anchors).flatten()[rows], self._anchor_loss()(own_anchors).flatten()
+        of_all, of_part = _sides(loss, everyone, everyone, whole), _sides(other_loss, own, everyone, part)
+        for all_anchors, own_anchors in zip(of_all, of_part, strict=True):
+            expected, losses = loss(all_anchors).flatten()[rows], other_loss(own_anchors).flatten()
             expect(torch.allclose(expected, losses, rtol=1e-4, atol=1e-5), message)
 
     def state_is_in_state_dict(self) -> None:
@@ -179,7 +182,7 @@ class WeightingChecks(Checks):
 
     def _anchor_loss(self) -> AnchorLoss:
         loss = self._terms()
-        if not isinstance(loss, AnchorLoss):
+        if not isinstance(loss, AnchorLoss) or isinstance(loss, StepTerms):
             raise NotApplicableError("the weighting returns no AnchorLoss")
         return loss
 
@@ -199,11 +202,12 @@ def batch_index() -> Tensor:
 def value(terms: Any, *sides: Tensor, scale: float = SCALE, index: Tensor | None = None) -> Tensor:
     """Return the loss of a batch: `sides` are its image and text features; without them, the loss of `batch`."""
     x, y = sides or batch()
-    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index).at(1.0)
+    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index).at(1, 2)
     bias = torch.tensor(BIAS) if isinstance(terms, AnchorLoss) else None
     loss: Tensor = NegativesClipLoss(terms=terms)(x, y, torch.tensor(scale), bias, samples=samples)
     return loss
 
 
-def _sides(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, samples: StepSamples) -> list[Anchors]:
-    return list(anchors(x, y, all_x, all_y, torch.tensor(SCALE), torch.tensor(BIAS), samples))
+def _sides(loss: AnchorLoss, own: Towers, everyone: Towers, samples: StepSamples) -> list[Anchors]:
+    position = Position.of(epoch=0, step=1, total_steps=2)
+    return list(anchors(Step(samples, own, everyone, torch.tensor(SCALE), torch.tensor(BIAS), position, loss.clusters)))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.interfaces import Clusters, LossTerms
@@ -33,6 +36,11 @@ def batch_figures(samples: BatchSamples, clusters: Clusters, terms: LossTerms | 
     if groups is not None:
         figures["false_negatives_per_anchor"] = float(counts["per_anchor"])
     return {f"{PREFIX}{name}": value for name, value in figures.items()}
+
+
+def logged_figures(logged: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the figures that a weighting logged in a step; reading them waits for a GPU."""
+    return {f"{PREFIX}{name}": float(value) for name, value in logged.items()}
 
 
 def cluster_figures(clusters: Clusters) -> dict[str, float]:

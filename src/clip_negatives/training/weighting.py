@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from clip_negatives.anchor_loss import AnchorLoss, StepSamples, anchors
+from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
 from clip_negatives.errors import InputError
 from clip_negatives.host import registry
 from clip_negatives.host.plugin_code import no_exit
@@ -13,7 +13,7 @@ from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.losses.functional import pair_log_weights
 from clip_negatives.losses.kernels import log_weights
 from clip_negatives.sampling import epoch_generator
-from clip_negatives.step import BatchSamples
+from clip_negatives.step import BatchSamples, Position, Step, StepSamples, Towers
 
 ROWS = 256  # samples to try an anchor loss on, and images of a batch that `batch_keeps_pairs` checks
 DIM, SCALE = 32, 14.3  # size of the random features, and open_clip's initial logit scale
@@ -56,8 +56,12 @@ def teaches(loss: AnchorLoss, clusters: Clusters | None) -> bool:
     generator = epoch_generator(0, 0)
     ids = torch.randperm(clusters.n_samples, generator=generator)[:ROWS]
     x, y = (F.normalize(torch.randn(len(ids), DIM, generator=generator), dim=1).requires_grad_() for _ in range(2))
+    features, position = Towers(x, y), Position.of(epoch=0, step=0, total_steps=1)
+    step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), None, position, loss.clusters)
+    if isinstance(loss, StepTerms):
+        return keeps_pairs(loss.terms(step))
     loss.begin(ids)
-    total = torch.cat([loss(side) for side in anchors(x, y, x, y, SCALE, None, StepSamples(ids, ids))]).sum()
+    total = torch.cat([loss(side) for side in anchors(step)]).sum()
     loss.begin(ids, again=True)
     return bool(torch.autograd.grad(total, x)[0].any())
 

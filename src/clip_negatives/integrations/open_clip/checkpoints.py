@@ -1,4 +1,4 @@
-"""open_clip's checkpoints: atomic writes, checks before a resume, and the state of the loss beside each checkpoint."""
+"""open_clip's checkpoints: atomic writes, checks before a resume, and the state of the method beside each checkpoint."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from open_clip_train.train import unwrap_model
 
-from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.errors import ArtifactError, DivergedError
 from clip_negatives.integrations.open_clip.arguments import LATEST
 from clip_negatives.printing import log
 from clip_negatives.storage.atomic import write_tensors
 from clip_negatives.storage.ownership import remove_file, replaced_file
 from clip_negatives.storage.safe_reading import check_file, read_tensors
-from clip_negatives.training.loss_state import read_state, state_of, write_state
+from clip_negatives.training.method_state import MethodState
 
 
 def atomic_save(save: Callable[..., None]) -> Callable[..., None]:
@@ -108,24 +107,24 @@ def resumed_run(checkpoint: str | Path) -> Path:
     return Path(checkpoint).resolve().parent.parent
 
 
-def store_state(loss: AnchorLoss | None, args: Any, completed: int, data: str) -> None:
-    """Write the state of the loss after `completed` epochs, with a digest of the training data `data`.
+def store_state(method: MethodState, args: Any, completed: int, data: str) -> None:
+    """Write the state of the method after `completed` epochs, with a digest of the training data `data`.
 
     Only rank 0 writes, because all ranks have the same state. The file of the previous epoch stays: the run can stop after this
     call and before open_clip writes its checkpoint. The file before it is deleted, unless open_clip kept its checkpoint.
     """
-    if args.rank != 0 or not state_of(loss):
+    if args.rank != 0 or not method.tensors():
         return
     run = Path(args.checkpoint_path).parent
-    write_state(loss, _state_file(run, completed), data)
+    method.write(_state_file(run, completed), data)
     if not (run / "checkpoints" / f"epoch_{completed - 2}.pt").exists():
         remove_file(_state_file(run, completed - 2))
 
 
-def restore_state(loss: AnchorLoss | None, args: Any, epoch: int, data: str) -> None:
+def restore_state(method: MethodState, args: Any, epoch: int, data: str) -> None:
     """In a resumed run, restore the state after `epoch` epochs; ArtifactError if it belongs to data with another digest."""
     if epoch > 0:
-        read_state(loss, _state_file(resumed_run(args.resume), epoch), data)
+        method.read(_state_file(resumed_run(args.resume), epoch), data)
 
 
 def store_random(args: Any, epoch: int) -> None:

@@ -16,7 +16,7 @@ from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.interfaces import Clusters, NegativeSampler, SamplingContext
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
 from clip_negatives.storage.shards import KnownShards, ShardRows
@@ -43,6 +43,12 @@ class TrainData:
         dataset = getattr(self.info.dataloader, "dataset", None)
         return None if isinstance(dataset, IterableDataset) else dataset
 
+    @property
+    def sampler(self) -> NegativeSampler | None:
+        """Return the negative sampler, or None for a stream."""
+        loader = self.dataloader.loader
+        return loader.negatives if isinstance(loader, IndexedLoader) else None
+
     def use(self, clusters: Clusters | None) -> None:
         """Create the loader for these clusters."""
         native, args = self.info.dataloader, self.args
@@ -55,7 +61,7 @@ class TrainData:
             if isinstance(self.folder, ClustersFolder):
                 captions = Captions(self.folder.samples)
             sizes = len(self.dataset), args.batch_size, args.rank, args.world_size
-            context = SamplingContext(*sizes, args.seed, clusters, native.batch_sampler, captions)
+            context = SamplingContext(*sizes, args.seed, clusters, native.batch_sampler, captions, args.epochs)
             sampler = self.options.create_sampler(context)
             self.extra_texts = texts_per_image(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))

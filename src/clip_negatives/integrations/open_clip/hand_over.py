@@ -20,12 +20,12 @@ class CurrentSamples:
 
     def __init__(self, batches: int = 1, observe: Callable[[BatchSamples], None] | None = None) -> None:
         self.handed_out = 0  # number of batches; while it stays the same, the loss is called for the same batches
-        self._batches, self._observe = batches, observe
+        self.batches, self._observe = batches, observe
         self.start()
 
     def start(self) -> None:
         """Forget the batches of the previous epoch: the last of them may be too few for a step."""
-        self._window: deque[BatchSamples] = deque(maxlen=self._batches)
+        self._window: deque[BatchSamples] = deque(maxlen=self.batches)
         self._new = self._calls = 0  # batches since the last step, and calls of the loss for this step
 
     def push(self, samples: BatchSamples) -> None:
@@ -44,9 +44,9 @@ class CurrentSamples:
     def __call__(self) -> BatchSamples:
         """Return `samples` for a call of the loss; InputError if the number of batches or calls does not fit a step."""
         self._calls += 1
-        if self._new not in (0, self._batches) or self._calls > self._batches or len(self._window) < self._batches:
+        if self._new not in (0, self.batches) or self._calls > self.batches or len(self._window) < self.batches:
             raise InputError(
-                f"The loop must fetch {self._batches} batches, then call the loss at most {self._batches} times. This is call "
+                f"The loop must fetch {self.batches} batches, then call the loss at most {self.batches} times. This is call "
                 f"{self._calls}, with {self._new} batches fetched since the previous step, so the sample ids are unknown. In a "
                 "loop of your own, pass them: loss(..., samples=samples)."
             )
@@ -73,5 +73,7 @@ class HandOver:
         """Yield the batches."""
         self._current.start()
         for position, (batch, samples) in enumerate(self.loader):
-            self._current.push(samples.at(min(1.0, (self.epoch + position / self.num_batches) / self._epochs)))
+            steps = self.num_batches // self._current.batches
+            step = self.epoch * steps + position // self._current.batches
+            self._current.push(samples.at(step, self._epochs * steps, epoch=self.epoch))
             yield batch

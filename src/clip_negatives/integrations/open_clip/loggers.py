@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import open_clip_train.train
+from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
 from clip_negatives.interfaces import Clusters, LossTerms
-from clip_negatives.training.figures import batch_figures, cluster_figures
+from clip_negatives.training.figures import batch_figures, cluster_figures, logged_figures
 
 
 @dataclass
 class EpochFigures:
-    """Logged figures of one epoch, from the batches of rank 0. They need no features, so logging never waits for a GPU."""
+    """Logged figures of one epoch, from the batches of rank 0.
+
+    They need no features, so logging waits for a GPU only if the weighting logs figures.
+    """
 
     args: Any
     tb_writer: Any  # open_clip's TensorBoard writer, or None
@@ -23,6 +28,7 @@ class EpochFigures:
     steps: int  # steps in an epoch; accumulated batches are one step
     clusters: Clusters
     terms: LossTerms | AnchorLoss  # of the whole data set, on the CPU
+    logged: Mapping[str, Tensor]  # figures of the weighting in the step before, see `NegativesClipLoss.logged`
     batches: int = 0  # number of batches so far
 
     def log_clusters(self) -> None:
@@ -34,7 +40,8 @@ class EpochFigures:
         self.batches += 1
         step, rest = divmod(self.batches, self.args.accum_freq)
         if not rest and ((step - 1) % self.args.log_every_n_steps == 0 or step == self.steps):
-            self._log(batch_figures(current.samples, self.clusters, self.terms), step - 1)
+            figures = batch_figures(current.samples, self.clusters, self.terms)
+            self._log(figures | logged_figures(self.logged), step - 1)
 
     def _log(self, figures: dict[str, float], step: int) -> None:
         step += self.epoch * self.steps

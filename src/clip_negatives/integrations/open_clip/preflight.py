@@ -176,7 +176,7 @@ def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, op
             if {"image", BYTES}.isdisjoint(folder.samples.column_names):
                 log(f"only the texts were compared with {folder.path}, because it has no paths or sizes of images")
     clusters = None if folder is None else folder.clusters
-    context = SamplingContext(n, args.batch_size, 0, world_size(), args.seed, clusters, captions=captions)
+    context = SamplingContext(n, args.batch_size, 0, world_size(), args.seed, clusters, captions=captions, epochs=args.epochs)
     extra = texts_per_image(options.create_sampler(context))
     if extra and kind == "synthetic":
         raise UnsupportedError(f"The sampler {options.sampler} adds captions, which synthetic data lack. Use another sampler.")

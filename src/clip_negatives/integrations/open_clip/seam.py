@@ -3,7 +3,7 @@
 * ``get_data``: read the clusters, compare the records of all ranks, and wrap the training loader.
 * ``create_loss``: create our loss, with the terms of the clusters.
 * ``train_one_epoch``, for each epoch: re-cluster if it is due; train as open_clip does; before open_clip writes its checkpoint,
-  check the weights and store the state of the loss.
+  check the weights and store the state of the method.
 
 The loader calls `Negatives.observe` for each batch that it yields, to log figures.
 """
@@ -43,11 +43,14 @@ from clip_negatives.integrations.open_clip.recluster import recluster, stored_fo
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import place_of_files
 from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.learning_sampler import carry_over, observer_of
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.printing import log
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.labels_folder import ClustersOrLabels
 from clip_negatives.storage.provenance import Record
+from clip_negatives.training.loss_parameters import LossParameters
+from clip_negatives.training.method_state import MethodState
 from clip_negatives.training.reclustering import with_truth_of
 from clip_negatives.training.temperature import hold_temperature
 from clip_negatives.training.weighting import batch_keeps_pairs
@@ -160,43 +163,60 @@ class Negatives:
             extra_texts=self._data.extra_texts,
             backend=self.options.backend,
         ).to(args.device)
-        data = run_record.data_digest(self._record)
-        self._processes.together(lambda: restore_state(loss.anchor_loss, args, self._start_epoch, data))
         log(f"sampler {self.options.sampler}, weighting {self.options.weighting}", logging.INFO)
         return loss
 
     def train_one_epoch(
         self, model: Any, data: dict[str, Any], loss: Any, epoch: int, optimizer: Any, *rest: Any, **named: Any
     ) -> None:
-        """Re-cluster if it is due, train the epoch as open_clip does, and store the state of the loss."""
+        """Re-cluster if it is due, train the epoch as open_clip does, and store the state of the method."""
         args, options, tb_writer = self._args, self.options, named.get("tb_writer")
         first, refresh = epoch == self._start_epoch, refresh_due(epoch, options.refresh_every)
         if first and options.temperature is not None:
             hold_temperature(unwrap_model(model).logit_scale, options.temperature, optimizer)
         if first and tb_writer is not None:
             self.run.callback(tb_writer.close)
+        digest = run_record.data_digest(self._record)
+        if first:
+            self._parameters = LossParameters(loss.anchor_loss, optimizer)
+            self._processes.together(lambda: restore_state(self._method_state(loss), args, epoch, digest))
         if refresh:
-            self._clusters = recluster(model, self._data.dataset, self._preprocess, args, options, epoch, self._clusters)
-            self._data.use(self._clusters)
-            loss.set_terms(self._terms().to(args.device))
+            self._refresh(model, loss, epoch)
+        loss.observer = None if self._data.sampler is None else observer_of(self._data.sampler)
         if self._logged is not None and self._clusters is not None:
             steps = self._data.dataloader.num_batches // args.accum_freq
-            self._figures = EpochFigures(args, tb_writer, epoch, steps, self._clusters, self._logged)
+            self._figures = EpochFigures(args, tb_writer, epoch, steps, self._clusters, self._logged, loss.logged)
             if first or refresh:
                 self._figures.log_clusters()
         if first and epoch > 0:
             restore_random(args, epoch)
         store_random(args, epoch)
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
+        self._check_stream()
+        check_finite(model, epoch + 1)
+        if first and args.resume:
+            self._store_record(args)
+        store_state(self._method_state(loss), args, epoch + 1, digest)
+        store_random(args, epoch + 1)
+
+    def _check_stream(self) -> None:
+        """Check after an epoch of a stream that samples had labels."""
         if isinstance(loader := self._data.dataloader.loader, StreamLoader):
             loader.check_labelled(any(self._processes.gather(loader.any_labelled)))
             if loader.unlabelled:
                 log(f"{loader.unlabelled} samples so far have no cluster labels; their pairs have weight 1")
-        check_finite(model, epoch + 1)
-        if first and args.resume:
-            self._store_record(args)
-        store_state(loss.anchor_loss, args, epoch + 1, run_record.data_digest(self._record))
-        store_random(args, epoch + 1)
+
+    def _refresh(self, model: Any, loss: NegativesClipLoss, epoch: int) -> None:
+        """Cluster with the model that is trained, and use the new clusters for the batches and the weights."""
+        args, previous = self._args, self._data.sampler
+        self._clusters = recluster(model, self._data.dataset, self._preprocess, args, self.options, epoch, self._clusters)
+        self._data.use(self._clusters)
+        if previous is not None and self._data.sampler is not None:
+            carry_over(previous, self._data.sampler)
+        loss.set_terms(self._terms().to(args.device))
+
+    def _method_state(self, loss: NegativesClipLoss) -> MethodState:
+        return MethodState(loss.anchor_loss, self._parameters, self._data.sampler)
 
     def observe(self, samples: BatchSamples) -> None:
         """Log the figures of a batch, and call `on_batch`. After the first batch, warn if no incorrect pair is left in it."""
