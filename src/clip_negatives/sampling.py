@@ -166,7 +166,17 @@ class PlannedSampler:
         shifts = order[:, :per_image] + 1
         places = (torch.arange(self.step_size)[None, :, None] + shifts[:, None, :]) % self.step_size
         texts = steps.gather(1, places.flatten(1))
-        return IncorrectPairs(steps.repeat_interleave(per_image, dim=1).flatten(), texts.flatten())
+        images = steps.flatten()
+        kept = _first_places(images) if self.repeats else slice(None)
+        return IncorrectPairs(images[kept].repeat_interleave(per_image), texts.view(-1, per_image)[kept].flatten())
+
+
+def _first_places(values: Tensor) -> Tensor:
+    """Return the place of the first occurrence of each value, in order."""
+    _, group = values.unique(return_inverse=True)
+    places = torch.arange(len(values))
+    first = torch.full((int(group.max()) + 1,), len(values)).scatter_reduce(0, group, places, "amin")
+    return first.sort().values
 
 
 def require_clusters(context: SamplingContext, name: str) -> Clusters:

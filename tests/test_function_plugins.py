@@ -1,0 +1,164 @@
+"""Weightings and samplers written as functions."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from clip_negatives import (
+    Anchors,
+    BatchSamples,
+    Clusters,
+    LossTerms,
+    NegativesClipLoss,
+    SamplingContext,
+    Step,
+    sampler,
+    weighting,
+)
+from clip_negatives.errors import PluginError
+from clip_negatives.host.options import options_of
+from clip_negatives.testing import parametrize_with_checks
+from clip_negatives.testing.blobs import make_blobs
+from clip_negatives.testing.weightings import SCALE, batch, batch_index
+
+
+@weighting
+def soft_tables(clusters: Clusters, *, gamma: float = 1.0, side: Literal["image", "text"] = "image") -> LossTerms:
+    """Weight by the similarity of the clusters."""
+    table = gamma * clusters.similarity_of(side, "soft_tables")
+    labels = (clusters.image if side == "image" else clusters.text).labels
+    return LossTerms(**{f"{side}_table": table, f"{side}_labels": labels})
+
+
+@weighting
+def growing_tables(step: Step, *, gamma: float = 1.0) -> LossTerms:
+    """Weight by the clusters, more and more, and log how much."""
+    assert step.clusters is not None
+    step.log("factor", step.progress)
+    table = step.progress * gamma * step.clusters.image_similarity
+    return LossTerms(image_table=table, image_labels=step.clusters.image.labels[step.samples.index])
+
+
+@weighting
+def annealed(anchors: Anchors, *, beta: float = 1.0) -> Tensor:
+    """Weight by the live similarity, less and less."""
+    return beta * (1 - anchors.step.progress) * anchors.cosines.detach()
+
+
+@weighting(returns="targets")
+def softened(anchors: Anchors, *, mass: float = 0.1) -> Tensor:
+    """Give the other pairs of a modality a part of the target, by their similarity within it."""
+    own = (~anchors.negatives).to(anchors.logits)
+    peers = (10 * anchors.features.detach() @ anchors.peers.detach().T).softmax(1)
+    return (1 - mass) * own + mass * peers
+
+
+@sampler(requires_clusters=False)
+def shuffled(context: SamplingContext, generator: torch.Generator, *, backwards: bool = False) -> Tensor:
+    """Shuffle the samples."""
+    order = torch.randperm(context.n_samples, generator=generator)[: context.steps * context.step_size]
+    return (order.flip(0) if backwards else order).view(context.steps, context.step_size)
+
+
+@sampler(repeats=True)
+def head_and_rest(context: SamplingContext, generator: torch.Generator, epoch: int, *, head: int = 1) -> Tensor:
+    """Put the first samples into each step of later epochs."""
+    steps, size = context.steps, context.step_size
+    drawn = torch.randperm(context.n_samples - head, generator=generator)[: steps * (size - head)].view(steps, -1) + head
+    return torch.cat([torch.arange(head).expand(steps, head), drawn], dim=1) if epoch or head else drawn
+
+
+@parametrize_with_checks("loss_weighting", soft_tables, growing_tables, annealed, softened)
+def test_weightings_pass_the_kit(plugin, check) -> None:
+    check(plugin)
+
+
+@parametrize_with_checks("negative_sampler", shuffled, head_and_rest)
+def test_samplers_pass_the_kit(plugin, check) -> None:
+    check(plugin)
+
+
+def loss_of(terms: object, progress: float = 0.5, **options: object) -> tuple[Tensor, NegativesClipLoss]:
+    loss = NegativesClipLoss(terms=terms, **options)
+    samples = BatchSamples(ids=batch_index()).at(round(100 * progress), 100)
+    return loss(*batch(), torch.tensor(SCALE), samples=samples), loss
+
+
+def test_terms_of_a_step_equal_the_schedule() -> None:
+    clusters = make_blobs(240)
+    tables = soft_tables(gamma=2.0)(clusters).replace(schedule=((0.0, 0.0), (1.0, 1.0)))
+    for progress in (0.0, 0.25, 1.0):
+        stepwise, loss = loss_of(growing_tables(gamma=2.0)(clusters), progress)
+        torch.testing.assert_close(stepwise, loss_of(tables, progress)[0])
+        assert float(loss.logged["factor"]) == progress
+
+
+def test_log_weights_equal_cross_entropy() -> None:
+    x, y = (side.double() for side in batch())
+    logits = SCALE * x @ y.T
+    own = torch.eye(len(x), dtype=torch.bool)
+    b = (2.0 * 0.5 * (x @ y.T)).masked_fill(own, 0.0)
+    target = torch.arange(len(x))
+    expected = (
+        torch.nn.functional.cross_entropy(logits + b, target) + torch.nn.functional.cross_entropy((logits + b).T, target)
+    ) / 2
+    torch.testing.assert_close(loss_of(annealed(beta=2.0)(make_blobs(240)))[0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_targets_equal_cross_entropy() -> None:
+    x, y = (side.double() for side in batch())
+    losses = []
+    for anchors, others in ((x, y), (y, x)):
+        targets = 0.8 * torch.eye(len(x)) + 0.2 * (10 * anchors @ anchors.T).softmax(1)
+        losses.append(torch.nn.functional.cross_entropy(SCALE * anchors @ others.T, targets))
+    got = loss_of(softened(mass=0.2)(make_blobs(240)))[0].double()
+    torch.testing.assert_close(got, sum(losses) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_options_come_from_the_signature() -> None:
+    assert [(option.name, option.default) for option in options_of(soft_tables)] == [("gamma", 1.0), ("side", "image")]
+    assert options_of(soft_tables)[1].choices == ("image", "text")
+    assert [option.name for option in options_of(shuffled, skip=1)] == ["backwards"]
+    assert [option.name for option in options_of(head_and_rest, skip=1)] == ["head"]
+    assert shuffled.__doc__ == "Shuffle the samples."
+
+
+def test_plugins_pickle_with_their_options() -> None:
+    made = pickle.loads(pickle.dumps(annealed(beta=3.0)))
+    assert made.options == {"beta": 3.0}
+    drawn = shuffled(SamplingContext(20, 4), backwards=True)
+    assert list(pickle.loads(pickle.dumps(drawn))) == list(drawn)
+
+
+def test_wrong_first_parameters_are_errors() -> None:
+    with pytest.raises(
+        PluginError, match="first parameter of the weighting .*wrong must be clusters or step or anchors, not batch"
+    ):
+
+        @weighting
+        def wrong(batch: object) -> None: ...
+
+    with pytest.raises(PluginError, match=r"first parameters of the sampler .*odd must be \(context, generator\) or"):
+
+        @sampler
+        def odd(context: object) -> None: ...
+
+
+def test_wrong_results_are_errors() -> None:
+    @weighting
+    def flat(anchors: Anchors) -> Tensor:
+        return anchors.cosines.sum(1)
+
+    @weighting
+    def tensor(step: Step) -> Tensor:
+        return step.features.image
+
+    with pytest.raises(PluginError, match=r"flat returns \(32,\), not a tensor of shape \(32, 32\)"):
+        loss_of(flat()(make_blobs(240)))
+    with pytest.raises(PluginError, match="tensor returns a Tensor, not LossTerms"):
+        loss_of(tensor()(make_blobs(240)))
