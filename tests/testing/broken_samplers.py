@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from clip_negatives.interfaces import IncorrectPairs, SamplingContext
+from clip_negatives.learning_sampler import LearningSampler
 from clip_negatives.sampling import PlannedSampler
+from clip_negatives.step import Step
 
 
 class Sound(PlannedSampler):
@@ -208,6 +210,32 @@ class AddsOtherTextsEachTime(Texts):
         return [f"{text} {self.asked}" for text in super().extra_texts(batch)]
 
 
+class Learns(LearningSampler):
+    """A correct sampler that learns: a shuffle, turned by the number of the samples that it has seen."""
+
+    def __init__(self, context: SamplingContext) -> None:
+        super().__init__(context, self.steps, seen=torch.zeros(context.n_samples, dtype=torch.int64))
+
+    def steps(self, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(self.context.n_samples, generator=generator).roll(int(self.memory["seen"].sum()) % 7)
+        return order[: len(self) * self.step_size].view(-1, self.step_size)
+
+    def observe(self, step: Step, losses: Tensor) -> None:
+        self.new["seen"][step.samples.candidates] += 1
+
+
+class LearnsAtOnce(Learns):
+    def observe(self, step: Step, losses: Tensor) -> None:
+        super().observe(step, losses)
+        if self._epoch == 0:
+            self.memory = self.new
+
+
+class ForgetsAtAResume(Learns):
+    def load_learned(self, learned: Any) -> None:
+        super().load_learned({name: torch.zeros_like(value) for name, value in learned.items()})
+
+
 BROKEN = {
     "global_generators_are_untouched": DrawsGlobally,
     "pickles": HoldsALambda,
@@ -233,5 +261,7 @@ BROKEN = {
     "incorrect_pairs_of_given_images": DrawsPairsOfOtherImages,
     "extra_texts_fit_the_batch": AddsTooFewTexts,
     "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
+    "observed_steps_count_in_the_next_epoch": LearnsAtOnce,
+    "learned_state_resumes": ForgetsAtAResume,
 }
-SOUND = (Sound, Texts, PairsOfSomeImages)
+SOUND = (Sound, Texts, PairsOfSomeImages, Learns)

@@ -72,7 +72,7 @@ def test_our_weightings(plugin: Subject, check: Callable[[Subject], None]) -> No
 
 
 def test_failures_are_listed_together() -> None:
-    with pytest.raises(ConformanceError, match=r"YieldsTuples: 1 of 24 checks need a change:\nbatches_are_lists.*is a tuple"):
+    with pytest.raises(ConformanceError, match=r"YieldsTuples: 1 of 26 checks need a change:\nbatches_are_lists.*is a tuple"):
         check_negative_sampler(broken_samplers.YieldsTuples)
     with pytest.raises(ConformanceError, match=r"no_cluster_is_empty failed: 1 clusters have no sample"):
         check_clusterer(broken_clusterers.LeavesOneEmpty)

@@ -245,17 +245,18 @@ class NegativesClipLoss(StoredTerms):
         n_samples = self.terms.n_samples if self.anchor_loss is None else self.anchor_loss.n_samples
         ids = moved(checked_ids(samples, len(x), n_samples), x.device).long()
         position, teacher = (None, None) if samples is None else (samples.position, samples.teacher)
+        teacher = all_teacher = None if teacher is None else teacher.map(lambda rows: moved(rows, x.device))
         features, step_samples = everyone, StepSamples(ids, ids)
         if not alone and self.world_size > 1:
             all_ids = self._gather_rows(ids)
+            all_teacher = None if teacher is None else teacher.map(self._gather_rows)
             if self.local_loss:
                 features, step_samples = Towers(x, y), StepSamples(ids, all_ids, self.rank * len(x), self._gather_rows)
             else:
-                step_samples = StepSamples(all_ids, all_ids)
-                teacher = None if teacher is None else teacher.map(self._gather_rows)
+                teacher, step_samples = all_teacher, StepSamples(all_ids, all_ids)
         clusters = None if self.anchor_loss is None else self.anchor_loss.clusters
-        teacher = None if teacher is None else teacher.map(lambda rows: moved(rows, x.device))
-        return Step(step_samples, features, everyone, scale, bias, position, clusters, teacher, self.logged)
+        towers = features, everyone, scale, bias
+        return Step(step_samples, *towers, position, clusters, teacher, all_teacher, self.logged)
 
     def _observe(self, step: Step, losses: Tensor) -> None:
         """Call the observer with the loss of each sample of all processes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
 from clip_negatives.errors import InputError
@@ -57,7 +58,9 @@ def teaches(loss: AnchorLoss, clusters: Clusters | None) -> bool:
     ids = torch.randperm(clusters.n_samples, generator=generator)[:ROWS]
     x, y = (F.normalize(torch.randn(len(ids), DIM, generator=generator), dim=1).requires_grad_() for _ in range(2))
     features, position = Towers(x, y), Position.of(epoch=0, step=0, total_steps=1)
-    step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), None, position, loss.clusters)
+    teacher = features.map(Tensor.detach)
+    of_run = None, position, loss.clusters, teacher, teacher
+    step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), *of_run)
     if isinstance(loss, StepTerms):
         return keeps_pairs(loss.terms(step))
     loss.begin(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, NegativeSampler, SamplingContext
+from clip_negatives.step import Towers
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
 from clip_negatives.storage.shards import KnownShards, ShardRows
@@ -35,6 +37,7 @@ class TrainData:
     current: CurrentSamples  # passes the samples of each batch to the loss
     folder: ClustersOrLabels | None
     dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
+    teacher: Callable[[Any], Towers] | None = None  # returns the features of a batch by another model
     extra_texts: int = 0  # captions that the sampler adds to each sample
 
     @property
@@ -68,6 +71,7 @@ class TrainData:
             self.dataloader = HandOver(loader, self.current, args.epochs)
             self.dataloader.num_batches = len(loader)
         self.dataloader.num_samples = native.num_samples
+        self.dataloader.teacher = self.teacher
 
     def _stream(self, native: Any) -> StreamLoader:
         if isinstance(self.folder, LabelsFolder):

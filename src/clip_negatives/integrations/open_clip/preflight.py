@@ -18,8 +18,8 @@ from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.batches.extra_texts import Captions, texts_per_image
 from clip_negatives.dataset import TablePairs
 from clip_negatives.dataset.stored_images import EmbeddedImages
-from clip_negatives.dataset.urls import expand_urls, is_plain
-from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
+from clip_negatives.dataset.urls import check_local_file, expand_urls, is_plain
+from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnsupportedError
 from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import pairs, rank, world_size
@@ -111,7 +111,19 @@ def try_plugins(folder: ClustersOrLabels | None, args: Namespace, options: Train
     if folder is not None:
         check_same_files(folder, args)
     terms = terms_of(folder, None if folder is None else folder.clusters, options.weighting)
+    _check_teacher(options, terms)
     NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
+
+
+def _check_teacher(options: TrainOptions, terms: LossTerms | AnchorLoss) -> None:
+    """Check that a teacher is used, and that its checkpoint is there."""
+    if options.teacher is None and options.ema is None:
+        return
+    if isinstance(terms, LossTerms) and not hasattr(options.plugins[0].factory, "observe"):
+        name = "--teacher" if options.ema is None else "--ema"
+        raise InputError(f"The weighting {options.weighting} uses no teacher. Omit {name}, or use the weighting distilled.")
+    if options.teacher is not None:
+        check_local_file("checkpoint", options.teacher)
 
 
 def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
