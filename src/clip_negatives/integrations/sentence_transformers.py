@@ -187,7 +187,7 @@ class NegativesRankingLoss(nn.Module):
         self.directions, self.partition_mode, self.weighting = tuple(directions), partition_mode, weighting
         text_anchors = len(directions) == 2
         loss = partial(NegativesClipLoss, local_loss=True, gather_with_grad=True, text_anchors=text_anchors, backend=backend)
-        self.weighted = loss(terms=loss_terms(weighting, read_clusters(clusters).clusters))
+        self.weighted = loss(terms=loss_terms(weighting, read_clusters(clusters).clusters, teacher=False))
         self._checked_ids = False
         if self.weighted.terms.scheduled:
             raise UnsupportedError(

@@ -82,7 +82,7 @@ class NegativesTrainer(Trainer):
         super().__init__(*args, **named)
         self.folder, self.sampler, self._keys = read_clusters(clusters), sampler, keys
         check_temperature_of(self.model, weighting)
-        terms = loss_terms(weighting, self.folder.clusters)
+        terms = loss_terms(weighting, self.folder.clusters, teacher=False)
         options: dict[str, Any] = {"rank": self.args.process_index, "world_size": self.args.world_size, "backend": backend}
         self.negatives = NegativesClipLoss(local_loss=True, gather_with_grad=True, terms=terms, **options).to(self.args.device)
         self._samples: BatchSamples | None = None

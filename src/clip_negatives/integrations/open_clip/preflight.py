@@ -77,9 +77,10 @@ def _first_folder(args: Namespace, options: TrainOptions) -> ClustersOrLabels:
         ) from error
 
 
-def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
-    """Return the terms of a weighting. With a labels folder, they have no labels: each batch of the stream brings its own."""
-    terms = loss_terms(weighting, clusters)
+def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, options: TrainOptions) -> LossTerms | AnchorLoss:
+    """Return the terms of the weighting. With a labels folder, they have no labels: each batch of the stream brings its own."""
+    weighting = options.weighting
+    terms = loss_terms(weighting, clusters, teacher=options.has_teacher)
     if not isinstance(folder, LabelsFolder):
         return terms
     reason = "needs all logits of a batch"
@@ -110,14 +111,14 @@ def try_plugins(folder: ClustersOrLabels | None, args: Namespace, options: Train
         )
     if folder is not None:
         check_same_files(folder, args)
-    terms = terms_of(folder, None if folder is None else folder.clusters, options.weighting)
+    terms = terms_of(folder, None if folder is None else folder.clusters, options)
     _check_teacher(options, terms)
     NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
 
 
 def _check_teacher(options: TrainOptions, terms: LossTerms | AnchorLoss) -> None:
     """Check that a teacher is used, and that its checkpoint is there."""
-    if options.teacher is None and options.ema is None:
+    if not options.has_teacher:
         return
     if isinstance(terms, LossTerms) and not hasattr(options.plugins[0].factory, "observe"):
         name = "--teacher" if options.ema is None else "--ema"

@@ -249,7 +249,7 @@ class Negatives:
 
     def _terms(self) -> LossTerms | AnchorLoss:
         """Return the terms of the current clusters, and store them for `observe`."""
-        terms = terms_of(self.folder, self._clusters, self.options.weighting)
+        terms = terms_of(self.folder, self._clusters, self.options)
         self._logged = terms if self._args.rank == 0 and (self._args.wandb or self._args.tensorboard) else None
         self._unchecked = terms if isinstance(terms, LossTerms) else None
         return terms

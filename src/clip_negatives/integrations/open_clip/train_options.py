@@ -45,6 +45,11 @@ class TrainOptions(Method):
         """Return whether the run uses clusters: the method needs them, or a folder is given."""
         return self.requires_clusters or self.clusters is not None
 
+    @property
+    def has_teacher(self) -> bool:
+        """Return whether a second model encodes the batches."""
+        return self.teacher is not None or self.ema is not None
+
     def check(self) -> None:
         """Check ranges and names of plugins; all other checks need open_clip's arguments."""
         if self.refresh_every is not None and self.refresh_every < 1:
