@@ -18,7 +18,7 @@ from clip_negatives.batches.extra_texts import Collate, TextsDataset, Tokenize, 
 from clip_negatives.batches.native_order import NativeOrder
 from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import DataError, InputError
-from clip_negatives.interfaces import NegativeSampler
+from clip_negatives.interfaces import NegativeSampler, ObservingSampler
 from clip_negatives.printing import warn
 
 OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers", "worker_init_fn", "multiprocessing_context", "in_order")
@@ -129,7 +129,7 @@ class IndexedLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and the number of batches that the newest iterator has yielded; prefetched batches do not count.
 
-        At the end of an epoch, the number is the length of the loader. After a resume, this epoch yields no more batches.
+        If the sampler learns, the state has its memory. At the end of an epoch, the number is the length of the loader. After a resume, this epoch yields no more batches.
 
         Raises:
             InputError: the loader has ``in_order=False``, so the yielded batches may not be the first ones.
@@ -137,12 +137,16 @@ class IndexedLoader(DataLoader[Any]):
         if not self.in_order:
             raise InputError("A loader with in_order=False cannot be resumed. Create it with in_order=True.")
         state: dict[str, Any] = {"epoch": self._place[0], "batches": self._place[1], "of": self._settings()}
+        if isinstance(self.negatives, ObservingSampler):
+            state["learned"] = self.negatives.learned()
         return state if self._order is None or self._order.state is None else state | {"order": self._order.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the epoch; the next iteration skips the batches that were already yielded."""
         epoch, batches, settings = state.get("epoch"), state.get("batches"), self._settings()
-        if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or state.get("of") != settings:
+        learns = isinstance(self.negatives, ObservingSampler)
+        fits = state.get("of") == settings and ("learned" in state) == learns
+        if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or not fits:
             raise InputError(
                 f"The state is not of this loader ({settings}), but of {state.get('of', 'something else')}. Resume with the "
                 "same data, sampler, seed, batch size and number of processes."
@@ -150,6 +154,8 @@ class IndexedLoader(DataLoader[Any]):
         self._is_running = False
         self.set_epoch(epoch)
         self.batch_sampler.skip, self._place = batches, (epoch, batches)
+        if isinstance(self.negatives, ObservingSampler):
+            self.negatives.load_learned(state["learned"])
         if self._order is not None:
             self._order.restore(state.get("order"))
 

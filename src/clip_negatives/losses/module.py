@@ -255,7 +255,8 @@ class NegativesClipLoss(StoredTerms):
             else:
                 teacher, step_samples = all_teacher, StepSamples(all_ids, all_ids)
         clusters = None if self.anchor_loss is None else self.anchor_loss.clusters
-        towers = features, everyone, scale, bias
+        bias = None if bias is None else torch.as_tensor(bias, device=x.device)
+        towers = features, everyone, torch.as_tensor(scale, device=x.device), bias
         return Step(step_samples, *towers, position, clusters, teacher, all_teacher, self.logged)
 
     def _observe(self, step: Step, losses: Tensor) -> None:
