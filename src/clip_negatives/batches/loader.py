@@ -129,7 +129,8 @@ class IndexedLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and the number of batches that the newest iterator has yielded; prefetched batches do not count.
 
-        If the sampler learns, the state has its memory. At the end of an epoch, the number is the length of the loader. After a resume, this epoch yields no more batches.
+        If the sampler learns, the state has its memory. At the end of an epoch, the number is the length of the loader. After a
+        resume, this epoch yields no more batches.
 
         Raises:
             InputError: the loader has ``in_order=False``, so the yielded batches may not be the first ones.
