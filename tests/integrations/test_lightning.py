@@ -170,7 +170,7 @@ def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
     _, whole, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_train_steps=4))
     _, resumed, _ = fit(tmp_path, **how, resume=kept(tmp_path, 4))
     torch.testing.assert_close(resumed.loss.anchor_loss.state_dict(), whole.loss.anchor_loss.state_dict())
-    with pytest.raises(ArtifactError, match="the same weighting"):
+    with pytest.raises(ArtifactError, match="the same sampler and weighting"):
         fit(tmp_path, callback={"weighting": "glofnd"}, resume=kept(tmp_path, 4))
 
 

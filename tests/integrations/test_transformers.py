@@ -124,7 +124,7 @@ def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
     state = whole.negatives.anchor_loss.state_dict()
     torch.testing.assert_close(resumed.negatives.anchor_loss.state_dict(), state, rtol=1e-4, atol=1e-4)
     (tmp_path / "run" / f"checkpoint-{STEPS}" / STATE).unlink()
-    with pytest.raises(ArtifactError, match="state of the loss"):
+    with pytest.raises(ArtifactError, match="state of the method"):
         trainer(tmp_path, **how).train(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
 
 
