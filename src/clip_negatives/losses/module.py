@@ -271,7 +271,7 @@ class NegativesClipLoss(nn.Module):
         if not per_sample:
             return terms
         ids = _checked_ids(samples, len(features), terms.n_samples)
-        return terms.map_samples(lambda value: _move(value[_move(ids, value.device)], features.device))
+        return terms.map_samples(lambda value: _move(value.index_select(0, _move(ids, value.device)), features.device))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the part of ``state_dict`` that is not in buffers."""
