@@ -62,6 +62,13 @@ def test_dropout_hides_entries_in_training_only() -> None:
     torch.testing.assert_close(heads(features, features), heads.embed(features, features))
 
 
+def test_dropout_is_deterministic_for_any_shape() -> None:
+    features = torch.randn(5, 7)
+    first, second = (LinearHeads((7, 7), 4, seed=3, dropout=0.5)._dropped(features) for _ in range(2))
+    assert torch.equal(first, second)
+    assert set((first / features).flatten().tolist()) == {0.0, 2.0}
+
+
 def test_the_global_generator_is_untouched() -> None:
     state = torch.get_rng_state()
     train_heads(make_clusters(), Method.parse("in_batch"), HeadSettings(steps=2, batch_size=16, dim=4, dropout=0.1))

@@ -62,7 +62,7 @@ class StoredTerms(nn.Module):
         if not per_sample:
             return terms
         ids = checked_ids(samples, len(features), terms.n_samples)
-        return terms.map_samples(lambda value: moved(value[moved(ids, value.device)], features.device))
+        return terms.map_samples(lambda value: moved(value.index_select(0, moved(ids, value.device)), features.device))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the part of ``state_dict`` that is not in buffers."""
