@@ -212,7 +212,7 @@ class SamplerChecks(Checks):
         sampler, resumed = self._observing_sampler(), self._observing_sampler()
         observe_epoch(sampler, as_lists(sampler))
         sampler.set_epoch(1)
-        observe_epoch(sampler, as_lists(itertools.islice(iter(sampler), 3)))
+        observe_epoch(sampler, as_lists(itertools.islice(sampler, 3)))
         resumed.load_state_dict(sampler.state_dict())
         resumed.load_learned({name: value.clone() for name, value in sampler.learned().items()})
         for epoch in (1, 2):
