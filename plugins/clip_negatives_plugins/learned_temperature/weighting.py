@@ -6,11 +6,12 @@ import math
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clusters
+from clip_negatives_plugins.learned_temperature.network import FactorNetwork
 
 
 class LearnedTemperature:
@@ -49,30 +50,16 @@ class LearnedTemperature:
         return _LearnedTemperatureLoss(clusters, self)
 
 
-class _FactorNetwork(nn.Module):
-    """Two linear layers; the second one starts at 0, so that all factors are 1."""
-
-    def __init__(self, length: int, options: LearnedTemperature) -> None:
-        super().__init__()
-        self.log_limit, generator = math.log(options.limit), torch.Generator().manual_seed(0)
-        self.weight = nn.Parameter(torch.randn(length, options.width, generator=generator))
-        self.last, self.shift = nn.Parameter(torch.zeros(options.width)), nn.Parameter(torch.zeros(()))
-
-    def forward(self, features: Tensor) -> Tensor:
-        outputs = (features @ self.weight).tanh() @ self.last + self.shift
-        return (self.log_limit * outputs.float().tanh()).exp()
-
-
 class _LearnedTemperatureLoss(AnchorLoss):
     def __init__(self, clusters: Clusters, options: LearnedTemperature) -> None:
         super().__init__()
         self.clusters, self.n_samples, self.rho = clusters, clusters.n_samples, options.rho
         lengths = [clusters.features_of(side, "learned_temperature").shape[1] for side in ("image", "text")]
-        self.image, self.text = (_FactorNetwork(length, options) for length in lengths)
+        self.image, self.text = (FactorNetwork(length, options.width, options.limit) for length in lengths)
 
     def forward(self, anchors: Anchors) -> Tensor:
         network = self.image if anchors.modality == "image" else self.text
-        factor: Tensor = network(anchors.step.frozen(anchors.modality)).to(anchors.logits)
+        factor = network(anchors.step.frozen(anchors.modality)).to(anchors.logits)
         anchors.step.log(f"{anchors.modality}_temperature", (1 / (anchors.scale * factor)).mean())
         fixed = factor.detach()
         of_model = info_nce(replace(anchors, logits=fixed[:, None] * anchors.logits)) / fixed

@@ -49,7 +49,7 @@ class LossParameters:
         for key, value in state.items():
             name, _, part = key.rpartition("/")
             parameter = self.parameters[name]
-            device = "cpu" if value.ndim == 0 else parameter.device  # as optimizers keep their counts of steps
+            device = "cpu" if part == "step" else parameter.device  # as optimizers keep their counts of steps
             self.optimizer.state[parameter][part] = value.clone().to(device)
 
     def _without_own_group(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
