@@ -16,6 +16,7 @@ from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
 from clip_negatives.testing import parametrize_with_checks
 from clip_negatives.testing.blobs import make_blobs
+from clip_negatives.training.loss_parameters import LossParameters
 from clip_negatives_plugins import learned_temperature, xbm
 from clip_negatives_plugins import softclip as softclip_plugin
 from clip_negatives_plugins.learned_temperature.weighting import LearnedTemperature
@@ -78,6 +79,18 @@ def test_a_repeated_batch_changes_the_state_once(name: str) -> None:
             assert torch.equal(loss, expected)
     for stored, other in zip(once.loss.buffers(), twice.loss.buffers(), strict=True):
         assert torch.equal(stored, other)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_state_of_a_scalar_parameter_goes_to_its_device(fused: bool) -> None:
+    """The counts of steps stay on the CPU, unless the optimizer is fused."""
+    loss = torch.nn.Module()
+    loss.scalar = torch.nn.Parameter(torch.zeros((), device="meta"))
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], fused=fused)
+    own = LossParameters(loss, optimizer)
+    own.load_state({"scalar/step": torch.tensor(3.0), "scalar/exp_avg": torch.tensor(0.5)})
+    devices = {key: part.device.type for key, part in optimizer.state[loss.scalar].items()}
+    assert devices == {"step": "meta" if fused else "cpu", "exp_avg": "meta"}
 
 
 def _loss(name: str, **options: Any) -> NegativesClipLoss:
