@@ -51,6 +51,8 @@ class FeatureQueue(nn.Module):
     def push(self, features: Tensor, ids: Tensor) -> None:
         """Put rows into the queue, in place of the oldest ones; of more than `size` rows, the last ones.
 
+        `features` becomes a new tensor: a loss can contrast with the queue, and push before its gradient is computed.
+
         Args:
             features: shape (G, D), with the same D in all pushes.
             ids: samples of the rows, int64, shape (G,).
@@ -58,8 +60,8 @@ class FeatureQueue(nn.Module):
         if len(self.features) == 0:
             self.features = features.new_zeros(self.size, features.shape[1], dtype=torch.float32)
         features, ids = features[-self.size :], ids[-self.size :]
-        rows = self.overwritten("features", len(ids))
-        self.features[rows] = features.float()
+        rows = (self.pushed + torch.arange(len(ids), device=self.pushed.device)) % self.size
+        self.features = self.features.index_copy(0, rows, features.float())
         self.ids[rows] = ids
         self.pushed += len(ids)
 

@@ -46,10 +46,12 @@ class LossParameters:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Continue with a state that `state` returned."""
+        own = next((group for group in self.optimizer.param_groups if self._is_own(group)), {})
+        counts_on_device = own.get("fused") or own.get("capturable")  # as optimizers keep their counts of steps
         for key, value in state.items():
             name, _, part = key.rpartition("/")
             parameter = self.parameters[name]
-            device = "cpu" if value.ndim == 0 else parameter.device  # as optimizers keep their counts of steps
+            device = "cpu" if part == "step" and not counts_on_device else parameter.device
             self.optimizer.state[parameter][part] = value.clone().to(device)
 
     def _without_own_group(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
