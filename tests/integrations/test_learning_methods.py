@@ -11,12 +11,17 @@ import torch
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.integrations.open_clip import TrainOptions, train
 from clip_negatives.step import BatchSamples
+from tests.integrations import test_lightning as lightning
+from tests.integrations import test_transformers as transformers
+from tests.integrations.clustered import write_folder
 
 from .conftest import BATCH, ROWS, logged_losses
 
 STEPS = ROWS // BATCH
 METHODS: dict[str, dict[str, Any]] = {
-    "average": {"weighting": "distilled", "ema": 0.5},
+    "parameters": {"weighting": "learned_temperature"},
+    "queue": {"weighting": "xbm:size=100,start=0"},
+    "moving average": {"weighting": "distilled", "ema": 0.5},
 }
 
 
@@ -79,3 +84,60 @@ def test_a_checkpoint_of_another_model_is_no_teacher(arguments: list[str], tmp_p
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.pt")
     with pytest.raises(ArtifactError, match="no weights of the model clip-negatives-tiny"):
         train([*arguments, "--name", "run"], TrainOptions(weighting="distilled", teacher=str(tmp_path / "other.pt")))
+
+
+IN_TRAINERS = {name: method for name, method in METHODS.items() if "ema" not in method}
+
+
+class WithSchedule(lightning.Towers):
+    """Towers with an optimizer with a state, and a schedule."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)]
+
+
+@pytest.mark.parametrize("method", IN_TRAINERS.values(), ids=IN_TRAINERS)
+@pytest.mark.parametrize("step", [4, 9])
+@pytest.mark.filterwarnings("ignore")  # Lightning's advice on workers and cores
+def test_lightning_goes_on_as_if_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: dict[str, Any], step: int
+) -> None:
+    """In an epoch and in the next one, after a checkpoint at this step."""
+    write_folder(tmp_path / "clusters")
+    monkeypatch.setattr(lightning, "Towers", WithSchedule)
+    how = {"callback": method, "max_epochs": 3}
+    whole, negatives, _ = lightning.fit(tmp_path, **how, **lightning.keep(tmp_path, every_n_train_steps=step))
+    resumed, again, _ = lightning.fit(tmp_path, **how, resume=lightning.kept(tmp_path, step))
+    assert resumed.seen == whole.seen[step:]
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    if negatives.loss.anchor_loss is not None:
+        states = again.loss.anchor_loss.state_dict(), negatives.loss.anchor_loss.state_dict()
+        torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", IN_TRAINERS.values(), ids=IN_TRAINERS)
+def test_the_trainer_goes_on_as_if_never_stopped(tmp_path: Path, method: dict[str, Any]) -> None:
+    write_folder(tmp_path / "clusters")
+    steps = transformers.STEPS + 2
+    how = {**method, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": steps}
+    whole = transformers.trainer(tmp_path, **how)
+    whole.train()
+    resumed = transformers.trainer(tmp_path, transformers.tiny_clip(seed=9), **how)
+    resumed.train(str(tmp_path / "run" / f"checkpoint-{steps}"))
+    assert resumed.seen == whole.seen[steps:]
+    assert transformers.losses(resumed)[-1] == pytest.approx(transformers.losses(whole)[-1], rel=1e-4)
+    if whole.negatives.anchor_loss is not None:
+        states = resumed.negatives.anchor_loss.state_dict(), whole.negatives.anchor_loss.state_dict()
+        torch.testing.assert_close(*states, rtol=1e-4, atol=1e-4)
+
+
+def test_the_parameters_move_with_the_model_in_each_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "clusters")
+    monkeypatch.setattr(lightning, "Towers", WithSchedule)
+    _, negatives, _ = lightning.fit(tmp_path, callback=METHODS["parameters"])
+    trainer = transformers.trainer(tmp_path, **METHODS["parameters"])
+    first = [parameter.clone() for parameter in trainer.negatives.parameters()]
+    trainer.train()
+    for losses in (negatives.loss, trainer.negatives):
+        assert all(not torch.equal(old, new) for old, new in zip(first, losses.parameters(), strict=True))

@@ -80,6 +80,13 @@ def test_without_parameters_nothing_changes(loss: nn.Module | None) -> None:
     assert parameters.state() == {}
 
 
+def test_parameters_that_the_optimizer_has_stay_there() -> None:
+    loss = nn.Linear(1, 1)
+    optimizer = SGD(loss.parameters(), lr=0.1)
+    assert LossParameters(loss, optimizer).parameters == {}
+    assert len(optimizer.param_groups) == 1
+
+
 SCHEDULERS = {
     "cosine": lambda optimizer: CosineAnnealingLR(optimizer, 10),
     "lambda": lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),

@@ -14,8 +14,8 @@ from clip_negatives.interfaces import Clusters
 class Xbm:
     """Contrast each anchor also with the newest features of earlier steps.
 
-    ``loss_i = log(sum_j exp(z_ij) + sum_q exp(z_iq)) - z_ii``, where q are the samples in a queue of the other modality. Features
-    in the queue have no gradients. A sample in the queue is not a negative of an anchor with the same id, or of the same group
+    ``loss_i = log(sum_j exp(z_ij) + sum_q exp(z_iq)) - z_ii``, where q are the samples in a queue of the other modality.
+    Features in the queue have no gradients. A sample in the queue is not a negative of an anchor with the same id, or of the same group
     if the groups are known; the candidates of the step itself are not changed. The queue takes the features of all processes
     after each step. Checkpoints store it, and re-clustering keeps it.
 
