@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from open_clip import ClipLoss
 
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.metrics import FalseNegatives, RankAtK
 from clip_negatives.step import BatchSamples
@@ -116,7 +116,7 @@ def test_weighted_loss_is_that_of_one_process(found, backend, normalize, local_l
 def test_extra_texts_of_all_processes_are_contrasted(found, local_loss, with_grad):
     x, y = (side.requires_grad_() for side in _with_extra())
     terms = weights(N, normalize=True).take(INDEX)
-    extra = ExtraTexts(y[:, 1:].flatten(0, 1), TEXTS[:, 0], TEXTS[:, 1:].flatten())
+    extra = Extras(y[:, 1:].flatten(0, 1), TEXTS[:, 0], TEXTS[:, 1:].flatten())
     whole = weighted_info_nce(x, y[:, 0], 5.0, terms=terms, extra_texts=extra)
     results = [found[rank]["extra", local_loss, with_grad] for rank in range(WORLD)]
     torch.testing.assert_close(torch.stack([value for value, *_ in results]).mean(), whole.detach())

@@ -11,7 +11,7 @@ from clip_negatives.errors import UnsupportedError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses import backends
 from clip_negatives.losses.backends import select_backend
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.kernels import fused, op, tiles
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import PairSums
@@ -248,7 +248,7 @@ def test_extra_texts():
         further = extra.to(dtype).requires_grad_()
         leaves = [*(tensor.detach().to(dtype).requires_grad_() for tensor in inputs), further]
         terms = weights(21, parts="it", normalize=True).to(DEVICE).replace(hardness=0.5, margin=0.3)
-        extra_texts = ExtraTexts(further, torch.arange(21).to(DEVICE), torch.arange(10, 29).to(DEVICE))
+        extra_texts = Extras(further, torch.arange(21).to(DEVICE), torch.arange(10, 29).to(DEVICE))
         loss = weighted_info_nce(*leaves[:4], extra_texts=extra_texts, backend=backend, terms=terms)
         found.append([loss.detach(), *gradients(loss, *leaves)])
     for one, truth in zip(*found, strict=True):
