@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives_plugins.extra_texts.adding import Adding
 
@@ -31,6 +32,7 @@ class SwappedWords(Adding):
     """
 
     def __init__(self, context: SamplingContext, of: str = "in_batch", per_image: int = 1) -> None:
+        check_number("per_image", per_image, at_least=1)
         super().__init__(context, of, per_image)
 
     def texts_of(self, index: int) -> list[str]:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from clip_negatives.batches.batch_sampler import NegativeBatches
 from clip_negatives.batches.collate import IndexedCollate
-from clip_negatives.batches.extra_texts import refuse_texts
+from clip_negatives.batches.extras import refuse_additions
 from clip_negatives.batches.loader import rebuilt
 from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import InputError, MissingPackageError, UnsupportedError
@@ -101,7 +101,7 @@ class NegativesTrainer(Trainer):
                     "sampler='in_batch' to keep it."
                 )
             batches = registry.create("negative_sampler", self.sampler, context)
-            refuse_texts(batches, "the Trainer")
+            refuse_additions(batches, "the Trainer")
             batches = NegativeBatches(batches, context.n_samples)
         dataset = IndexedDataset(native.dataset)
         loader = rebuilt(native, dataset, batches, _CollateWithIds(native.collate_fn, dataset.unreadable))

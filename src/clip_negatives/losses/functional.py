@@ -122,7 +122,9 @@ def weighted_info_nce(
     has_extras = extra_texts is not None or extra_images is not None
     ring_supported = candidates is None and not gathered and not has_extras and text_anchors
     if ring and not (ring_supported and dist.is_initialized()):
-        needs = "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts or images"
+        needs = (
+            "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts or images"
+        )
         raise InputError(f"ring=True needs {needs}.")
     all_x, all_y, all_terms, offset = candidates or Candidates(x, y)
     _check_features(x, y, all_x, all_y, offset, chunk_size)

@@ -50,8 +50,9 @@ class NegativesClipLoss(nn.Module):
         chunk_size: rows that the chunked and triton backends compute at a time.
 
     Raises:
-        UnsupportedError: horovod; added captions or images with `ring`; targets by similarity (`LossTerms.target_factors`) with the triton
-            backend; an anchor loss with added captions or images, with `ring`, or with a backend that never holds all logits.
+        UnsupportedError: horovod; added captions or images with `ring`; targets by similarity (`LossTerms.target_factors`)
+            with the triton backend; an anchor loss with added captions or images, with `ring`, or with a backend that never
+            holds all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -258,9 +259,7 @@ class NegativesClipLoss(nn.Module):
             extras["extra_images"] = self._extras(images, ids, slice(per_text, None), world_size)
         return inputs._replace(x=images[:, 0], y=texts[:, 0]), extras
 
-    def _extras(
-        self, features: Tensor, ids: Tensor | None, columns: slice, world_size: int, positive: bool = False
-    ) -> Extras:
+    def _extras(self, features: Tensor, ids: Tensor | None, columns: slice, world_size: int, positive: bool = False) -> Extras:
         """Return the added features of all processes; `columns` are those of their ids."""
         extra = features[:, 1:].flatten(0, 1)
         own_ids, extra_ids = (None, None) if ids is None else (ids[:, 0], ids[:, columns].flatten())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from clip_negatives.batches.extra_texts import texts_per_image
+from clip_negatives.batches.extras import Additions
 from clip_negatives.interfaces import Clusters, IncorrectPairs, NegativeSampler, PairsForImages, SamplingContext
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.testing.blobs import make_blobs
@@ -204,7 +204,7 @@ class SamplerChecks(Checks):
 
     def _adding_sampler(self) -> Any:
         sampler = self._instance()
-        if not texts_per_image(sampler):
+        if not Additions.of(sampler).texts:
             raise NotApplicableError("the sampler adds no captions")
         return sampler
 

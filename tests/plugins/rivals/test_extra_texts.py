@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives import attach
-from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.interfaces import Clusters, SamplingContext
@@ -40,7 +40,7 @@ def make(spec: str, clusters: Clusters, **more: object):
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_are_others_and_stay_the_same_within_an_epoch(name: str, clusters: Clusters) -> None:
     sampler = make(f"{name}:per_image=3", clusters)
-    assert texts_per_image(sampler) == 3
+    assert Additions.of(sampler) == Additions(texts=3)
     batch = [5, 7, 50]
     first = sampler.extra_texts(batch)
     assert len(first) == 9

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import webdataset
 from torch.utils.data import IterableDataset
 
-from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
@@ -35,7 +35,7 @@ class TrainData:
     current: CurrentSamples  # passes the samples of each batch to the loss
     folder: ClustersOrLabels | None
     dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
-    extra_texts: int = 0  # captions that the sampler adds to each sample
+    additions: Additions = field(default_factory=Additions)  # what the sampler adds to each sample
 
     @property
     def dataset(self) -> Any:
@@ -57,7 +57,7 @@ class TrainData:
             sizes = len(self.dataset), args.batch_size, args.rank, args.world_size
             context = SamplingContext(*sizes, args.seed, clusters, native.batch_sampler, captions)
             sampler = self.options.create_sampler(context)
-            self.extra_texts = texts_per_image(sampler)
+            self.additions = Additions.of(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
             self.dataloader = HandOver(loader, self.current, args.epochs)
             self.dataloader.num_batches = len(loader)

@@ -157,8 +157,8 @@ class Negatives:
             world_size=args.world_size,
             terms=self._terms(),
             batch_samples=self._current,
-            extra_texts=self._data.extra_texts,
             backend=self.options.backend,
+            **self._data.additions.loss_options(),
         ).to(args.device)
         data = run_record.data_digest(self._record)
         self._processes.together(lambda: restore_state(loss.anchor_loss, args, self._start_epoch, data))

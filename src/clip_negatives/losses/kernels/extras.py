@@ -24,17 +24,15 @@ def add(sums: Tensor, inputs: Inputs, extras: Extras, pairs: Pairs, compute: Cal
         pairs: the pairs of rows and samples; groups of samples replace the ids of positive extras.
         compute: returns the sums of a block.
     """
-    row_ids, grouped = extras.own_ids, extras.positive and pairs.rows.groups is not None
+    grouped = extras.positive and pairs.rows.groups is not None
+    row_ids = pairs.rows.groups if grouped else extras.own_ids
     # Without positives, the offset is beyond the last column.
-    features, ids, offset = [extras.features], [extras.ids], len(extras.features)
-    if extras.positive:
-        n, offset = len(inputs.y), pairs.offset
-        features = [block.contiguous() for block in extras.features.view(n, -1, extras.features.shape[1]).unbind(1)]
-        ids = [None] * len(features) if extras.ids is None else [block.contiguous() for block in extras.ids.view(n, -1).unbind(1)]
-    if grouped:
-        row_ids, ids = pairs.rows.groups, [pairs.columns.groups] * len(features)
-    for block, block_ids in zip(features, ids, strict=True):
-        rows, columns = LossTerms(groups=row_ids, hardness=pairs.hardness), LossTerms(groups=block_ids)
+    n_blocks, offset = (len(extras.features) // len(inputs.y), pairs.offset) if extras.positive else (1, len(extras.features))
+    for place in range(n_blocks):
+        block = extras.features[place::n_blocks].contiguous()
+        ids = None if extras.ids is None else extras.ids[place::n_blocks].contiguous()
+        rows = LossTerms(groups=row_ids, hardness=pairs.hardness)
+        columns = LossTerms(groups=pairs.columns.groups if grouped else ids)
         block_pairs = Pairs(rows, columns, pairs.row_limits, None, offset, False, pairs.importance, pairs.count)
         more = compute(inputs._replace(y=block), block_pairs).rows
         sums = joined_sums(sums, more, log_weight=extras.log_weight, mates=grouped)
