@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 
-from clip_negatives.dataset.formats import kind_of, read_table
-from clip_negatives.errors import DataError, InputError
+from clip_negatives.errors import InputError
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives_plugins.extra_texts.adding import Adding
+from clip_negatives_plugins.extra_texts.rewrites import captions_of
 
 
 class RedrawnCaptions(Adding):
@@ -74,25 +73,3 @@ class RedrawnCaptions(Adding):
         draw = random.Random(f"{self.context.seed} {self.epoch} {index}")  # noqa: S311  # no secret
         order = draw.sample(texts, len(texts))
         return [order[place % len(order)] for place in range(n)]
-
-
-def captions_of(file: str, own: str, column: str, captions: Sequence[str]) -> list[list[str]]:
-    """Return the lists in a file of captions; DataError if their own captions are not `captions`."""
-    table = read_table(file, kind_of(file), None, [own, column])
-    if missing := [name for name in (own, column) if name not in table.names]:
-        raise DataError(
-            f"{file} has no column {missing[0]!r} (columns: {', '.join(map(str, table.names))}). Set own= and column=."
-        )
-    frame = table.read([own, column])
-    wrong = next((row for row, pair in enumerate(zip(frame[own], captions, strict=False)) if pair[0] != pair[1]), None)
-    if wrong is not None or len(frame) != len(captions):
-        fault = f"{len(frame)} rows for {len(captions)} samples" if wrong is None else f"row {wrong} has another own caption"
-        raise DataError(f"{file} is not of these data: {fault}. Write one row per sample, in the order of the data.")
-    try:
-        lists = [json.loads(texts) if isinstance(texts, str) else list(texts) for texts in frame[column]]
-    except (TypeError, ValueError) as error:
-        raise DataError(f"The column {column} of {file} must hold lists of texts: {error}. Correct the file.") from error
-    row = next((row for row, texts in enumerate(lists) if not all(isinstance(text, str) for text in texts)), None)
-    if row is not None:
-        raise DataError(f"Row {row} of {file} has a caption that is not a text. Correct the file.")
-    return lists
