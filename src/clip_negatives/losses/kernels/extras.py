@@ -11,7 +11,9 @@ from clip_negatives.losses.kernels.sums import PairSums, joined_sums
 from clip_negatives.terms import LossTerms
 
 
-def add(sums: Tensor, inputs: Inputs, extras: Extras, pairs: Pairs, compute: Callable[[Inputs, Pairs], PairSums]) -> Tensor:
+def add(
+    sums: Tensor, inputs: Inputs, extras: Extras | None, pairs: Pairs, compute: Callable[[Inputs, Pairs], PairSums]
+) -> Tensor:
     """Return the sums of the rows of `inputs` with the extras as additional columns.
 
     Rows and columns with equal ids form a group, so they are not negatives. Positive extras are computed in blocks with one
@@ -20,10 +22,12 @@ def add(sums: Tensor, inputs: Inputs, extras: Extras, pairs: Pairs, compute: Cal
     Args:
         sums: the sums over the samples, shape (8, B).
         inputs: features of the rows and of the samples of all processes.
-        extras: the extras.
+        extras: the extras; None returns `sums`.
         pairs: the pairs of rows and samples; groups of samples replace the ids of positive extras.
         compute: returns the sums of a block.
     """
+    if extras is None:
+        return sums
     grouped = extras.positive and pairs.rows.groups is not None
     row_ids = pairs.rows.groups if grouped else extras.own_ids
     # Without positives, the offset is beyond the last column.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -71,14 +70,12 @@ def anchor_losses(
     sums = _sums(inputs, pairs, backend, chunk_size, ring)
     if from_histogram:
         sums = weight_sums.add(sums, pairs, len(y))
-    anchors: Sequence[Tensor] = sums if pairs.columns_too else (sums.rows,)
     extra_pairs = dataclasses.replace(pairs, importance=importance, count=count)
     compute = functools.partial(_sums, backend=backend, chunk_size=chunk_size)
-    if row_extras is not None:
-        anchors = [extras.add(anchors[0], inputs, row_extras, extra_pairs, compute), *anchors[1:]]
-    if column_extras is not None:
+    anchors = [extras.add(sums.rows, inputs, row_extras, extra_pairs, compute)]
+    if pairs.columns_too:
         extra_pairs = dataclasses.replace(extra_pairs, row_limits=pairs.column_limits)
-        anchors = [anchors[0], extras.add(anchors[1], inputs._replace(x=y), column_extras, extra_pairs, compute)]
+        anchors.append(extras.add(sums.columns, inputs._replace(x=y), column_extras, extra_pairs, compute))
     further = extras.positive_logits(inputs, row_extras, pairs.offset)
     return [_loss(side, positive, lowest, terms, logits) for side, logits in zip(anchors, (further, None), strict=False)]
 
@@ -108,7 +105,7 @@ def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, terms: LossTerms, furt
     if further is not None:
         positives, total = torch.logaddexp(positives, further.logsumexp(1)), total + further.sum(1)
         n_positives = n_positives + further.shape[1]
-    mean = total / n_positives
+    mean = total / n_positives if grouped or further is not None else positive
     if terms.targeted:
         others = (sums[TARGET_LOGITS] - positive).masked_fill(sums[TARGET_NORM].detach() == -torch.inf, 0.0)
         mean = positive + terms.target_mass * others
