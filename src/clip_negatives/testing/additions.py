@@ -9,7 +9,7 @@ from clip_negatives.batches.extras import Additions
 from clip_negatives.testing.samplers import B, N, SamplerChecks, as_lists
 from clip_negatives.testing.subject import NotApplicableError, expect
 
-KINDS = {"texts": "captions", "images": "images", "own_texts": "captions of its own", "": "captions or images"}
+KINDS = {"texts": "captions", "images": "images", "own_texts": "captions of its own"}
 SEEDED = "Draw from seed, epoch and sample only."
 
 
@@ -57,13 +57,12 @@ class AdditionChecks(SamplerChecks):
 
     def log_weight_is_valid(self) -> None:
         """The log-weight of added captions and images is a number below inf."""
-        log_weight = self._sampler().log_weight
+        log_weight = Additions.of(self._instance()).log_weight
         expect(log_weight < math.inf, f"log_weight is {log_weight}. Use a number below inf; -inf removes the additions.")
 
-    def _sampler(self, kind: str = "") -> Any:
-        """Return the sampler; the check does not apply if it does not make this kind of additions."""
+    def _sampler(self, kind: str) -> Any:
+        """Return the sampler; the check does not apply if it does not make additions of this kind."""
         sampler = self._instance()
-        additions = Additions.of(sampler)
-        if not (getattr(additions, kind) if kind else additions.texts or additions.images):
+        if not getattr(Additions.of(sampler), kind):
             raise NotApplicableError(f"the sampler adds no {KINDS[kind]}")
-        return sampler if kind else additions
+        return sampler
