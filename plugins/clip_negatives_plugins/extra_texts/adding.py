@@ -28,16 +28,18 @@ class Adding:
         context: data and batch size; needs captions.
         of: name of the other sampler, without options.
         per_image: captions added for each sample; 0 adds none.
+        log_weight: log-weight of the added captions as negatives, below inf.
 
     Raises:
         UnknownNameError: there is no such sampler.
         InputError: there are no captions, or the other sampler adds captions too.
     """
 
-    def __init__(self, context: SamplingContext, of: str, per_image: int) -> None:
+    def __init__(self, context: SamplingContext, of: str, per_image: int, log_weight: float = 0.0) -> None:
         if context.captions is None or len(context.captions) != context.n_samples:
             raise InputError("A sampler that adds captions needs the captions of the data. Train on csv data.")
-        self.context, self.captions, self.texts_per_image = context, context.captions, per_image
+        self.context, self.captions = context, context.captions
+        self.texts_per_image, self.log_weight = per_image, log_weight
         self.sampler: NegativeSampler = registry.create("negative_sampler", of, context)
         if isinstance(self.sampler, ExtraTextSampler | ExtraImageSampler | OwnTextSampler):
             raise InputError(f"of={of} adds captions itself. Use a sampler that adds none, such as of=in_batch.")
@@ -92,9 +94,9 @@ class Adding:
 class FromSamples(Adding):
     """Sampler that adds captions of other samples; a subclass defines `choose`, called once an epoch."""
 
-    def __init__(self, context: SamplingContext, of: str, per_image: int) -> None:
+    def __init__(self, context: SamplingContext, of: str, per_image: int, log_weight: float = 0.0) -> None:
         check_number("per_image", per_image, at_least=1)
-        super().__init__(context, of, per_image)
+        super().__init__(context, of, per_image, log_weight)
         self._chosen: tuple[int, Tensor] | None = None
 
     def choose(self, epoch: int) -> Tensor:

@@ -33,7 +33,7 @@ class Triplets(HardTexts):
         top: number of hardest samples to draw from, at least 1.
         near_duplicate: two images, or two texts, with a higher cosine are near-duplicates, -1 .. 1; these are not added.
         base: number of random samples that are searched, at least `top`; costs N x base x D operations once.
-        log_weight: log-weight of the added images and captions as negatives.
+        log_weight: log-weight of the added images and captions as negatives, below inf.
 
     Raises:
         UnknownNameError: there is no such sampler.
@@ -50,8 +50,8 @@ class Triplets(HardTexts):
         base: int = 100_000,
         log_weight: float = 0.0,
     ) -> None:
-        super().__init__(context, of, per_image, top, near_duplicate, base)
-        self.images_per_image, self.log_weight = per_image, log_weight
+        super().__init__(context, of, per_image, top, near_duplicate, base, log_weight)
+        self.images_per_image = per_image
 
     def extra_images(self, batch: Sequence[int]) -> list[int]:
         """Return the hard negative samples of each sample of a batch; `extra_texts` returns their captions."""

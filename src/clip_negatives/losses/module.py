@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,6 +88,10 @@ class NegativesClipLoss(nn.Module):
             raise UnsupportedError("Horovod is not supported. Start the training with torchrun, without --horovod.")
         if ring and (extra_texts or extra_images):
             raise UnsupportedError("ring=True does not work with a sampler that adds captions or images. Leave ring out.")
+        if not extra_log_weight < math.inf:
+            raise InputError(
+                f"extra_log_weight must be a number below inf, got {extra_log_weight}. Set log_weight of the sampler."
+            )
         if extra_images and isinstance(terms, AnchorLoss):
             needs = "This weighting needs all logits of a batch and does not work with a sampler that adds images"
             raise UnsupportedError(f"{needs}. Use the weighting uniform or weighted_infonce.")

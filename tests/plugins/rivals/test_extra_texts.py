@@ -178,6 +178,19 @@ def test_loss_is_that_of_images_against_all_texts_and_of_texts_against_images(fo
     torch.testing.assert_close(loss.eval()(x, own, torch.tensor(10.0)), open_clip.ClipLoss()(x, own, torch.tensor(10.0)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_log_weight_reaches_the_loss(name: str, folder: Path) -> None:
+    data = DataLoader(Listings(), batch_size=B)
+    options = {"weighting": "uniform", "tokenize": tokenize}
+    loader, loss = attach(data, folder, sampler=f"{name}:log_weight=-inf", **options)
+    (images, texts), samples = next(iter(loader))
+    x, y = F.normalize(images @ torch.randn(3, 4), dim=1), F.normalize(texts @ torch.randn(30, 4), dim=1)
+    expected = open_clip.ClipLoss()(x, y[::2], torch.tensor(10.0))
+    torch.testing.assert_close(loss(x, y, torch.tensor(10.0), samples=samples), expected)
+    with pytest.raises(InputError, match="log_weight must be a number below inf, got nan"):
+        attach(data, folder, sampler=f"{name}:log_weight=nan", **options)
+
+
 class Wrong(Listings):
     """Samples in the form of other data sets."""
 
