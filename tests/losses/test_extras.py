@@ -160,6 +160,13 @@ def test_module_splits_images_and_texts() -> None:
         loss(x, y, SCALE, samples=BatchSamples(ids=samples.ids, text_ids=ids[:, :2]))
 
 
+def test_features_of_any_strides() -> None:
+    x, y, samples = batch()
+    loss = NegativesClipLoss(extra_texts=1, extra_images=2)
+    strided = (side.T.contiguous().T for side in (x, y))
+    torch.testing.assert_close(loss(*strided, SCALE, samples=samples), loss(x, y, SCALE, samples=samples))
+
+
 def test_evaluation_of_as_many_images_as_texts() -> None:
     """With samples, a batch with additions is told from a plain batch; without them it is a plain batch."""
     x, y, samples = batch()[0][: 2 * N], *batch()[1:]

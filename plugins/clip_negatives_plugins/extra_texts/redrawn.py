@@ -25,7 +25,7 @@ class RedrawnCaptions(Adding):
     The loss is the mean of both. A caption y_jk, k > 0, that equals y_i0 is left out of image_i.
 
     * Source: LaCLIP (Fan et al., 2023, arXiv:2305.20088): uniform draws from the caption and its rewrites by a language model.
-      DreamLIP (Zheng et al., 2024, arXiv:2403.17007): K captions of a vision-language model as positives of their image.
+      DreamLIP (Zheng et al., 2024, arXiv:2403.17007): K short captions by a vision-language model as positives of their image.
     * Our choice: draws without replacement, which repeat if there are fewer than 1 + K captions. All positives share one
       denominator. The K captions are not anchors, while DreamLIP also contrasts each of them with all images.
     * Sign: uses no similarity.

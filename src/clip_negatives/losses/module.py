@@ -89,9 +89,8 @@ class NegativesClipLoss(nn.Module):
         if ring and (extra_texts or extra_images):
             raise UnsupportedError("ring=True does not work with a sampler that adds captions or images. Leave ring out.")
         if not extra_log_weight < math.inf:
-            raise InputError(
-                f"extra_log_weight must be a number below inf, got {extra_log_weight}. Set log_weight of the sampler."
-            )
+            wrong = f"extra_log_weight must be a number below inf, got {extra_log_weight}"
+            raise InputError(f"{wrong}. Correct log_weight of the sampler.")
         if extra_images and isinstance(terms, AnchorLoss):
             needs = "This weighting needs all logits of a batch and does not work with a sampler that adds images"
             raise UnsupportedError(f"{needs}. Use the weighting uniform or weighted_infonce.")
@@ -253,7 +252,7 @@ class NegativesClipLoss(nn.Module):
             if len(features) != (size := n * (1 + added)):
                 needed = f"{n} {name}s with {added} added {name}s each need {size} {name} features"
                 raise InputError(f"{needed}, got {len(features)}. Encode all {name}s of the wrapped loader's batch.")
-        images, texts = inputs.x.view(n, per_image, -1), inputs.y.view(n, per_text, -1)
+        images, texts = inputs.x.reshape(n, per_image, -1), inputs.y.reshape(n, per_text, -1)
         ids = None if samples is None else samples.text_ids
         if ids is not None:
             ids = _move(_checked_integers("text_ids", ids, (n, per_text + self.extra_images)), inputs.y.device)
