@@ -74,8 +74,9 @@ class BatchSamples:
     Attributes:
         ids: sample of each pair, counted from 0 in the data set that was clustered, int64, shape (B,).
         labels: image cluster and text cluster of each pair, int64, shape (B, 2), -1 if unknown. For streams without ids.
-        text_ids: ids of the captions of each sample, int64, shape (B, 1 + E): the sample's own caption, then the E captions
-            that a sampler added. Equal captions have equal ids. None without added captions.
+        text_ids: ids of the captions of each sample, int64, shape (B, 1 + E + F): the sample's own caption, the E captions
+            that a sampler added, the captions of the F images that it added. Equal captions have equal ids. None without
+            additions.
         position: epoch and step of the batch; None if unknown. Schedules of weights need its progress.
         teacher: features of the same pairs by another model, such as a moving average of the trained one, unit norm, each of
             shape (B, D'); None without a teacher.

@@ -35,7 +35,9 @@ def test_in_batch_negatives_equal_open_clips_loss_in_a_plain_loop() -> None:
     torch.testing.assert_close(dict(heads.named_parameters()), dict(expected.named_parameters()))
 
 
-@pytest.mark.parametrize("method", ["in_batch@0.1", "default", "known_different@0.1", "siglip", "reliable_texts+uniform"])
+@pytest.mark.parametrize(
+    "method", ["in_batch@0.1", "default", "known_different@0.1", "siglip", "reliable_texts+uniform", "triplets+uniform"]
+)
 def test_heads_learn_with_every_form_of_loss(method: str) -> None:
     clusters = make_clusters(n=240)
     captions = [f"text {row}" for row in range(240)]

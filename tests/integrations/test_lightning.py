@@ -209,6 +209,26 @@ def test_captions_that_a_sampler_adds(tmp_path, clusters):
     assert len(module.seen) == STEPS
 
 
+def test_images_that_a_sampler_adds(tmp_path, clusters):
+    class Pictured(Towers):
+        def train_dataloader(self):
+            tokenize = lambda texts: torch.ones(len(texts), 4, dtype=torch.int64)  # noqa: E731
+            return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), tokenize=tokenize)
+
+        def training_step(self, batch, batch_idx):
+            (images, texts), samples = batch
+            assert len(images) == len(texts) == 2 * BATCH
+            assert samples.ids.tolist() == rows_of(images)[::2].tolist()
+            self.seen.append(samples.ids.tolist())
+            return self.negatives.loss(*self.encode(batch[0]), 5.0, samples=samples)
+
+    negatives = NegativesCallback(clusters[0], sampler="triplets:near_duplicate=1.0", weighting="uniform")
+    how = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    module = Pictured(negatives)
+    lightning.Trainer(**how, enable_model_summary=False, default_root_dir=tmp_path, callbacks=[negatives]).fit(module)
+    assert len(module.seen) == STEPS
+
+
 @pytest.mark.parametrize("weighting", ["weighted_infonce", "sogclr"])
 def test_validation_is_plain_and_runs_before_and_within_training(tmp_path, clusters, weighting):
     class Validated(Towers):

@@ -172,6 +172,8 @@ def test_what_cannot_be_served_is_refused(tmp_path, clusters):
         trainer(tmp_path, n=40).train()
     with pytest.raises(UnsupportedError, match="adds captions, which the Trainer"):
         trainer(tmp_path, sampler="swapped_words").train()
+    with pytest.raises(UnsupportedError, match="adds captions and images, which the Trainer"):
+        trainer(tmp_path, sampler="triplets").train()
     found = trainer(tmp_path, max_steps=2)
     found.train_dataset = Stream()
     with pytest.raises(DataError, match="reads a stream"):

@@ -236,6 +236,42 @@ class ForgetsAtAResume(Learns):
         super().load_learned({name: torch.zeros_like(value) for name, value in learned.items()})
 
 
+class Images(Texts):
+    images_per_image = 2
+    log_weight = -0.5
+
+    def extra_images(self, batch: list[int]) -> list[int]:
+        return [(index + step) % self.context.n_samples for index in batch for step in (1, 2)]
+
+
+class AddsTheImageItself(Images):
+    def extra_images(self, batch: list[int]) -> list[int]:
+        return [index for index in batch for _ in range(2)]
+
+
+class AddsOtherImagesEachTime(Images):
+    asked = 0
+
+    def extra_images(self, batch: list[int]) -> list[int]:
+        AddsOtherImagesEachTime.asked += 1
+        steps = (1 + AddsOtherImagesEachTime.asked % 50, 60)
+        return [(index + step) % self.context.n_samples for index in batch for step in steps]
+
+
+class Redrawn(Sound):
+    def own_texts(self, batch: list[int]) -> list[str]:
+        return [f"text {index}" for index in batch]
+
+
+class DrawsByPlaceInTheBatch(Redrawn):
+    def own_texts(self, batch: list[int]) -> list[str]:
+        return [f"{text} {place}" for place, text in enumerate(super().own_texts(batch))]
+
+
+class WeighsByNan(Images):
+    log_weight = float("nan")
+
+
 BROKEN = {
     "global_generators_are_untouched": DrawsGlobally,
     "pickles": HoldsALambda,
@@ -263,5 +299,9 @@ BROKEN = {
     "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
     "observed_steps_count_in_the_next_epoch": LearnsAtOnce,
     "learned_state_resumes": ForgetsAtAResume,
+    "extra_images_fit_the_batch": AddsTheImageItself,
+    "extra_images_follow_the_seed": AddsOtherImagesEachTime,
+    "own_texts_follow_the_seed": DrawsByPlaceInTheBatch,
+    "log_weight_is_valid": WeighsByNan,
 }
-SOUND = (Sound, Texts, PairsOfSomeImages, Learns)
+SOUND = (Sound, Texts, Images, Redrawn, PairsOfSomeImages, Learns)

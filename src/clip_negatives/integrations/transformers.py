@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from clip_negatives.batches.batch_sampler import NegativeBatches
 from clip_negatives.batches.collate import IndexedCollate
-from clip_negatives.batches.extra_texts import refuse_texts
+from clip_negatives.batches.extras import refuse_additions
 from clip_negatives.batches.loader import rebuilt
 from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import InputError, MissingPackageError, UnsupportedError
@@ -117,7 +117,7 @@ class NegativesTrainer(Trainer):
                     "sampler='in_batch' to keep it."
                 )
             sampler = registry.create("negative_sampler", self.sampler, context)
-            refuse_texts(sampler, "the Trainer")
+            refuse_additions(sampler, "the Trainer")
             self._negative_sampler, self.negatives.observer = sampler, observer_of(sampler)
             batches = NegativeBatches(sampler, context.n_samples)
         dataset = IndexedDataset(native.dataset)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import webdataset
 from torch.utils.data import IterableDataset
 
-from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
@@ -38,7 +38,7 @@ class TrainData:
     folder: ClustersOrLabels | None
     dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
     teacher: Callable[[Any], Towers] | None = None  # returns the features of a batch by another model
-    extra_texts: int = 0  # captions that the sampler adds to each sample
+    additions: Additions = field(default_factory=Additions)  # what the sampler adds to each sample
 
     @property
     def dataset(self) -> Any:
@@ -66,7 +66,7 @@ class TrainData:
             sizes = len(self.dataset), args.batch_size, args.rank, args.world_size
             context = SamplingContext(*sizes, args.seed, clusters, native.batch_sampler, captions, args.epochs)
             sampler = self.options.create_sampler(context)
-            self.extra_texts = texts_per_image(sampler)
+            self.additions = Additions.of(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
             self.dataloader = HandOver(loader, self.current, args.epochs)
             self.dataloader.num_batches = len(loader)

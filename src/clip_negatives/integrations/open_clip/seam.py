@@ -164,8 +164,8 @@ class Negatives:
             world_size=args.world_size,
             terms=self._terms(),
             batch_samples=self._current,
-            extra_texts=self._data.extra_texts,
             backend=self.options.backend,
+            **self._data.additions.loss_options(),
         ).to(args.device)
         log(f"sampler {self.options.sampler}, weighting {self.options.weighting}", logging.INFO)
         return loss
