@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-QUERIES = 1024
-"""Samples whose neighbours are searched at a time."""
+QUERIES = 1024  # samples whose neighbours are searched at a time
 
 
 def known(features: Tensor) -> Tensor:
-    """Return which samples have features, bool, shape (N,). Features of zeros are unknown."""
+    """Return which samples have features, bool, shape (N,); the others have zeros."""
     return (features != 0).any(dim=2).all(dim=1)
 
 
