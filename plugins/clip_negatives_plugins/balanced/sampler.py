@@ -33,7 +33,7 @@ class Balanced(PlannedSampler):
       was not compared with other samplers.
     * Sign: independent of similarity within a step, but similar samples of large clusters meet less often.
 
-    Time of an epoch: N log N operations. Memory: about 40 N bytes.
+    Time of an epoch: N log N operations. Memory: about 50 N bytes.
 
     Args:
         t: largest expected number of samples of an entry in the balanced data, at least 1; None is the median size of the

@@ -29,8 +29,8 @@ class Mined(LearningSampler):
       near-duplicates are left out; all default values. It was not compared with other samplers.
     * Sign: collects similar samples, by the live similarity.
 
-    Memory: 2 x N x 2 x length numbers in float16 for "pairs", 2 GB for 1e6 samples. Longer features are projected to `length`
-    random directions. Time of an epoch on each process: N^2 x 2 x length x share / run operations. Suits up to 1e6 samples.
+    Memory of each process for "pairs" and 1e6 samples: 2 GB, and 2 GB more during the search. Longer features are projected to
+    `length` random directions. Time of an epoch: N^2 x 2 x length x share / run operations. Suits up to 1e6 samples.
 
     Args:
         run: largest number of samples of a run, at least 2.
