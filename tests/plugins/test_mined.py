@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from clip_negatives.testing import parametrize_with_checks
 from clip_negatives_plugins.mined.neighbours import known, live_neighbours, runs
 from clip_negatives_plugins.mined.projection import Projection
 from clip_negatives_plugins.mined.sampler import Mined
+from tests import ranks
 from tests.plugins.tiny_training import TinyTraining, check_resumes
 
 pytestmark = pytest.mark.keeps_global_rng
@@ -160,14 +162,27 @@ def test_features_that_are_not_finite_are_unknown() -> None:
     assert sorted(batches.planned(1).flatten().tolist()) == list(range(N))
 
 
-def test_ranks_that_observe_the_same_steps_share_the_plan() -> None:
-    ranks = [Mined(SamplingContext(N, BATCH, rank=rank, world_size=2, seed=3)) for rank in range(2)]
-    for batches in ranks:
-        observe(batches, random_features(), torch.arange(N))
-        batches.set_epoch(1)
-    steps = [first + second for first, second in zip(*ranks, strict=True)]
-    assert steps == ranks[0].planned(1).tolist()
-    assert sorted(itertools.chain(*steps)) == list(range(N))
+def train_on_this_rank(folder: Path, local_loss: bool) -> None:
+    """Train two epochs as one of two processes, and store batches and memory."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    batches = Mined(SamplingContext(N, BATCH, rank=rank, world_size=2, seed=3), share=1.0)
+    options = {"rank": rank, "world_size": 2, "local_loss": local_loss, "gather_with_grad": True}
+    training = TinyTraining(batches, **options)
+    for epoch in (0, 1):
+        training.train(epoch)
+    torch.save((training.seen, batches.learned()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("local_loss", [False, True])
+def test_processes_learn_the_same_and_share_the_plan(tmp_path: Path, local_loss: bool) -> None:
+    ranks.run(2, train_on_this_rank, tmp_path, local_loss, log=tmp_path / "log")
+    seen, learned = zip(*(torch.load(tmp_path / f"{rank}.pt") for rank in range(2)), strict=True)
+    assert all(torch.equal(value, learned[1][name]) for name, value in learned[0].items())
+    assert bool(known(learned[0]["features"]).all())
+    for epoch in torch.tensor(seen).chunk(2, dim=1):
+        assert sorted(epoch.flatten().tolist()) == list(range(N))
 
 
 @pytest.mark.parametrize("options", [{"run": 1}, {"share": 1.5}, {"window": 0}, {"limit": 0.0}, {"by": "both"}, {"length": 0}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,16 @@ from clip_negatives.sampling import PlannedSampler, epoch_generator
 class TinyTraining:
     """A training whose batches and losses are kept.
 
+    Args:
+        sampler: composes the batches.
+        **options: arguments of the loss.
+
     Attributes:
         seen: all batches.
         losses: loss of each batch.
     """
 
-    def __init__(self, sampler: PlannedSampler) -> None:
+    def __init__(self, sampler: PlannedSampler, **options: Any) -> None:
         n, generator = sampler.context.n_samples, epoch_generator(0, 0)
         self.sampler = sampler
         self.inputs = torch.randn(n, 6, generator=generator), torch.randn(n, 5, generator=generator)
@@ -29,7 +34,7 @@ class TinyTraining:
         weights = (torch.randn(len(rows[0]), 4, generator=generator) / 3 for rows in self.inputs)
         self.towers = nn.ParameterList([nn.Parameter(weight) for weight in weights])
         self.optimizer = torch.optim.SGD(self.towers.parameters(), lr=0.5)
-        self.loss = NegativesClipLoss()
+        self.loss = NegativesClipLoss(**options)
         self.loss.observer = observer_of(sampler)
         self.seen: list[list[int]] = []
         self.losses: list[float] = []
