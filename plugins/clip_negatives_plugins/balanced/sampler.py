@@ -28,12 +28,13 @@ class Balanced(PlannedSampler):
     Samples of rare entries may occur in several steps of an epoch, never twice in a step.
 
     * Source: MetaCLIP (Xu et al., 2024, arXiv:2309.16671; code: facebookresearch/MetaCLIP). Its entries are 500,000 words and
-      phrases, a text may match several of them, and the samples are drawn once, with t = 20,000 for 400 million pairs.
+      phrases, a text may match several of them, and the samples are drawn once, with t = 20,000 for 400 million pairs. We
+      read the formula in its code.
     * Our choice: entries are clusters or groups; new draws in each epoch; an epoch of the usual length; the default of `t`. It
       was not compared with other samplers.
     * Sign: independent of similarity within a step, but similar samples of large clusters meet less often.
 
-    Time of an epoch: N log N operations. Memory: about 40 N bytes.
+    Time of an epoch: N log N operations. Memory: about 50 N bytes.
 
     Args:
         t: largest expected number of samples of an entry in the balanced data, at least 1; None is the median size of the

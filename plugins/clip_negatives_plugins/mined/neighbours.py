@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-QUERIES = 1024
-"""Samples whose neighbours are searched at a time."""
+QUERIES = 1024  # samples whose neighbours are searched at a time
 
 
 def known(features: Tensor) -> Tensor:
-    """Return which samples have features, bool, shape (N,). Features of zeros are unknown."""
+    """Return which samples have features, bool, shape (N,); the others have zeros."""
     return (features != 0).any(dim=2).all(dim=1)
 
 
@@ -34,16 +33,16 @@ def live_neighbours(features: Tensor, samples: Tensor, window: int, limit: float
     import faiss
 
     with_features = known(features).nonzero().flatten()
-    rows = features[with_features].float()
-    index = faiss.IndexFlatIP(rows[0].numel())
-    index.add(rows.flatten(1).numpy())
+    index = faiss.IndexFlatIP(features[0].numel())
+    for part in with_features.split(QUERIES):  # in float32 only in the index
+        index.add(features[part].flatten(1).float().numpy())
     parts = []
     for part in samples.split(QUERIES):
         own = features[part].float()
         queries = own.flip(1).flatten(1)  # images search among texts, texts among images
-        nearest = torch.from_numpy(index.search(queries.numpy(), min(window + 1, len(rows)))[1])
-        cosines = torch.einsum("md,mkd->mk", own.flatten(1), rows[nearest].flatten(2)) / features.shape[1]
+        nearest = torch.from_numpy(index.search(queries.numpy(), min(window + 1, len(with_features)))[1])
         neighbours = with_features[nearest]
+        cosines = torch.einsum("msd,mksd->mk", own, features[neighbours].float()) / features.shape[1]
         itself = neighbours == part[:, None]
         itself[~itself.any(dim=1), -1] = True  # it is not among the window + 1 nearest: drop the last of them
         parts.append(neighbours.masked_fill(itself | (cosines >= limit), -1))

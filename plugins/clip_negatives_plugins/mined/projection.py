@@ -31,10 +31,7 @@ class Projection:
         """Return unit-norm rows on the CPU, float32, shape (G, length); zeros for features that are not finite."""
         features = features.cpu().float()
         dim = features.shape[1]
-        if dim <= self.length:
-            rows = F.pad(features, (0, self.length - dim))
-        else:
-            rows = features @ self._directions_of(dim)
+        rows = F.pad(features, (0, self.length - dim)) if dim <= self.length else features @ self._directions_of(dim)
         return F.normalize(rows, dim=1).nan_to_num(0)
 
     def _directions_of(self, dim: int) -> Tensor:

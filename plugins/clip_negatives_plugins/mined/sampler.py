@@ -24,13 +24,13 @@ class Mined(LearningSampler):
     fill the batches. Samples without features stay alone, so epoch 0 is a uniform shuffle.
 
     * Source: ANCE (Xiong et al., 2021, arXiv:2007.00808; code: microsoft/ANCE). ANCE encodes all documents repeatedly with a
-      recent checkpoint. It draws the negatives of a query from its nearest documents.
+      recent checkpoint. It draws the negatives of a query from its nearest documents. We read this in its code.
     * Our choice: features from the training steps, mostly one epoch old; mined samples are ordinary samples of the batch;
       near-duplicates are left out; all default values. It was not compared with other samplers.
     * Sign: collects similar samples, by the live similarity.
 
-    Memory: 2 x N x 2 x length numbers in float16 for "pairs", 2 GB for 1e6 samples. Longer features are projected to `length`
-    random directions. Time of an epoch on each process: N^2 x 2 x length x share / run operations. Suits up to 1e6 samples.
+    Memory of each process for "pairs" and 1e6 samples: 2 GB, 2 GB more during the search, 2 GB in a checkpoint. Longer features
+    are projected to `length` random directions. Time of an epoch: N^2 x 2 x length x share / run operations.
 
     Args:
         run: largest number of samples of a run, at least 2.

@@ -124,7 +124,8 @@ def _check_teacher(options: TrainOptions, terms: LossTerms | AnchorLoss, additio
         name = "--teacher" if options.ema is None else "--ema"
         raise InputError(f"The weighting {options.weighting} uses no teacher. Omit {name}, or use the weighting distilled.")
     if additions:
-        raise UnsupportedError(f"The sampler {options.sampler} {additions}, which does not work with a teacher. Use another sampler.")
+        fault = f"The sampler {options.sampler} {additions}, which does not work with a teacher."
+        raise UnsupportedError(f"{fault} Use another sampler.")
     if options.teacher is not None:
         check_local_file("checkpoint", options.teacher)
 
