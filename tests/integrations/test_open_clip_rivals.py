@@ -78,6 +78,7 @@ def test_parameters_and_queues_are_stored_and_found_again(arguments: list[str]) 
         train([*arguments, "--epochs", "2", "--save-frequency", "1", "--name", name, "--resume", "latest"], options)
         again = load_file(stored)
         assert sorted(again) == sorted(whole)
+        assert any("exp_avg" in key for key in whole) == (name == "learned_temperature")
         for key, part in whole.items():
             torch.testing.assert_close(again[key], part, rtol=0, atol=0, msg=key)
 
