@@ -24,7 +24,11 @@ def _losses(arguments: list[str], name: str) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "weighting", ["sogclr", "glofnd", "known_different", "gist:guide=image", "swap", "multi_positive", "blend"]
+    "weighting",
+    [
+        *("sogclr", "glofnd", "known_different", "gist:guide=image", "swap", "multi_positive", "blend"),
+        *("learned_temperature", "xbm:size=8,start=0.2", "softclip"),
+    ],
 )
 def test_trains_with_accumulation_and_bf16(arguments: list[str], weighting: str) -> None:
     more = ["--accum-freq", "2", "--precision", "amp_bf16", "--name", "run"]
@@ -60,6 +64,23 @@ def test_what_a_loss_remembers_is_stored_and_found_again(arguments: list[str]) -
     (stored / "loss-epoch-3.safetensors").write_bytes(b"x" * 9)
     with pytest.raises(ArtifactError, match=r"state of the loss at .*loss-epoch-3"):
         train([*arguments, "--name", "run", "--resume", "latest"], options)
+
+
+def test_parameters_and_queues_are_stored_and_found_again(arguments: list[str]) -> None:
+    """Training that stops after an epoch and resumes ends with the same parameters, moments and queues."""
+    for spec in ("learned_temperature", "xbm:size=24,start=0"):
+        options, name = TrainOptions(sampler="in_batch", weighting=spec), spec.partition(":")[0]
+        train([*arguments, "--epochs", "2", "--save-frequency", "1", "--name", name], options)
+        run = _run(arguments, name)
+        stored = run / "clip_negatives" / "loss-epoch-2.safetensors"
+        whole = load_file(stored)
+        (run / "checkpoints" / "epoch_2.pt").unlink()
+        train([*arguments, "--epochs", "2", "--save-frequency", "1", "--name", name, "--resume", "latest"], options)
+        again = load_file(stored)
+        assert sorted(again) == sorted(whole)
+        assert any("exp_avg" in key for key in whole) == (name == "learned_temperature")
+        for key, part in whole.items():
+            torch.testing.assert_close(again[key], part, rtol=0, atol=0, msg=key)
 
 
 def test_old_states_go_where_open_clip_keeps_no_checkpoint(arguments: list[str]) -> None:

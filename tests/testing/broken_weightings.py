@@ -11,6 +11,7 @@ from torch import Tensor
 from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters, LossTerms
+from clip_negatives.testing.weightings import DIM
 
 
 class Sound:
@@ -175,6 +176,25 @@ class KeepsItsStateToItself(SoundByStep):
     loss = _KeepsItsStateToItself
 
 
+class _OverwritesWhatItRead(Momentum):
+    """Contrasts with a row of earlier steps, and writes to the same tensor before the gradient is computed."""
+
+    def __init__(self, n_samples: int) -> None:
+        super().__init__(n_samples)
+        self.register_buffer("earlier", torch.zeros(2, DIM))
+
+    def forward(self, anchors: Anchors) -> Tensor:
+        loss, row = super().forward(anchors), self.earlier[int(anchors.modality == "text")]
+        if row.any():
+            loss = loss + 0 * anchors.features @ row
+        row += 1
+        return loss
+
+
+class OverwritesWhatItRead(SoundByStep):
+    loss = _OverwritesWhatItRead
+
+
 class HoldsALambda(Sound):
     def __init__(self) -> None:
         self.rule = lambda similarity: -similarity
@@ -223,5 +243,6 @@ BROKEN = {
     "anchor_loss_has_one_value_per_anchor": ReturnsAColumn,
     "anchors_of_one_process_match_all": IgnoresTheOffset,
     "state_is_in_state_dict": KeepsItsStateToItself,
+    "later_steps_have_gradients": OverwritesWhatItRead,
 }
 SOUND = (Sound, SoundByStep, Refuses)

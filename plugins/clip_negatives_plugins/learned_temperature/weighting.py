@@ -59,7 +59,7 @@ class _LearnedTemperatureLoss(AnchorLoss):
 
     def forward(self, anchors: Anchors) -> Tensor:
         network = self.image if anchors.modality == "image" else self.text
-        factor = network(anchors.step.frozen(anchors.modality)).to(anchors.logits)
+        factor: Tensor = network(anchors.step.frozen(anchors.modality)).to(anchors.logits)
         anchors.step.log(f"{anchors.modality}_temperature", (1 / (anchors.scale * factor)).mean())
         fixed = factor.detach()
         of_model = info_nce(replace(anchors, logits=fixed[:, None] * anchors.logits)) / fixed

@@ -23,6 +23,7 @@ def softclip(anchors: Anchors, *, mass: float = 0.2, temperature: float = 0.1) -
     * Sign: attracts similar pairs, by the live similarity.
 
     Args:
+        anchors: anchors of a step.
         mass: part of the target that the similarity distributes, the own pair included, 0 .. 1; 0 is plain InfoNCE.
         temperature: above 0; near 0 the target is the own pair and its duplicates.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clip_negatives import FeatureQueue
 from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
-from clip_negatives.feature_queue import FeatureQueue
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clusters
 
@@ -15,9 +15,9 @@ class Xbm:
     """Contrast each anchor also with the newest features of earlier steps.
 
     ``loss_i = log(sum_j exp(z_ij) + sum_q exp(z_iq)) - z_ii``, where q are the samples in a queue of the other modality.
-    Features in the queue have no gradients. A sample in the queue is not a negative of an anchor with the same id, or of the same group
-    if the groups are known; the candidates of the step itself are not changed. The queue takes the features of all processes
-    after each step. Checkpoints store it, and re-clustering keeps it.
+    Features in the queue have no gradients. A sample in the queue is not a negative of an anchor with the same id, or of the
+    same group if the groups are known; the negatives of the step itself do not change. The queue takes the features of all
+    processes after each step. Checkpoints store it, and re-clustering keeps it.
 
     * Source: XBM (Wang et al., 2020, arXiv:1912.06798), which fills a queue with features of the trained model, and uses it
       after a warm-up, when features drift slowly. The queue as negatives of InfoNCE is that of MoCo (He et al., 2020,
@@ -53,18 +53,17 @@ class _XbmLoss(AnchorLoss):
 
     def forward(self, anchors: Anchors) -> Tensor:
         queue = self.text if anchors.modality == "image" else self.image
-        losses = self._contrast(anchors, queue) if len(queue.features) else info_nce(anchors)
+        early = anchors.step.progress < self.start if self.start > 0 else False
+        losses = self._contrast(anchors, queue, early) if len(queue.features) else info_nce(anchors)
         queue.push(anchors.candidates, anchors.samples.candidates)
         return losses
 
-    def _contrast(self, anchors: Anchors, queue: FeatureQueue) -> Tensor:
+    def _contrast(self, anchors: Anchors, queue: FeatureQueue, early: Tensor | bool) -> Tensor:
         cosines = (anchors.features @ queue.features.to(anchors.features.dtype).T).to(anchors.cosines)
         own, ids = anchors.samples.index[:, None], queue.ids
-        removed = (ids < 0) | (ids == own)
+        removed = (ids < 0) | (ids == own) | early
         if self.groups is not None:
             self.groups = self.groups.to(ids.device)
             removed = removed | (self.groups[ids.clamp(min=0)] == self.groups[own])
-        if self.start > 0:
-            removed = removed | (anchors.step.progress < self.start)
         further = (anchors.scale * cosines + anchors.bias).masked_fill(removed, -torch.inf)
         return torch.cat([anchors.logits, further], dim=1).logsumexp(1) - anchors.positive

@@ -160,6 +160,19 @@ class WeightingChecks(Checks):
         same = torch.equal(value(first, *batch(2)), value(second, *batch(2)))
         expect(same, "A copy with the same state_dict computes another loss. Keep all state in buffers (register_buffer).")
 
+    def later_steps_have_gradients(self) -> None:
+        """The gradient of a later step, which reads the state of earlier steps, is finite."""
+        loss = self._anchor_loss()
+        for seed in range(3):
+            sides = [side.requires_grad_() for side in batch(seed)]
+            try:
+                gradients = torch.autograd.grad(value(loss, *sides), sides)
+            except RuntimeError as error:
+                remedy = "Do not write to the tensor that the loss has read: give the buffer a new tensor."
+                expect(False, f"At step {seed}, the gradient stops with {error!r}. {remedy}")
+            finite = all(bool(part.isfinite().all()) for part in gradients)
+            expect(finite, f"At step {seed}, the gradient is NaN or infinite. Check the state that the loss reads.")
+
     def _use(self, instance: LossWeighting) -> float:
         return float(value(instance(make_blobs(N))))
 

@@ -91,7 +91,7 @@ def test_value_and_gradients_by_loops(rho: float, limit: float) -> None:
         for name, slope in zip(("weight", "last", "shift"), expected, strict=True):
             got = by_name[f"anchor_loss.{modality}.{name}"].double()
             torch.testing.assert_close(got, slope, rtol=1e-4, atol=1e-7)
-        mean = float((1 / (SCALE * factors)).mean())
+        mean = float((1 / (SCALE * factors.detach())).mean())
         assert float(loss.logged[f"{modality}_temperature"]) == pytest.approx(mean, rel=1e-5)
     torch.testing.assert_close(value, total, rtol=1e-6, atol=1e-7)
     for one, other in zip(gradients(value, x, y, scale), gradients(total, x, y, scale), strict=True):
