@@ -21,6 +21,7 @@ STEPS = ROWS // BATCH
 METHODS: dict[str, dict[str, Any]] = {
     "parameters": {"weighting": "learned_temperature"},
     "queue": {"weighting": "xbm:size=100,start=0"},
+    "memory": {"sampler": "mined:run=2,share=0.5"},
     "moving average": {"weighting": "distilled", "ema": 0.5},
 }
 

@@ -176,6 +176,9 @@ class _StoreState(TrainerCallback):
         if (checkpoint := self.trainer._resumed) is not None:
             self.trainer.method_state().read(checkpoint / STATE, self.trainer.folder.digest)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+        self.trainer.negatives.zero_grad()  # the Trainer forgets the gradients of its model only
+
     def on_save(self, args: Any, state: Any, control: Any, **named: Any) -> None:
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
