@@ -354,7 +354,7 @@ def test_a_plugin_cannot_end_the_program_as_if_it_had_succeeded(monkeypatch: pyt
 
 ADDING = {"hard_texts", "reliable_texts", "swapped_words"}  # add captions, which stateful weightings do not support
 SAMPLERS = [item.name for item in registry.default_registry().items("negative_sampler") if item.name not in ADDING]
-STATEFUL = ("sogclr", "glofnd")
+STATEFUL = ("sogclr", "glofnd", "xbm:size=24,start=0")
 
 
 def run(loader: Any, loss: NegativesClipLoss, weights: list[torch.Tensor], seen: list[Any]) -> Iterator[None]:
