@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clip_negatives.losses.functional import ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Extras, weighted_info_nce
 from clip_negatives.terms import LossTerms
 
 BACKENDS = ("torch", "chunked")
@@ -150,7 +150,7 @@ def loss_of(*inputs: Tensor | float, terms: LossTerms | None = None, extra: Tens
     fields = {name: value for name, value in fields.items() if value is not None}
     if isinstance(fields.get("positive_rate"), float):
         fields["positive_rate"] = torch.tensor(fields["positive_rate"], dtype=torch.float64, device=inputs[0].device)
-    extra_texts = None if extra is None else ExtraTexts(extra)
+    extra_texts = None if extra is None else Extras(extra)
     return weighted_info_nce(*inputs, terms=(terms or LossTerms()).replace(**fields), extra_texts=extra_texts, **options)
 
 

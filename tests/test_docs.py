@@ -17,6 +17,7 @@ from clip_negatives.cli import main
 from clip_negatives.dataset.columns import COMMON
 from clip_negatives.dataset.kinds import KINDS
 from clip_negatives.host import hookspecs, registry
+from clip_negatives.interfaces import ExtraImageSampler, ExtraTextSampler, OwnTextSampler, PairsForImages
 from clip_negatives.storage.source_files import DIGESTED_FILES
 from clip_negatives.testing import CHECKS
 from clip_negatives.training.same_data import CHECKED_FILES
@@ -88,6 +89,18 @@ def test_every_hook_is_documented_with_its_signature() -> None:
         assert inspect.getdoc(function) in page
 
 
+@pytest.mark.parametrize("kind", [PairsForImages, ExtraTextSampler, ExtraImageSampler, OwnTextSampler])
+def test_optional_methods_of_a_sampler_are_documented_with_their_signature(kind: type) -> None:
+    page = (ROOT / "docs" / "hooks.md").read_text()
+    methods = [function for name, function in vars(kind).items() if inspect.isfunction(function) and name[0] != "_"]
+    for function in methods:
+        signature = str(inspect.signature(function)).replace("'", "")
+        assert f"def {function.__name__}{signature}\n" in page
+        assert inspect.getdoc(function) in page
+    for name, annotation in kind.__annotations__.items():
+        assert f"{name}: {annotation}\n" in page
+
+
 def test_every_check_of_the_kit_is_documented_with_its_sentence() -> None:
     page = (ROOT / "docs" / "testing.md").read_text()
     rows = [f"| `{check.__name__}` | {' '.join(inspect.getdoc(check).split())} |" for kind in CHECKS.values() for check in kind]
@@ -97,7 +110,7 @@ def test_every_check_of_the_kit_is_documented_with_its_sentence() -> None:
 
 def test_included_files_are_there() -> None:
     marks = [line for page in PAGES for line in page.read_text().splitlines() if re.match(r"-+\s*8", line)]
-    assert len(marks) == 7
+    assert len(marks) == 8
     for mark in marks:
         included = re.fullmatch(r'--8<-- "(.+)"', mark)
         assert included is not None, mark

@@ -17,6 +17,7 @@ N, B = 100, 8
 SAMPLERS = [
     item.name for item in registry.default_registry().items("negative_sampler") if item.distribution == "clip-negatives"
 ]
+SAMPLERS.remove("redrawn_captions")  # needs a file of captions
 
 
 def make(name: str, rank: int = 0, world_size: int = 1, seed: int = 0, n: int = N, batch_size: int = B) -> NegativeSampler:

@@ -22,7 +22,7 @@ import pandas as pd
 from survival import Row, counts, run_campaign
 
 from clip_negatives import ClustersFolder, Method, SamplingContext, catalogue, read_clusters, registry, sampling
-from clip_negatives.batches.extra_texts import Captions
+from clip_negatives.batches.extras import Captions
 from clip_negatives.dataset import open_pairs
 from clip_negatives.integrations.open_clip import TrainOptions, train
 from clip_negatives.pipelines.prepare import prepare

@@ -24,7 +24,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from clip_negatives import AnchorLoss, Clustering, Clusters, Columns, read_clusters, registry, similarity, write_clusters
-from clip_negatives.batches.extra_texts import Captions
+from clip_negatives.batches.extras import Captions
 from clip_negatives.compare.output import results_table
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
 from clip_negatives.compare.results import FIGURES, read_run, summarised

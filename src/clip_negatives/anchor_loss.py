@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip_negatives.errors import InputError
 from clip_negatives.feature_queue import FeatureQueue
+from clip_negatives.gram import gram
 from clip_negatives.step import Step, StepSamples
 from clip_negatives.step import Towers as Towers
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 EQUAL = 1e-6
 """Two frozen features count as equal if their cosine is above 1 minus this tolerance."""
+SMALLEST = 1.2e-38  # of the differences between two similarities: the smallest normal float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,7 +206,8 @@ def info_nce(anchors: Anchors, *, log_weights: Tensor | None = None, targets: Te
     """
     weighted = anchors.logits
     if log_weights is not None:
-        weighted = weighted + log_weights.to(weighted.dtype).masked_fill(~anchors.negatives, 0.0)
+        own = log_weights.new_zeros(len(weighted), dtype=weighted.dtype)
+        weighted = weighted + log_weights.to(weighted.dtype).diagonal_scatter(own, anchors.samples.offset)
     if targets is None:
         return weighted.logsumexp(1) - anchors.positive
     return weighted.logsumexp(1) - (targets.to(weighted.dtype) * anchors.logits).sum(1)
@@ -247,13 +251,16 @@ def frozen_cosines(features: Tensor, samples: StepSamples, like: Tensor, *, cand
             return _rows(features, samples.index, like) @ _rows(others, samples.candidates, like).T
         key = id(features), like.device, like.dtype
         if key not in samples._frozen:
-            rows = _rows(features, samples.index, like)
-            samples._frozen[key] = features, rows @ rows.T  # with the features, whose id is thus of no other tensor
-        return samples._frozen[key][1].clone()  # the caller may change it
+            products = gram(_rows(features, samples.index, like))
+            samples._frozen[key] = features, products  # with the features, whose id is thus of no other tensor
+        cosines = samples._frozen[key][1]
+        if like.ndim == 2 and like.stride(0) < like.stride(1):
+            cosines = cosines.T  # equal up to rounding; operations on two matrices are faster in one memory layout
+        return cosines.clone()  # the caller may change it
 
 
 def _rows(features: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    return features[index.to(features.device)].to(like.device, like.dtype)
+    return features.index_select(0, index.to(features.device)).to(like.device, like.dtype)
 
 
 def frozen_distances(similarity: Tensor) -> Tensor:
@@ -266,7 +273,23 @@ def frozen_distances(similarity: Tensor) -> Tensor:
         >>> frozen_distances(torch.tensor([-0.5, 0.25, 0.9999999, 1.0000001]))
         tensor([1.0000, 0.7500, 0.0000, 0.0000])
     """
-    return (1 - similarity.clamp(min=0.0)).masked_fill(similarity > 1 - EQUAL, 0.0)
+    return F.threshold(1 - similarity.clamp(min=0.0), EQUAL, 0.0)
+
+
+def removed_above(values: Tensor, limits: Tensor) -> Tensor:
+    """Return log-weights: -inf where a value is above its limit, 0 elsewhere.
+
+    This is several times faster on the CPU than a mask.
+
+    Args:
+        values: floating point, shape (B, G).
+        limits: inf keeps all pairs, dtype of `values`, shape (B, 1) or (B, G).
+
+    Examples:
+        >>> removed_above(torch.tensor([[0.1, 0.5, 0.9]]), torch.tensor([[0.5]]))
+        tensor([[0., 0., -inf]])
+    """
+    return F.threshold((limits - values).clamp_(max=0.0), -SMALLEST, -torch.inf)
 
 
 def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:
@@ -283,7 +306,8 @@ def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:
         >>> mean_one(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[False, True, True]]))
         tensor([[-inf, 0., 0.]])
     """
-    log_weights = log_weights.masked_fill(~negatives, -torch.inf)
-    kept = (log_weights > -torch.inf).sum(1, keepdim=True)
+    log_weights = log_weights.where(negatives, -torch.inf)
+    # A comparison into floats is several times faster on the CPU than one into bools.
+    kept = torch.gt(log_weights.detach(), -torch.inf, out=torch.empty_like(log_weights)).sum(1, keepdim=True)
     shift = log_weights.logsumexp(1, keepdim=True) - kept.clamp(min=1).log()
     return log_weights - shift.masked_fill(kept == 0, 0.0)

@@ -156,8 +156,14 @@ class ExtraTextSampler(Protocol):
     The added texts are encoded with the texts of the batch. An added text is a negative of every image of the step, unless it
     equals the text of that image. Added texts are never anchors themselves, and need not come from the data set.
 
+    A sampler that adds texts or images may have two more attributes:
+
+    * ``log_weight`` (default 0.0): log-weight of the added texts and images as negatives; -inf removes them.
+    * ``texts_are_positive`` (default False): the added texts are further correct texts of their image. They are positives of
+      this image, and negatives of the other images.
+
     Attributes:
-        texts_per_image: E, texts added for each sample, at least 1.
+        texts_per_image: E, texts added for each sample; 0 adds none.
     """
 
     texts_per_image: int
@@ -189,6 +195,34 @@ class ObservingSampler(Protocol):
 
     def load_learned(self, learned: Mapping[str, Tensor]) -> None:
         """Continue with what `learned` returned."""
+        ...
+
+
+@runtime_checkable
+class ExtraImageSampler(Protocol):
+    """Optional methods of a `NegativeSampler`: adds images to each batch, as further negatives of its texts.
+
+    The workers of the loader read the added images like any sample. An added image is a negative of every text of the step,
+    unless its own text equals that text. Added images are never anchors themselves. To add their texts as well, the sampler
+    is also an `ExtraTextSampler`.
+
+    Attributes:
+        images_per_image: F, images added for each sample; 0 adds none.
+    """
+
+    images_per_image: int
+
+    def extra_images(self, batch: Sequence[int]) -> list[int]:
+        """Return the sample ids of F images for each sample of a batch, grouped by sample."""
+        ...
+
+
+@runtime_checkable
+class OwnTextSampler(Protocol):
+    """Optional method of a `NegativeSampler`: replaces the texts of the samples, for example by a new one in each epoch."""
+
+    def own_texts(self, batch: Sequence[int]) -> list[str]:
+        """Return the text of each sample; it depends only on seed, epoch and sample."""
         ...
 
 

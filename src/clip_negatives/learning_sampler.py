@@ -14,7 +14,7 @@ from clip_negatives.printing import log
 from clip_negatives.sampling import Plan, PlannedSampler
 from clip_negatives.step import Step
 
-EPOCH = "epoch"
+EPOCH = "sampler.epoch"  # has a dot, so that it differs from the names of the memory
 NEW = "new."  # prefix of what was learned since the epoch began
 
 

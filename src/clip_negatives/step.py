@@ -74,8 +74,9 @@ class BatchSamples:
     Attributes:
         ids: sample of each pair, counted from 0 in the data set that was clustered, int64, shape (B,).
         labels: image cluster and text cluster of each pair, int64, shape (B, 2), -1 if unknown. For streams without ids.
-        text_ids: ids of the captions of each sample, int64, shape (B, 1 + E): the sample's own caption, then the E captions
-            that a sampler added. Equal captions have equal ids. None without added captions.
+        text_ids: ids of the captions of each sample, int64, shape (B, 1 + E + F): the sample's own caption, the E captions
+            that a sampler added, the captions of the F images that it added. Equal captions have equal ids. None without
+            additions.
         position: epoch and step of the batch; None if unknown. Schedules of weights need its progress.
         teacher: features of the same pairs by another model, such as a moving average of the trained one, unit norm, each of
             shape (B, D'); None without a teacher.
@@ -184,7 +185,8 @@ class Step:
         bias: added to every logit, one element; None is 0.
         position: epoch and step; None if unknown.
         clusters: the current clusters, on the CPU; None if they are unknown.
-        teacher: features of the anchors by the teacher, see `BatchSamples.teacher`.
+        teacher: the teacher's features of the anchors, see `BatchSamples.teacher`; None without a teacher.
+        teacher_candidates: the teacher's features of the candidates; None without a teacher.
         logged: figures of the step by name, see `log`.
     """
 
@@ -196,6 +198,7 @@ class Step:
     position: Position | None = None
     clusters: Clusters | None = None
     teacher: Towers | None = None
+    teacher_candidates: Towers | None = None
     logged: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -233,6 +236,27 @@ class Step:
         features = self.clusters.features_of(modality, "This weighting")
         rows = self.samples.candidates if candidates else self.samples.index
         return features[rows.to(features.device)].to(self.features.image.device).float()
+
+    def taught(self, modality: str, *, candidates: bool = False) -> Tensor:
+        """Return the teacher's features of the anchors, or of the candidates, without gradients.
+
+        Args:
+            modality: "image" or "text".
+            candidates: return those of the candidates.
+
+        Returns:
+            Unit norm, shape (B, D') or (G, D').
+
+        Raises:
+            InputError: there is no teacher.
+        """
+        towers = self.teacher_candidates if candidates else self.teacher
+        if towers is None:
+            raise InputError(
+                "This weighting needs a teacher, and there is none. Use --ema 0.999 or --teacher CHECKPOINT or, in your own "
+                "loop, samples.with_teacher(image_features, text_features)."
+            )
+        return towers.of(modality)
 
     def log(self, name: str, value: Tensor | float) -> None:
         """Log a figure of this step, one number; logged as often as the loop logs, under ``clip_negatives/NAME``."""

@@ -35,7 +35,9 @@ def test_in_batch_negatives_equal_open_clips_loss_in_a_plain_loop() -> None:
     torch.testing.assert_close(dict(heads.named_parameters()), dict(expected.named_parameters()))
 
 
-@pytest.mark.parametrize("method", ["in_batch@0.1", "default", "known_different@0.1", "siglip", "reliable_texts+uniform"])
+@pytest.mark.parametrize(
+    "method", ["in_batch@0.1", "default", "known_different@0.1", "siglip", "reliable_texts+uniform", "triplets+uniform"]
+)
 def test_heads_learn_with_every_form_of_loss(method: str) -> None:
     clusters = make_clusters(n=240)
     captions = [f"text {row}" for row in range(240)]
@@ -60,6 +62,13 @@ def test_dropout_hides_entries_in_training_only() -> None:
     assert not torch.equal(heads(features, features)[0], heads(features, features)[0])
     heads.eval()
     torch.testing.assert_close(heads(features, features), heads.embed(features, features))
+
+
+def test_dropout_is_deterministic_for_any_shape() -> None:
+    features = torch.randn(5, 7)
+    first, second = (LinearHeads((7, 7), 4, seed=3, dropout=0.5)._dropped(features) for _ in range(2))
+    assert torch.equal(first, second)
+    assert set((first / features).flatten().tolist()) == {0.0, 2.0}
 
 
 def test_the_global_generator_is_untouched() -> None:

@@ -170,7 +170,7 @@ def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
     _, whole, _ = fit(tmp_path, **how, **keep(tmp_path, every_n_train_steps=4))
     _, resumed, _ = fit(tmp_path, **how, resume=kept(tmp_path, 4))
     torch.testing.assert_close(resumed.loss.anchor_loss.state_dict(), whole.loss.anchor_loss.state_dict())
-    with pytest.raises(ArtifactError, match="the same weighting"):
+    with pytest.raises(ArtifactError, match="the same sampler and weighting"):
         fit(tmp_path, callback={"weighting": "glofnd"}, resume=kept(tmp_path, 4))
 
 
@@ -205,6 +205,26 @@ def test_captions_that_a_sampler_adds(tmp_path, clusters):
     negatives = NegativesCallback(clusters[0], sampler="swapped_words", weighting="uniform")
     how = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     module = Captioned(negatives)
+    lightning.Trainer(**how, enable_model_summary=False, default_root_dir=tmp_path, callbacks=[negatives]).fit(module)
+    assert len(module.seen) == STEPS
+
+
+def test_images_that_a_sampler_adds(tmp_path, clusters):
+    class Pictured(Towers):
+        def train_dataloader(self):
+            tokenize = lambda texts: torch.ones(len(texts), 4, dtype=torch.int64)  # noqa: E731
+            return self.negatives.attach(DataLoader(Pictures(mapping=False), batch_size=BATCH), tokenize=tokenize)
+
+        def training_step(self, batch, batch_idx):
+            (images, texts), samples = batch
+            assert len(images) == len(texts) == 2 * BATCH
+            assert samples.ids.tolist() == rows_of(images)[::2].tolist()
+            self.seen.append(samples.ids.tolist())
+            return self.negatives.loss(*self.encode(batch[0]), 5.0, samples=samples)
+
+    negatives = NegativesCallback(clusters[0], sampler="triplets:near_duplicate=1.0", weighting="uniform")
+    how = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    module = Pictured(negatives)
     lightning.Trainer(**how, enable_model_summary=False, default_root_dir=tmp_path, callbacks=[negatives]).fit(module)
     assert len(module.seen) == STEPS
 

@@ -352,7 +352,8 @@ def test_a_plugin_cannot_end_the_program_as_if_it_had_succeeded(monkeypatch: pyt
         loss_terms("some", make_clusters(N))
 
 
-ADDING = {"hard_texts", "reliable_texts", "swapped_words"}  # add captions, which stateful weightings do not support
+# These samplers add or replace captions. Stateful weightings support no added captions.
+ADDING = {"hard_texts", "redrawn_captions", "reliable_texts", "swapped_words", "triplets"}
 SAMPLERS = [item.name for item in registry.default_registry().items("negative_sampler") if item.name not in ADDING]
 STATEFUL = ("sogclr", "glofnd", "xbm:size=24,start=0")
 

@@ -72,9 +72,14 @@ def test_held_temperature_on_two_processes(arguments: list[str]) -> None:
     assert log.read_text().count("Logit Scale: 10.000") == len(losses)
 
 
-def test_extra_texts_on_two_processes(arguments: list[str]) -> None:
-    ours = [*OURS[:2], "train", "--sampler", "swapped_words", "--"]
-    losses = _train(ours, [*arguments, "--dist-backend", "gloo"], "extra", processes=2)
+@pytest.mark.parametrize(
+    ("sampler", "more"),
+    [("swapped_words", []), ("triplets", []), ("triplets", ["--local-loss", "--gather-with-grad"])],
+    ids=["captions", "images", "images, local loss"],
+)
+def test_additions_on_two_processes(arguments: list[str], sampler: str, more: list[str]) -> None:
+    ours = [*OURS[:2], "train", "--sampler", sampler, "--"]
+    losses = _train(ours, [*arguments, *more, "--dist-backend", "gloo"], "extra", processes=2)
     assert len(losses) == ROWS // BATCH // 2
 
 

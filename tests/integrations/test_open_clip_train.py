@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip_train.main
+import pandas as pd
 import pytest
 import torch
 
@@ -149,6 +150,34 @@ def test_extra_texts_reach_the_loss(arguments: list[str], more: list[str]) -> No
     assert sum(losses) / len(losses) - sum(plain) / len(plain) == pytest.approx(math.log(3) / 2, abs=0.05)
 
 
+@pytest.mark.parametrize("more", [[], ["--accum-freq", "2", "--workers", "2"]])
+def test_extra_images_reach_the_loss(arguments: list[str], more: list[str]) -> None:
+    """Twice the texts for the images, and twice the images for the texts."""
+    how = [*arguments, *more, "--lr", "0", "--name"]
+    train([*how, "run"], TrainOptions(sampler="triplets:top=100", weighting="uniform"))
+    train([*how, "plain"], TrainOptions(sampler="in_batch", weighting="uniform"))
+    losses, plain = _losses(arguments, "run"), _losses(arguments, "plain")
+    assert len(losses) == len(plain) > 0
+    assert sum(losses) / len(losses) - sum(plain) / len(plain) == pytest.approx(math.log(2), abs=0.1)
+
+
+def test_a_resumed_run_redraws_the_same_captions(arguments: list[str], train_csv: Path, tmp_path: Path) -> None:
+    titles = pd.read_csv(train_csv, sep="\t")["title"].tolist()
+    file, seen = tmp_path / "rewrites.jsonl", list[BatchSamples]()
+    rows = [{"text": title, "captions": [f"{title} {kind}" for kind in ("photo", "icon", "drawing")]} for title in titles]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    options = TrainOptions(sampler=f"redrawn_captions:file={file},positives=2", weighting="uniform", on_batch=seen.append)
+    line = [*arguments, "--epochs", "2", "--name", "run"]
+    train(line, options)
+    losses, captions = _losses(arguments, "run"), [samples.text_ids.tolist() for samples in seen]
+    assert {len(line) for batch in captions for line in batch} == {3}
+    (Path(arguments[arguments.index("--logs") + 1]) / "run" / "checkpoints" / "epoch_2.pt").unlink()
+    seen.clear()
+    train([*line, "--resume", "latest"], options)
+    assert [samples.text_ids.tolist() for samples in seen] == captions[ROWS // BATCH :]
+    assert _losses(arguments, "run")[len(losses) :] == losses[ROWS // BATCH :]
+
+
 @pytest.mark.parametrize("more", [[], ["--torchcompile"], ["--accum-freq", "2", "--precision", "amp_bf16"]])
 def test_held_temperature(arguments: list[str], monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
@@ -183,6 +212,8 @@ def test_synthetic_data(arguments: list[str]) -> None:
     assert len(_losses(arguments, "run")) == 128 // BATCH
     with pytest.raises(UnsupportedError, match="adds captions, which synthetic data lack"):
         train([*arguments, "--name", "texts"], TrainOptions(sampler="swapped_words"))
+    with pytest.raises(UnsupportedError, match="adds captions and images, which synthetic data lack"):
+        train([*arguments, "--name", "texts"], TrainOptions(sampler="triplets"))
     assert not (Path(arguments[arguments.index("--logs") + 1]) / "texts").exists()
 
 

@@ -226,3 +226,5 @@ def test_data_that_do_not_fit_are_refused(clusters):
         batches(concatenate_datasets([twice.select(range(N - 1)), twice.select([0])]), BATCH, True)
     with pytest.raises(UnsupportedError, match="adds captions, which sentence-transformers"):
         NegativesBatches(clusters[0], "swapped_words")(with_index(data(), clusters[0]), BATCH, True)
+    with pytest.raises(UnsupportedError, match="adds captions and images, which sentence-transformers"):
+        NegativesBatches(clusters[0], "triplets")(with_index(data(), clusters[0]), BATCH, True)

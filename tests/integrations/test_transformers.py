@@ -124,7 +124,7 @@ def test_what_the_loss_remembers_is_in_the_checkpoint(tmp_path, clusters):
     state = whole.negatives.anchor_loss.state_dict()
     torch.testing.assert_close(resumed.negatives.anchor_loss.state_dict(), state, rtol=1e-4, atol=1e-4)
     (tmp_path / "run" / f"checkpoint-{STEPS}" / STATE).unlink()
-    with pytest.raises(ArtifactError, match="state of the loss"):
+    with pytest.raises(ArtifactError, match="state of the method"):
         trainer(tmp_path, **how).train(str(tmp_path / "run" / f"checkpoint-{STEPS}"))
 
 
@@ -172,6 +172,8 @@ def test_what_cannot_be_served_is_refused(tmp_path, clusters):
         trainer(tmp_path, n=40).train()
     with pytest.raises(UnsupportedError, match="adds captions, which the Trainer"):
         trainer(tmp_path, sampler="swapped_words").train()
+    with pytest.raises(UnsupportedError, match="adds captions and images, which the Trainer"):
+        trainer(tmp_path, sampler="triplets").train()
     found = trainer(tmp_path, max_steps=2)
     found.train_dataset = Stream()
     with pytest.raises(DataError, match="reads a stream"):

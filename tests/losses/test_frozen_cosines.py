@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_negatives.anchor_loss import anchors, frozen_cosines
+from clip_negatives.anchor_loss import EQUAL, anchors, frozen_cosines, frozen_distances, removed_above
 from clip_negatives.step import Step, StepSamples, Towers
 
 FEATURES = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -24,6 +24,27 @@ def test_the_anchors_are_the_candidates() -> None:
     torch.testing.assert_close(frozen_cosines(FEATURES, samples, LIKE), expected)
     torch.testing.assert_close(frozen_cosines(OTHERS, samples, LIKE), OTHERS[IDS] @ OTHERS[IDS].T)
     assert frozen_cosines(FEATURES, samples, LIKE.double()).dtype == torch.float64
+
+
+def test_the_result_has_the_memory_layout_of_the_live_similarities() -> None:
+    samples, like = StepSamples(IDS, IDS), torch.empty(5, 5)
+    images, texts = (frozen_cosines(FEATURES, samples, part) for part in (like, like.T))
+    assert (images.stride(), texts.stride()) == ((5, 1), (1, 5))
+    torch.testing.assert_close(images, texts)
+
+
+def test_equal_features_have_no_distance() -> None:
+    cosines = torch.cat([torch.linspace(-1.1, 1.1, 1001), 1 - torch.arange(100) * 2.0**-24])
+    masked = (1 - cosines.clamp(min=0.0)).masked_fill(cosines > 1 - EQUAL, 0.0)
+    assert torch.equal(frozen_distances(cosines), masked)
+
+
+def test_values_above_their_limit_are_removed() -> None:
+    values, limits = torch.tensor([0.0, -0.5, 0.3, 1.0]), torch.tensor([[0.3], [0.0], [-1.0], [torch.inf]])
+    removed = removed_above(values, limits)
+    assert torch.equal(removed, torch.zeros(4, 4).masked_fill(values > limits, -torch.inf))
+    close = torch.tensor([0.5]).nextafter(torch.tensor(1.0))
+    assert removed_above(close, torch.tensor([0.5])).item() == -torch.inf
 
 
 def test_other_candidates() -> None:

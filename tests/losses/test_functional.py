@@ -12,7 +12,7 @@ from open_clip import ClipLoss
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses.backends import select_backend
-from clip_negatives.losses.functional import Candidates, ExtraTexts, pair_log_weights, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, pair_log_weights, weighted_info_nce
 from tests.info_nce import BACKENDS, dense, features, gradients, naive_info_nce, swapped, weights
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -74,7 +74,7 @@ def test_without_text_anchors_images_alone_are_told_from_texts(backend, extra):
     terms, b, target = weights(7), dense(weights(7), 7), torch.arange(7)
     z = torch.cat([SCALE * x @ y.T + b.double().fill_diagonal_(0), SCALE * x @ more.T], dim=1)
     how = {"text_anchors": False, "backend": backend, "chunk_size": 2}
-    found = weighted_info_nce(x, y, SCALE, terms=terms, extra_texts=ExtraTexts(more) if extra else None, **how)
+    found = weighted_info_nce(x, y, SCALE, terms=terms, extra_texts=Extras(more) if extra else None, **how)
     torch.testing.assert_close(found, F.cross_entropy(z, target))
     torch.testing.assert_close(weighted_info_nce(x, y, SCALE, **how), F.cross_entropy(SCALE * x @ y.T, target))
 

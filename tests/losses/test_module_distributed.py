@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from open_clip import ClipLoss
 
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.metrics import FalseNegatives, RankAtK
 from clip_negatives.step import BatchSamples
@@ -23,6 +23,7 @@ WORLD, B, D, N = 2, 5, 4, 20
 MODES = list(itertools.product([False, True], repeat=2))
 INDEX = torch.randperm(N, generator=torch.Generator().manual_seed(4))[: WORLD * B]
 TEXTS = torch.randint(9, (WORLD * B, 3), generator=torch.Generator().manual_seed(5))
+ALL_TEXTS = torch.cat([TEXTS, torch.randint(9, (WORLD * B, 2), generator=torch.Generator().manual_seed(6))], dim=1)
 GROUPS = torch.arange(WORLD * B) // 3
 
 
@@ -57,6 +58,9 @@ def _process(rank, folder):
                 found["weighted", backend, normalize, local_loss, with_grad] = result
         extra = NegativesClipLoss(**how, terms=weights(N, normalize=True), extra_texts=2)
         found["extra", local_loss, with_grad] = _run_extra(extra, rank)
+        more = {"extra_texts": 2, "extra_images": 2, "positive_texts": True, "extra_log_weight": -0.5}
+        extras = NegativesClipLoss(**how, terms=weights(N, normalize=True), **more, backend="chunked", chunk_size=3)
+        found["extras", local_loss, with_grad] = _run_extra(extras, rank, images=True)
     found["metrics"] = _metrics(_part(rank))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -69,10 +73,20 @@ def _with_extra():
     return images.detach(), torch.cat([texts.detach()[:, None], extra], dim=1)
 
 
-def _run_extra(loss, rank):
-    x, y = (side[_part(rank)].clone().requires_grad_() for side in _with_extra())
+def _with_extra_images():
+    """Return features of all images with two more behind each, and those of `_with_extra` of all texts."""
+    images, texts = _with_extra()
+    extra = features(2 * WORLD * B, D, seed=10)[0].detach().view(WORLD * B, 2, D)
+    return torch.cat([images[:, None], extra], dim=1), texts
+
+
+def _run_extra(loss, rank, images=False):
+    sides = _with_extra_images() if images else _with_extra()
+    x, y = (side[_part(rank)].clone().requires_grad_() for side in sides)
     scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
-    value = loss(x, y.flatten(0, 1), scale, samples=BatchSamples(ids=INDEX[_part(rank)], text_ids=TEXTS[_part(rank)]))
+    text_ids = (ALL_TEXTS if images else TEXTS)[_part(rank)]
+    samples = BatchSamples(ids=INDEX[_part(rank)], text_ids=text_ids)
+    value = loss(x.flatten(0, -2), y.flatten(0, 1), scale, samples=samples)
     return [value.detach(), *gradients(value, x, y)]
 
 
@@ -116,9 +130,23 @@ def test_weighted_loss_is_that_of_one_process(found, backend, normalize, local_l
 def test_extra_texts_of_all_processes_are_contrasted(found, local_loss, with_grad):
     x, y = (side.requires_grad_() for side in _with_extra())
     terms = weights(N, normalize=True).take(INDEX)
-    extra = ExtraTexts(y[:, 1:].flatten(0, 1), TEXTS[:, 0], TEXTS[:, 1:].flatten())
+    extra = Extras(y[:, 1:].flatten(0, 1), TEXTS[:, 0], TEXTS[:, 1:].flatten())
     whole = weighted_info_nce(x, y[:, 0], 5.0, terms=terms, extra_texts=extra)
     results = [found[rank]["extra", local_loss, with_grad] for rank in range(WORLD)]
+    torch.testing.assert_close(torch.stack([value for value, *_ in results]).mean(), whole.detach())
+    if with_grad:
+        for place, gradient in enumerate(gradients(whole, x, y), start=1):
+            torch.testing.assert_close(torch.cat([each[place] for each in results]), WORLD * gradient)
+
+
+@pytest.mark.parametrize(("local_loss", "with_grad"), MODES)
+def test_positive_texts_and_extra_images_of_all_processes_are_contrasted(found, local_loss, with_grad):
+    x, y = (side.requires_grad_() for side in _with_extra_images())
+    terms = weights(N, normalize=True).take(INDEX)
+    texts = Extras(y[:, 1:].flatten(0, 1), ALL_TEXTS[:, 0], ALL_TEXTS[:, 1:3].flatten(), -0.5, True)
+    images = Extras(x[:, 1:].flatten(0, 1), ALL_TEXTS[:, 0], ALL_TEXTS[:, 3:].flatten(), -0.5)
+    whole = weighted_info_nce(x[:, 0], y[:, 0], 5.0, terms=terms, extra_texts=texts, extra_images=images)
+    results = [found[rank]["extras", local_loss, with_grad] for rank in range(WORLD)]
     torch.testing.assert_close(torch.stack([value for value, *_ in results]).mean(), whole.detach())
     if with_grad:
         for place, gradient in enumerate(gradients(whole, x, y), start=1):

@@ -41,7 +41,8 @@ def terms(schedule: tuple[tuple[float, float], ...] = SCHEDULE, factor: float = 
 
 
 def samples(progress: float | None) -> BatchSamples:
-    return BatchSamples(ids=torch.arange(N)).at(round(progress * 1000), 1000)
+    samples = BatchSamples(ids=torch.arange(N))
+    return samples if progress is None else samples.at(round(progress * 1000), 1000)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import select_backend
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.kernels import chunked, op
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import PairSums
@@ -166,7 +166,7 @@ def test_images_alone_and_added_texts(backend: str) -> None:
     n = 6
     x, y = features(n, 4)
     extra = features(3, 4, seed=1)[1].detach()
-    options = {"text_anchors": False, "extra_texts": ExtraTexts(extra), "backend": backend, "chunk_size": 4}
+    options = {"text_anchors": False, "extra_texts": Extras(extra), "backend": backend, "chunk_size": 4}
     loss = weighted_info_nce(x, y, *scalars(), terms=targets(n), **options)
     scores = (factors(n) @ factors(n).T).double().fill_diagonal_(-torch.inf)
     target = (1 - MASS) * torch.eye(n) + MASS * scores.softmax(1)

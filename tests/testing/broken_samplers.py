@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from clip_negatives.interfaces import IncorrectPairs, SamplingContext
+from clip_negatives.learning_sampler import LearningSampler
 from clip_negatives.sampling import PlannedSampler
+from clip_negatives.step import Step
 
 
 class Sound(PlannedSampler):
@@ -208,6 +210,68 @@ class AddsOtherTextsEachTime(Texts):
         return [f"{text} {self.asked}" for text in super().extra_texts(batch)]
 
 
+class Learns(LearningSampler):
+    """A correct sampler that learns: a shuffle, turned by the number of the samples that it has seen."""
+
+    def __init__(self, context: SamplingContext) -> None:
+        super().__init__(context, self.steps, seen=torch.zeros(context.n_samples, dtype=torch.int64))
+
+    def steps(self, generator: torch.Generator) -> Tensor:
+        order = torch.randperm(self.context.n_samples, generator=generator).roll(int(self.memory["seen"].sum()) % 7)
+        return order[: len(self) * self.step_size].view(-1, self.step_size)
+
+    def observe(self, step: Step, losses: Tensor) -> None:
+        self.new["seen"][step.samples.candidates] += 1
+
+
+class LearnsAtOnce(Learns):
+    def observe(self, step: Step, losses: Tensor) -> None:
+        super().observe(step, losses)
+        if self._epoch == 0:
+            self.memory = self.new
+
+
+class ForgetsAtAResume(Learns):
+    def load_learned(self, learned: Any) -> None:
+        super().load_learned({name: torch.zeros_like(value) for name, value in learned.items()})
+
+
+class Images(Texts):
+    images_per_image = 2
+    log_weight = -0.5
+
+    def extra_images(self, batch: list[int]) -> list[int]:
+        return [(index + step) % self.context.n_samples for index in batch for step in (1, 2)]
+
+
+class AddsTheImageItself(Images):
+    def extra_images(self, batch: list[int]) -> list[int]:
+        return [index for index in batch for _ in range(2)]
+
+
+class AddsOtherImagesEachTime(Images):
+    asked = 0
+
+    def extra_images(self, batch: list[int]) -> list[int]:
+        AddsOtherImagesEachTime.asked += 1
+        steps = (1 + AddsOtherImagesEachTime.asked % 50, 60)
+        return [(index + step) % self.context.n_samples for index in batch for step in steps]
+
+
+class Redrawn(Sound):
+    def own_texts(self, batch: list[int]) -> list[str]:
+        return [f"text {index}" for index in batch]
+
+
+class DrawsByPlaceInTheBatch(Redrawn):
+    def own_texts(self, batch: list[int]) -> list[str]:
+        return [f"{text} {place}" for place, text in enumerate(super().own_texts(batch))]
+
+
+class WeighsByNan(Images):
+    log_weight = float("nan")
+
+
 BROKEN = {
     "global_generators_are_untouched": DrawsGlobally,
     "pickles": HoldsALambda,
@@ -233,5 +297,11 @@ BROKEN = {
     "incorrect_pairs_of_given_images": DrawsPairsOfOtherImages,
     "extra_texts_fit_the_batch": AddsTooFewTexts,
     "extra_texts_follow_the_seed": AddsOtherTextsEachTime,
+    "observed_steps_count_in_the_next_epoch": LearnsAtOnce,
+    "learned_state_resumes": ForgetsAtAResume,
+    "extra_images_fit_the_batch": AddsTheImageItself,
+    "extra_images_follow_the_seed": AddsOtherImagesEachTime,
+    "own_texts_follow_the_seed": DrawsByPlaceInTheBatch,
+    "log_weight_is_valid": WeighsByNan,
 }
-SOUND = (Sound, Texts, PairsOfSomeImages)
+SOUND = (Sound, Texts, Images, Redrawn, PairsOfSomeImages, Learns)

@@ -29,6 +29,7 @@ OURS = {
     kind: [item.name for item in registry.default_registry().items(kind) if item.distribution == "clip-negatives"]
     for kind in KINDS
 }
+OURS["negative_sampler"].remove("redrawn_captions")  # needs a file of captions, see tests/plugins/rivals/test_additions.py
 
 
 @pytest.mark.parametrize(("kind", "check", "plugin"), CASES, ids=[f"{kind}-{check}" for kind, check, _ in CASES])
@@ -72,7 +73,7 @@ def test_our_weightings(plugin: Subject, check: Callable[[Subject], None]) -> No
 
 
 def test_failures_are_listed_together() -> None:
-    with pytest.raises(ConformanceError, match=r"YieldsTuples: 1 of 24 checks need a change:\nbatches_are_lists.*is a tuple"):
+    with pytest.raises(ConformanceError, match=r"YieldsTuples: 1 of 30 checks need a change:\nbatches_are_lists.*is a tuple"):
         check_negative_sampler(broken_samplers.YieldsTuples)
     with pytest.raises(ConformanceError, match=r"no_cluster_is_empty failed: 1 clusters have no sample"):
         check_clusterer(broken_clusterers.LeavesOneEmpty)

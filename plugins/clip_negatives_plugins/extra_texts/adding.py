@@ -11,7 +11,14 @@ from torch import Tensor
 from clip_negatives.errors import InputError
 from clip_negatives.host import registry
 from clip_negatives.host.option_checks import check_number
-from clip_negatives.interfaces import ExtraTextSampler, IncorrectPairs, NegativeSampler, SamplingContext
+from clip_negatives.interfaces import (
+    ExtraImageSampler,
+    ExtraTextSampler,
+    IncorrectPairs,
+    NegativeSampler,
+    OwnTextSampler,
+    SamplingContext,
+)
 
 
 class Adding:
@@ -20,20 +27,21 @@ class Adding:
     Args:
         context: data and batch size; needs captions.
         of: name of the other sampler, without options.
-        per_image: captions added for each sample, at least 1.
+        per_image: captions added for each sample; 0 adds none.
+        log_weight: log-weight of the added captions as negatives, below inf.
 
     Raises:
         UnknownNameError: there is no such sampler.
         InputError: there are no captions, or the other sampler adds captions too.
     """
 
-    def __init__(self, context: SamplingContext, of: str, per_image: int) -> None:
-        check_number("per_image", per_image, at_least=1)
+    def __init__(self, context: SamplingContext, of: str, per_image: int, log_weight: float = 0.0) -> None:
         if context.captions is None or len(context.captions) != context.n_samples:
             raise InputError("A sampler that adds captions needs the captions of the data. Train on csv data.")
-        self.context, self.captions, self.texts_per_image = context, context.captions, per_image
+        self.context, self.captions = context, context.captions
+        self.texts_per_image, self.log_weight = per_image, log_weight
         self.sampler: NegativeSampler = registry.create("negative_sampler", of, context)
-        if isinstance(self.sampler, ExtraTextSampler):
+        if isinstance(self.sampler, ExtraTextSampler | ExtraImageSampler | OwnTextSampler):
             raise InputError(f"of={of} adds captions itself. Use a sampler that adds none, such as of=in_batch.")
         self.keeps_native_order = bool(getattr(self.sampler, "keeps_native_order", False))
         self.epoch = 0
@@ -86,16 +94,21 @@ class Adding:
 class FromSamples(Adding):
     """Sampler that adds captions of other samples; a subclass defines `choose`, called once an epoch."""
 
-    def __init__(self, context: SamplingContext, of: str, per_image: int) -> None:
-        super().__init__(context, of, per_image)
+    def __init__(self, context: SamplingContext, of: str, per_image: int, log_weight: float = 0.0) -> None:
+        check_number("per_image", per_image, at_least=1)
+        super().__init__(context, of, per_image, log_weight)
         self._chosen: tuple[int, Tensor] | None = None
 
     def choose(self, epoch: int) -> Tensor:
         """Return, for each sample, the samples whose captions are added to it in an epoch, int64, shape (N, per_image)."""
         raise NotImplementedError
 
-    def texts_of(self, index: int) -> list[str]:
-        """Return the added captions of a sample."""
+    def chosen(self) -> Tensor:
+        """Return the result of `choose` for the present epoch."""
         if self._chosen is None or self._chosen[0] != self.epoch:
             self._chosen = self.epoch, self.choose(self.epoch)
-        return [self.captions[other] for other in self._chosen[1][index].tolist()]
+        return self._chosen[1]
+
+    def texts_of(self, index: int) -> list[str]:
+        """Return the added captions of a sample."""
+        return [self.captions[other] for other in self.chosen()[index].tolist()]

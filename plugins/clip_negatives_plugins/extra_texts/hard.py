@@ -34,6 +34,7 @@ class HardTexts(FromSamples):
         top: number of hardest pairs of a sample to draw from, at least 1.
         near_duplicate: two images, or two texts, with a higher cosine are near-duplicates, -1 .. 1.
         base: number of random samples that are searched, at least `top`; costs N x base x D operations once.
+        log_weight: log-weight of the added captions as negatives, below inf.
 
     Raises:
         UnknownNameError: there is no such sampler.
@@ -48,8 +49,9 @@ class HardTexts(FromSamples):
         top: int = 100,
         near_duplicate: float = 0.98,
         base: int = 100_000,
+        log_weight: float = 0.0,
     ) -> None:
-        super().__init__(context, of, per_image)
+        super().__init__(context, of, per_image, log_weight)
         check_number("top", top, at_least=1)
         check_number("base", base, at_least=top)
         check_number("near_duplicate", near_duplicate, at_least=-1, at_most=1)

@@ -26,6 +26,7 @@ class ReliableTexts(FromSamples):
         of: name of the sampler that makes the batches, without options.
         pairs: name of the sampler that draws the pairs, without options.
         per_image: captions added for each sample, at least 1; captions repeat if fewer are drawn.
+        log_weight: log-weight of the added captions as negatives, below inf.
 
     Raises:
         UnknownNameError: there is no such sampler.
@@ -33,9 +34,14 @@ class ReliableTexts(FromSamples):
     """
 
     def __init__(
-        self, context: SamplingContext, of: str = "in_batch", pairs: str = "cluster_similarity", per_image: int = 1
+        self,
+        context: SamplingContext,
+        of: str = "in_batch",
+        pairs: str = "cluster_similarity",
+        per_image: int = 1,
+        log_weight: float = 0.0,
     ) -> None:
-        super().__init__(context, of, per_image)
+        super().__init__(context, of, per_image, log_weight)
         self.pairs: NegativeSampler = registry.create("negative_sampler", pairs, context)
         self.pairs_name = pairs
 

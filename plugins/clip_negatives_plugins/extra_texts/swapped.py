@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives_plugins.extra_texts.adding import Adding
 
@@ -24,14 +25,16 @@ class SwappedWords(Adding):
     Args:
         of: name of the sampler that makes the batches, without options.
         per_image: captions added for each sample, at least 1.
+        log_weight: log-weight of the added captions as negatives, below inf.
 
     Raises:
         UnknownNameError: there is no such sampler.
         InputError: there are no captions.
     """
 
-    def __init__(self, context: SamplingContext, of: str = "in_batch", per_image: int = 1) -> None:
-        super().__init__(context, of, per_image)
+    def __init__(self, context: SamplingContext, of: str = "in_batch", per_image: int = 1, log_weight: float = 0.0) -> None:
+        check_number("per_image", per_image, at_least=1)
+        super().__init__(context, of, per_image, log_weight)
 
     def texts_of(self, index: int) -> list[str]:
         """Return `per_image` captions: the own caption of the sample, each time with two words swapped."""

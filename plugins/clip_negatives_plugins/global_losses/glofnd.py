@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
+from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce, removed_above
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clusters
 
@@ -57,16 +57,17 @@ class _GloFndLoss(AnchorLoss):
     def forward(self, anchors: Anchors) -> Tensor:
         live = anchors.cosines.detach()
         threshold, steps = self._learn(anchors, live)
-        false = (live > threshold[:, None]) & (steps > self.options.after)[:, None]
-        return info_nce(anchors, log_weights=torch.zeros_like(live).masked_fill(false, -torch.inf))
+        limits = threshold.where(steps > self.options.after, torch.inf)
+        return info_nce(anchors, log_weights=removed_above(live, limits[:, None]))
 
     @torch.no_grad()
     def _learn(self, anchors: Anchors, live: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step of Adam for each anchor; return its threshold and its number of steps."""
         buffers = [self.get_buffer(f"{anchors.modality}_{name}") for name in STATE]
         threshold, first, second, steps = (buffer[anchors.samples.index].to(live) for buffer in buffers)
-        negatives = anchors.negatives
-        above = ((live > threshold[:, None]) & negatives).sum(1) / negatives.sum(1).clamp(min=1)
+        own_above = live.diagonal(anchors.samples.offset) > threshold
+        n_above = torch.gt(live, threshold[:, None], out=torch.empty_like(live)).sum(1) - own_above.to(live)
+        above = n_above / max(live.shape[1] - 1, 1)
         slope = self.options.alpha - above
         steps = steps + 1
         first = BETAS[0] * first + (1 - BETAS[0]) * slope

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, info_nce
+from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, info_nce, removed_above
 from clip_negatives.errors import InputError
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters, LossTerms
@@ -98,7 +98,7 @@ class _GistLoss(AnchorLoss):
         for guide in self._guides(anchors):
             own = guide.diagonal(anchors.samples.offset)[:, None]
             limit = own - self.options.margin * (own.abs() if self.options.kind == "relative" else 1.0)
-            log_weights = log_weights.masked_fill(guide > limit, -torch.inf)
+            log_weights += removed_above(guide, limit)
         return info_nce(anchors, log_weights=log_weights)
 
     def _guides(self, anchors: Anchors) -> list[Tensor]:

@@ -16,9 +16,9 @@ from typing import Any
 from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from clip_negatives.batches.checked import checked_batches
-from clip_negatives.batches.extra_texts import texts_per_image
+from clip_negatives.batches.extras import Item, with_additions
 from clip_negatives.errors import InputError
-from clip_negatives.interfaces import ExtraTextSampler, NegativeSampler
+from clip_negatives.interfaces import NegativeSampler
 from clip_negatives.printing import warn
 
 ELSEWHERE = -1  # id of each sample in a batch of another process
@@ -35,7 +35,7 @@ class WholeBatch(list[Any]):
 
 @dataclass(eq=False)
 class NegativeBatches(Sampler[list[Any]]):
-    """Batches of a negative sampler: lists of ids, or of ``(id, captions)`` if the sampler adds captions.
+    """Batches of a negative sampler: lists of ids, or of `Item` if the sampler adds captions or images.
 
     An iteration yields the batches of all processes, step by step. Within `of_this_process`, it yields those of this process.
 
@@ -120,23 +120,14 @@ class NegativeBatches(Sampler[list[Any]]):
             if world_size == 1:
                 yield batch
                 continue
-            placeholder: list[Any] = [(ELSEWHERE, []) if isinstance(item, tuple) else ELSEWHERE for item in batch]
+            placeholder: list[Any] = [Item(ELSEWHERE, None, [], []) if isinstance(item, Item) else ELSEWHERE for item in batch]
             yield from (WholeBatch(batch if peer == rank else placeholder) for peer in range(world_size))
 
     def _own_batches(self) -> Iterator[list[Any]]:
-        """Yield the batches of the sampler, with captions if it adds any. The first fetch reads `skip` and the epoch."""
+        """Yield the batches of the sampler, with its additions. The first fetch reads `skip` and the epoch."""
         skip, self.skip = self.skip, 0
-        sampler, n = self.negatives, texts_per_image(self.negatives)
-        for batch in checked_batches(sampler, self.n_samples, skip):
-            if not isinstance(sampler, ExtraTextSampler):
-                yield batch
-                continue
-            texts = sampler.extra_texts(batch)
-            if len(texts) != n * len(batch):
-                raise InputError(
-                    f"{type(sampler).__name__} must add {n} captions to each of {len(batch)} samples, got {len(texts)}."
-                )
-            yield [(index, texts[place * n : (place + 1) * n]) for place, index in enumerate(batch)]
+        for batch in checked_batches(self.negatives, self.n_samples, skip):
+            yield with_additions(self.negatives, batch, self.n_samples)
 
 
 class FixedOrder(DistributedSampler[int], SequentialSampler):
@@ -157,4 +148,4 @@ class FixedOrder(DistributedSampler[int], SequentialSampler):
     def __iter__(self) -> Iterator[int]:
         with self.batches.of_this_process():
             batches = iter(self.batches)
-        return (item[0] if isinstance(item, tuple) else item for item in itertools.chain.from_iterable(batches))
+        return (item.sample if isinstance(item, Item) else item for item in itertools.chain.from_iterable(batches))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from clip_negatives.batches.extra_texts import Collate
+from clip_negatives.batches.extras import Collate
 from clip_negatives.batches.samples import FailedBatch, is_unreadable
 from clip_negatives.errors import DataError
 from clip_negatives.printing import warn
@@ -36,10 +36,16 @@ class IndexedCollate:
     Args:
         collate: the collate function of the samples.
         unreadable: returns the error for the id of a sample that `collate` cannot read because of an exception.
+        finish: changes the batch after the check of its order, or returns an error.
     """
 
-    def __init__(self, collate: Collate, unreadable: Callable[[int, Exception], DataError]) -> None:
-        self.collate, self.unreadable = collate, unreadable
+    def __init__(
+        self,
+        collate: Collate,
+        unreadable: Callable[[int, Exception], DataError],
+        finish: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.collate, self.unreadable, self.finish = collate, unreadable, finish
         self._keeps_order: bool | None = None  # result for the first batch in reverse order; None before it
 
     def __call__(self, items: list[tuple[Any, ...]]) -> tuple[Any, BatchSamples]:
@@ -49,6 +55,8 @@ class IndexedCollate:
         identity = BatchSamples(ids=torch.tensor(ids, dtype=torch.int64), text_ids=texts)
         error = next((sample for sample in samples if isinstance(sample, DataError)), None)
         batch = self._collated(list(samples), ids) if error is None else error
+        if self.finish is not None and not isinstance(batch, DataError):
+            batch = self.finish(batch)
         return FailedBatch(batch) if isinstance(batch, DataError) else batch, identity
 
     def _collated(self, samples: list[Any], ids: tuple[int, ...]) -> Any:

@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives.batches.batch_sampler import FixedOrder, NegativeBatches
 from clip_negatives.batches.collate import IndexedCollate
-from clip_negatives.batches.extra_texts import Collate, TextsDataset, Tokenize, flat_collate, texts_per_image
+from clip_negatives.batches.extras import Additions, Collate, Tokenize
+from clip_negatives.batches.extras_dataset import ExtrasDataset, flattened
 from clip_negatives.batches.native_order import NativeOrder
 from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import DataError, InputError
-from clip_negatives.interfaces import NegativeSampler
+from clip_negatives.interfaces import NegativeSampler, ObservingSampler
 from clip_negatives.printing import warn
 
 OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers", "worker_init_fn", "multiprocessing_context", "in_order")
@@ -37,7 +38,7 @@ class IndexedLoader(DataLoader[Any]):
     Args:
         loader: the loader to replace.
         sampler: the sampler of the batches of this process.
-        tokenize: tokenizer of the captions that the sampler adds.
+        tokenize: tokenizer of the captions that the sampler adds or replaces.
         order: the batches of `loader`, if the sampler yields them.
         identity: returns why a sample is not the clustered sample of its id, or None.
         process: rank of this process and number of processes; (0, 1) if all processes have the same batches.
@@ -61,14 +62,15 @@ class IndexedLoader(DataLoader[Any]):
         if loader.batch_sampler is None:
             raise DataError("The loader has no batch sampler. Create it with a map-style data set and with batch_size=.")
         indexed = IndexedDataset(loader.dataset, identity)
-        dataset, collate = _with_texts(indexed, loader.collate_fn, sampler, tokenize)
+        dataset, finish = _with_additions(indexed, sampler, tokenize)
         native: Any = loader.batch_sampler
         size = loader.batch_size or getattr(native, "batch_size", None)
         drop_last = order is None or bool(getattr(native, "drop_last", False))
         fixed_size = size if drop_last or process[1] == 1 else None
         batches = NegativeBatches(sampler, len(indexed), fixed_size, drop_last, *process)
         options: dict[str, Any] = {name: getattr(loader, name) for name in KEPT}
-        super().__init__(dataset, batch_sampler=batches, collate_fn=IndexedCollate(collate, indexed.unreadable), **options)
+        collate = IndexedCollate(loader.collate_fn, indexed.unreadable, finish)
+        super().__init__(dataset, batch_sampler=batches, collate_fn=collate, **options)
         attributes = {"batch_size": size, "drop_last": drop_last, "sampler": FixedOrder(batches)}
         for name, value in attributes.items():  # `DataLoader` has no values for them if it gets a batch sampler
             object.__setattr__(self, name, value)
@@ -89,11 +91,11 @@ class IndexedLoader(DataLoader[Any]):
         return self.batch_sampler.epoch
 
     def use(self, sampler: NegativeSampler) -> None:
-        """Use another sampler from the next iteration on; it must add the same number of captions as the present one."""
-        if texts_per_image(sampler) != texts_per_image(self.negatives):
+        """Use another sampler from the next iteration on; it must make the same additions as the present one."""
+        present, new = Additions.of(self.negatives), Additions.of(sampler)
+        if present != new:
             raise InputError(
-                f"The loader has {texts_per_image(self.negatives)} added captions for each image, {type(sampler).__name__} "
-                f"adds {texts_per_image(sampler)}. Attach the loader again."
+                f"The loader has a sampler with {present!r}, the new sampler has {new!r}. Attach the loader again."
             )
         self.batch_sampler.negatives = sampler
         sampler.set_epoch(self.epoch)
@@ -129,7 +131,8 @@ class IndexedLoader(DataLoader[Any]):
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch, and the number of batches that the newest iterator has yielded; prefetched batches do not count.
 
-        At the end of an epoch, the number is the length of the loader. After a resume, this epoch yields no more batches.
+        If the sampler learns, the state has its memory. At the end of an epoch, the number is the length of the loader. After a
+        resume, this epoch yields no more batches.
 
         Raises:
             InputError: the loader has ``in_order=False``, so the yielded batches may not be the first ones.
@@ -137,12 +140,16 @@ class IndexedLoader(DataLoader[Any]):
         if not self.in_order:
             raise InputError("A loader with in_order=False cannot be resumed. Create it with in_order=True.")
         state: dict[str, Any] = {"epoch": self._place[0], "batches": self._place[1], "of": self._settings()}
+        if isinstance(self.negatives, ObservingSampler):
+            state["learned"] = self.negatives.learned()
         return state if self._order is None or self._order.state is None else state | {"order": self._order.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the epoch; the next iteration skips the batches that were already yielded."""
         epoch, batches, settings = state.get("epoch"), state.get("batches"), self._settings()
-        if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or state.get("of") != settings:
+        learns = isinstance(self.negatives, ObservingSampler)
+        fits = state.get("of") == settings and ("learned" in state) == learns
+        if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or not fits:
             raise InputError(
                 f"The state is not of this loader ({settings}), but of {state.get('of', 'something else')}. Resume with the "
                 "same data, sampler, seed, batch size and number of processes."
@@ -150,6 +157,8 @@ class IndexedLoader(DataLoader[Any]):
         self._is_running = False
         self.set_epoch(epoch)
         self.batch_sampler.skip, self._place = batches, (epoch, batches)
+        if isinstance(self.negatives, ObservingSampler):
+            self.negatives.load_learned(state["learned"])
         if self._order is not None:
             self._order.restore(state.get("order"))
 
@@ -174,16 +183,15 @@ class IndexedLoader(DataLoader[Any]):
             )
 
 
-def _with_texts(
-    dataset: IndexedDataset, collate: Collate, sampler: NegativeSampler, tokenize: Tokenize | None
-) -> tuple[Dataset[Any], Collate]:
-    """Return data set and collate function, extended for the captions that the sampler adds."""
-    per_sample = texts_per_image(sampler)
-    if not per_sample:
-        return dataset, collate
-    if tokenize is None:
-        raise InputError(f"{type(sampler).__name__} adds captions and needs a tokenizer: attach(..., tokenize=...).")
-    return TextsDataset(dataset, tokenize, per_sample), partial(flat_collate, collate)
+def _with_additions(
+    dataset: IndexedDataset, sampler: NegativeSampler, tokenize: Tokenize | None
+) -> tuple[Dataset[Any], Callable[[Any], Any] | None]:
+    """Return the data set with the additions of the sampler, and a function that flattens its batches."""
+    if not (additions := Additions.of(sampler)):
+        return dataset, None
+    if tokenize is None and (additions.texts or additions.own_texts):
+        raise InputError(f"{type(sampler).__name__} {additions} and needs a tokenizer: attach(..., tokenize=...).")
+    return ExtrasDataset(dataset, tokenize, additions), partial(flattened, additions)
 
 
 def rebuilt(loader: DataLoader[Any], dataset: Dataset[Any], batches: Any, collate: Collate) -> DataLoader[Any]:

@@ -52,6 +52,8 @@ METHODS = parameters.PluginName("negative_sampler", "loss_weighting", is_list=Tr
 @click.option("--backend", default="auto", help="Backend of the loss: auto, torch, chunked or triton.")
 @click.option("--temperature", type=float, help="Fixed temperature, 0.01 .. 1.  [default: learned]")
 @click.option("--refresh-every", type=int, help="Re-cluster with the model every N epochs.  [default: never]")
+@click.option("--teacher", help="Checkpoint of the same model, whose features weightings such as distilled use.")
+@click.option("--ema", type=float, help="Use the moving average of the model as the teacher, with this decay, such as 0.999.")
 @click.option("--resume-anyway", is_flag=True, help="Resume although data, clusters or settings differ from the run's.")
 @parameters.column_options
 @parameters.recipe_options

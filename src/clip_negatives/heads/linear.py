@@ -75,8 +75,15 @@ class LinearHeads(nn.Module):
         self.log_scale.clamp_(0, math.log(MAX_LOGIT_SCALE))
 
     def _dropped(self, features: Tensor) -> Tensor:
-        kept = torch.rand(features.shape, generator=self._generator) >= self.dropout
-        return features * kept / (1 - self.dropout)
+        """Return the features with random entries set to 0; the probability is rounded to a multiple of 2^-16.
+
+        16 random bits decide about each entry: this takes a third of the time of a random float32 for each.
+        """
+        n_dropped = min(round(self.dropout * 2**16), 2**16 - 1)  # of 2^16 values
+        words = torch.empty(-(-features.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=self._generator)
+        bits = words.view(torch.int16)[: features.numel()].view(features.shape)
+        kept = torch.ge(bits, n_dropped - 2**15, out=torch.empty_like(features))
+        return kept.mul_(features).mul_(2**16 / (2**16 - n_dropped))
 
 
 def _embedded(features: Tensor, matrix: Tensor) -> Tensor:

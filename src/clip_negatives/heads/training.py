@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from clip_negatives.batches.extra_texts import texts_per_image
+from clip_negatives.batches.extras import Additions, Item, with_additions
 from clip_negatives.errors import InputError
 from clip_negatives.heads.linear import LinearHeads
 from clip_negatives.host.method import Method
@@ -90,9 +90,10 @@ class _Training:
         self.clusters, self.sampler = clusters, self._sampler(clusters)
         self.images, self.texts = (clusters.features_of(name, "A linear head") for name in ("image", "text"))
         self.weighting = method.create_weighting()
-        self.loss = NegativesClipLoss(terms=self.weighting(clusters), extra_texts=texts_per_image(self.sampler))
+        additions = Additions.of(self.sampler)
+        self.loss = NegativesClipLoss(terms=self.weighting(clusters), **additions.loss_options())
         self.loss.observer = observer_of(self.sampler)
-        self.lines = _TextRows(captions or ()) if self.loss.extra_texts else None
+        self.rows = _Rows(captions or ()) if additions else None
         self.heads = LinearHeads(
             (self.images.shape[1], self.texts.shape[1]),
             settings.dim,
@@ -117,10 +118,12 @@ class _Training:
             on_step(step, heads)
 
     def _loss(self, batch: list[int], step: int, epoch: int) -> Tensor:
-        ids = torch.tensor(batch)
-        text_ids = None if self.lines is None else self.lines(batch, self.sampler.extra_texts(batch))
-        rows = ids if text_ids is None else text_ids.flatten()
-        x, y = self.heads(self.images.index_select(0, ids).float(), self.texts.index_select(0, rows).float())
+        images = texts = ids = torch.tensor(batch)
+        text_ids = None
+        if self.rows is not None:
+            images, text_ids = self.rows(with_additions(self.sampler, batch, len(self.images)))
+            texts = text_ids[:, : 1 + self.loss.extra_texts].flatten()
+        x, y = self.heads(self.images.index_select(0, images).float(), self.texts.index_select(0, texts).float())
         samples = BatchSamples(ids=ids, text_ids=text_ids).at(step, self.settings.steps, epoch=epoch)
         return cast("Tensor", self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=samples))
 
@@ -147,16 +150,23 @@ class _Training:
         return self.method.create_sampler(context)
 
 
-class _TextRows:
-    """Rows of the texts of a batch, with those that a sampler adds: texts of the data, with frozen features."""
+class _Rows:
+    """Rows of the images and texts of a batch, with those that a sampler adds: samples of the data, with frozen features."""
 
     def __init__(self, captions: Sequence[str]) -> None:
         self.captions = captions
         self.rows = {text: row for row, text in enumerate(captions)}
 
-    def __call__(self, batch: list[int], added: Sequence[str]) -> Tensor:
-        """Return the row of each text of a batch, and the rows of the texts added to it, shape (B, 1 + E)."""
-        if unknown := next((text for text in added if text not in self.rows), None):
+    def __call__(self, batch: Sequence[Item]) -> tuple[Tensor, Tensor]:
+        """Return the rows of all images, shape (B (1 + F),), and of the texts, shape (B, 1 + E + F): own, added, of images."""
+        images = [index for item in batch for index in (item.sample, *(other for other, _ in item.images))]
+        texts = [[self._own(item.sample, item.caption), *item.texts, *self._of_images(item)] for item in batch]
+        if unknown := next((text for line in texts for text in line if text not in self.rows), None):
             raise InputError(f"The sampler adds the caption {unknown!r}, which is not in the data, so it has no features.")
-        own = torch.tensor([self.rows[self.captions[index]] for index in batch])
-        return torch.cat([own[:, None], torch.tensor([self.rows[text] for text in added]).view(len(batch), -1)], dim=1)
+        return torch.tensor(images), torch.tensor([[self.rows[text] for text in line] for line in texts])
+
+    def _of_images(self, item: Item) -> list[str]:
+        return [self._own(*image) for image in item.images]
+
+    def _own(self, index: int, caption: str | None) -> str:
+        return self.captions[index] if caption is None else caption

@@ -12,7 +12,8 @@ import torch
 from torch import distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 
-from clip_negatives.batches.extra_texts import Captions, TextsDataset, Tokenize, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions, Tokenize
+from clip_negatives.batches.extras_dataset import ExtrasDataset
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.native_order import NativeOrder
 from clip_negatives.batches.samples import IndexedDataset
@@ -73,8 +74,8 @@ def attach(
         local_loss: as in `open_clip.ClipLoss`.
         gather_with_grad: as in `open_clip.ClipLoss`.
         tokenize: turns n captions into the input of the model, shape (n, tokens), as the data set does; needed for a sampler
-            that adds captions. Samples must then be ``(image, tokens)``; in a batch, each caption is followed by the captions
-            added to it.
+            that adds or replaces captions. Samples must then be ``(image, tokens)``; in a batch, each caption is followed by
+            the captions added to it, and each image by the images added to it.
         keys: key, caption or image path of each sample, in the order of the data set, for comparison with the clusters folder.
             None reads them from the data set, see `clip_negatives.training.same_data.columns_of`. If it has none, only the
             number of samples is compared, with a warning.
@@ -89,10 +90,10 @@ def attach(
         InputError: the clusters and the data differ in size, the loader has no batch size, or has a sampler of its own that
             must not be replaced; a tokenizer is missing; the weighting removes all incorrect pairs; or the process group is
             missing.
-        UnsupportedError: the sampler adds captions, which the weighting does not support.
+        UnsupportedError: the sampler adds captions or images, which the weighting does not support.
         DataError: the loader reads a stream, or a batch is larger than the data.
     """
-    if isinstance(getattr(loader, "dataset", None), IndexedDataset | TextsDataset):
+    if isinstance(getattr(loader, "dataset", None), IndexedDataset | ExtrasDataset):
         raise InputError("The loader has a sampler already. Attach the DataLoader of your loop, once.")
     if epochs is not None and epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}.")
@@ -108,7 +109,7 @@ def attach(
         order = None
         check_replaceable_order(loader, sampler, context)
     options: dict[str, Any] = {"rank": context.rank, "world_size": context.world_size, "backend": backend}
-    options |= {"terms": loss_terms(weighting, folder.clusters), "extra_texts": texts_per_image(negative_sampler)}
+    options |= {"terms": loss_terms(weighting, folder.clusters)} | Additions.of(negative_sampler).loss_options()
     loss = NegativesClipLoss(local_loss, gather_with_grad, **options)
     loss.clusters, loss.observer = folder.digest, observer_of(negative_sampler)
     identity = None if key_of is None else SampleIdentity(folder.samples, key_of)

@@ -19,7 +19,7 @@ from torch import distributed as dist
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from clip_negatives.batches.checked import checked_batches
-from clip_negatives.batches.extra_texts import Captions, refuse_texts
+from clip_negatives.batches.extras import Captions, refuse_additions
 from clip_negatives.errors import DataError, InputError, MissingPackageError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
@@ -110,7 +110,7 @@ class NegativesBatches:
         n_batches = dist.get_world_size() if self.gather_across_devices and dist.is_initialized() else 1
         context = SamplingContext.of(folder.clusters, batch_size * n_batches, seed=seed, captions=Captions(folder.samples))
         sampler = registry.create("negative_sampler", self.sampler, context)
-        refuse_texts(sampler, "sentence-transformers")
+        refuse_additions(sampler, "sentence-transformers")
         rows = {index: row for row, index in enumerate(dataset.with_format(None)[IDS])}
         if set(rows) != set(range(len(dataset))):
             raise InputError(f"The column {IDS!r} must have every sample id once. Use with_index on the clustered data set.")
@@ -187,7 +187,7 @@ class NegativesRankingLoss(nn.Module):
         self.directions, self.partition_mode, self.weighting = tuple(directions), partition_mode, weighting
         text_anchors = len(directions) == 2
         loss = partial(NegativesClipLoss, local_loss=True, gather_with_grad=True, text_anchors=text_anchors, backend=backend)
-        self.weighted = loss(terms=loss_terms(weighting, read_clusters(clusters).clusters))
+        self.weighted = loss(terms=loss_terms(weighting, read_clusters(clusters).clusters, teacher=False))
         self._checked_ids = False
         if self.weighted.terms.scheduled:
             raise UnsupportedError(

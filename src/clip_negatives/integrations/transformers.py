@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from clip_negatives.batches.batch_sampler import NegativeBatches
 from clip_negatives.batches.collate import IndexedCollate
-from clip_negatives.batches.extra_texts import refuse_texts
+from clip_negatives.batches.extras import refuse_additions
 from clip_negatives.batches.loader import rebuilt
 from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import InputError, MissingPackageError, UnsupportedError
@@ -82,7 +82,7 @@ class NegativesTrainer(Trainer):
         super().__init__(*args, **named)
         self.folder, self.sampler, self._keys = read_clusters(clusters), sampler, keys
         check_temperature_of(self.model, weighting)
-        terms = loss_terms(weighting, self.folder.clusters)
+        terms = loss_terms(weighting, self.folder.clusters, teacher=False)
         options: dict[str, Any] = {"rank": self.args.process_index, "world_size": self.args.world_size, "backend": backend}
         self.negatives = NegativesClipLoss(local_loss=True, gather_with_grad=True, terms=terms, **options).to(self.args.device)
         self._samples: BatchSamples | None = None
@@ -117,7 +117,7 @@ class NegativesTrainer(Trainer):
                     "sampler='in_batch' to keep it."
                 )
             sampler = registry.create("negative_sampler", self.sampler, context)
-            refuse_texts(sampler, "the Trainer")
+            refuse_additions(sampler, "the Trainer")
             self._negative_sampler, self.negatives.observer = sampler, observer_of(sampler)
             batches = NegativeBatches(sampler, context.n_samples)
         dataset = IndexedDataset(native.dataset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import check_backend, select_backend
 from clip_negatives.losses.kernels import dense, log_weights
 from clip_negatives.losses.kernels.objective import anchor_losses
-from clip_negatives.losses.kernels.pairs import ExtraTexts as ExtraTexts
+from clip_negatives.losses.kernels.pairs import Extras as Extras
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.sparse_tables import with_dense_tables
 from clip_negatives.terms import LossTerms
@@ -44,7 +45,8 @@ def weighted_info_nce(
     *,
     terms: LossTerms | None = None,
     text_anchors: bool = True,
-    extra_texts: ExtraTexts | None = None,
+    extra_texts: Extras | None = None,
+    extra_images: Extras | None = None,
     candidates: Candidates | None = None,
     gathered: bool = False,
     ring: bool = False,
@@ -89,15 +91,18 @@ def weighted_info_nce(
         terms: terms of the B samples, `LossTerms.take` of the batch; None is plain InfoNCE.
         text_anchors: contrast each text with all images too. False contrasts only images with texts, like
             sentence-transformers' ``MultipleNegativesRankingLoss``; this does not work with `ring`.
-        extra_texts: texts added to N_i of every image i, with b = 0, as in NegCLIP (arXiv:2210.01936); they are not anchors.
-            A text with the id of i's own text is not added to N_i. With several processes, pass the texts of all.
+        extra_texts: texts added to N_i of every image i, as in NegCLIP (arXiv:2210.01936); they are not anchors. b is their
+            `log_weight`. A text with the id of i's own text is not added to N_i. With ``positive=True``, the extra texts of
+            sample i are in P_i instead, as in LaCLIP (arXiv:2305.20088); those of other samples in the group of i are in P_i
+            if the group attracts, and otherwise in neither set. With several processes, pass the texts of all.
+        extra_images: images added to N_i of every text i, in the same way; not with ``text_anchors=False``.
         candidates: samples of all processes; None contrasts the B samples with each other.
         gathered: the features are those of all processes. `open_clip.ClipLoss` then transposes its logits instead of
             computing them twice; this function does the same, so that results are bit-equal.
         ring: contrast with the samples of all processes of `torch.distributed`. Texts pass from process to process: a process
             holds only its own samples and the samples of one other process. The result is this process's share of the loss,
             as with ``local_loss``; feature gradients are those of the sum over all processes. Not with `candidates` or
-            `extra_texts`. Backend "torch" then means "chunked".
+            extras. Backend "torch" then means "chunked".
         backend: "torch" (holds B x G), "chunked" (never does, any device), "triton" (fused, CUDA), or "auto", see
             `clip_negatives.losses.backends.select_backend`.
         chunk_size: rows that "chunked" and "triton" compute at a time; None chooses by memory.
@@ -117,9 +122,12 @@ def weighted_info_nce(
         tensor(0.0001)
     """
     x, y = image_features, text_features
-    ring_supported = candidates is None and not gathered and extra_texts is None and text_anchors
+    has_extras = extra_texts is not None or extra_images is not None
+    ring_supported = candidates is None and not gathered and not has_extras and text_anchors
     if ring and not (ring_supported and dist.is_initialized()):
-        needs = "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts"
+        needs = (
+            "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts or images"
+        )
         raise InputError(f"ring=True needs {needs}.")
     all_x, all_y, all_terms, offset = candidates or Candidates(x, y)
     _check_features(x, y, all_x, all_y, offset, chunk_size)
@@ -134,8 +142,10 @@ def weighted_info_nce(
         if ring:
             raise UnsupportedError("ring=True does not work with tables of neighbouring clusters. Leave ring out.")
         terms, all_terms = with_dense_tables(terms, all_terms)
-    if extra_texts is not None:
-        _check_extra_texts(extra_texts, y)
+    _check_extras("texts", extra_texts, y, len(all_y), terms)
+    _check_extras("images", extra_images, x, len(all_x), terms)
+    if extra_images is not None and not text_anchors:
+        raise InputError("Extra images are negatives of the texts, so they need text_anchors=True.")
     scale = _one_number("logit_scale", logit_scale, x.device)
     bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
     images, texts = Inputs(x, all_y, scale, bias), Inputs(y, all_x, scale, bias)
@@ -144,15 +154,15 @@ def weighted_info_nce(
     if backend == "auto":
         weighted, targeted = terms.weighted, terms.targeted
         backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted, targeted=targeted)
-    is_plain = backend == "torch" and not ring and terms.neutral and extra_texts is None and text_anchors
+    is_plain = backend == "torch" and not ring and terms.neutral and not has_extras and text_anchors
     if is_plain and reduction == "mean":
         return dense.open_clip_loss(images, None if gathered else texts, offset)
     columns_too = text_anchors and candidates is None
     pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too)
     losses = functools.partial(anchor_losses, terms=terms, backend=backend, chunk_size=chunk_size, ring=ring)
-    anchors = losses(images, pairs, extra_texts=extra_texts)
+    anchors = losses(images, pairs, row_extras=extra_texts, column_extras=extra_images if columns_too else None)
     if text_anchors and not columns_too:
-        anchors += losses(texts, pairs.transposed_tables())
+        anchors += losses(texts, pairs.transposed_tables(), row_extras=extra_images)
     each = torch.cat(anchors)
     return each if reduction == "none" else each.mean()
 
@@ -208,15 +218,24 @@ def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: 
         raise InputError(f"chunk_size must be at least 1, got {chunk_size}.")
 
 
-def _check_extra_texts(extra: ExtraTexts, y: Tensor) -> None:
-    """Check shape, dtype and device of extra texts and of their ids."""
-    shape = (max((1, *extra.features.shape[:1])), y.shape[1])
-    _check_tensor("Features of extra texts", extra.features, y.dtype, shape, y.device)
+def _check_extras(kind: str, extra: Extras | None, own: Tensor, n_samples: int, terms: LossTerms) -> None:
+    """Check the tensors and the options of extra texts or images; `n_samples` are the samples of all processes."""
+    if extra is None:
+        return
+    shape = (max((1, *extra.features.shape[:1])), own.shape[1])
+    _check_tensor(f"Features of extra {kind}", extra.features, own.dtype, shape, own.device)
     if (extra.own_ids is None) != (extra.ids is None):
-        raise InputError("ExtraTexts has only one of own_ids and ids. Give both or neither.")
-    for name, ids, size in (("own_ids", extra.own_ids, len(y)), ("ids", extra.ids, len(extra.features))):
+        raise InputError("Extras has only one of own_ids and ids. Give both or neither.")
+    for name, ids, size in (("own_ids", extra.own_ids, len(own)), ("ids", extra.ids, len(extra.features))):
         if ids is not None:
-            _check_tensor(f"ExtraTexts.{name}", ids, torch.int64, (size,), y.device)
+            _check_tensor(f"Extras.{name}", ids, torch.int64, (size,), own.device)
+    if not extra.log_weight < math.inf:
+        raise InputError(f"Extras.log_weight must be a number below inf, got {extra.log_weight}.")
+    if extra.positive and (kind == "images" or terms.targeted or len(extra.features) % n_samples):
+        raise InputError(
+            "Only extra texts can be positive, the same number for each sample, and without targets by similarity. Use "
+            "positive=False or a weighting without targets."
+        )
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,9 @@ from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
 from clip_negatives.distributed.gather import average_gradients, gather, gather_features
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import NO_TARGETS
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.kernels.pairs import Inputs
-from clip_negatives.losses.stored_terms import StoredTerms, checked_ids, moved
+from clip_negatives.losses.stored_terms import StoredTerms, checked_ids, checked_integers, moved
 from clip_negatives.printing import warn
 from clip_negatives.step import BatchSamples, Step, StepSamples, Towers
 from clip_negatives.terms import LossTerms
@@ -41,6 +42,10 @@ class NegativesClipLoss(StoredTerms):
         text_anchors: see `clip_negatives.losses.functional.weighted_info_nce`.
         extra_texts: number E of captions added to each sample, see `clip_negatives.interfaces.ExtraTextSampler`. With
             ``BatchSamples.text_ids``, an added caption that equals the caption of an image is not a negative of that image.
+        extra_images: number F of images added to each sample, see `clip_negatives.interfaces.ExtraImageSampler`. With
+            ``BatchSamples.text_ids``, an added image whose caption equals a text is not a negative of that text.
+        positive_texts: the added captions are further positives of their own image.
+        extra_log_weight: log-weight of the added captions and images as negatives; -inf removes them.
         ring: with several processes, pass texts from process to process instead of gathering all samples. Loss and
             gradients are those of ``local_loss`` with ``gather_with_grad``; memory is that of two processes' samples.
         backend: see `clip_negatives.losses.functional.weighted_info_nce`.
@@ -53,9 +58,9 @@ class NegativesClipLoss(StoredTerms):
         logged: figures of the last step, by name, as a weighting logged them with `Step.log`.
 
     Raises:
-        UnsupportedError: horovod; extra texts or an observer with `ring`; targets by similarity
-            (`LossTerms.target_factors`) with the triton backend; an anchor loss with extra texts, with `ring`, or with a
-            backend that never holds all logits.
+        UnsupportedError: horovod; added captions or images, or an observer, with `ring`; targets by similarity
+            (`LossTerms.target_factors`) with the triton backend; an anchor loss with added captions or images, with `ring`, or
+            with a backend that never holds all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -79,6 +84,9 @@ class NegativesClipLoss(StoredTerms):
         batch_samples: Callable[[], BatchSamples] | None = None,
         text_anchors: bool = True,
         extra_texts: int = 0,
+        extra_images: int = 0,
+        positive_texts: bool = False,
+        extra_log_weight: float = 0.0,
         ring: bool = False,
         backend: str = "auto",
         chunk_size: int | None = None,
@@ -86,11 +94,18 @@ class NegativesClipLoss(StoredTerms):
         super().__init__()
         if use_horovod:
             raise UnsupportedError("Horovod is not supported. Start the training with torchrun, without --horovod.")
-        if ring and extra_texts:
-            raise UnsupportedError("ring=True does not work with a sampler that adds captions. Leave ring out.")
+        if ring and (extra_texts or extra_images):
+            raise UnsupportedError("ring=True does not work with a sampler that adds captions or images. Leave ring out.")
+        if not extra_log_weight < math.inf:
+            wrong = f"extra_log_weight must be a number below inf, got {extra_log_weight}"
+            raise InputError(f"{wrong}. Correct log_weight of the sampler.")
+        if extra_images and isinstance(terms, AnchorLoss):
+            needs = "This weighting needs all logits of a batch and does not work with a sampler that adds images"
+            raise UnsupportedError(f"{needs}. Use the weighting uniform or weighted_infonce.")
         self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
         self.rank, self.world_size = rank, world_size
         self.batch_samples, self.text_anchors, self.extra_texts = batch_samples, text_anchors, extra_texts
+        self.extra_images, self.positive_texts, self.extra_log_weight = extra_images, positive_texts, extra_log_weight
         self.ring, self.backend, self.chunk_size = ring, backend, chunk_size
         self.anchor_loss = None
         self.logged: dict[str, Tensor] = {}
@@ -141,7 +156,8 @@ class NegativesClipLoss(StoredTerms):
         processes, no change of state.
 
         Args:
-            image_features: unit norm, shape (B, D).
+            image_features: unit norm, shape (B, D); with F added images shape ((1 + F) B, D), each image followed by the
+                images added to it.
             text_features: unit norm, shape (B, D); with E added captions shape ((1 + E) B, D), each caption followed by
                 the captions added to it, as the wrapped loader yields them.
             logit_scale: factor of the cosines, exp already applied.
@@ -171,12 +187,13 @@ class NegativesClipLoss(StoredTerms):
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _evaluation_loss(self, inputs: Inputs, samples: BatchSamples | None) -> Tensor:
-        x, y, scale, bias = inputs
-        extra = None
-        if len(y) != len(x):
-            y, extra = self._split(y, len(x), samples, world_size=1)
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
-        return weighted_info_nce(x, y, scale, bias, extra_texts=extra, **options)
+        # With as many added images as captions, only the samples tell a wrapped batch from a plain one.
+        n = len(samples) if samples and self.extra_images else len(inputs.x)
+        if not len(inputs.x) == len(inputs.y) == n:
+            inputs, extras = self._split(inputs, samples, world_size=1)
+            options |= extras
+        return weighted_info_nce(*inputs, **options)
 
     def _training_loss(self, inputs: Inputs, samples: BatchSamples | None, again: bool | None) -> Tensor:
         if len(inputs.x) * self.world_size == 1 and not self.extra_texts:
@@ -186,7 +203,7 @@ class NegativesClipLoss(StoredTerms):
             )
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss
-        needed = anchor_loss is not None or self.observer is not None or self.extra_texts > 0
+        needed = anchor_loss is not None or self.observer is not None or self.extra_texts > 0 or self.extra_images > 0
         needed = needed or terms.by_label or bool(terms.per_sample()) or terms.scheduled
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
@@ -196,13 +213,14 @@ class NegativesClipLoss(StoredTerms):
         return self._loss_from_anchors(anchor_loss, inputs, samples, again)
 
     def _loss_from_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
-        x, y, scale, bias = inputs
         observed = self.observer is not None and not again
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
         options["reduction"] = "none" if observed else "mean"
+        if self.extra_texts or self.extra_images:
+            inputs, extras = self._split(inputs, samples, self.world_size)
+            options |= extras
+        x, y, scale, bias = inputs
         terms = self._step_terms(inputs, samples)
-        if self.extra_texts:
-            y, options["extra_texts"] = self._split(y, len(x), samples, self.world_size)
         if self.world_size == 1 or self.ring:
             losses = weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
             everyone = Towers(x, y)
@@ -216,15 +234,14 @@ class NegativesClipLoss(StoredTerms):
             else:
                 losses = weighted_info_nce(*everyone, scale, bias, terms=all_terms, gathered=True, **options)
         if observed:
-            self._observe(self._step(inputs._replace(y=y), samples, everyone), losses)
+            self._observe(self._step(inputs, samples, everyone), losses)
         return losses.mean()
 
     def _step_terms(self, inputs: Inputs, samples: BatchSamples | None) -> LossTerms | None:
         """Return the terms of the samples of this process; None if the loss is plain InfoNCE."""
         if not isinstance(self.anchor_loss, StepTerms):
             return None if self.terms.neutral else self.batch_terms(samples, inputs.x)
-        y = inputs.y if not self.extra_texts else inputs.y.view(len(inputs.x), 1 + self.extra_texts, -1)[:, 0]
-        own = Towers(inputs.x, y)
+        own = Towers(inputs.x, inputs.y)
         terms = self.anchor_loss.terms(self._step(inputs, samples, own, alone=True))
         terms.check(len(own.image), own.image.device, "the terms of the step")
         return terms if samples is None else terms.at(samples.progress)
@@ -245,17 +262,19 @@ class NegativesClipLoss(StoredTerms):
         n_samples = self.terms.n_samples if self.anchor_loss is None else self.anchor_loss.n_samples
         ids = moved(checked_ids(samples, len(x), n_samples), x.device).long()
         position, teacher = (None, None) if samples is None else (samples.position, samples.teacher)
+        teacher = all_teacher = None if teacher is None else teacher.map(lambda rows: moved(rows, x.device))
         features, step_samples = everyone, StepSamples(ids, ids)
         if not alone and self.world_size > 1:
             all_ids = self._gather_rows(ids)
+            all_teacher = None if teacher is None else teacher.map(self._gather_rows)
             if self.local_loss:
                 features, step_samples = Towers(x, y), StepSamples(ids, all_ids, self.rank * len(x), self._gather_rows)
             else:
-                step_samples = StepSamples(all_ids, all_ids)
-                teacher = None if teacher is None else teacher.map(self._gather_rows)
+                teacher, step_samples = all_teacher, StepSamples(all_ids, all_ids)
         clusters = None if self.anchor_loss is None else self.anchor_loss.clusters
-        teacher = None if teacher is None else teacher.map(lambda rows: moved(rows, x.device))
-        return Step(step_samples, features, everyone, scale, bias, position, clusters, teacher, self.logged)
+        bias = None if bias is None else torch.as_tensor(bias, device=x.device)
+        towers = features, everyone, torch.as_tensor(scale, device=x.device), bias
+        return Step(step_samples, *towers, position, clusters, teacher, all_teacher, self.logged)
 
     def _observe(self, step: Step, losses: Tensor) -> None:
         """Call the observer with the loss of each sample of all processes."""
@@ -271,25 +290,35 @@ class NegativesClipLoss(StoredTerms):
         previous, self._handed_out = self._handed_out, count
         return count is not None and count == previous
 
-    def _split(self, text_features: Tensor, n: int, samples: BatchSamples | None, world_size: int) -> tuple[Tensor, ExtraTexts]:
-        """Return the features of the n own captions, and the added captions of `world_size` processes."""
-        per_sample = 1 + self.extra_texts
-        if len(text_features) != n * per_sample:
-            needed = f"{n} captions with {self.extra_texts} added captions each need {n * per_sample} text features"
-            raise InputError(f"{needed}, got {len(text_features)}. Encode all captions of the wrapped loader's batch.")
-        texts = text_features.view(n, per_sample, -1)
-        extra = texts[:, 1:].flatten(0, 1)
-        own_ids = extra_ids = None
-        if samples is not None and samples.text_ids is not None:
-            ids = moved(samples.text_ids, text_features.device)
-            own_ids, extra_ids = ids[:, 0], ids[:, 1:].flatten()
+    def _split(self, inputs: Inputs, samples: BatchSamples | None, world_size: int) -> tuple[Inputs, dict[str, Extras]]:
+        """Return the inputs of the own samples, and the added captions and images of `world_size` processes, by name."""
+        n, per_image, per_text = len(inputs.x) // (1 + self.extra_images), 1 + self.extra_images, 1 + self.extra_texts
+        for name, features, added in (("text", inputs.y, self.extra_texts), ("image", inputs.x, self.extra_images)):
+            if len(features) != (size := n * (1 + added)):
+                needed = f"{n} {name}s with {added} added {name}s each need {size} {name} features"
+                raise InputError(f"{needed}, got {len(features)}. Encode all {name}s of the wrapped loader's batch.")
+        images, texts = inputs.x.reshape(n, per_image, -1), inputs.y.reshape(n, per_text, -1)
+        ids = None if samples is None else samples.text_ids
+        if ids is not None:
+            ids = moved(checked_integers("text_ids", ids, (n, per_text + self.extra_images)), inputs.y.device)
+        extras = {}
+        if self.extra_texts:
+            extras["extra_texts"] = self._extras(texts, ids, slice(1, per_text), world_size, self.positive_texts)
+        if self.extra_images:
+            extras["extra_images"] = self._extras(images, ids, slice(per_text, None), world_size)
+        return inputs._replace(x=images[:, 0], y=texts[:, 0]), extras
+
+    def _extras(self, features: Tensor, ids: Tensor | None, columns: slice, world_size: int, positive: bool = False) -> Extras:
+        """Return the added features of all processes; `columns` are those of their ids."""
+        extra = features[:, 1:].flatten(0, 1)
+        own_ids, extra_ids = (None, None) if ids is None else (ids[:, 0], ids[:, columns].flatten())
         if world_size > 1:
-            # local_loss=False: the added captions of this process keep their gradients in any case.
+            # local_loss=False: the added features of this process keep their gradients in any case.
             extra = gather_features(extra, self.rank, world_size, local_loss=False, with_grad=self.gather_with_grad)
             if own_ids is not None and extra_ids is not None:
                 own_ids = own_ids if self.local_loss else self._gather_rows(own_ids.contiguous())
                 extra_ids = self._gather_rows(extra_ids)
-        return texts[:, 0], ExtraTexts(extra, own_ids, extra_ids)
+        return Extras(extra, own_ids, extra_ids, self.extra_log_weight, positive)
 
     def _gather_rows(self, rows: Tensor) -> Tensor:
         return torch.cat(gather(rows, self.world_size))  # without gradients

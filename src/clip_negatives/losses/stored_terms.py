@@ -57,12 +57,12 @@ class StoredTerms(nn.Module):
             if samples is None or samples.labels is None:
                 remedy = "Give loss(..., samples=BatchSamples(labels=labels)), or terms with labels."
                 raise InputError(f"This weighting has tables without labels, and the batch has no labels. {remedy}")
-            labels = _checked_integers("labels", samples.labels, (len(features), 2))
+            labels = checked_integers("labels", samples.labels, (len(features), 2))
             return terms.with_labels(moved(labels, features.device))
         if not per_sample:
             return terms
         ids = checked_ids(samples, len(features), terms.n_samples)
-        return terms.map_samples(lambda value: moved(value[moved(ids, value.device)], features.device))
+        return terms.map_samples(lambda value: moved(value.index_select(0, moved(ids, value.device)), features.device))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the part of ``state_dict`` that is not in buffers."""
@@ -106,7 +106,7 @@ def checked_ids(samples: BatchSamples | None, batch_size: int, n_samples: int | 
     if samples is None or samples.ids is None:
         remedy = "Give loss(..., samples=BatchSamples(ids=ids)), or wrap the loader with clip_negatives.attach."
         raise InputError(f"This weighting needs the sample ids of the batch, and there are none. {remedy}")
-    ids = _checked_integers("ids", samples.ids, (batch_size,))
+    ids = checked_integers("ids", samples.ids, (batch_size,))
     # Reading values of GPU tensors would wait for the GPU; in a compiled graph it would break the graph.
     checkable = ids.device.type == "cpu" and batch_size > 0 and not torch.compiler.is_compiling()
     if n_samples is not None and checkable and not 0 <= int(ids.min()) <= int(ids.max()) < n_samples:
@@ -115,7 +115,8 @@ def checked_ids(samples: BatchSamples | None, batch_size: int, n_samples: int | 
     return ids
 
 
-def _checked_integers(name: str, integers: Tensor, shape: tuple[int, ...]) -> Tensor:
+def checked_integers(name: str, integers: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return integers of a batch; InputError if they have another shape or another dtype than int64 or int32."""
     if integers.shape != shape or integers.dtype not in (torch.int64, torch.int32):
         actual = f"{integers.dtype} of shape {tuple(integers.shape)}"
         raise InputError(f"The {name} of {shape[0]} features must be int64 of shape {shape}, got {actual}.")

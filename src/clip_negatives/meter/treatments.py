@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from clip_negatives.batches.extra_texts import Captions
+from clip_negatives.batches.extras import Captions
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import LossTerms, NegativeSampler, SamplingContext
 from clip_negatives.losses.functional import require_terms

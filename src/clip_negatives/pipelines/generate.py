@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from clip_negatives.batches.extra_texts import Captions
+from clip_negatives.batches.extras import Captions
 from clip_negatives.clustering.similarity import pair_similarity
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.host.method import Method

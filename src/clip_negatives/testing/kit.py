@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from clip_negatives.errors import UnknownNameError
 from clip_negatives.host.registry import Kind
+from clip_negatives.testing.additions import AdditionChecks
 from clip_negatives.testing.clusterers import ClustererChecks
-from clip_negatives.testing.samplers import SamplerChecks
 from clip_negatives.testing.subject import Check, ConformanceError, NotApplicableError, Plugin, Subject, checks_of
 from clip_negatives.testing.weightings import WeightingChecks
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CHECKS: dict[Kind, tuple[Check, ...]] = {
     "clusterer": checks_of(ClustererChecks),
-    "negative_sampler": checks_of(SamplerChecks),
+    "negative_sampler": checks_of(AdditionChecks),
     "loss_weighting": checks_of(WeightingChecks),
 }
 """The checks of each kind: functions of a `Subject` whose docstring is the requirement."""

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from clip_negatives.batches.extra_texts import texts_per_image
 from clip_negatives.interfaces import (
     Clusters,
     IncorrectPairs,
@@ -32,7 +31,7 @@ SEEDED = "Draw from clip_negatives.sampling.epoch_generator(context.seed, epoch)
 
 
 class SamplerChecks(Checks):
-    """Checks of a negative sampler: batches, incorrect pairs, added captions."""
+    """Checks of a negative sampler: batches and incorrect pairs."""
 
     def batches_are_lists_of_b_indices(self) -> None:
         """Every batch is a list of exactly B ints within 0 .. N-1."""
@@ -182,19 +181,6 @@ class SamplerChecks(Checks):
         _expect_other_texts(first)
         _expect_equal(first, second)
 
-    def extra_texts_fit_the_batch(self) -> None:
-        """``extra_texts`` returns `texts_per_image` strings for each sample of the batch."""
-        sampler = self._adding_sampler()
-        for batch in as_lists(sampler)[:3]:
-            texts, n = sampler.extra_texts(batch), sampler.texts_per_image * len(batch)
-            fits = isinstance(texts, list) and len(texts) == n and all(isinstance(text, str) for text in texts)
-            expect(fits, f"extra_texts returns {len(texts)} items for {len(batch)} samples. Return a list of {n} strings.")
-
-    def extra_texts_follow_the_seed(self) -> None:
-        """``extra_texts`` returns the same captions throughout an epoch, also after a resume."""
-        first, second = (self._adding_sampler().extra_texts(list(range(B))) for _ in range(2))
-        expect(first == second, "Two samplers with one seed add different captions. Draw from seed, epoch and sample only.")
-
     def observed_steps_count_in_the_next_epoch(self) -> None:
         """``observe`` does not change the batches of the present epoch: a loader reads ahead."""
         sampler, fresh = self._observing_sampler(), self._observing_sampler()
@@ -212,7 +198,7 @@ class SamplerChecks(Checks):
         sampler, resumed = self._observing_sampler(), self._observing_sampler()
         observe_epoch(sampler, as_lists(sampler))
         sampler.set_epoch(1)
-        observe_epoch(sampler, as_lists(sampler)[:3])
+        observe_epoch(sampler, as_lists(itertools.islice(sampler, 3)))
         resumed.load_state_dict(sampler.state_dict())
         resumed.load_learned({name: value.clone() for name, value in sampler.learned().items()})
         for epoch in (1, 2):
@@ -253,12 +239,6 @@ class SamplerChecks(Checks):
 
     def _pairs(self, per_image: int = 2) -> IncorrectPairs:
         return self._instance().incorrect_pairs(per_image, epoch_generator(0, 0))
-
-    def _adding_sampler(self) -> Any:
-        sampler = self._instance()
-        if not texts_per_image(sampler):
-            raise NotApplicableError("the sampler adds no captions")
-        return sampler
 
 
 def observe_epoch(sampler: ObservingSampler, batches: Iterable[list[int]]) -> None:

@@ -215,7 +215,7 @@ def batch_index() -> Tensor:
 def value(terms: Any, *sides: Tensor, scale: float = SCALE, index: Tensor | None = None) -> Tensor:
     """Return the loss of a batch: `sides` are its image and text features; without them, the loss of `batch`."""
     x, y = sides or batch()
-    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index).at(1, 2)
+    samples = BatchSamples(ids=batch_index()[: len(x)] if index is None else index).at(1, 2).with_teacher(x, y)
     bias = torch.tensor(BIAS) if isinstance(terms, AnchorLoss) else None
     loss: Tensor = NegativesClipLoss(terms=terms)(x, y, torch.tensor(scale), bias, samples=samples)
     return loss
@@ -223,4 +223,6 @@ def value(terms: Any, *sides: Tensor, scale: float = SCALE, index: Tensor | None
 
 def _sides(loss: AnchorLoss, own: Towers, everyone: Towers, samples: StepSamples) -> list[Anchors]:
     position = Position.of(epoch=0, step=1, total_steps=2)
-    return list(anchors(Step(samples, own, everyone, torch.tensor(SCALE), torch.tensor(BIAS), position, loss.clusters)))
+    return list(
+        anchors(Step(samples, own, everyone, torch.tensor(SCALE), torch.tensor(BIAS), position, loss.clusters, own, everyone))
+    )

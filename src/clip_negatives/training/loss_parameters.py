@@ -14,7 +14,8 @@ class LossParameters:
     """The parameters of a loss, as one more group of an optimizer: with its learning rate, without weight decay.
 
     The state of the optimizer, which the loop stores in its checkpoints, stays without this group: other tools can load it.
-    `state` is the part of this group. A loss without parameters changes nothing.
+    `state` is the part of this group. Parameters that the optimizer has
+    already stay where they are. A loss without parameters changes nothing.
 
     Args:
         loss: the anchor loss, or None.
@@ -23,7 +24,9 @@ class LossParameters:
     """
 
     def __init__(self, loss: nn.Module | None, optimizer: Optimizer, schedulers: Iterable[Any] = ()) -> None:
-        self.parameters = {} if loss is None else dict(loss.named_parameters())
+        present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        named = [] if loss is None else loss.named_parameters()
+        self.parameters = {name: parameter for name, parameter in named if id(parameter) not in present}
         self.optimizer = optimizer
         if not self.parameters:
             return
@@ -65,7 +68,8 @@ class LossParameters:
         used = [key for stored in state["param_groups"] for key in stored["params"]]
         keys = range(max(used, default=-1) + 1, max(used, default=-1) + 1 + len(group["params"]))
         own = {key: optimizer.state[parameter] for key, parameter in zip(keys, group["params"], strict=True)}
-        groups = [*state["param_groups"], {**group, "params": list(keys)}]
+        *_, last = state["param_groups"]  # its learning rate is that of the stored step
+        groups = [*state["param_groups"], {**group, **last, "weight_decay": 0.0, "params": list(keys)}]
         return {**state, "param_groups": groups, "state": {**state["state"], **{key: it for key, it in own.items() if it}}}
 
     def _is_own(self, group: dict[str, Any]) -> bool:

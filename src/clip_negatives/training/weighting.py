@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
 from clip_negatives.errors import InputError
@@ -20,13 +21,22 @@ DIM, SCALE = 32, 14.3  # size of the random features, and open_clip's initial lo
 DRAWN = 2**16  # random incorrect pairs to check; if none of them is kept, the model cannot learn
 
 
-def loss_terms(weighting: str, clusters: Clusters | None) -> LossTerms | AnchorLoss:
-    """Return the terms, or the anchor loss, of a weighting; a weighting that removes all incorrect pairs is an error."""
+def loss_terms(weighting: str, clusters: Clusters | None, *, teacher: bool = True) -> LossTerms | AnchorLoss:
+    """Return the terms, or the anchor loss, of a weighting.
+
+    Args:
+        weighting: ``name`` or ``name:key=value,...`` of the weighting.
+        clusters: the clusters; None for a weighting that needs none.
+        teacher: whether the training has a teacher, or may have one.
+
+    Raises:
+        InputError: the weighting removes all incorrect pairs, or needs a teacher.
+    """
     create = registry.create("loss_weighting", weighting)
     with no_exit():
         terms: LossTerms | AnchorLoss = create(clusters)
     n_pairs = DRAWN if isinstance(terms, LossTerms) else ROWS * (ROWS - 1)
-    if not (keeps_pairs(terms) if isinstance(terms, LossTerms) else teaches(terms, clusters)):
+    if not (keeps_pairs(terms) if isinstance(terms, LossTerms) else teaches(terms, clusters, teacher=teacher)):
         raise InputError(
             f"The weighting {weighting} removes all of {n_pairs:,} random incorrect pairs, so the model would learn nothing. "
             "Use options that remove fewer pairs, or make more clusters."
@@ -49,15 +59,18 @@ def keeps_pairs(terms: LossTerms) -> bool:
     return bool(kept.any())
 
 
-def teaches(loss: AnchorLoss, clusters: Clusters | None) -> bool:
+def teaches(loss: AnchorLoss, clusters: Clusters | None, *, teacher: bool = True) -> bool:
     """Return whether a batch of `ROWS` random samples and features has a gradient; the state of the loss is restored."""
-    if clusters is None or clusters.n_samples < 2:
+    n_samples = ROWS if clusters is None else clusters.n_samples
+    if n_samples < 2:
         return True
     generator = epoch_generator(0, 0)
-    ids = torch.randperm(clusters.n_samples, generator=generator)[:ROWS]
+    ids = torch.randperm(n_samples, generator=generator)[:ROWS]
     x, y = (F.normalize(torch.randn(len(ids), DIM, generator=generator), dim=1).requires_grad_() for _ in range(2))
     features, position = Towers(x, y), Position.of(epoch=0, step=0, total_steps=1)
-    step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), None, position, loss.clusters)
+    taught = features.map(Tensor.detach) if teacher else None
+    of_run = None, position, loss.clusters, taught, taught
+    step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), *of_run)
     if isinstance(loss, StepTerms):
         return keeps_pairs(loss.terms(step))
     loss.begin(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -51,6 +52,43 @@ def test_gradients_of_rows_against_the_features_of_all(backend, normalize):
         return weighted_info_nce(x, y, scale, bias, terms=mine, candidates=candidates, backend=backend, chunk_size=2)
 
     assert torch.autograd.gradcheck(loss, (x, y, all_x, all_y, _number(3.0), _number(-0.5)))
+
+
+KEPT_BLOCKS = {
+    "plain": LossTerms(),
+    "weights": weights(9),
+    "normalized": weights(9, normalize=True),
+    "hardness": dataclasses.replace(weights(9), hardness=0.5),
+    "margin": dataclasses.replace(weights(9), margin=0.05),
+    "groups": LossTerms(groups=torch.arange(9) // 2),
+    "targets": LossTerms(target_factors=torch.linspace(-1, 1, 18).view(9, 2), target_mass=0.3),
+    "weights and targets": weights(9, normalize=True).replace(target_factors=torch.ones(9, 1), target_mass=0.3),
+}
+
+
+@pytest.mark.parametrize("name", KEPT_BLOCKS)
+@pytest.mark.parametrize("columns_too", [True, False])
+def test_a_kept_block_equals_a_recomputed_block(name, columns_too):
+    x, y = (side.detach() for side in features(9, 3))
+    terms = KEPT_BLOCKS[name]
+    limits = None if terms.margin is None else (x * y).sum(1) + terms.margin
+    column_limits = limits if columns_too else None
+    pairs = Pairs(terms, terms, limits, column_limits, columns_too=columns_too, importance=terms.normalized, count=True)
+    inputs, kept = Inputs(x, y, torch.tensor(5.0), torch.tensor(-1.0)), list[torch.Tensor]()
+    sums = chunked_backend.forward(inputs, pairs, kept=kept)
+    assert len(kept) == 1 + terms.targeted
+    grads = PairSums(*(torch.rand_like(side) for side in sums))
+    recomputed = chunked_backend.backward(inputs, pairs, sums, grads, (True, True))
+    for _ in range(2):  # as with retain_graph=True
+        from_kept = chunked_backend.backward(inputs, pairs, sums, grads, (True, True), kept=kept)
+        assert all(map(torch.equal, from_kept, recomputed))
+
+
+def test_several_blocks_are_not_kept():
+    x, y = (side.detach() for side in features(9, 3))
+    kept = list[torch.Tensor]()
+    chunked_backend.forward(Inputs(x, y, torch.tensor(5.0), None), Pairs.of(LossTerms(), LossTerms()), chunk_size=4, kept=kept)
+    assert not kept
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

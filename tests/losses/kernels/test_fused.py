@@ -11,7 +11,7 @@ from clip_negatives.errors import UnsupportedError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses import backends
 from clip_negatives.losses.backends import select_backend
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.kernels import fused, op, tiles
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import PairSums
@@ -240,16 +240,22 @@ def test_says_what_is_missing():
     assert select_backend(torch.device(DEVICE), 9999, 9999)[0] == ("triton" if CUDA else "chunked")
 
 
-def test_extra_texts():
+@pytest.mark.parametrize("positive", [False, True])
+def test_extra_texts_and_images(positive):
     inputs = problem(21, 20, torch.float32)
-    extra = features(19, 20, seed=1, dtype=torch.float32)[1].detach().to(DEVICE)
+    texts, images = (
+        features(n, 20, seed=seed, dtype=torch.float32)[1].detach().to(DEVICE)
+        for n, seed in ((42 if positive else 19, 1), (9, 2))
+    )
+    ids, text_ids, image_ids = (torch.arange(*limits).to(DEVICE) for limits in ((21,), (10, 10 + len(texts)), (9,)))
     found = []
     for backend, dtype in (("triton", torch.float32), ("chunked", torch.float64)):
-        further = extra.to(dtype).requires_grad_()
-        leaves = [*(tensor.detach().to(dtype).requires_grad_() for tensor in inputs), further]
+        further = [extra.to(dtype).requires_grad_() for extra in (texts, images)]
+        leaves = [*(tensor.detach().to(dtype).requires_grad_() for tensor in inputs), *further]
         terms = weights(21, parts="it", normalize=True).to(DEVICE).replace(hardness=0.5, margin=0.3)
-        extra_texts = ExtraTexts(further, torch.arange(21).to(DEVICE), torch.arange(10, 29).to(DEVICE))
-        loss = weighted_info_nce(*leaves[:4], extra_texts=extra_texts, backend=backend, terms=terms)
+        extras = {"extra_texts": Extras(further[0], ids, text_ids, -0.5, positive)}
+        extras["extra_images"] = Extras(further[1], ids, image_ids, -0.5)
+        loss = weighted_info_nce(*leaves[:4], **extras, backend=backend, terms=terms)
         found.append([loss.detach(), *gradients(loss, *leaves)])
     for one, truth in zip(*found, strict=True):
         torch.testing.assert_close(one.double(), truth, rtol=1e-4, atol=1e-5)

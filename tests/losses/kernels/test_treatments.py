@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_negatives.errors import InputError
-from clip_negatives.losses.functional import Candidates, ExtraTexts, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from tests.info_nce import BACKENDS, dense, features, gradients, loss_of, naive_treated, weights
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -133,7 +133,7 @@ def test_extra_texts_that_are_the_own_are_left_out(backend, weighted):
     x, y = features(n, 4)
     further = features(n, 4, seed=1)[1]
     terms = weights(n, parts="it", normalize=False, drop=0.0) if weighted else None
-    extra = ExtraTexts(further, ids, ids)
+    extra = Extras(further, ids, ids)
     found = weighted_info_nce(x, y, SCALE, terms=terms, extra_texts=extra, backend=backend, chunk_size=4)
     b, z, more = dense(terms, n), SCALE * x @ y.T, SCALE * x @ further.T
     b.fill_diagonal_(0.0)
@@ -151,7 +151,7 @@ def test_extra_texts_that_are_the_own_are_left_out(backend, weighted):
 def test_numbers_of_other_texts_are_refused(ids):
     x, y = features(3, 4)
     with pytest.raises(InputError, match="own_ids"):
-        weighted_info_nce(x, y, SCALE, extra_texts=ExtraTexts(y[:2], *ids))
+        weighted_info_nce(x, y, SCALE, extra_texts=Extras(y[:2], *ids))
 
 
 @each_backend

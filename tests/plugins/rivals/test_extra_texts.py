@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from clip_negatives import attach
-from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.interfaces import Clusters, SamplingContext
@@ -40,7 +40,7 @@ def make(spec: str, clusters: Clusters, **more: object):
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_are_others_and_stay_the_same_within_an_epoch(name: str, clusters: Clusters) -> None:
     sampler = make(f"{name}:per_image=3", clusters)
-    assert texts_per_image(sampler) == 3
+    assert Additions.of(sampler) == Additions(texts=3)
     batch = [5, 7, 50]
     first = sampler.extra_texts(batch)
     assert len(first) == 9
@@ -176,6 +176,19 @@ def test_loss_is_that_of_images_against_all_texts_and_of_texts_against_images(fo
     with pytest.raises(InputError, match="need 16 text features"):
         loss(x, own, torch.tensor(10.0), samples=samples)
     torch.testing.assert_close(loss.eval()(x, own, torch.tensor(10.0)), open_clip.ClipLoss()(x, own, torch.tensor(10.0)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_log_weight_reaches_the_loss(name: str, folder: Path) -> None:
+    data = DataLoader(Listings(), batch_size=B)
+    options = {"weighting": "uniform", "tokenize": tokenize}
+    loader, loss = attach(data, folder, sampler=f"{name}:log_weight=-inf", **options)
+    (images, texts), samples = next(iter(loader))
+    x, y = F.normalize(images @ torch.randn(3, 4), dim=1), F.normalize(texts @ torch.randn(30, 4), dim=1)
+    expected = open_clip.ClipLoss()(x, y[::2], torch.tensor(10.0))
+    torch.testing.assert_close(loss(x, y, torch.tensor(10.0), samples=samples), expected)
+    with pytest.raises(InputError, match="log_weight must be a number below inf, got nan"):
+        attach(data, folder, sampler=f"{name}:log_weight=nan", **options)
 
 
 class Wrong(Listings):

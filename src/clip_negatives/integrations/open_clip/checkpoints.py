@@ -17,6 +17,7 @@ from open_clip_train.train import unwrap_model
 
 from clip_negatives.errors import ArtifactError, DivergedError
 from clip_negatives.integrations.open_clip.arguments import LATEST
+from clip_negatives.integrations.open_clip.teacher import Teacher
 from clip_negatives.printing import log
 from clip_negatives.storage.atomic import write_tensors
 from clip_negatives.storage.ownership import remove_file, replaced_file
@@ -127,6 +128,22 @@ def restore_state(method: MethodState, args: Any, epoch: int, data: str) -> None
         method.read(_state_file(resumed_run(args.resume), epoch), data)
 
 
+def store_teacher(teacher: Teacher | None, args: Any, completed: int) -> None:
+    """Write the weights of a teacher that changes after `completed` epochs, and delete old ones as `store_state` does."""
+    if args.rank != 0 or teacher is None:
+        return
+    run = Path(args.checkpoint_path).parent
+    teacher.write(_teacher_file(run, completed))
+    if not (run / "checkpoints" / f"epoch_{completed - 2}.pt").exists():
+        remove_file(_teacher_file(run, completed - 2))
+
+
+def restore_teacher(teacher: Teacher | None, args: Any, epoch: int) -> None:
+    """In a resumed run, restore the weights of a teacher that changes, after `epoch` epochs."""
+    if epoch > 0 and teacher is not None:
+        teacher.read(_teacher_file(resumed_run(args.resume), epoch))
+
+
 def store_random(args: Any, epoch: int) -> None:
     """Write the state of torch's random generator before `epoch`, which determines the batches of a single process.
 
@@ -154,6 +171,10 @@ def restore_random(args: Any, epoch: int) -> None:
 
 def _random_file(run: Path, epoch: int) -> Path:
     return run / "clip_negatives" / f"random-epoch-{epoch}.safetensors"
+
+
+def _teacher_file(run: Path, epoch: int) -> Path:
+    return run / "clip_negatives" / f"teacher-epoch-{epoch}.safetensors"
 
 
 def _state_file(run: Path, epoch: int) -> Path:

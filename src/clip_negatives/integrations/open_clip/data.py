@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import webdataset
 from torch.utils.data import IterableDataset
 
-from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
@@ -17,6 +18,7 @@ from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, NegativeSampler, SamplingContext
+from clip_negatives.step import Towers
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
 from clip_negatives.storage.shards import KnownShards, ShardRows
@@ -35,7 +37,8 @@ class TrainData:
     current: CurrentSamples  # passes the samples of each batch to the loss
     folder: ClustersOrLabels | None
     dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
-    extra_texts: int = 0  # captions that the sampler adds to each sample
+    teacher: Callable[[Any], Towers] | None = None  # returns the features of a batch by another model
+    additions: Additions = field(default_factory=Additions)  # what the sampler adds to each sample
 
     @property
     def dataset(self) -> Any:
@@ -63,11 +66,12 @@ class TrainData:
             sizes = len(self.dataset), args.batch_size, args.rank, args.world_size
             context = SamplingContext(*sizes, args.seed, clusters, native.batch_sampler, captions, args.epochs)
             sampler = self.options.create_sampler(context)
-            self.extra_texts = texts_per_image(sampler)
+            self.additions = Additions.of(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
             self.dataloader = HandOver(loader, self.current, args.epochs)
             self.dataloader.num_batches = len(loader)
         self.dataloader.num_samples = native.num_samples
+        self.dataloader.teacher = self.teacher
 
     def _stream(self, native: Any) -> StreamLoader:
         if isinstance(self.folder, LabelsFolder):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from clip_negatives.errors import InputError
-from clip_negatives.step import BatchSamples
+from clip_negatives.step import BatchSamples, Towers
 
 
 class CurrentSamples:
@@ -59,6 +59,7 @@ class HandOver:
 
     Attributes:
         epoch: epoch of the next iteration.
+        teacher: returns the features of a batch by another model; None without a teacher.
         num_batches: batches of an epoch, which open_clip reads.
         num_samples: samples of an epoch, which open_clip reads.
     """
@@ -68,6 +69,7 @@ class HandOver:
 
     def __init__(self, loader: Iterable[Any], current: CurrentSamples, epochs: int) -> None:
         self.loader, self.epoch, self._current, self._epochs = loader, 0, current, epochs
+        self.teacher: Callable[[Any], Towers] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the batches."""
@@ -75,5 +77,6 @@ class HandOver:
         for position, (batch, samples) in enumerate(self.loader):
             steps = self.num_batches // self._current.batches
             step = self.epoch * steps + position // self._current.batches
-            self._current.push(samples.at(step, self._epochs * steps, epoch=self.epoch))
+            samples = samples.at(step, self._epochs * steps, epoch=self.epoch)
+            self._current.push(samples if self.teacher is None else samples.with_teacher(*self.teacher(batch)))
             yield batch

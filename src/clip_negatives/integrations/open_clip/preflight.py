@@ -15,11 +15,11 @@ from webdataset.gopen import gopen_schemes
 
 from clip_negatives.advice import argument
 from clip_negatives.anchor_loss import AnchorLoss
-from clip_negatives.batches.extra_texts import Captions, texts_per_image
+from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.dataset import TablePairs
 from clip_negatives.dataset.stored_images import EmbeddedImages
-from clip_negatives.dataset.urls import expand_urls, is_plain
-from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
+from clip_negatives.dataset.urls import check_local_file, expand_urls, is_plain
+from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnsupportedError
 from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import pairs, rank, world_size
@@ -77,9 +77,10 @@ def _first_folder(args: Namespace, options: TrainOptions) -> ClustersOrLabels:
         ) from error
 
 
-def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, weighting: str) -> LossTerms | AnchorLoss:
-    """Return the terms of a weighting. With a labels folder, they have no labels: each batch of the stream brings its own."""
-    terms = loss_terms(weighting, clusters)
+def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, options: TrainOptions) -> LossTerms | AnchorLoss:
+    """Return the terms of the weighting. With a labels folder, they have no labels: each batch of the stream brings its own."""
+    weighting = options.weighting
+    terms = loss_terms(weighting, clusters, teacher=options.has_teacher)
     if not isinstance(folder, LabelsFolder):
         return terms
     reason = "needs all logits of a batch"
@@ -100,9 +101,9 @@ def try_plugins(folder: ClustersOrLabels | None, args: Namespace, options: Train
     # Without a GPU, open_clip trains on the CPU.
     check_backend(options.backend, torch.device("cpu") if device.type == "cuda" and not torch.cuda.is_available() else device)
     sampler, _ = options.plugins
-    kind, extra = kind_of(args), 0
+    kind, additions = kind_of(args), Additions()
     if kind != "webdataset":
-        extra = _try_sampler(folder, kind, args, options)
+        additions = _try_sampler(folder, kind, args, options)
     elif not sampler.keeps_native_order:
         raise UnsupportedError(
             f"The sampler {sampler.name} chooses samples by index, but a webdataset stream has no index. Use the "
@@ -110,8 +111,23 @@ def try_plugins(folder: ClustersOrLabels | None, args: Namespace, options: Train
         )
     if folder is not None:
         check_same_files(folder, args)
-    terms = terms_of(folder, None if folder is None else folder.clusters, options.weighting)
-    NegativesClipLoss(terms=terms, extra_texts=extra, backend=options.backend)
+    terms = terms_of(folder, None if folder is None else folder.clusters, options)
+    _check_teacher(options, terms, additions)
+    NegativesClipLoss(terms=terms, backend=options.backend, **additions.loss_options())
+
+
+def _check_teacher(options: TrainOptions, terms: LossTerms | AnchorLoss, additions: Additions) -> None:
+    """Check that a teacher is used, and that its checkpoint is there."""
+    if not options.has_teacher:
+        return
+    if isinstance(terms, LossTerms) and not hasattr(options.plugins[0].factory, "observe"):
+        name = "--teacher" if options.ema is None else "--ema"
+        raise InputError(f"The weighting {options.weighting} uses no teacher. Omit {name}, or use the weighting distilled.")
+    if additions:
+        fault = f"The sampler {options.sampler} {additions}, which does not work with a teacher."
+        raise UnsupportedError(f"{fault} Use another sampler.")
+    if options.teacher is not None:
+        check_local_file("checkpoint", options.teacher)
 
 
 def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
@@ -163,8 +179,8 @@ def warn_of_newer_data(folder: ClustersOrLabels, args: Namespace) -> None:
         warn_of_newer(folder.path, folder.manifest, "tars", spread(pa.array(shards, pa.string())))
 
 
-def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, options: TrainOptions) -> int:
-    """Create the sampler for data with an index; return how many captions it adds to each sample."""
+def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, options: TrainOptions) -> Additions:
+    """Create the sampler for data with an index; return what it adds to each sample."""
     n: int = args.train_num_samples
     captions: Sequence[str] | None = Captions(folder.samples) if isinstance(folder, ClustersFolder) else None
     if kind == "table":
@@ -177,9 +193,9 @@ def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, op
                 log(f"only the texts were compared with {folder.path}, because it has no paths or sizes of images")
     clusters = None if folder is None else folder.clusters
     context = SamplingContext(n, args.batch_size, 0, world_size(), args.seed, clusters, captions=captions, epochs=args.epochs)
-    extra = texts_per_image(options.create_sampler(context))
-    if extra and kind == "synthetic":
-        raise UnsupportedError(f"The sampler {options.sampler} adds captions, which synthetic data lack. Use another sampler.")
+    additions = Additions.of(options.create_sampler(context))
+    if additions and kind == "synthetic":
+        raise UnsupportedError(f"The sampler {options.sampler} {additions}, which synthetic data lack. Use another sampler.")
     if options.refresh_every is not None:
         options.recipe.check(n)
-    return extra
+    return additions

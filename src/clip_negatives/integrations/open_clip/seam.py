@@ -32,14 +32,17 @@ from clip_negatives.integrations.open_clip.checkpoints import (
     check_finite,
     restore_random,
     restore_state,
+    restore_teacher,
     store_random,
     store_state,
+    store_teacher,
 )
 from clip_negatives.integrations.open_clip.data import TrainData, caption_field, read_captions
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
 from clip_negatives.integrations.open_clip.loggers import EpochFigures
 from clip_negatives.integrations.open_clip.preflight import first_folder, terms_of, warn_of_newer_data
 from clip_negatives.integrations.open_clip.recluster import recluster, stored_folder
+from clip_negatives.integrations.open_clip.teacher import MovingAverage, Teacher, fixed_teacher
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import place_of_files
 from clip_negatives.interfaces import Clusters, LossTerms
@@ -104,6 +107,7 @@ class Negatives:
         self._clusters: Clusters | None = None
         self._figures: EpochFigures | None = None
         self._logged: LossTerms | AnchorLoss | None = None  # on the CPU, if figures are logged
+        self._teacher: Teacher | None = None
         self._unchecked: LossTerms | None = None  # on the CPU, until the first batch
 
     def get_data(self, args: Any, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None) -> dict[str, Any]:
@@ -160,8 +164,8 @@ class Negatives:
             world_size=args.world_size,
             terms=self._terms(),
             batch_samples=self._current,
-            extra_texts=self._data.extra_texts,
             backend=self.options.backend,
+            **self._data.additions.loss_options(),
         ).to(args.device)
         log(f"sampler {self.options.sampler}, weighting {self.options.weighting}", logging.INFO)
         return loss
@@ -180,6 +184,7 @@ class Negatives:
         if first:
             self._parameters = LossParameters(loss.anchor_loss, optimizer)
             self._processes.together(lambda: restore_state(self._method_state(loss), args, epoch, digest))
+            self._start_teacher(model, optimizer)
         if refresh:
             self._refresh(model, loss, epoch)
         loss.observer = None if self._data.sampler is None else observer_of(self._data.sampler)
@@ -197,7 +202,18 @@ class Negatives:
         if first and args.resume:
             self._store_record(args)
         store_state(self._method_state(loss), args, epoch + 1, digest)
+        store_teacher(self._teacher, args, epoch + 1)
         store_random(args, epoch + 1)
+
+    def _start_teacher(self, model: Any, optimizer: Any) -> None:
+        """Create the teacher, and let the loader call it."""
+        args, options = self._args, self.options
+        if options.ema is not None:
+            self._teacher = MovingAverage(model, args, options.ema, optimizer)
+        elif options.teacher is not None:
+            self._teacher = self._processes.together(lambda: fixed_teacher(str(options.teacher), args))
+        self._processes.together(lambda: restore_teacher(self._teacher, args, self._start_epoch))
+        self._data.teacher = self._data.dataloader.teacher = self._teacher
 
     def _check_stream(self) -> None:
         """Check after an epoch of a stream that samples had labels."""
@@ -233,7 +249,7 @@ class Negatives:
 
     def _terms(self) -> LossTerms | AnchorLoss:
         """Return the terms of the current clusters, and store them for `observe`."""
-        terms = terms_of(self.folder, self._clusters, self.options.weighting)
+        terms = terms_of(self.folder, self._clusters, self.options)
         self._logged = terms if self._args.rank == 0 and (self._args.wandb or self._args.tensorboard) else None
         self._unchecked = terms if isinstance(terms, LossTerms) else None
         return terms

@@ -25,6 +25,8 @@ class TrainOptions(Method):
         recipe: encoders and clusterers of the clusters that the run prepares; re-clustering uses the clusterers too.
         backend: backend of the loss: "auto" or a name that `clip_negatives.losses.functional.weighted_info_nce` knows.
         refresh_every: epochs between two clusterings with the model being trained; None never re-clusters.
+        teacher: checkpoint of the model of the training, whose features a weighting uses (`Step.teacher`); None has no teacher.
+        ema: the teacher is the moving average of the model that is trained, with this share of the old average, 0 .. 1.
         resume_anyway: resume a run that had other data, clusters or settings, with a warning instead of an error.
         on_batch: called with the samples of every batch just before the loader yields the batch.
     """
@@ -33,6 +35,8 @@ class TrainOptions(Method):
     recipe: Recipe = field(default_factory=Recipe)
     backend: str = "auto"
     refresh_every: int | None = None
+    teacher: str | None = None
+    ema: float | None = None
     resume_anyway: bool = False
     on_batch: Callable[[BatchSamples], None] | None = None
 
@@ -41,11 +45,20 @@ class TrainOptions(Method):
         """Return whether the run uses clusters: the method needs them, or a folder is given."""
         return self.requires_clusters or self.clusters is not None
 
+    @property
+    def has_teacher(self) -> bool:
+        """Return whether a second model encodes the batches."""
+        return self.teacher is not None or self.ema is not None
+
     def check(self) -> None:
         """Check ranges and names of plugins; all other checks need open_clip's arguments."""
         if self.refresh_every is not None and self.refresh_every < 1:
             raise InputError(f"{argument('refresh_every')} must be at least 1 epoch, got {self.refresh_every}.")
         if self.temperature is not None:
             check_temperature(self.temperature)
+        if self.ema is not None and not 0 <= self.ema < 1:
+            raise InputError(f"{argument('ema')} must be at least 0 and below 1, got {self.ema}.")
+        if self.ema is not None and self.teacher is not None:
+            raise InputError(f"{argument('teacher')} and {argument('ema')} both name the teacher. Leave one out.")
         _ = self.plugins
         self.check_fixed_temperature(f"Set {argument('temperature')} to a number, such as 0.1")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from clip_negatives.gram import gram
 from clip_negatives.losses.kernels import log_weights
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import IMPORTANCE, MATES, NEGATIVES, TARGETS
@@ -28,15 +29,17 @@ class Blocks:
     """Blocks of rows of the matrix of all pairs, computed one after the other in the same memory.
 
     Allocating memory for each block would take longer than the look-ups. Blocks are column-major, which makes the look-up of
-    weights fastest.
+    weights fastest. If all pairs fit in one block, the forward pass can keep it for the backward pass.
     """
 
     logits: Tensor
     scratch: Tensor
     scores: Tensor  # <f_i, f_j> of the targets, -inf for positives; only if the pairs are targeted
 
-    def __init__(self, inputs: Inputs, pairs: Pairs, chunk: int | None) -> None:
+    def __init__(self, inputs: Inputs, pairs: Pairs, chunk: int | None, kept: list[Tensor] | None = None) -> None:
+        """Reserve the memory; `kept` is an empty list in the forward pass, and the same list in the backward pass."""
         x, y, scale, bias = inputs
+        self._kept = kept
         self.pairs, self.dtype = pairs, inputs.precision()
         self.x, self.columns = x, y.to(self.dtype)
         self.scale, self.bias = scale.to(self.dtype), None if bias is None else bias.to(self.dtype)
@@ -44,10 +47,10 @@ class Blocks:
         # Groups and hardness need several sums over one block, each from the logits.
         self.keeps_logits = pairs.rows.groups is not None or bool(pairs.hardness)
         limited = pairs.row_limits is not None or pairs.column_limits is not None
-        # If nothing needs logits and weights separately, the product is added to the weights in place.
-        self._adds = pairs.rows.weighted and not (self.keeps_logits or limited or pairs.importance or pairs.targeted)
-        needed = 2 + ((pairs.rows.weighted or pairs.importance or self.keeps_logits) and not self._adds) + self.keeps_logits
-        needed += pairs.targeted
+        # If nothing needs the logits without the weights, the product is added to the weights in place.
+        self._adds = pairs.rows.weighted and not (self.keeps_logits or limited or pairs.targeted)
+        separate = pairs.importance or self.keeps_logits or (pairs.rows.weighted and not self._adds)
+        needed = 2 + separate + self.keeps_logits + pairs.targeted
         self._memory = x.new_empty(needed, min(self.chunk, len(x)) * len(y), dtype=self.dtype)
 
     def parts(self) -> Iterator[slice]:
@@ -60,16 +63,16 @@ class Blocks:
         self.part = part
         n, m = part.stop - part.start, len(self.columns)
         self.logits, self.scratch, *self._more = (flat[: n * m].view(m, n).T for flat in self._memory)
-        if self._adds:
-            log_weights.write_block(self.pairs, part, self.logits, self.scratch)
-        self.logits.addmm_(self.scale * self.x[part].to(self.dtype), self.columns.T, beta=int(self._adds))
-        if self.bias is not None:
-            self.logits += self.bias
-        row_factors, column_factors = self.pairs.rows.target_factors, self.pairs.columns.target_factors
-        if row_factors is not None and column_factors is not None:
+        if self.pairs.targeted:
             self.scores = self._more.pop()
-            torch.mm(column_factors.to(self.dtype), row_factors[part].to(self.dtype).T, out=self.scores.T)
-            self._positives(self.scores).fill_(-torch.inf)
+        blocks = [self.logits, self.scores] if self.pairs.targeted else [self.logits]
+        if self._kept:
+            for block, values in zip(blocks, self._kept, strict=True):
+                block.copy_(values)
+        else:
+            self._compute()
+            if self._kept is not None and n == len(self.x):
+                self._kept += [block.clone() for block in blocks]
         rows, columns = self.pairs.rows.groups, self.pairs.columns.groups
         if rows is None or columns is None:
             return None
@@ -77,17 +80,35 @@ class Blocks:
         self._positives(mates).fill_(False)
         return mates
 
+    def _compute(self) -> None:
+        """Write the logits of the block and, if the pairs are targeted, the scores."""
+        part = self.part
+        if self._adds:
+            log_weights.write_block(self.pairs, part, self.logits, self.scratch)
+            for weights in self._more:  # for the sums of weights
+                weights.copy_(self.logits)
+        self.logits.addmm_(self.scale * self.x[part].to(self.dtype), self.columns.T, beta=int(self._adds))
+        if self.bias is not None:
+            self.logits += self.bias
+        row_factors, column_factors = self.pairs.rows.target_factors, self.pairs.columns.target_factors
+        if row_factors is not None and column_factors is not None:
+            if row_factors is column_factors and len(self.scores) == len(row_factors):
+                gram(row_factors.to(self.dtype), out=self.scores.T)
+            else:
+                torch.mm(column_factors.to(self.dtype), row_factors[part].to(self.dtype).T, out=self.scores.T)
+            self._positives(self.scores).fill_(-torch.inf)
+
     def terms(self, mates: Tensor | None) -> Iterator[Term]:
         """Yield the terms of the loaded block; `mates` is the result of `load`."""
         pairs, logits = self.pairs, self.logits
         row_limits = None if pairs.row_limits is None else pairs.row_limits[self.part, None]
         column_limits = pairs.column_limits if pairs.columns_too else None
         above = [None if limits is None else logits > limits for limits in (row_limits, column_limits)]
-        weights = None
-        if pairs.rows.weighted and not self._adds:
-            weights = log_weights.write_block(pairs, self.part, self._more[0], self.scratch)
-        elif self._more:
-            weights = self._more[0].zero_()
+        weights = self._more[0] if self._more else None
+        if weights is not None and pairs.rows.weighted and not self._adds:
+            log_weights.write_block(pairs, self.part, weights, self.scratch)
+        elif weights is not None and not self._adds:
+            weights.zero_()
         if weights is not None:
             self._positives(weights).fill_(-torch.inf)
             if mates is not None:
@@ -95,7 +116,7 @@ class Blocks:
             if pairs.importance and not pairs.hardness:
                 yield _term(IMPORTANCE, 0.0, weights, above)
         if weights is None or not self.keeps_logits:
-            values = logits if weights is None else logits.add_(weights)
+            values = logits if weights is None or self._adds else logits.add_(weights)
             self._positives(values).fill_(-torch.inf)
             yield _term(NEGATIVES, 1.0, values, above)
             return

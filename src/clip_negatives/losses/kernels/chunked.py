@@ -4,7 +4,8 @@ The forward pass stores the log-sum-exp of each row and column. The backward pas
 it the slopes: the derivatives of the loss with respect to the logits. A block is used for rows and for columns. A step takes
 four matrix products and O(chunk * G) memory; open_clip's loss takes six products and several times O(B * G) memory. On the CPU,
 rows and columns also share one exponential for each pair, if the values are close enough. Targets by similarity take two more
-products, of their factors, and one more block of memory.
+products, of their factors, and one more block of memory. If all pairs are in one block, the backward pass does not compute it
+again: the forward pass keeps its logits and scores.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ HEADROOM = 40.0  # the largest value becomes exp(40), which leaves room for smal
 SPREAD = 90.0  # sums up to this far apart share exponentials: the smallest becomes exp(-50), float32 ends at exp(-87)
 
 
-def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None) -> PairSums:
-    """Return the sums of the rows and columns."""
+def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None, kept: list[Tensor] | None = None) -> PairSums:
+    """Return the sums of the rows and columns; write the block into the empty list `kept` if there is only one block."""
     like = inputs.x.new_empty(0, dtype=inputs.precision())
     rows, columns = empty_sums(len(inputs.x), like), empty_sums(len(inputs.y) if pairs.columns_too else 0, like)
-    blocks = Blocks(inputs, pairs, chunk_size)
+    blocks = Blocks(inputs, pairs, chunk_size, kept)
     for part in blocks.parts():
         row_sums, column_sums = empty_sums(part.stop - part.start, like), empty_sums(columns.shape[1], like)
         sides = ((1, row_sums), (0, column_sums))[: 1 + pairs.columns_too]
@@ -64,11 +65,19 @@ def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None) -> P
 
 
 def backward(
-    inputs: Inputs, pairs: Pairs, sums: PairSums, grads: PairSums, wants: Sequence[bool], *, chunk_size: int | None = None
+    inputs: Inputs,
+    pairs: Pairs,
+    sums: PairSums,
+    grads: PairSums,
+    wants: Sequence[bool],
+    *,
+    chunk_size: int | None = None,
+    kept: list[Tensor] | None = None,
 ) -> list[Tensor | None]:
     """Return ``S @ y`` and ``S.T @ x`` with the slopes S = dL/dz: the gradients of x and of y, divided by the scale.
 
-    `sums` are over all pairs of these rows and columns, with the ring also outside `inputs`. Unwanted gradients are None.
+    `sums` are over all pairs of these rows and columns, with the ring also outside `inputs`. `kept` is from `forward`, or None.
+    Unwanted gradients are None.
     """
     x, y, dtype = inputs.x, inputs.y, inputs.precision()
     if not pairs.hardness:
@@ -77,7 +86,7 @@ def backward(
     levels = _shared_levels(sums)
     x_grad = x.new_empty(x.shape, dtype=dtype) if wants[0] else None
     y_grad = y.new_zeros(y.shape, dtype=dtype) if wants[1] else None
-    blocks = Blocks(inputs, pairs, chunk_size)
+    blocks = Blocks(inputs, pairs, chunk_size, kept)
     for part in blocks.parts():
         mates = blocks.load(part)
         row_part = rows.part(part)

@@ -14,13 +14,14 @@ Hardness multiplies w by ``exp(hardness z)``, and the weights are normalised.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-from clip_negatives.losses.kernels import dense, op, weight_sums
-from clip_negatives.losses.kernels.pairs import ExtraTexts, Inputs, Pairs
+from clip_negatives.losses.kernels import dense, extras, op, weight_sums
+from clip_negatives.losses.kernels.pairs import Extras, Inputs, Pairs
 from clip_negatives.losses.kernels.ring import pair_sums as ring_sums
 from clip_negatives.losses.kernels.sums import (
     IMPORTANCE,
@@ -32,7 +33,6 @@ from clip_negatives.losses.kernels.sums import (
     TARGET_LOGITS,
     TARGET_NORM,
     PairSums,
-    joined_sums,
 )
 from clip_negatives.terms import LossTerms
 
@@ -45,12 +45,13 @@ def anchor_losses(
     backend: str,
     chunk_size: int | None = None,
     ring: bool = False,
-    extra_texts: ExtraTexts | None = None,
+    row_extras: Extras | None = None,
+    column_extras: Extras | None = None,
 ) -> list[Tensor]:
     """Return the losses of the rows and, if columns are anchors too, of the columns.
 
-    This function sets the limits and the sums to compute. With `ring`, the inputs are those of this process. Extra texts are
-    additional columns; `ring` does not support them.
+    This function sets the limits and the sums to compute. With `ring`, the inputs are those of this process. `row_extras` are
+    additional columns for the rows, and `column_extras` additional rows for the columns; `ring` does not support them.
     """
     x, y, scale, bias = inputs
     dtype = inputs.precision()
@@ -69,12 +70,14 @@ def anchor_losses(
     sums = _sums(inputs, pairs, backend, chunk_size, ring)
     if from_histogram:
         sums = weight_sums.add(sums, pairs, len(y))
-    if extra_texts is not None:
-        extra_pairs = extra_texts.pairs(pairs, importance=importance, count=count)
-        extra_sums = _sums(inputs._replace(y=extra_texts.features), extra_pairs, backend, chunk_size)
-        sums = PairSums(joined_sums(sums.rows, extra_sums.rows), sums.columns)
-    anchors = sums if pairs.columns_too else (sums.rows,)
-    return [_loss(side, positive, lowest, terms) for side in anchors]
+    extra_pairs = dataclasses.replace(pairs, importance=importance, count=count)
+    compute = functools.partial(_sums, backend=backend, chunk_size=chunk_size)
+    anchors = [extras.add(sums.rows, inputs, row_extras, extra_pairs, compute)]
+    if pairs.columns_too:
+        extra_pairs = dataclasses.replace(extra_pairs, row_limits=pairs.column_limits)
+        anchors.append(extras.add(sums.columns, inputs._replace(x=y), column_extras, extra_pairs, compute))
+    further = extras.positive_logits(inputs, row_extras, pairs.offset)
+    return [_loss(side, positive, lowest, terms, logits) for side, logits in zip(anchors, (further, None), strict=False)]
 
 
 def _sums(inputs: Inputs, pairs: Pairs, backend: str, chunk_size: int | None, ring: bool = False) -> PairSums:
@@ -85,23 +88,29 @@ def _sums(inputs: Inputs, pairs: Pairs, backend: str, chunk_size: int | None, ri
     return op.pair_sums(inputs, pairs, backend=backend, chunk_size=chunk_size)
 
 
-def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, terms: LossTerms) -> Tensor:
-    """Return the loss of each anchor from its sums, its own logit (n,) and the lowest possible logit (1,)."""
+def _loss(sums: Tensor, positive: Tensor, lowest: Tensor, terms: LossTerms, further: Tensor | None) -> Tensor:
+    """Return the loss of each anchor from its sums and logits.
+
+    The logits are those of the own pair (n,), the lowest possible one (1,), and those of `further` positives (n, K).
+    """
     negatives, kept = sums[NEGATIVES], sums[KEPT].detach()
     grouped = terms.groups is not None and terms.attract
-    n_mates = sums[N_MATES].detach() if grouped else torch.zeros_like(kept)
+    n_positives = 1 + (sums[N_MATES].detach() if grouped else torch.zeros_like(kept))
     if terms.normalized:
         # Without kept pairs both are -inf, and the difference would be nan.
         negatives = negatives - (sums[IMPORTANCE] - kept.log()).masked_fill(kept == 0, 0.0)
-    positives, mean = positive, positive
+    positives, total = positive, positive
     if grouped:
-        positives = torch.logaddexp(positive, sums[MATES])
-        mean = (positive + sums[MATE_LOGITS]) / (1 + n_mates)
+        positives, total = torch.logaddexp(positive, sums[MATES]), positive + sums[MATE_LOGITS]
+    if further is not None:
+        positives, total = torch.logaddexp(positives, further.logsumexp(1)), total + further.sum(1)
+        n_positives = n_positives + further.shape[1]
+    mean = total / n_positives if grouped or further is not None else positive
     if terms.targeted:
         others = (sums[TARGET_LOGITS] - positive).masked_fill(sums[TARGET_NORM].detach() == -torch.inf, 0.0)
         mean = positive + terms.target_mass * others
     if terms.positive_rate is not None:
-        negatives = _debiased(negatives, positives - (1 + n_mates).log(), kept, lowest, terms.positive_rate)
+        negatives = _debiased(negatives, positives - n_positives.log(), kept, lowest, terms.positive_rate)
     # The log-ratio avoids cancellation where the loss is small. Without negatives it is -inf, which gives a loss of 0.
     odds = negatives - positives
     if terms.positive_weight == 0:  # decoupled loss: an anchor without negatives contributes 0

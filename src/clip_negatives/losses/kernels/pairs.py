@@ -64,24 +64,21 @@ class Pairs:
         return dataclasses.replace(self, rows=self.rows.transposed())
 
 
-class ExtraTexts(NamedTuple):
-    """Texts in addition to those of the samples: unweighted negatives of every image, not anchors.
+class Extras(NamedTuple):
+    """Texts or images in addition to those of the samples: negatives of every image, or of every text. They are not anchors.
 
     Attributes:
-        features: unit norm, dtype and device of the text features, shape (E, D), at least one.
+        features: unit norm, dtype and device of the features of the samples, shape (M, D), at least one.
         own_ids: id of the text of each sample, equal for equal texts, int64, shape (B,); None compares no texts.
-        ids: the same for the extra texts, int64, shape (E,); None together with `own_ids`.
+        ids: the same for the extra texts, or for the texts of the extra images, int64, shape (M,); None together with
+            `own_ids`.
+        log_weight: log-weight of the extras as negatives, below inf; -inf removes them.
+        positive: the extra texts are further positives of their own image: M / G texts for each of the G samples of all
+            processes, in the order of the samples. They are negatives of the other images.
     """
 
     features: Tensor
     own_ids: Tensor | None = None
     ids: Tensor | None = None
-
-    def pairs(self, of_samples: Pairs, *, importance: bool, count: bool) -> Pairs:
-        """Return the pairs of the rows of `of_samples` with these texts.
-
-        Equal texts form a group, so they are not negatives; the sums over mates are not used. The offset is beyond the last
-        column, so no row has a positive.
-        """
-        rows, columns = LossTerms(groups=self.own_ids, hardness=of_samples.hardness), LossTerms(groups=self.ids)
-        return Pairs(rows, columns, of_samples.row_limits, None, len(self.features), False, importance, count)
+    log_weight: float = 0.0
+    positive: bool = False

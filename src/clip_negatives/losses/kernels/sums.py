@@ -49,12 +49,19 @@ def add_sums(sums: Tensor, more: Tensor) -> None:
     sums[TARGET_LOGITS], sums[TARGET_NORM] = means[0] + means[1], norm
 
 
-def joined_sums(sums: Tensor, more: Tensor) -> Tensor:
-    """Return `sums` with `more` negatives of the same anchors added, shape (8, n), differentiable."""
+def joined_sums(sums: Tensor, more: Tensor, *, log_weight: float = 0.0, mates: bool = False) -> Tensor:
+    """Return `sums` with `more` negatives of the same anchors added, shape (8, n), differentiable.
+
+    `log_weight` is added to the log-weight of each added negative. With `mates`, the sums over mates are added too.
+    """
     joined = list(sums)
     for part in (NEGATIVES, IMPORTANCE):
-        joined[part] = _logaddexp(sums[part], more[part])
-    joined[KEPT] = sums[KEPT] + more[KEPT]
+        joined[part] = _logaddexp(sums[part], more[part] + log_weight)
+    if log_weight > -torch.inf:
+        joined[KEPT] = sums[KEPT] + more[KEPT]
+    if mates:
+        joined[MATES] = _logaddexp(sums[MATES], more[MATES])
+        joined[MATE_LOGITS], joined[N_MATES] = sums[MATE_LOGITS] + more[MATE_LOGITS], sums[N_MATES] + more[N_MATES]
     return torch.stack(joined)
 
 
