@@ -355,7 +355,7 @@ def test_a_plugin_cannot_end_the_program_as_if_it_had_succeeded(monkeypatch: pyt
 # These samplers add or replace captions. Stateful weightings support no added captions.
 ADDING = {"hard_texts", "redrawn_captions", "reliable_texts", "swapped_words", "triplets"}
 SAMPLERS = [item.name for item in registry.default_registry().items("negative_sampler") if item.name not in ADDING]
-STATEFUL = ("sogclr", "glofnd")
+STATEFUL = ("sogclr", "glofnd", "xbm:size=24,start=0")
 
 
 def run(loader: Any, loss: NegativesClipLoss, weights: list[torch.Tensor], seen: list[Any]) -> Iterator[None]:

@@ -83,6 +83,15 @@ def test_parameters_and_queues_are_stored_and_found_again(arguments: list[str]) 
             torch.testing.assert_close(again[key], part, rtol=0, atol=0, msg=key)
 
 
+def test_parameters_train_on_after_new_clusters(arguments: list[str]) -> None:
+    """The clusters are first those of frozen encoders, later those of the model, with features of another length."""
+    options = TrainOptions(sampler="in_batch", weighting="learned_temperature", refresh_every=1)
+    train([*arguments, "--epochs", "3", "--save-frequency", "1", "--name", "run"], options)
+    stored = _run(arguments, "run") / "clip_negatives"
+    first, last = (load_file(stored / f"loss-epoch-{epoch}.safetensors") for epoch in (2, 3))
+    assert not torch.equal(first["image.last"], last["image.last"])
+
+
 def test_old_states_go_where_open_clip_keeps_no_checkpoint(arguments: list[str]) -> None:
     options = TrainOptions(sampler="in_batch", weighting="sogclr")
     train([*arguments, "--epochs", "4", "--save-frequency", "0", "--name", "run"], options)
