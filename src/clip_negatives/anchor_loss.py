@@ -167,7 +167,13 @@ class AnchorLoss(nn.Module):
         for path, module in previous.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
                 self.get_submodule(path).register_parameter(name, parameter)
-        self.load_state_dict(previous.state_dict())
+        try:
+            self.load_state_dict(previous.state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"The state of {type(self).__name__} does not fit the new clusters. Its buffers must have the same shapes for "
+                "all clusterings of the data."
+            ) from error
 
     def _load_from_state_dict(self, *args: Any) -> None:
         """Forget the state before the last batch: it is not of the loaded state."""

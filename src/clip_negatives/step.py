@@ -221,6 +221,8 @@ class Step:
     def frozen(self, modality: str, *, candidates: bool = False) -> Tensor:
         """Return the frozen features of the anchors, or of the candidates, on the device of the live features.
 
+        After re-clustering with the model (``--refresh-every``), they are features of the model, of another length and space.
+
         Args:
             modality: "image" or "text".
             candidates: return those of the candidates.
@@ -259,7 +261,10 @@ class Step:
         return towers.of(modality)
 
     def log(self, name: str, value: Tensor | float) -> None:
-        """Log a figure of this step, one number; logged as often as the loop logs, under ``clip_negatives/NAME``."""
+        """Log a figure of this step, one number; logged as often as the loop logs, under ``clip_negatives/NAME``.
+
+        A step sees images, then texts: give the figures of the two different names.
+        """
         import torch
 
         self.logged[name] = torch.as_tensor(value).detach()
