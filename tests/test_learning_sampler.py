@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from clip_negatives import AnchorLoss, Anchors, LearningSampler, LossTerms, SamplingContext, Step, attach
-from clip_negatives.anchor_loss import info_nce
+from clip_negatives.anchors import info_nce
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.errors import InputError
 from clip_negatives.integrations import loop

@@ -1,5 +1,6 @@
 from . import anchor_loss, catalogue, errors, integrations, interfaces, metrics, sampling
-from .anchor_loss import AnchorLoss, Anchors
+from .anchor_loss import AnchorLoss
+from .anchors import Anchors
 from .clustering import similarity
 from .clustering.label_clusterer import LabelClusterer
 from .dataset.columns import Columns

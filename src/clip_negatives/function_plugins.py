@@ -11,7 +11,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, StepTerms, info_nce
+from clip_negatives.anchor_loss import AnchorLoss, StepTerms
+from clip_negatives.anchors import Anchors, info_nce
 from clip_negatives.errors import PluginError
 from clip_negatives.interfaces import Clusters, LossTerms, SamplingContext
 from clip_negatives.sampling import PlannedSampler
@@ -40,7 +41,7 @@ def weighting(
     * ``clusters``: called once for each clustering; returns `LossTerms`, which the kernels sum without a B x B matrix;
     * ``step``: called at each step with a `Step` of this process; returns the `LossTerms` of its B samples;
     * ``anchors``: called at each step for the images and for the texts, with `Anchors`; returns log-weights b_ij or, with
-      ``returns="targets"``, targets T_ij, shape (B, G), see `clip_negatives.anchor_loss.info_nce`.
+      ``returns="targets"``, targets T_ij, shape (B, G), see `clip_negatives.anchors.info_nce`.
 
     Args:
         function: the function; None if the decorator has options.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.schedule import check_points, interpolated
 from clip_negatives.step import UNKNOWN_PROGRESS
+from clip_negatives.term_fields import TermField, check_range, check_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -21,21 +22,6 @@ LARGEST = 1e4
 """Largest absolute value of a log-weight, except -inf: larger ones are a mistake, and their sums lose all precision."""
 
 Terms = TypeVar("Terms", bound="LossTerms")
-
-
-@dataclass(frozen=True, slots=True)
-class TermField:
-    """Description of one tensor of `LossTerms`; defines how buffers, moves, checks and operator arguments treat it.
-
-    Attributes:
-        kind: "sample": an entry for each sample; "cluster": an entry for each cluster, shared by all samples.
-        shapes: allowed shapes, one letter for each dimension; N is the number of samples, the empty string a scalar.
-        integer: whether it holds integers (int64 or int32) or floating-point numbers.
-    """
-
-    kind: Literal["sample", "cluster"]
-    shapes: tuple[str, ...]
-    integer: bool = False
 
 
 def tensor_field(kind: Literal["sample", "cluster"], *shapes: str, integer: bool = False) -> Any:
@@ -236,7 +222,7 @@ class LossTerms:
             return self
         if progress is None:
             raise InputError(UNKNOWN_PROGRESS)
-        factor = _interpolated(self.schedule, progress)
+        factor = interpolated(self.schedule, progress)
         changed = {
             name: table.where(table == -float("inf"), table * factor.to(table))
             for name in ("image_table", "text_table")
@@ -274,7 +260,7 @@ class LossTerms:
                 raise InputError(f"{name}.{field_name} must be a tensor, got {type(value).__name__}.")
         n = self.n_samples if n_samples is None else n_samples
         for field_name, value in self.tensors().items():
-            _check_tensor(f"{name}.{field_name}", value, self.tensor_fields()[field_name], n, device)
+            check_tensor(f"{name}.{field_name}", value, self.tensor_fields()[field_name], n, device)
         for modality in MODALITIES:
             self._check_table(modality, name, needs_labels=n_samples is not None)
         if self.groups is not None and self.target_factors is not None:
@@ -289,7 +275,7 @@ class LossTerms:
                 low <= number < float("inf") if high is None else low <= number <= high
             ):
                 raise InputError(f"{name}.{option} must be {limits}, got {number!r}.")
-        _check_schedule(f"{name}.schedule", self.schedule)
+        check_points(f"{name}.schedule", self.schedule)
 
     def check_values(self) -> None:
         """Check the values of the tensors. Call this once for each clustering, not in a step: it waits for a GPU.
@@ -302,16 +288,16 @@ class LossTerms:
             table, labels = getattr(self, f"{modality}_table"), getattr(self, f"{modality}_labels")
             if table is not None:
                 removed = table == -float("inf")
-                _check_range(
+                check_range(
                     f"{modality}_table", table.masked_fill(removed, 0.0), -LARGEST, LARGEST, ", or -inf to remove a pair"
                 )
                 if labels is not None and len(labels):
-                    _check_range(f"{modality}_labels", labels, 0, len(table) - 1)
+                    check_range(f"{modality}_labels", labels, 0, len(table) - 1)
         for field in ("factors", "target_factors"):
             if (vectors := getattr(self, field)) is not None:
-                _check_range(field, vectors, -(LARGEST**0.5), LARGEST**0.5)
+                check_range(field, vectors, -(LARGEST**0.5), LARGEST**0.5)
         if self.positive_rate is not None:
-            _check_range("positive_rate", self.positive_rate, 0.0, 1.0)
+            check_range("positive_rate", self.positive_rate, 0.0, 1.0)
 
     def _check_table(self, modality: str, name: str, *, needs_labels: bool) -> None:
         """Check that a table has labels, and a shape that fits its neighbours."""
@@ -323,44 +309,3 @@ class LossTerms:
         shape = (len(table), len(table)) if neighbours is None else (len(neighbours), neighbours.shape[1] + 1)
         if tuple(table.shape) != shape:
             raise InputError(f"{name}.{modality}_table must have shape {shape}, got {tuple(table.shape)}.")
-
-
-def _interpolated(points: tuple[tuple[float, float], ...], progress: Tensor) -> Tensor:
-    """Return the value at `progress` of the line through the points, constant before the first and after the last one."""
-    value = progress.new_full((), points[0][1])
-    for (start, low), (end, high) in itertools.pairwise(points):
-        value = value + (progress - start).clamp(0.0, end - start) * ((high - low) / (end - start))
-    return value
-
-
-def _check_schedule(name: str, points: Any) -> None:
-    numbers = isinstance(points, tuple) and all(
-        isinstance(point, tuple) and len(point) == 2 and all(isinstance(number, int | float) for number in point)
-        for point in points
-    )
-    shares = [share for share, _ in points] if numbers else []
-    rising = all(first < second for first, second in itertools.pairwise(shares))
-    if not (numbers and rising and all(0 <= share <= 1 and 0 <= factor < LARGEST for share, factor in points)):
-        raise InputError(f"{name} must be pairs (share 0 .. 1, factor at least 0) with rising shares, got {points!r}.")
-
-
-def _check_range(name: str, values: Tensor, low: float, high: float, also: str = "") -> None:
-    if values.numel() and not bool(((values >= low) & (values <= high)).all()):  # NaN is neither
-        raise InputError(
-            f"terms.{name} must be within {low:g} .. {high:g}{also}, got {values.min():g} .. {values.max():g}. Use other "
-            "options of the weighting."
-        )
-
-
-def _check_tensor(name: str, value: Tensor, field: TermField, n_samples: int | None, device: torch.device | None) -> None:
-    if not (str(value.dtype) in ("torch.int64", "torch.int32") if field.integer else value.is_floating_point()):
-        raise InputError(f"{name} must be {'int64' if field.integer else 'floating-point'}, got {value.dtype}.")
-    if value.ndim not in {len(shape) for shape in field.shapes}:
-        shapes = " or ".join(f"({', '.join(shape)}{',' if len(shape) == 1 else ''})" for shape in field.shapes)
-        raise InputError(f"{name} must have shape {shapes}, got {tuple(value.shape)}.")
-    if field.kind == "sample" and value.ndim > 0 and len(value) != n_samples:
-        raise InputError(
-            f"{name} has {len(value)} samples, the batch has {n_samples}. Pass the terms of the batch: terms.take(index)."
-        )
-    if device is not None and value.device != device:
-        raise InputError(f"{name} is on {value.device}, the features are on {device}. Move them: terms.to(features.device).")

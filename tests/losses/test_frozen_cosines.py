@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clip_negatives.anchor_loss import EQUAL, anchors, frozen_cosines, frozen_distances, removed_above
+from clip_negatives.anchors import anchors, removed_above
+from clip_negatives.frozen_similarity import EQUAL, frozen_cosines, frozen_distances
 from clip_negatives.step import Step, StepSamples, Towers
 
 FEATURES = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), dim=1)

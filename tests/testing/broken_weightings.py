@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors, info_nce
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.testing.weightings import DIM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import Anchors
+from clip_negatives.anchors import Anchors
 from clip_negatives.function_plugins import weighting
 from clip_negatives.host.option_checks import check_number
 

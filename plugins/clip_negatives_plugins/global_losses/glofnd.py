@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce, removed_above
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors, info_nce, removed_above
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clusters
 

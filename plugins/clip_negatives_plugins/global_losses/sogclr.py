@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clusters
 

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, frozen_distances, info_nce, mean_one
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors, info_nce, mean_one
+from clip_negatives.frozen_similarity import frozen_cosines, frozen_distances
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters
 

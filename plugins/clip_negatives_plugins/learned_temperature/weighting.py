@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors, info_nce
 from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clusters
 from clip_negatives_plugins.learned_temperature.network import FactorNetwork

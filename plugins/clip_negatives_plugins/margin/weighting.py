@@ -7,8 +7,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, frozen_cosines, info_nce, removed_above
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors, info_nce, removed_above
 from clip_negatives.errors import InputError
+from clip_negatives.frozen_similarity import frozen_cosines
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters, LossTerms
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, info_nce
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import Anchors, info_nce
 from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.clustering.similarity import removed_share
 from clip_negatives.host.option_checks import check_number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from clip_negatives import weighting
-from clip_negatives.anchor_loss import Anchors
+from clip_negatives.anchors import Anchors
 from clip_negatives.host.option_checks import check_number
 
 

@@ -122,7 +122,7 @@ class _Training:
         text_ids = None
         if self.rows is not None:
             images, text_ids = self.rows(with_additions(self.sampler, batch, len(self.images)))
-            texts = text_ids[:, : 1 + self.loss.extra_texts].flatten()
+            texts = text_ids[:, : 1 + self.loss.added.texts].flatten()
         x, y = self.heads(self.images.index_select(0, images).float(), self.texts.index_select(0, texts).float())
         samples = BatchSamples(ids=ids, text_ids=text_ids).at(step, self.settings.steps, epoch=epoch)
         return cast("Tensor", self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=samples))

@@ -24,6 +24,7 @@ from clip_negatives.errors import DataError, InputError, MissingPackageError, Un
 from clip_negatives.host import registry
 from clip_negatives.host.method import Method
 from clip_negatives.interfaces import NegativeSampler, SamplingContext
+from clip_negatives.losses.added import Added
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
@@ -209,7 +210,7 @@ class NegativesRankingLoss(nn.Module):
                 f"The weighting {self.weighting} needs all logits of a batch and does not work with {len(negatives)} columns "
                 "of hard negatives. Remove these columns, or use weighted_infonce."
             )
-        loss.extra_texts = len(negatives)
+        loss.added = Added(texts=len(negatives))
         if self.gather_across_devices and dist.is_initialized():
             loss.rank, loss.world_size = dist.get_rank(), dist.get_world_size()
         documents = torch.stack([positives, *negatives], dim=1).flatten(0, 1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
-from clip_negatives.distributed.gather import average_gradients, gather, gather_features
+from clip_negatives.anchor_loss import AnchorLoss, StepTerms
+from clip_negatives.anchors import anchors
+from clip_negatives.distributed.gather import average_gradients
 from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.losses.added import Added
 from clip_negatives.losses.backends import NO_TARGETS
-from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
+from clip_negatives.losses.functional import Candidates, weighted_info_nce
+from clip_negatives.losses.gathering import Gathering
 from clip_negatives.losses.kernels.pairs import Inputs
-from clip_negatives.losses.stored_terms import StoredTerms, checked_ids, checked_integers, moved
+from clip_negatives.losses.stored_terms import StoredTerms, checked_ids, moved
 from clip_negatives.printing import warn
 from clip_negatives.step import BatchSamples, Step, StepSamples, Towers
 from clip_negatives.terms import LossTerms
@@ -96,16 +98,10 @@ class NegativesClipLoss(StoredTerms):
             raise UnsupportedError("Horovod is not supported. Start the training with torchrun, without --horovod.")
         if ring and (extra_texts or extra_images):
             raise UnsupportedError("ring=True does not work with a sampler that adds captions or images. Leave ring out.")
-        if not extra_log_weight < math.inf:
-            wrong = f"extra_log_weight must be a number below inf, got {extra_log_weight}"
-            raise InputError(f"{wrong}. Correct log_weight of the sampler.")
-        if extra_images and isinstance(terms, AnchorLoss):
-            needs = "This weighting needs all logits of a batch and does not work with a sampler that adds images"
-            raise UnsupportedError(f"{needs}. Use the weighting uniform or weighted_infonce.")
         self.local_loss, self.gather_with_grad, self.cache_labels = local_loss, gather_with_grad, cache_labels
         self.rank, self.world_size = rank, world_size
-        self.batch_samples, self.text_anchors, self.extra_texts = batch_samples, text_anchors, extra_texts
-        self.extra_images, self.positive_texts, self.extra_log_weight = extra_images, positive_texts, extra_log_weight
+        self.batch_samples, self.text_anchors = batch_samples, text_anchors
+        self.added = Added(extra_texts, extra_images, positive_texts, extra_log_weight)
         self.ring, self.backend, self.chunk_size = ring, backend, chunk_size
         self.anchor_loss = None
         self.logged: dict[str, Tensor] = {}
@@ -129,15 +125,19 @@ class NegativesClipLoss(StoredTerms):
             raise UnsupportedError(f"The triton backend cannot run this weighting: {NO_TARGETS}. Use backend 'auto'.")
         self.store(loss_terms)
 
+    @property
+    def _gathering(self) -> Gathering:
+        return Gathering(self.rank, self.world_size, self.local_loss, self.gather_with_grad)
+
     def _check_all_logits(self) -> None:
         """Check that this loss holds all logits of a batch."""
         needs = "This weighting needs all logits of a batch"
         if self.ring or self.backend not in ("auto", "torch"):
             option = "ring=True" if self.ring else f"backend {self.backend!r}"
             raise UnsupportedError(f"{needs}, which {option} never holds. Use backend 'auto' without the ring.")
-        if self.extra_texts:
+        if self.added:
             remedy = "Use the weighting uniform or weighted_infonce."
-            raise UnsupportedError(f"{needs} and does not work with a sampler that adds captions. {remedy}")
+            raise UnsupportedError(f"{needs} and does not work with a sampler that adds {self.added}. {remedy}")
 
     def forward(
         self,
@@ -189,21 +189,21 @@ class NegativesClipLoss(StoredTerms):
     def _evaluation_loss(self, inputs: Inputs, samples: BatchSamples | None) -> Tensor:
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
         # With as many added images as captions, only the samples tell a wrapped batch from a plain one.
-        n = len(samples) if samples and self.extra_images else len(inputs.x)
+        n = len(samples) if samples and self.added.images else len(inputs.x)
         if not len(inputs.x) == len(inputs.y) == n:
-            inputs, extras = self._split(inputs, samples, world_size=1)
+            inputs, extras = self.added.split(inputs, samples, Gathering())
             options |= extras
         return weighted_info_nce(*inputs, **options)
 
     def _training_loss(self, inputs: Inputs, samples: BatchSamples | None, again: bool | None) -> Tensor:
-        if len(inputs.x) * self.world_size == 1 and not self.extra_texts:
+        if len(inputs.x) * self.world_size == 1 and not self.added:
             raise InputError(
                 "The batch is a single pair, which has no incorrect pair and teaches nothing. Use a larger batch size, or "
                 "drop_last=True if this is the last batch."
             )
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss
-        needed = anchor_loss is not None or self.observer is not None or self.extra_texts > 0 or self.extra_images > 0
+        needed = anchor_loss is not None or self.observer is not None or bool(self.added)
         needed = needed or terms.by_label or bool(terms.per_sample()) or terms.scheduled
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
@@ -216,8 +216,8 @@ class NegativesClipLoss(StoredTerms):
         observed = self.observer is not None and not again
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
         options["reduction"] = "none" if observed else "mean"
-        if self.extra_texts or self.extra_images:
-            inputs, extras = self._split(inputs, samples, self.world_size)
+        if self.added:
+            inputs, extras = self.added.split(inputs, samples, self._gathering)
             options |= extras
         x, y, scale, bias = inputs
         terms = self._step_terms(inputs, samples)
@@ -225,9 +225,9 @@ class NegativesClipLoss(StoredTerms):
             losses = weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
             everyone = Towers(x, y)
         else:
-            everyone = Towers(x, y).map(self._gather_features)
+            everyone = Towers(x, y).map(self._gathering.features)
             # Every process has the same tables, so only per-sample fields are gathered.
-            all_terms = None if terms is None else terms.map_samples(self._gather_rows)
+            all_terms = None if terms is None else terms.map_samples(self._gathering.rows)
             if self.local_loss:
                 candidates = Candidates(*everyone, all_terms, self.rank * len(x))
                 losses = weighted_info_nce(x, y, scale, bias, terms=terms, candidates=candidates, **options)
@@ -249,7 +249,7 @@ class NegativesClipLoss(StoredTerms):
     def _loss_from_anchors(self, loss: AnchorLoss, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
         """Return the mean loss of all anchors: the images and, with `text_anchors`, the texts."""
         own = Towers(inputs.x, inputs.y)
-        step = self._step(inputs, samples, own if self.world_size == 1 else own.map(self._gather_features))
+        step = self._step(inputs, samples, own if self.world_size == 1 else own.map(self._gathering.features))
         loss.begin(step.samples.candidates, again=again)
         losses = torch.cat([loss(side) for side in anchors(step) if self.text_anchors or side.modality == "image"])
         if self.observer is not None and not again:
@@ -265,10 +265,10 @@ class NegativesClipLoss(StoredTerms):
         teacher = all_teacher = None if teacher is None else teacher.map(lambda rows: moved(rows, x.device))
         features, step_samples = everyone, StepSamples(ids, ids)
         if not alone and self.world_size > 1:
-            all_ids = self._gather_rows(ids)
-            all_teacher = None if teacher is None else teacher.map(self._gather_rows)
+            all_ids = self._gathering.rows(ids)
+            all_teacher = None if teacher is None else teacher.map(self._gathering.rows)
             if self.local_loss:
-                features, step_samples = Towers(x, y), StepSamples(ids, all_ids, self.rank * len(x), self._gather_rows)
+                features, step_samples = Towers(x, y), StepSamples(ids, all_ids, self.rank * len(x), self._gathering.rows)
             else:
                 teacher, step_samples = all_teacher, StepSamples(all_ids, all_ids)
         clusters = None if self.anchor_loss is None else self.anchor_loss.clusters
@@ -289,40 +289,3 @@ class NegativesClipLoss(StoredTerms):
         count = getattr(self.batch_samples, "handed_out", None) if samples is None else None
         previous, self._handed_out = self._handed_out, count
         return count is not None and count == previous
-
-    def _split(self, inputs: Inputs, samples: BatchSamples | None, world_size: int) -> tuple[Inputs, dict[str, Extras]]:
-        """Return the inputs of the own samples, and the added captions and images of `world_size` processes, by name."""
-        n, per_image, per_text = len(inputs.x) // (1 + self.extra_images), 1 + self.extra_images, 1 + self.extra_texts
-        for name, features, added in (("text", inputs.y, self.extra_texts), ("image", inputs.x, self.extra_images)):
-            if len(features) != (size := n * (1 + added)):
-                needed = f"{n} {name}s with {added} added {name}s each need {size} {name} features"
-                raise InputError(f"{needed}, got {len(features)}. Encode all {name}s of the wrapped loader's batch.")
-        images, texts = inputs.x.reshape(n, per_image, -1), inputs.y.reshape(n, per_text, -1)
-        ids = None if samples is None else samples.text_ids
-        if ids is not None:
-            ids = moved(checked_integers("text_ids", ids, (n, per_text + self.extra_images)), inputs.y.device)
-        extras = {}
-        if self.extra_texts:
-            extras["extra_texts"] = self._extras(texts, ids, slice(1, per_text), world_size, self.positive_texts)
-        if self.extra_images:
-            extras["extra_images"] = self._extras(images, ids, slice(per_text, None), world_size)
-        return inputs._replace(x=images[:, 0], y=texts[:, 0]), extras
-
-    def _extras(self, features: Tensor, ids: Tensor | None, columns: slice, world_size: int, positive: bool = False) -> Extras:
-        """Return the added features of all processes; `columns` are those of their ids."""
-        extra = features[:, 1:].flatten(0, 1)
-        own_ids, extra_ids = (None, None) if ids is None else (ids[:, 0], ids[:, columns].flatten())
-        if world_size > 1:
-            # local_loss=False: the added features of this process keep their gradients in any case.
-            extra = gather_features(extra, self.rank, world_size, local_loss=False, with_grad=self.gather_with_grad)
-            if own_ids is not None and extra_ids is not None:
-                own_ids = own_ids if self.local_loss else self._gather_rows(own_ids.contiguous())
-                extra_ids = self._gather_rows(extra_ids)
-        return Extras(extra, own_ids, extra_ids, self.extra_log_weight, positive)
-
-    def _gather_rows(self, rows: Tensor) -> Tensor:
-        return torch.cat(gather(rows, self.world_size))  # without gradients
-
-    def _gather_features(self, features: Tensor) -> Tensor:
-        options = {"local_loss": self.local_loss, "with_grad": self.gather_with_grad}
-        return gather_features(features, self.rank, self.world_size, **options)

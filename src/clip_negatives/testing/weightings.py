@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, Anchors, StepTerms, anchors
+from clip_negatives.anchor_loss import AnchorLoss, StepTerms
+from clip_negatives.anchors import Anchors, anchors
 from clip_negatives.interfaces import Clustering, Clusters, LossTerms, LossWeighting
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.sampling import epoch_generator

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
+from clip_negatives.anchor_loss import AnchorLoss, StepTerms
+from clip_negatives.anchors import anchors
 from clip_negatives.errors import InputError
 from clip_negatives.host import registry
 from clip_negatives.host.plugin_code import no_exit

@@ -143,7 +143,7 @@ def test_loader_hands_out_each_text_with_those_that_come_with_it(name: str, work
         sampler=f"{name}:per_image=2",
         tokenize=tokenize,
     )
-    assert loss.extra_texts == 2
+    assert loss.added.texts == 2
     batches = 0
     for (images, texts), samples in loader:
         index = samples.ids.tolist()

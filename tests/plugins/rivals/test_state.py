@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from clip_negatives.anchor_loss import AnchorLoss, info_nce
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.anchors import info_nce
 from clip_negatives.host import registry
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
 from clip_negatives.losses.module import NegativesClipLoss
