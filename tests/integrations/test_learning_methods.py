@@ -14,6 +14,7 @@ from clip_negatives.step import BatchSamples
 from tests.integrations import test_lightning as lightning
 from tests.integrations import test_transformers as transformers
 from tests.integrations.clustered import write_folder
+from tests.integrations.test_open_clip_harmless import _train as started
 
 from .conftest import BATCH, ROWS, logged_losses
 
@@ -50,6 +51,16 @@ def test_the_launcher_goes_on_as_if_never_stopped(arguments: list[str], method: 
     again = torch.load(run(arguments) / "checkpoints" / "epoch_3.pt", weights_only=True)
     torch.testing.assert_close(again["state_dict"], stored["state_dict"], rtol=0, atol=0)
     assert len(stored["optimizer"]["param_groups"]) == 2  # open_clip's own groups: other tools can load the checkpoint
+
+
+def test_another_teacher_is_another_method(arguments: list[str]) -> None:
+    train([*arguments, "--name", "run"], TrainOptions(weighting="distilled", ema=0.9))
+    line = [*arguments, "--epochs", "2", "--name", "run", "--resume", "latest"]
+    with pytest.raises(InputError, match=r"--ema was 0\.9, is 0\.5"):
+        train(line, TrainOptions(weighting="distilled", ema=0.5))
+    checkpoint = run(arguments) / "checkpoints" / "epoch_1.pt"
+    with pytest.raises(InputError, match="--teacher"):
+        train(line, TrainOptions(weighting="distilled", teacher=str(checkpoint)))
 
 
 def test_a_teacher_from_a_checkpoint(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +153,16 @@ def test_the_parameters_move_with_the_model_in_each_loop(tmp_path: Path, monkeyp
     trainer.train()
     for losses in (negatives.loss, trainer.negatives):
         assert all(not torch.equal(old, new) for old, new in zip(first, losses.parameters(), strict=True))
+
+
+def test_two_processes_go_on_as_if_never_stopped(arguments: list[str]) -> None:
+    method = ["--sampler", "mined:run=2,share=0.5", "--weighting", "learned_temperature"]
+    ours = ["-m", "clip_negatives", "train", *method, "--"]
+    whole_image = ["--aug-cfg", "scale=(1.0, 1.0)", "ratio=(1.0, 1.0)"]  # random crops would differ after a resume
+    of_two = ["--local-loss", "--gather-with-grad", "--dist-backend", "gloo"]
+    line = [*arguments, *of_two, *whole_image, "--epochs", "2"]
+    whole = started(ours, line, "run", processes=2)
+    assert len(whole) == STEPS
+    (run(arguments) / "checkpoints" / "epoch_2.pt").unlink()
+    resumed = started(ours, [*line, "--resume", "latest"], "run", processes=2)
+    assert resumed[len(whole) :] == whole[STEPS // 2 :]

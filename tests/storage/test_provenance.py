@@ -200,3 +200,12 @@ def test_weights_in_linked_folders_count(tmp_path: Path) -> None:
     before = weights_digest(tmp_path / "model")
     (tmp_path / "stored" / "part.bin").write_bytes(b"2")
     assert weights_digest(tmp_path / "model") != before
+
+
+def test_files_in_options_are_recorded_by_their_content(tmp_path: Path) -> None:
+    file = tmp_path / "rewrites.jsonl"
+    file.write_text("{}")
+    first = resolved("negative_sampler", f"redrawn_captions:file={file}")
+    file.write_text("{ }")
+    assert str(file) in first
+    assert resolved("negative_sampler", f"redrawn_captions:file={file}") != first

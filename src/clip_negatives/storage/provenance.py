@@ -17,7 +17,7 @@ from typing import Any
 from clip_negatives.errors import PluginError
 from clip_negatives.host.options import parse_spec
 from clip_negatives.host.registry import Kind, default_registry
-from clip_negatives.storage.digests import digest_of, source_digest
+from clip_negatives.storage.digests import digest, digest_of, source_digest
 from clip_negatives.storage.ownership import replaced_file
 from clip_negatives.storage.safe_reading import read_json
 
@@ -86,10 +86,16 @@ def plugins_section(specs: Iterable[tuple[Kind, str]]) -> dict[str, dict[str, st
 
 
 def resolved(kind: Kind, spec: str) -> str:
-    """Return the spec of a plugin with all its options, including options at their default."""
+    """Return the spec of a plugin with all its options, including options at their default; files with a digest."""
     item, values = default_registry().resolve(kind, spec)
-    options = ",".join(f"{option.name}={values.get(option.name, option.default)}" for option in item.options)
+    options = ",".join(f"{option.name}={_identified(values.get(option.name, option.default))}" for option in item.options)
     return f"{item.name}:{options}" if options else item.name
+
+
+def _identified(value: Any) -> Any:
+    """Return the value of an option; the name of a file with a digest of its content."""
+    is_file = isinstance(value, str) and value != "" and Path(value).is_file()
+    return f"{value} ({digest(Path(value))})" if is_file else value
 
 
 def versions(*distributions: str) -> dict[str, str]:

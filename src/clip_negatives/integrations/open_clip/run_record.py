@@ -58,6 +58,8 @@ def record_of(args: Namespace, options: TrainOptions, data: dict[str, Any]) -> R
     samplings: list[tuple[Kind, str]] = [("negative_sampler", options.sampler), ("loss_weighting", options.weighting)]
     method: dict[str, Any] = {kind.split("_")[1]: resolved(kind, spec) for kind, spec in samplings}
     method |= {"temperature": options.temperature, "--refresh-every": options.refresh_every}
+    if options.has_teacher:
+        method |= {"--ema": options.ema, "--teacher": None if options.teacher is None else weights_digest(options.teacher)}
     if options.refresh_every is not None:
         clusterers: list[tuple[Kind, str]] = [("clusterer", spec) for spec in options.recipe.clusterers.values()]
         samplings += clusterers
