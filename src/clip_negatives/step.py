@@ -188,6 +188,8 @@ class Step:
         teacher: the teacher's features of the anchors, see `BatchSamples.teacher`; None without a teacher.
         teacher_candidates: the teacher's features of the candidates; None without a teacher.
         logged: figures of the step by name, see `log`.
+        rank: rank of this process.
+        world_size: number of processes.
     """
 
     samples: StepSamples
@@ -200,6 +202,8 @@ class Step:
     teacher: Towers | None = None
     teacher_candidates: Towers | None = None
     logged: dict[str, Tensor] = field(default_factory=dict)
+    rank: int = 0
+    world_size: int = 1
 
     @property
     def progress(self) -> Tensor:
