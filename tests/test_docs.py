@@ -17,7 +17,7 @@ from clip_negatives.cli import main
 from clip_negatives.dataset.columns import COMMON
 from clip_negatives.dataset.kinds import KINDS
 from clip_negatives.host import hookspecs, registry
-from clip_negatives.interfaces import ExtraImageSampler, ExtraTextSampler, OwnTextSampler, PairsForImages
+from clip_negatives.interfaces import ExtraImageSampler, ExtraTextSampler, ObservingSampler, OwnTextSampler, PairsForImages
 from clip_negatives.storage.source_files import DIGESTED_FILES
 from clip_negatives.testing import CHECKS
 from clip_negatives.training.same_data import CHECKED_FILES
@@ -89,7 +89,7 @@ def test_every_hook_is_documented_with_its_signature() -> None:
         assert inspect.getdoc(function) in page
 
 
-@pytest.mark.parametrize("kind", [PairsForImages, ExtraTextSampler, ExtraImageSampler, OwnTextSampler])
+@pytest.mark.parametrize("kind", [PairsForImages, ExtraTextSampler, ExtraImageSampler, OwnTextSampler, ObservingSampler])
 def test_optional_methods_of_a_sampler_are_documented_with_their_signature(kind: type) -> None:
     page = (ROOT / "docs" / "hooks.md").read_text()
     methods = [function for name, function in vars(kind).items() if inspect.isfunction(function) and name[0] != "_"]

@@ -17,7 +17,8 @@ from typing import Any
 from clip_negatives.errors import PluginError
 from clip_negatives.host.options import parse_spec
 from clip_negatives.host.registry import Kind, default_registry
-from clip_negatives.storage.digests import digest, digest_of, source_digest
+from clip_negatives.storage.atomic import digest
+from clip_negatives.storage.digests import digest_of, source_digest
 from clip_negatives.storage.ownership import replaced_file
 from clip_negatives.storage.safe_reading import read_json
 
