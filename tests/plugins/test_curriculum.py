@@ -47,6 +47,23 @@ def test_epoch_0_is_a_uniform_shuffle(clusters: Clusters) -> None:
     assert shuffled == pytest.approx(random, rel=0.5)
 
 
+def test_sparse_clusters_come_into_runs_first(clusters: Clusters) -> None:
+    """The samples in runs are those of the sparsest clusters: no cluster of a sample alone is sparser."""
+    batches = sampler(clusters, run=5, share=0.5, epochs=1, first="sparse")
+    labels, features = clusters.image.labels, clusters.image_features
+    cosines = [float(features[row] @ clusters.image.centroids[label]) for row, label in enumerate(labels.tolist())]
+    naive = [
+        sum(c for c, at in zip(cosines, labels.tolist(), strict=True) if at == k) / int((labels == k).sum()) for k in range(12)
+    ]
+    torch.testing.assert_close(batches.density, torch.tensor(naive))
+    plan = batches.planned(0)
+    assert sorted(plan.flatten().tolist()) == list(range(len(labels)))
+    half = batches.density[labels].sort().values[: len(labels) // 2].max()
+    own = (labels[plan.long()][:, :-1] == labels[plan.long()][:, 1:]).float()
+    is_sparse = batches.density[labels[plan.long()]][:, :-1] <= half
+    assert own[is_sparse].mean() > 2 * own[~is_sparse].mean()
+
+
 @pytest.mark.parametrize("options", [{"run": 1}, {"share": 1.5}, {"epochs": 0}, {"by": "both"}])
 def test_options_out_of_range_are_errors(clusters: Clusters, options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):

@@ -274,8 +274,8 @@ class NegativesClipLoss(StoredTerms):
         clusters = None if self.anchor_loss is None else self.anchor_loss.clusters
         bias = None if bias is None else torch.as_tensor(bias, device=x.device)
         towers = features, everyone, torch.as_tensor(scale, device=x.device), bias
-        process = {"rank": self.rank, "world_size": self.world_size}
-        return Step(step_samples, *towers, position, clusters, teacher, all_teacher, self.logged, **process)
+        of_run = position, clusters, teacher, all_teacher
+        return Step(step_samples, *towers, *of_run, logged=self.logged, rank=self.rank, world_size=self.world_size)
 
     def _observe(self, step: Step, losses: Tensor) -> None:
         """Call the observer with the loss of each sample of all processes."""
