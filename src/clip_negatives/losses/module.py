@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms, anchors
-from clip_negatives.distributed.gather import average_gradients, gather, gather_features
+from clip_negatives.distributed.gather import average_gradients, copy_from_first, gather, gather_features
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import NO_TARGETS
 from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
@@ -110,6 +110,7 @@ class NegativesClipLoss(StoredTerms):
         self.anchor_loss = None
         self.logged: dict[str, Tensor] = {}
         self._handed_out: int | None = None
+        self._begins = False  # whether the anchor loss may differ between processes, as with random parameters
         self.set_terms(LossTerms() if terms is None else terms)
 
     def set_terms(self, terms: LossTerms | AnchorLoss) -> None:
@@ -122,6 +123,7 @@ class NegativesClipLoss(StoredTerms):
                 self.anchor_loss.take_state(previous)
             if self.world_size > 1:
                 average_gradients(self.anchor_loss.parameters())
+                self._begins = True
         loss_terms = terms if isinstance(terms, LossTerms) else LossTerms()
         loss_terms.check()
         loss_terms.check_values()
@@ -208,6 +210,9 @@ class NegativesClipLoss(StoredTerms):
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
         self.logged.clear()
+        if self._begins and anchor_loss is not None:
+            copy_from_first(anchor_loss)
+            self._begins = False
         if anchor_loss is None or isinstance(anchor_loss, StepTerms):
             return self._loss_from_terms(inputs, samples, again)
         return self._loss_from_anchors(anchor_loss, inputs, samples, again)
