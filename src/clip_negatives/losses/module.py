@@ -225,7 +225,7 @@ class NegativesClipLoss(StoredTerms):
             inputs, extras = self._split(inputs, samples, self.world_size)
             options |= extras
         x, y, scale, bias = inputs
-        terms = self._step_terms(inputs, samples)
+        terms = self._step_terms(inputs, samples, again)
         if self.world_size == 1 or self.ring:
             losses = weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
             everyone = Towers(x, y)
@@ -242,13 +242,18 @@ class NegativesClipLoss(StoredTerms):
             self._observe(self._step(inputs, samples, everyone), losses)
         return losses.mean()
 
-    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None) -> LossTerms | None:
+    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> LossTerms | None:
         """Return the terms of the samples of this process; None if the loss is plain InfoNCE."""
         if not isinstance(self.anchor_loss, StepTerms):
             return None if self.terms.neutral else self.batch_terms(samples, inputs.x)
         own = Towers(inputs.x, inputs.y)
-        terms = self.anchor_loss.terms(self._step(inputs, samples, own, alone=True))
+        step = self._step(inputs, samples, own, alone=True)
+        self.anchor_loss.begin(step.samples.index, again=again)
+        terms = self.anchor_loss.terms(step)
         terms.check(len(own.image), own.image.device, "the terms of the step")
+        if trained := [name for name, value in terms.tensors().items() if value.requires_grad]:
+            fault = f"The {trained[0]} of the terms of the step needs gradients, which loss terms do not get"
+            raise InputError(f"{fault}. Detach it, or subclass AnchorLoss and define forward.")
         return terms if samples is None else terms.at(samples.progress)
 
     def _loss_from_anchors(self, loss: AnchorLoss, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
