@@ -119,6 +119,33 @@ def test_targets_equal_cross_entropy() -> None:
     torch.testing.assert_close(got, sum(losses) / 2, rtol=1e-5, atol=1e-6)
 
 
+@weighting(requires_clusters=False)
+@torch.no_grad()
+def without_gradients(anchors: Anchors) -> Tensor:
+    """Weight by the live similarity, without ``detach``."""
+    return 1.0 * anchors.cosines
+
+
+@sampler(requires_clusters=False)
+@torch.random.fork_rng(devices=[])
+def draws_outside(context: SamplingContext, generator: torch.Generator) -> Tensor:
+    """Plan with the global random numbers, which the decorator restores."""
+    return torch.randperm(context.n_samples)[: context.steps * context.step_size].view(context.steps, -1)
+
+
+def test_other_decorators_of_a_function_stay() -> None:
+    gradients = []
+    for loss in (without_gradients()(make_blobs(240)), annealed(beta=1.0)(make_blobs(240))):
+        x, y = (side.requires_grad_() for side in batch())
+        samples = BatchSamples(ids=batch_index()).at(0, 100)
+        value = NegativesClipLoss(terms=loss)(x, y, torch.tensor(SCALE), samples=samples)
+        gradients.append(torch.autograd.grad(value, (x, y)))
+    torch.testing.assert_close(*gradients)
+    before = torch.get_rng_state()
+    list(draws_outside(SamplingContext(4, 2)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_options_come_from_the_signature() -> None:
     assert [(option.name, option.default) for option in options_of(soft_tables)] == [("gamma", 1.0), ("side", "image")]
     assert options_of(soft_tables)[1].choices == ("image", "text")

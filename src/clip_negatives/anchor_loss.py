@@ -94,15 +94,18 @@ class AnchorLoss(nn.Module):
 
     def take_state(self, previous: AnchorLoss) -> None:
         """Continue with the state and the parameters of a loss of the same class: an optimizer keeps its parameters."""
-        for path, module in previous.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                self.get_submodule(path).register_parameter(name, parameter)
+        own, others = (dict(loss.named_parameters(remove_duplicate=False)) for loss in (self, previous))
         try:
+            if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in others.items()}:
+                raise RuntimeError
+            for name, parameter in others.items():
+                path, _, last = name.rpartition(".")
+                self.get_submodule(path).register_parameter(last, parameter)
             self.load_state_dict(previous.state_dict())
         except RuntimeError as error:
             raise InputError(
-                f"The state of {type(self).__name__} does not fit the new clusters. Its buffers must have the same shapes for "
-                "all clusterings of the data."
+                f"The state of {type(self).__name__} does not fit the new clusters. Its parameters and buffers must have the "
+                "same shapes for all clusterings of the data."
             ) from error
 
     def _load_from_state_dict(self, *args: Any) -> None:

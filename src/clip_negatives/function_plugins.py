@@ -96,7 +96,7 @@ class FunctionWeighting:
 
     def call(self, seen: Any) -> Any:
         """Call the function."""
-        return inspect.unwrap(self.factory)(seen, **self.options)
+        return _function_of(self.factory)(seen, **self.options)
 
 
 class FunctionTerms(StepTerms):
@@ -193,13 +193,20 @@ class _Plan:
 
     def __call__(self, generator: torch.Generator, epoch: int) -> Tensor:
         place = (generator, epoch) if self.sees_epoch else (generator,)
-        plan: Tensor = inspect.unwrap(self.factory)(self.context, *place, **self.options)
+        plan: Tensor = _function_of(self.factory)(self.context, *place, **self.options)
         return plan
 
 
 def _first_parameters(function: Callable[..., Any], n: int) -> tuple[str, ...]:
     names = tuple(inspect.signature(function).parameters)[:n]
     return names if len(names) == n else (*names, *[""] * (n - len(names)))
+
+
+def _function_of(factory: Factory) -> Callable[..., Any]:
+    """Return the function of a factory, with its other decorators, such as ``torch.no_grad``."""
+    wrapper: Any = factory
+    function: Callable[..., Any] = wrapper.__wrapped__
+    return function
 
 
 def _factory(create: Factory, function: Callable[..., Any], skip: int, requires_clusters: bool, *first: str) -> Factory:

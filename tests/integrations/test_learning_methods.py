@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,27 @@ class WithSchedule(lightning.Towers):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)]
+
+
+class WithWarmUp(lightning.Towers):
+    """Towers with a schedule of two parts, one of them with a callable that has a state."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
+        parts = [torch.optim.lr_scheduler.LambdaLR(optimizer, partial(pow, factor)) for factor in (0.5, 0.9)]
+        return [optimizer], [torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [1])]
+
+
+@pytest.mark.filterwarnings("ignore")  # of Lightning, and of the scheduler's own steps
+def test_lightning_goes_on_with_a_schedule_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "clusters")
+    monkeypatch.setattr(lightning, "Towers", WithWarmUp)
+    how = {"callback": METHODS["parameters"], "max_epochs": 3}
+    whole, negatives, _ = lightning.fit(tmp_path, **how, **lightning.keep(tmp_path, every_n_train_steps=9))
+    resumed, again, _ = lightning.fit(tmp_path, **how, resume=lightning.kept(tmp_path, 9))
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
+    states = again.loss.anchor_loss.state_dict(), negatives.loss.anchor_loss.state_dict()
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("method", IN_TRAINERS.values(), ids=IN_TRAINERS)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from open_clip import ClipLoss
 
+from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.metrics import FalseNegatives, RankAtK
@@ -61,6 +62,7 @@ def _process(rank, folder):
         more = {"extra_texts": 2, "extra_images": 2, "positive_texts": True, "extra_log_weight": -0.5}
         extras = NegativesClipLoss(**how, terms=weights(N, normalize=True), **more, backend="chunked", chunk_size=3)
         found["extras", local_loss, with_grad] = _run_extra(extras, rank, images=True)
+    found["random"] = _random_parameters(rank)
     found["metrics"] = _metrics(_part(rank))
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -90,6 +92,30 @@ def _run_extra(loss, rank, images=False):
     return [value.detach(), *gradients(value, x, y)]
 
 
+class _Random(AnchorLoss):
+    """A loss with parameters and buffers that are random in each process, one of them frozen."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor, self.frozen = torch.nn.Parameter(torch.rand(())), torch.nn.Parameter(torch.rand(2), requires_grad=False)
+        self.register_buffer("kept", torch.rand(3) > 0.5)
+
+    def forward(self, anchors):
+        return self.factor * anchors.logits.logsumexp(1) * self.frozen.sum() - anchors.positive
+
+
+def _random_parameters(rank):
+    """Return the state before and after two steps, and the gradients; the second step trains the frozen parameter too."""
+    torch.manual_seed(rank)
+    loss = NegativesClipLoss(local_loss=True, gather_with_grad=True, rank=rank, world_size=WORLD, terms=_Random())
+    before = [value.clone() for value in loss.anchor_loss.state_dict().values()]
+    samples = BatchSamples(ids=INDEX[_part(rank)])
+    loss(*_leaves(rank, torch.float32), samples=samples).backward()
+    loss.anchor_loss.frozen.requires_grad_(True)
+    loss(*_leaves(rank, torch.float32), samples=samples).backward()
+    return before, list(loss.anchor_loss.state_dict().values()), [part.grad for part in loss.anchor_loss.parameters()]
+
+
 def _metrics(part):
     """Return both metrics over `part` of the samples; in several processes they synchronise by themselves."""
     false, ranks = FalseNegatives(), RankAtK(top_k=(1, 2))
@@ -104,6 +130,14 @@ def found(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("processes"))
     mp.spawn(_process, args=(folder,), nprocs=WORLD)
     return [torch.load(f"{folder}/{rank}.pt") for rank in range(WORLD)]
+
+
+def test_random_parameters_begin_and_stay_equal_on_all_processes(found):
+    (before, after, gradient), (other_before, other_after, other_gradient) = (part["random"] for part in found)
+    assert not torch.equal(before[0], other_before[0])
+    assert all(map(torch.equal, after, before))
+    assert all(map(torch.equal, other_after, before))
+    assert all(map(torch.equal, gradient, other_gradient))
 
 
 @pytest.mark.parametrize(("local_loss", "with_grad"), MODES)

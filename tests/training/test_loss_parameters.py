@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 
 import pytest
@@ -90,6 +91,7 @@ def test_parameters_that_the_optimizer_has_stay_there() -> None:
 SCHEDULERS = {
     "cosine": lambda optimizer: CosineAnnealingLR(optimizer, 10),
     "lambda": lambda optimizer: LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),
+    "partial": lambda optimizer: LambdaLR(optimizer, functools.partial(pow, 0.5)),
     "one cycle": lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=10),
     "sequential": lambda optimizer: SequentialLR(
         optimizer, [LinearLR(optimizer, 0.1, total_iters=2), CosineAnnealingLR(optimizer, 8)], [2]
@@ -109,3 +111,44 @@ def test_schedulers_that_exist_schedule_the_group(create: object) -> None:
         step(towers, loss, optimizer)
         scheduler.step()
         assert optimizer.param_groups[2]["lr"] == pytest.approx(optimizer.param_groups[1]["lr"])
+
+
+@pytest.mark.parametrize("name", ["_milestones", "_schedule_phases"])
+def test_lists_that_are_not_by_group_stay(name: str) -> None:
+    """With as many milestones or phases as groups."""
+    optimizer = optimizer_of(model())
+    constants = [LinearLR(optimizer, factor, factor) for factor in (0.1, 0.2, 0.3)]
+    scheduler = OneCycleLR(optimizer, 0.2, total_steps=10) if "phases" in name else SequentialLR(optimizer, constants, [2, 4])
+    before = list(getattr(scheduler, name))
+    LossParameters(nn.Linear(1, 1), optimizer, [scheduler])
+    assert len(before) == 2
+    assert getattr(scheduler, name) == before
+
+
+def test_a_scheduler_of_another_optimizer_stays() -> None:
+    other = LambdaLR(optimizer_of(model()), lambda epoch: 1.0)
+    LossParameters(nn.Linear(1, 1), optimizer_of(model()), [other])
+    assert len(other.base_lrs) == 2
+
+
+@pytest.mark.parametrize("create", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
+def test_a_stored_scheduler_fits_an_optimizer_without_the_group(create: object) -> None:
+    rates = []
+    for stored_at in (None, 3):
+        towers, loss = model(), nn.Linear(1, 1)
+        optimizer = optimizer_of(towers)
+        scheduler = create(optimizer)
+        parameters = LossParameters(loss, optimizer, [scheduler])
+        for number in range(6):
+            step(towers, loss, optimizer)
+            scheduler.step()
+            if number == stored_at:
+                state = copy.deepcopy((optimizer.state_dict(), parameters.without_own_group(scheduler.state_dict())))
+                optimizer = optimizer_of(towers)
+                scheduler = create(optimizer)
+                optimizer.load_state_dict(state[0])
+                scheduler.load_state_dict(state[1])
+                parameters = LossParameters(loss, optimizer, [scheduler])
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates[0] == rates[1]

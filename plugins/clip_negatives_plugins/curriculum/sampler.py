@@ -25,8 +25,8 @@ class Curriculum(PlannedSampler):
     and single samples are shuffled and fill the batches. The share grows linearly from 0 in the first epoch to `share` in the
     last of `epochs`, and then stays. Epoch 0 is a uniform shuffle.
 
-    With ``first="sparse"``, the samples of the sparsest clusters come into runs first, and those of the densest, which have most
-    near-duplicates, last. The density of a cluster is the mean cosine of its samples with their centroid.
+    With ``first="sparse"``, the samples of the sparsest clusters come into runs first, and those of the densest, which have
+    most near-duplicates, last. The density of a cluster is the mean cosine of its samples with their centroid.
 
     * Source: curriculum learning (Bengio et al., ICML 2009): easy examples first.
     * Our choice: the whole method. It was not compared with other samplers.

@@ -16,6 +16,7 @@ from clip_negatives.interfaces import (
     ExtraTextSampler,
     IncorrectPairs,
     NegativeSampler,
+    ObservingSampler,
     OwnTextSampler,
     SamplingContext,
 )
@@ -45,6 +46,10 @@ class Adding:
             raise InputError(f"of={of} adds captions itself. Use a sampler that adds none, such as of=in_batch.")
         self.keeps_native_order = bool(getattr(self.sampler, "keeps_native_order", False))
         self.epoch = 0
+        if isinstance(self.sampler, ObservingSampler):  # then this sampler is an ObservingSampler too
+            learner: Any = self
+            for name in ("observe", "learned", "load_learned"):
+                setattr(learner, name, getattr(self.sampler, name))
 
     def extra_texts(self, batch: Sequence[int]) -> list[str]:
         """Return the added captions of each sample of a batch, sample by sample."""

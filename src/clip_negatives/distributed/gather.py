@@ -44,12 +44,23 @@ def gather_rows(rows: Tensor, n_samples: int) -> Tensor:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average each gradient of these parameters over all processes when it is computed, as `DistributedDataParallel` does.
 
-    Does nothing for a parameter that it was called with before.
+    Does nothing for a parameter that it was called with before. A frozen parameter can be trained later.
     """
     for parameter in parameters:
-        if not getattr(parameter, "_is_averaged", False):
-            parameter.register_hook(_averaged)
-            parameter._is_averaged = True  # type: ignore[attr-defined]
+        if not any(hook is _averaged for hook in (parameter._backward_hooks or {}).values()):
+            trained = parameter.requires_grad
+            parameter.requires_grad_(True).register_hook(_averaged)  # torch refuses a hook on a frozen parameter
+            parameter.requires_grad_(trained)
+
+
+@torch.no_grad()
+def copy_from_first(module: nn.Module) -> None:
+    """Copy the parameters and buffers of process 0 to all processes, as `DistributedDataParallel` does."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.numel():
+            copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+            dist.broadcast(copy.view(-1).view(torch.uint8), 0)  # bytes: gloo does not know all dtypes
+            tensor.copy_(copy)
 
 
 def _averaged(gradient: Tensor) -> Tensor:

@@ -166,6 +166,15 @@ class NegativesCallback(Callback):
             "loss": {name: buffer.cpu() for name, buffer in state.items()},
         }
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remove the parameters of the loss from the schedulers: Lightning restores them before `on_train_start` adds these."""
+        if (own := self._parameters) is not None and own.parameters:
+            configs, states = trainer.lr_scheduler_configs, checkpoint.get("lr_schedulers", [])
+            checkpoint["lr_schedulers"] = [
+                own.without_own_group(state) if config.scheduler.optimizer is own.optimizer else state
+                for config, state in zip(configs, states, strict=False)
+            ]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned, before the loader is attached."""
         self._folder, self._restored = Path(state_dict["clusters"]), state_dict["loss"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms
 from clip_negatives.anchors import anchors
-from clip_negatives.distributed.gather import average_gradients
+from clip_negatives.distributed.gather import average_gradients, copy_from_first
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.added import Added
 from clip_negatives.losses.backends import NO_TARGETS
@@ -106,6 +106,7 @@ class NegativesClipLoss(StoredTerms):
         self.anchor_loss = None
         self.logged: dict[str, Tensor] = {}
         self._handed_out: int | None = None
+        self._begins = False  # whether the anchor loss may differ between processes, as with random parameters
         self.set_terms(LossTerms() if terms is None else terms)
 
     def set_terms(self, terms: LossTerms | AnchorLoss) -> None:
@@ -118,6 +119,7 @@ class NegativesClipLoss(StoredTerms):
                 self.anchor_loss.take_state(previous)
             if self.world_size > 1:
                 average_gradients(self.anchor_loss.parameters())
+                self._begins = True
         loss_terms = terms if isinstance(terms, LossTerms) else LossTerms()
         loss_terms.check()
         loss_terms.check_values()
@@ -208,6 +210,9 @@ class NegativesClipLoss(StoredTerms):
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
         self.logged.clear()
+        if self._begins and anchor_loss is not None:
+            copy_from_first(anchor_loss)
+            self._begins = False
         if anchor_loss is None or isinstance(anchor_loss, StepTerms):
             return self._loss_from_terms(inputs, samples, again)
         return self._loss_from_anchors(anchor_loss, inputs, samples, again)
@@ -220,7 +225,7 @@ class NegativesClipLoss(StoredTerms):
             inputs, extras = self.added.split(inputs, samples, self._gathering)
             options |= extras
         x, y, scale, bias = inputs
-        terms = self._step_terms(inputs, samples)
+        terms = self._step_terms(inputs, samples, again)
         if self.world_size == 1 or self.ring:
             losses = weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
             everyone = Towers(x, y)
@@ -237,13 +242,18 @@ class NegativesClipLoss(StoredTerms):
             self._observe(self._step(inputs, samples, everyone), losses)
         return losses.mean()
 
-    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None) -> LossTerms | None:
+    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> LossTerms | None:
         """Return the terms of the samples of this process; None if the loss is plain InfoNCE."""
         if not isinstance(self.anchor_loss, StepTerms):
             return None if self.terms.neutral else self.batch_terms(samples, inputs.x)
         own = Towers(inputs.x, inputs.y)
-        terms = self.anchor_loss.terms(self._step(inputs, samples, own, alone=True))
+        step = self._step(inputs, samples, own, alone=True)
+        self.anchor_loss.begin(step.samples.index, again=again)
+        terms = self.anchor_loss.terms(step)
         terms.check(len(own.image), own.image.device, "the terms of the step")
+        if trained := [name for name, value in terms.tensors().items() if value.requires_grad]:
+            fault = f"The {trained[0]} of the terms of the step needs gradients, which loss terms do not get"
+            raise InputError(f"{fault}. Detach it, or subclass AnchorLoss and define forward.")
         return terms if samples is None else terms.at(samples.progress)
 
     def _loss_from_anchors(self, loss: AnchorLoss, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+NOT_BY_GROUP = ("_milestones", "_schedule_phases")  # lists of `SequentialLR` and `OneCycleLR` whose entries are no groups
+
 
 class LossParameters:
     """The parameters of a loss, as one more group of an optimizer: with its learning rate, without weight decay.
@@ -36,7 +38,8 @@ class LossParameters:
         optimizer.register_state_dict_post_hook(self._without_own_group)
         optimizer.register_load_state_dict_pre_hook(self._with_own_group)
         for scheduler in schedulers:
-            _extend(scheduler, n_groups)
+            if getattr(scheduler, "optimizer", optimizer) is optimizer:
+                _extend(scheduler, n_groups)
 
     def state(self) -> dict[str, Tensor]:
         """Return the optimizer's state of the parameters: tensors by ``PARAMETER/NAME``; numbers as tensors of shape ()."""
@@ -56,6 +59,16 @@ class LossParameters:
             parameter = self.parameters[name]
             device = "cpu" if part == "step" and not counts_on_device else parameter.device
             self.optimizer.state[parameter][part] = value.clone().to(device)
+
+    def without_own_group(self, scheduler: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of a scheduler of the optimizer without this group, which is the last one."""
+        n_groups, state = len(self.optimizer.param_groups), dict(scheduler)
+        for name, value in scheduler.items():
+            if name == "_schedulers":
+                state[name] = [self.without_own_group(inner) for inner in value]
+            elif isinstance(value, list) and len(value) == n_groups and name not in NOT_BY_GROUP:
+                state[name] = value[:-1]
+        return state
 
     def _without_own_group(self, optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         place = next(place for place, group in enumerate(optimizer.param_groups) if self._is_own(group))
@@ -82,5 +95,5 @@ def _extend(scheduler: Any, n_groups: int) -> None:
         if name == "_schedulers":
             for inner in value:
                 _extend(inner, n_groups)
-        elif isinstance(value, list) and len(value) == n_groups:
+        elif isinstance(value, list) and len(value) == n_groups and name not in NOT_BY_GROUP:
             value.append(value[-1])

@@ -17,6 +17,7 @@ from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.errors import DataError, InputError, UnsupportedError
 from clip_negatives.host import registry
 from clip_negatives.interfaces import Clusters, SamplingContext
+from clip_negatives.learning_sampler import observer_of
 from clip_negatives.storage.clusters_folder import write_clusters
 from clip_negatives_plugins.extra_texts.hard import hardest
 from clip_negatives_plugins.extra_texts.swapped import swapped
@@ -104,6 +105,16 @@ def test_swapped_words_are_the_same_words() -> None:
 def test_bad_options(spec: str, words: str, clusters: Clusters) -> None:
     with pytest.raises(InputError, match=words):
         make(spec, clusters).extra_texts([0])
+
+
+def test_batches_of_a_sampler_that_learns(clusters: Clusters) -> None:
+    sampler = make("swapped_words:of=mined", clusters)
+    assert observer_of(sampler) == sampler.sampler.observe
+    memory = sampler.learned()
+    memory["new.features"] += 1
+    sampler.load_learned(memory)
+    assert bool((sampler.sampler.new["features"] == 1).all())
+    assert observer_of(make("swapped_words", clusters)) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
