@@ -16,8 +16,8 @@ class LossParameters:
     """The parameters of a loss, as one more group of an optimizer: with its learning rate, without weight decay.
 
     The state of the optimizer, which the loop stores in its checkpoints, stays without this group: other tools can load it.
-    `state` is the part of this group. Parameters that the optimizer has
-    already stay where they are. A loss without parameters changes nothing.
+    `state` is the part of this group. Parameters that the optimizer has already stay where they are. A loss without parameters
+    changes nothing.
 
     Args:
         loss: the anchor loss, or None.
