@@ -214,10 +214,10 @@ class NegativesClipLoss(StoredTerms):
             copy_from_first(anchor_loss)
             self._begins = False
         if anchor_loss is None or isinstance(anchor_loss, StepTerms):
-            return self._loss_from_terms(inputs, samples, again)
+            return self._loss_from_terms(inputs, samples, again, plain=anchor_loss is None and terms.neutral)
         return self._loss_from_anchors(anchor_loss, inputs, samples, again)
 
-    def _loss_from_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
+    def _loss_from_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool, *, plain: bool) -> Tensor:
         observed = self.observer is not None and not again
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
         options["reduction"] = "none" if observed else "mean"
@@ -225,7 +225,7 @@ class NegativesClipLoss(StoredTerms):
             inputs, extras = self.added.split(inputs, samples, self._gathering)
             options |= extras
         x, y, scale, bias = inputs
-        terms = self._step_terms(inputs, samples, again)
+        terms = None if plain else self._step_terms(inputs, samples, again)
         if self.world_size == 1 or self.ring:
             losses = weighted_info_nce(x, y, scale, bias, terms=terms, ring=self.world_size > 1, **options)
             everyone = Towers(x, y)
@@ -238,14 +238,15 @@ class NegativesClipLoss(StoredTerms):
                 losses = weighted_info_nce(x, y, scale, bias, terms=terms, candidates=candidates, **options)
             else:
                 losses = weighted_info_nce(*everyone, scale, bias, terms=all_terms, gathered=True, **options)
-        if observed:
-            self._observe(self._step(inputs, samples, everyone), losses)
+        if not observed:
+            return losses
+        self._observe(self._step(inputs, samples, everyone), losses)
         return losses.mean()
 
-    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> LossTerms | None:
-        """Return the terms of the samples of this process; None if the loss is plain InfoNCE."""
+    def _step_terms(self, inputs: Inputs, samples: BatchSamples | None, again: bool) -> LossTerms:
+        """Return the terms of the samples of this process."""
         if not isinstance(self.anchor_loss, StepTerms):
-            return None if self.terms.neutral else self.batch_terms(samples, inputs.x)
+            return self.batch_terms(samples, inputs.x)
         own = Towers(inputs.x, inputs.y)
         step = self._step(inputs, samples, own, alone=True)
         self.anchor_loss.begin(step.samples.index, again=again)
