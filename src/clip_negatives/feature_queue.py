@@ -25,7 +25,8 @@ class FeatureQueue(nn.Module):
 
     Attributes:
         features: float32, shape (size, D), without gradients; shape (0, 0) before the first push.
-        ids: sample of each row, int64, shape (size,); -1 where the queue is still empty.
+        ids: sample of each row, int64, shape (size,); -1 where the queue is still empty, or if the id is unknown, as in a
+            stream without clusters.
 
     Examples:
         >>> queue = FeatureQueue(3)
@@ -46,6 +47,11 @@ class FeatureQueue(nn.Module):
         self.register_buffer("features", torch.zeros(0, 0))
         self.register_buffer("ids", torch.full((size,), EMPTY))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def filled(self) -> Tensor:
+        """Return which rows have features, bool, shape (size,)."""
+        return torch.arange(self.size, device=self.pushed.device) < self.pushed
 
     @torch.no_grad()
     def push(self, features: Tensor, ids: Tensor) -> None:
