@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -70,12 +69,6 @@ class FeatureQueue(nn.Module):
         self.features = self.features.index_copy(0, rows, features.float())
         self.ids[rows] = ids
         self.pushed += len(ids)
-
-    def overwritten(self, buffer: str, n: int) -> Tensor | EllipsisType:
-        """Return the rows of a buffer that the next push of `n` rows will overwrite."""
-        if buffer == "pushed" or (buffer == "features" and len(self.features) == 0):
-            return ...
-        return (self.pushed + torch.arange(min(n, self.size), device=self.pushed.device)) % self.size
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the length of the features from the stored state."""
