@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip_negatives import Anchors, BatchSamples, LossTerms, NegativesClipLoss, Step
+from clip_negatives import Anchors, BatchSamples, FeatureQueue, LossTerms, NegativesClipLoss, Step
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms
 from clip_negatives.anchors import info_nce
 from clip_negatives.errors import InputError
+from clip_negatives.step import StepSamples, Towers
 
 B = 6
 SAMPLES = BatchSamples(ids=torch.arange(B))
@@ -46,6 +47,38 @@ class Counted(StepTerms):
     def terms(self, step: Step) -> LossTerms:
         self.batches += 1
         return LossTerms(image_table=self.table, image_labels=step.samples.index % len(self.table))
+
+
+class OneQueue(AnchorLoss):
+    """Contrasts with one queue of both modalities, which gets more rows in a step than the step has samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = FeatureQueue(3 * B)
+
+    def forward(self, anchors: Anchors) -> Tensor:
+        further = anchors.features @ self.queue.features.T if len(self.queue.features) else anchors.logits[:, :0]
+        if anchors.modality == "text":
+            self.queue.push(anchors.candidates, anchors.samples.candidates)
+            self.queue.push(anchors.peers, anchors.samples.candidates)
+        return torch.cat([anchors.logits, further], dim=1).logsumexp(1) - anchors.positive
+
+
+def test_a_queue_with_several_pushes_in_a_step_changes_once_for_each_batch() -> None:
+    loss = NegativesClipLoss(terms=OneQueue())
+    for _ in range(3):
+        value = call(loss)
+        state = {name: part.clone() for name, part in loss.anchor_loss.state_dict().items()}
+        assert torch.equal(call(loss, again=True), value)
+        torch.testing.assert_close(dict(loss.anchor_loss.state_dict()), state, rtol=0, atol=0)
+
+
+def test_a_step_without_gradients() -> None:
+    rows = Towers(*(torch.eye(2, requires_grad=True) for _ in range(2)))
+    scale, bias = (torch.ones((), requires_grad=True) for _ in range(2))
+    step = Step(StepSamples(torch.arange(2), torch.arange(2)), rows, rows, scale, bias).detached()
+    tensors = (*step.features, *step.candidates, step.scale, step.bias)
+    assert not any(part.requires_grad for part in tensors)
 
 
 def test_a_parameter_with_two_names_survives_new_clusters() -> None:

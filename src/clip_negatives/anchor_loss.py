@@ -85,12 +85,10 @@ class AnchorLoss(nn.Module):
         """Yield the rows of each buffer that a step of the samples `index` may overwrite."""
         for module in self.modules():
             for name, buffer in module.named_buffers(recurse=False):
-                rows: Any = ...
-                if isinstance(module, FeatureQueue):
-                    rows = module.overwritten(name, len(index))
-                elif buffer.ndim > 0 and len(buffer) == self.n_samples:
-                    rows = index
-                yield _SavedRows(module, name, rows, buffer[rows].clone())
+                is_queue = isinstance(module, FeatureQueue)
+                rows: Any = index if not is_queue and buffer.ndim > 0 and len(buffer) == self.n_samples else ...
+                is_replaced = is_queue and name == "features"  # a push makes a new tensor
+                yield _SavedRows(module, name, rows, buffer if is_replaced else buffer[rows].clone())
 
     def take_state(self, previous: AnchorLoss) -> None:
         """Continue with the state and the parameters of a loss of the same class: an optimizer keeps its parameters."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -25,7 +24,8 @@ class FeatureQueue(nn.Module):
 
     Attributes:
         features: float32, shape (size, D), without gradients; shape (0, 0) before the first push.
-        ids: sample of each row, int64, shape (size,); -1 where the queue is still empty.
+        ids: sample of each row, int64, shape (size,); -1 where the queue is still empty, or if the id is unknown, as in a
+            stream without clusters.
 
     Examples:
         >>> queue = FeatureQueue(3)
@@ -47,6 +47,11 @@ class FeatureQueue(nn.Module):
         self.register_buffer("ids", torch.full((size,), EMPTY))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def filled(self) -> Tensor:
+        """Return which rows have features, bool, shape (size,)."""
+        return torch.arange(self.size, device=self.pushed.device) < self.pushed
+
     @torch.no_grad()
     def push(self, features: Tensor, ids: Tensor) -> None:
         """Put rows into the queue, in place of the oldest ones; of more than `size` rows, the last ones.
@@ -64,12 +69,6 @@ class FeatureQueue(nn.Module):
         self.features = self.features.index_copy(0, rows, features.float())
         self.ids[rows] = ids
         self.pushed += len(ids)
-
-    def overwritten(self, buffer: str, n: int) -> Tensor | EllipsisType:
-        """Return the rows of a buffer that the next push of `n` rows will overwrite."""
-        if buffer == "pushed" or (buffer == "features" and len(self.features) == 0):
-            return ...
-        return (self.pushed + torch.arange(min(n, self.size), device=self.pushed.device)) % self.size
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Take the length of the features from the stored state."""

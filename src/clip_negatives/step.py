@@ -220,7 +220,8 @@ class Step:
     def detached(self) -> Step:
         """Return the step without gradients."""
         detach = [part.map(lambda rows: rows.detach()) for part in (self.features, self.candidates)]
-        return dataclasses.replace(self, features=detach[0], candidates=detach[1], scale=self.scale.detach())
+        bias = None if self.bias is None else self.bias.detach()
+        return dataclasses.replace(self, features=detach[0], candidates=detach[1], scale=self.scale.detach(), bias=bias)
 
     def frozen(self, modality: str, *, candidates: bool = False) -> Tensor:
         """Return the frozen features of the anchors, or of the candidates, on the device of the live features.

@@ -77,6 +77,19 @@ def test_a_teacher_from_a_checkpoint(arguments: list[str], monkeypatch: pytest.M
     torch.testing.assert_close(features[0].text.norm(dim=1), torch.ones(BATCH))
 
 
+def test_a_teacher_has_the_options_of_the_model(arguments: list[str]) -> None:
+    """With the same weights, another activation would give other features."""
+    line = [*arguments, "--force-quick-gelu"]
+    train([*line, "--lr", "0", "--name", "teacher"], TrainOptions(sampler="in_batch", weighting="uniform"))
+    checkpoint = run(arguments).parent / "teacher" / "checkpoints" / "epoch_1.pt"
+    taught: list[BatchSamples] = []
+    for options in ({"ema": 0.0}, {"teacher": str(checkpoint)}):
+        settings = TrainOptions(weighting="distilled", sampler="in_batch", on_batch=taught.append, **options)
+        train([*line, "--lr", "0", "--name", f"run-{len(taught)}"], settings)
+    assert len(taught) == 2 * STEPS
+    torch.testing.assert_close(taught[STEPS].teacher.text, taught[0].teacher.text)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

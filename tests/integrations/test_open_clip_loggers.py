@@ -90,3 +90,10 @@ def test_nothing_is_counted_where_nothing_is_logged(
     how = TrainOptions(sampler="in_batch", weighting="uniform")
     train([*arguments, "--report-to", "tensorboard", "--name", "plain"], how)
     assert not [name for name in _scalars(arguments, "plain").Tags()["scalars"] if name.startswith("clip_negatives")]
+
+
+def test_figures_of_a_weighting_need_no_clusters(arguments: list[str]) -> None:
+    options = TrainOptions(sampler="in_batch", weighting="learned_temperature")
+    train([*arguments, "--report-to", "tensorboard", "--name", "run"], options)
+    events = _scalars(arguments, "run")
+    assert [event.step for event in events.Scalars("clip_negatives/image_temperature")] == list(range(1, STEPS))

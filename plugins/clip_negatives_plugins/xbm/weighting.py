@@ -62,7 +62,7 @@ class _XbmLoss(AnchorLoss):
     def _contrast(self, anchors: Anchors, queue: FeatureQueue, early: Tensor | bool) -> Tensor:
         cosines = (anchors.features @ queue.features.to(anchors.features.dtype).T).to(anchors.cosines)
         own, ids = anchors.samples.index[:, None], queue.ids
-        removed = (ids < 0) | (ids == own) | early
+        removed = ~queue.filled | ((ids == own) & (own >= 0)) | early  # ids of streams without clusters are -1
         if self.groups is not None:
             self.groups = self.groups.to(ids.device)
             removed = removed | (self.groups[ids.clamp(min=0)] == self.groups[own])

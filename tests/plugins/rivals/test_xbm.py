@@ -108,3 +108,17 @@ def test_no_call_in_evaluation_changes_the_queue() -> None:
 def test_options_out_of_range(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="must be"):
         Xbm(**options)
+
+
+def test_samples_without_ids_are_all_different() -> None:
+    """As in a stream without clusters, whose samples have the id -1."""
+    values = []
+    for unknown in (True, False):
+        loss = loss_of(15, 0.0, None)
+        for number in range(3):
+            ids = torch.full((B,), -1) if unknown else torch.arange(B) + B * number
+            x, y = features(B, 4, seed=number)
+            value = loss(x, y, torch.tensor(SCALE, dtype=torch.float64), samples=BatchSamples(ids=ids))
+        values.append(value.item())
+    assert values[0] == values[1]
+    assert values[0] > NegativesClipLoss()(x, y, torch.tensor(SCALE, dtype=torch.float64)).item()

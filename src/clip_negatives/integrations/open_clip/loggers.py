@@ -26,24 +26,28 @@ class EpochFigures:
     tb_writer: Any  # open_clip's TensorBoard writer, or None
     epoch: int
     steps: int  # steps in an epoch; accumulated batches are one step
-    clusters: Clusters
+    clusters: Clusters | None  # None: only figures of the weighting are known
     terms: LossTerms | AnchorLoss  # of the whole data set, on the CPU
     logged: Mapping[str, Tensor]  # figures of the weighting in the step before, see `NegativesClipLoss.logged`
     batches: int = 0  # number of batches so far
 
     def log_clusters(self) -> None:
         """Log the sizes of the clusters at the first step of the epoch."""
-        self._log(cluster_figures(self.clusters), 0)
+        if self.clusters is not None:
+            self._log(cluster_figures(self.clusters), 0)
 
     def count(self, current: CurrentSamples) -> None:
         """Count a batch; if open_clip logs this step, log the figures of the batch."""
         self.batches += 1
         step, rest = divmod(self.batches, self.args.accum_freq)
         if not rest and ((step - 1) % self.args.log_every_n_steps == 0 or step == self.steps):
-            figures = batch_figures(current.samples, self.clusters, self.terms)
+            clusters = self.clusters
+            figures = {} if clusters is None else batch_figures(current.samples, clusters, self.terms)
             self._log(figures | logged_figures(self.logged), step - 1)
 
     def _log(self, figures: dict[str, float], step: int) -> None:
+        if not figures:
+            return
         step += self.epoch * self.steps
         if self.tb_writer is not None:
             for name, value in figures.items():

@@ -188,7 +188,7 @@ class Negatives:
         if refresh:
             self._refresh(model, loss, epoch)
         loss.observer = None if self._data.sampler is None else observer_of(self._data.sampler)
-        if self._logged is not None and self._clusters is not None:
+        if self._logged is not None:
             steps = self._data.dataloader.num_batches // args.accum_freq
             self._figures = EpochFigures(args, tb_writer, epoch, steps, self._clusters, self._logged, loss.logged)
             if first or refresh:

@@ -92,9 +92,9 @@ class MovingAverage(Teacher):
 
 
 def fixed_teacher(checkpoint: str, args: Namespace) -> Teacher:
-    """Return the model of ``--model`` with the weights of a checkpoint of open_clip's training."""
+    """Return the model of ``--model`` and its options with the weights of a checkpoint of open_clip's training."""
     with torch.random.fork_rng(devices=[]):  # the model begins with random weights
-        model = open_clip.create_model(args.model, precision=args.precision, device=args.device, output_dict=True)
+        model = open_clip.create_model(args.model, device=args.device, output_dict=True, **_model_options(args))
     stored = load_checkpoint(checkpoint, map_location="cpu")
     weights = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
     try:
@@ -104,3 +104,10 @@ def fixed_teacher(checkpoint: str, args: Namespace) -> Teacher:
             f"The checkpoint {checkpoint} has no weights of the model {args.model}. Name one of this model with --teacher."
         ) from error
     return Teacher(model, args)
+
+
+def _model_options(args: Namespace) -> dict[str, Any]:
+    """Return the options with which open_clip's training creates its model, apart from weights and dropout."""
+    names = ("precision", "force_quick_gelu", "force_custom_text", "force_image_size", "force_context_length")
+    options = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return options | ({"init_logit_bias": -10.0} if getattr(args, "siglip", False) else {})
