@@ -10,6 +10,7 @@ from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -83,6 +84,7 @@ class NegativesCallback(Callback):
             raise InputError(f"refresh_every must be at least 1 and needs encode=, got {self.refresh_every} and {self.encode}.")
         self._folder = Path(self.clusters)
         self._loader: IndexedLoader
+        self._device = torch.device("cpu")
         self._loss: NegativesClipLoss | None = None
         self._parameters: LossParameters | None = None
         self._restored: dict[str, Tensor] = {}
@@ -111,6 +113,7 @@ class NegativesCallback(Callback):
         check_clusters(self._restored_digest, folder.digest, "the checkpoint")
         self._restored_digest, self._digest = "", folder.digest
         if previous is not None:  # Lightning has loaded the data again
+            self._loss.to(self._device)
             if previous[0] is not None and self._loss.anchor_loss is not None:
                 self._loss.anchor_loss.take_state(previous[0])
             carry_over(previous[1], self._loader.negatives)
@@ -126,7 +129,8 @@ class NegativesCallback(Callback):
         if self._loss is None:
             raise InputError(NO_LOADER)
         check_temperature_of(pl_module, self.weighting)
-        self.loss.to(pl_module.device)
+        self._device = pl_module.device
+        self.loss.to(self._device)
         if self.loss.anchor_loss is not None and any(True for _ in self.loss.anchor_loss.parameters()):
             schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
             self._parameters = LossParameters(self.loss.anchor_loss, trainer.optimizers[0], schedulers)
