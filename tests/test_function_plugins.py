@@ -21,8 +21,10 @@ from clip_negatives import (
     sampler,
     weighting,
 )
-from clip_negatives.errors import PluginError
+from clip_negatives.anchor_loss import AnchorLoss
+from clip_negatives.errors import InputError, PluginError
 from clip_negatives.host.options import options_of
+from clip_negatives.sampling import name_of
 from clip_negatives.testing import parametrize_with_checks
 from clip_negatives.testing.blobs import make_blobs
 from clip_negatives.testing.weightings import SCALE, batch, batch_index
@@ -182,7 +184,73 @@ def test_wrong_results_are_errors() -> None:
     def tensor(step: Step) -> Tensor:
         return step.features.image
 
-    with pytest.raises(PluginError, match=r"flat returns \(32,\), not a tensor of shape \(32, 32\)"):
+    with pytest.raises(PluginError, match=r"flat returns \(32,\), not a tensor of shape \(B, G\), here \(32, 32\)"):
         loss_of(flat()(make_blobs(240)))
     with pytest.raises(PluginError, match="tensor returns a Tensor, not LossTerms"):
         loss_of(tensor()(make_blobs(240)))
+
+
+def test_functions_have_names_in_states_and_messages() -> None:
+    assert name_of(shuffled(SamplingContext(20, 4))) == "shuffled"
+
+    @sampler
+    def listed(context: SamplingContext, generator: torch.Generator) -> list[int]:
+        return [0]
+
+    @sampler
+    def doubled(context: SamplingContext, generator: torch.Generator) -> Tensor:
+        return torch.zeros(context.steps, context.step_size, dtype=torch.int64) + torch.arange(context.step_size)
+
+    context = SamplingContext(20, 4)
+    with pytest.raises(InputError, match=r"The plan of the sampler .*listed must have shape \(5, 4\) .* got a list"):
+        list(listed(context))
+    with pytest.raises(InputError, match=r"doubled plans a sample several times\. Use each at most once in an epoch"):
+        list(doubled(context))
+    plan = sampler(repeats=True)(lambda context, generator: torch.zeros(5, 4, dtype=torch.int64))
+    with pytest.raises(InputError, match="at most once in a step"):
+        list(plan(context))
+
+
+def test_wrong_targets_and_kinds_are_errors() -> None:
+    @weighting(returns="targets")
+    def ones(anchors: Anchors) -> Tensor:
+        return torch.ones_like(anchors.logits)
+
+    @weighting
+    def nothing(clusters: Clusters) -> None:
+        return None
+
+    with pytest.raises(PluginError, match="ones returns targets whose rows sum to 32, not to 1"):
+        loss_of(ones()(make_blobs(240)))
+    with pytest.raises(PluginError, match="nothing returns a NoneType, not LossTerms"):
+        nothing()(make_blobs(240))
+    with pytest.raises(PluginError, match="returns must be 'log_weights' or 'targets', got 'foo'"):
+        weighting(returns="foo")(lambda anchors: anchors.logits)
+
+
+def test_wrong_uses_of_a_step_are_errors() -> None:
+    @weighting
+    def audio(step: Step) -> LossTerms:
+        return LossTerms(factors=step.frozen("audio"))
+
+    @weighting
+    def matrix(anchors: Anchors) -> Tensor:
+        anchors.step.log("cosines", anchors.cosines)
+        return anchors.cosines
+
+    class Scalar(AnchorLoss):
+        def forward(self, anchors: Anchors) -> Tensor:
+            return anchors.logits.mean()
+
+    with pytest.raises(InputError, match="modality must be 'image' or 'text', got 'audio'"):
+        loss_of(audio()(make_blobs(240)))
+    with pytest.raises(InputError, match=r"figure 'cosines' must be one number, got shape \(32, 32\)"):
+        loss_of(matrix()(make_blobs(240)))
+    with pytest.raises(PluginError, match=r"Scalar.forward must return the loss of each anchor, shape \(32,\), got \(\)"):
+        loss_of(Scalar())
+    with pytest.raises(PluginError, match=r"AnchorLoss has no forward\(anchors\)"):
+        loss_of(AnchorLoss())
+    with pytest.raises(InputError, match=r"features of a teacher must both have shape \(3, D\)"):
+        BatchSamples(ids=torch.arange(3)).with_teacher(torch.ones(2, 4), torch.ones(2, 4))
+    with pytest.raises(InputError, match=r"features are of 32 samples, samples= are 3\."):
+        NegativesClipLoss()(*batch(), torch.tensor(SCALE), samples=BatchSamples(ids=torch.arange(3)))

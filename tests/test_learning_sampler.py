@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from clip_negatives import AnchorLoss, Anchors, LearningSampler, LossTerms, SamplingContext, Step, attach
 from clip_negatives.anchors import info_nce
 from clip_negatives.batches.loader import IndexedLoader
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, PluginError
 from clip_negatives.integrations import loop
 from clip_negatives.learning_sampler import carry_over
 from clip_negatives.losses.module import NegativesClipLoss
@@ -141,7 +141,7 @@ def test_memory_of_another_sampler_is_refused() -> None:
     with pytest.raises(InputError, match="memory is not of this ByLoss"):
         training.sampler.load_learned({"loss": torch.zeros(3)})
     state = training.loader.state_dict()
-    with pytest.raises(InputError, match="state is not of this loader"):
+    with pytest.raises(InputError, match="state has no memory of the sampler"):
         training.loader.load_state_dict({name: value for name, value in state.items() if name != "learned"})
 
 
@@ -161,6 +161,7 @@ def test_attach_lets_the_sampler_observe(tmp_path: Path, monkeypatch: pytest.Mon
     made = loop.registry.create
     by_loss = lambda kind, spec, *context: ByLoss(*context) if spec == "by_loss" else made(kind, spec, *context)  # noqa: E731
     monkeypatch.setattr(loop.registry, "create", by_loss)
+    monkeypatch.setattr(loop, "resolved", lambda kind, spec: spec)
     native = DataLoader(Pictures(mapping=False), SIZE, shuffle=True)
     loader, loss = attach(native, tmp_path / "clusters", sampler="by_loss", epochs=2)
     assert loader.negatives.context.epochs == 2
@@ -172,3 +173,25 @@ def test_attach_lets_the_sampler_observe(tmp_path: Path, monkeypatch: pytest.Mon
     assert step.position.total_steps == 2 * len(loader)
     assert losses.shape == (SIZE,)
     assert batch is not None
+
+
+def test_faults_of_a_memory_are_named() -> None:
+    with pytest.raises(InputError, match="memory 'loss' of LearningSampler must be a tensor, got float"):
+        LearningSampler(SamplingContext(N, BATCH), lambda generator: torch.zeros(1), loss=0.5)
+    with pytest.raises(PluginError, match=r"LearningSampler has no observe\(step, losses\)"):
+        LearningSampler(SamplingContext(N, BATCH), lambda generator: torch.zeros(1)).observe(None, None)
+    learner = ByLoss(SamplingContext(N, BATCH))
+    learner.new["loss"] = torch.zeros(3)
+    with pytest.raises(PluginError, match="observe of the sampler ByLoss changes the names, shapes or dtypes"):
+        learner.set_epoch(1)
+
+
+def test_a_state_of_other_options_is_refused() -> None:
+    training, other = Training(), Training()
+    training.loader.spec, other.loader.spec = "by_loss:by=image", "by_loss:by=text"
+    with pytest.raises(InputError, match=r"not of this loader .by_loss:by=text .* but of by_loss:by=image"):
+        other.loader.load_state_dict(training.loader.state_dict())
+    losses = [NegativesClipLoss() for _ in range(2)]
+    losses[0].weighting, losses[1].weighting = "annealed:beta=1", "annealed:beta=2"
+    with pytest.raises(InputError, match="of other clusters or of another weighting"):
+        losses[1].load_state_dict(losses[0].state_dict())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, PluginError
 from clip_negatives.feature_queue import FeatureQueue
 from clip_negatives.step import Step
 from clip_negatives.step import Towers as Towers
@@ -116,7 +116,7 @@ class AnchorLoss(nn.Module):
 
         Called twice a step, for images and for texts; the loss of the step is the mean over all anchors of both.
         """
-        raise NotImplementedError
+        raise PluginError(f"{type(self).__name__} has no forward(anchors). Define it.")
 
 
 class StepTerms(AnchorLoss):
@@ -124,4 +124,4 @@ class StepTerms(AnchorLoss):
 
     def terms(self, step: Step) -> LossTerms:
         """Return the terms of the B samples of this process; `step` has their features alone."""
-        raise NotImplementedError
+        raise PluginError(f"{type(self).__name__} has no terms(step). Define it.")

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from clip_negatives.step import Step
 Factory = Callable[..., Any]
 Returned = Literal["log_weights", "targets"]
 
+ROUNDING = 1e-2  # of the sums of targets, which may be bfloat16
 SEES = ("clusters", "step", "anchors")  # first parameter of a weighting
 PLANS = (("context", "generator"), ("context", "generator", "epoch"))  # first parameters of a sampler
 
@@ -67,6 +68,8 @@ def weighting(
 
 def _weighting(function: Callable[..., Any], *, returns: Returned, requires_clusters: bool) -> Factory:
     sees = _first_parameters(function, 1)[0]
+    if returns not in get_args(Returned):
+        raise PluginError(f"returns must be {' or '.join(map(repr, get_args(Returned)))}, got {returns!r}.")
     if sees not in SEES:
         raise PluginError(
             f"The first parameter of the weighting {function.__qualname__} must be {' or '.join(SEES)}, not {sees}."
@@ -90,7 +93,9 @@ class FunctionWeighting:
     def __call__(self, clusters: Clusters) -> LossTerms | AnchorLoss:
         """Return what the function gives for these clusters."""
         if self.sees == "clusters":
-            terms: LossTerms | AnchorLoss = self.call(clusters)
+            terms = self.call(clusters)
+            if not isinstance(terms, LossTerms | AnchorLoss):
+                raise _wrong(self, f"a {type(terms).__name__}, not LossTerms")
             return terms
         return FunctionTerms(self, clusters) if self.sees == "step" else FunctionLoss(self, clusters)
 
@@ -120,13 +125,19 @@ class FunctionLoss(AnchorLoss):
     def __init__(self, weighting: FunctionWeighting, clusters: Clusters) -> None:
         super().__init__()
         self.weighting, self.clusters = weighting, clusters
+        self._checked = False  # values are read once: that waits for a GPU
 
     def forward(self, anchors: Anchors) -> Tensor:
         """Return the loss of each anchor."""
         values = self.weighting.call(anchors)
         if not isinstance(values, Tensor) or values.shape != anchors.logits.shape:
             found = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
-            raise _wrong(self.weighting, f"{found}, not a tensor of shape {tuple(anchors.logits.shape)}")
+            raise _wrong(self.weighting, f"{found}, not a tensor of shape (B, G), here {tuple(anchors.logits.shape)}")
+        if self.weighting.returns == "targets" and not self._checked:
+            sums, self._checked = values.detach().sum(1), True
+            if not bool(((sums - 1).abs() < ROUNDING).all()):
+                worst = float(sums[(sums - 1).abs().argmax()])
+                raise _wrong(self.weighting, f"targets whose rows sum to {worst:g}, not to 1")
         return info_nce(anchors, **{self.weighting.returns: values})
 
 
@@ -178,7 +189,7 @@ def _sampler(function: Callable[..., Tensor], *, requires_clusters: bool, repeat
 
     def create(context: SamplingContext, **options: Any) -> PlannedSampler:
         planned = PlannedSampler(context, _Plan(create, context, options, len(seen) == len(PLANS[1])))
-        planned.repeats = repeats
+        planned.repeats, planned.name = repeats, function.__qualname__
         return planned
 
     return _factory(create, function, len(seen), requires_clusters, "context")

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, PluginError
 from clip_negatives.interfaces import NegativeSampler, ObservingSampler, SamplingContext
 from clip_negatives.printing import log
-from clip_negatives.sampling import Plan, PlannedSampler
+from clip_negatives.sampling import Plan, PlannedSampler, name_of
 from clip_negatives.step import Step
 
 EPOCH = "sampler.epoch"  # has a dot, so that it differs from the names of the memory
@@ -37,6 +37,8 @@ class LearningSampler(PlannedSampler):
 
     def __init__(self, context: SamplingContext, plan: Plan, **memory: Tensor) -> None:
         super().__init__(context, plan)
+        if wrong := next((name for name, value in memory.items() if not isinstance(value, Tensor)), None):
+            raise InputError(f"The memory {wrong!r} of {name_of(self)} must be a tensor, got {type(memory[wrong]).__name__}.")
         self.memory = memory
         self.new = {name: value.clone() for name, value in memory.items()}
 
@@ -48,11 +50,17 @@ class LearningSampler(PlannedSampler):
                 ``step.candidates`` their live features.
             losses: loss of each of these samples, the mean of its image's and its text's, float32, shape (G,).
         """
-        raise NotImplementedError
+        raise PluginError(f"The sampler {name_of(self)} has no observe(step, losses). Define it.")
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; another one than the present epoch uses what was learned."""
         if epoch != self._epoch:
+            layouts = [{name: (value.shape, value.dtype) for name, value in part.items()} for part in (self.memory, self.new)]
+            if layouts[0] != layouts[1]:
+                raise PluginError(
+                    f"observe of the sampler {name_of(self)} changes the names, shapes or dtypes of its memory. Write into the "
+                    "tensors of self.new."
+                )
             self.memory = {name: value.clone() for name, value in self.new.items()}
         super().set_epoch(epoch)
 

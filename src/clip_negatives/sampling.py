@@ -69,6 +69,7 @@ class PlannedSampler:
         (3, [[0, 1], [2, 3], [4, 5]])
     """
 
+    name: str = ""  # of the function of the plan, for messages
     repeats: bool = False  # whether a sample may occur in several steps of an epoch
 
     def __init__(self, context: SamplingContext, plan: Plan) -> None:
@@ -112,14 +113,17 @@ class PlannedSampler:
         """Return the sample ids of every step of `epoch`, int64 or int32, shape (steps, world_size * B).
 
         Raises:
-            InputError: the plan has another shape.
+            InputError: the plan has another shape, or a sample twice.
         """
         steps = self._planned(epoch_generator(self.context.seed, epoch), epoch)
-        if steps.shape != (len(self), self.step_size):
-            raise InputError(
-                f"The plan of an epoch must have shape {(len(self), self.step_size)} (steps, world_size * batch size), got "
-                f"{tuple(steps.shape)}."
-            )
+        shape = len(self), self.step_size
+        if not isinstance(steps, Tensor) or steps.shape != shape:
+            found = tuple(steps.shape) if isinstance(steps, Tensor) else f"a {type(steps).__name__}"
+            needed = f"shape {shape} (steps, world_size * batch size)"
+            raise InputError(f"The plan of the sampler {name_of(self)} must have {needed}, got {found}.")
+        if _repeats(steps, self.context.n_samples, within_epoch=not self.repeats):
+            limit = "in a step" if self.repeats else "in an epoch, or set repeats"
+            raise InputError(f"The sampler {name_of(self)} plans a sample several times. Use each at most once {limit}.")
         return steps
 
     def _planned(self, generator: torch.Generator, epoch: int) -> Tensor:
@@ -169,6 +173,23 @@ class PlannedSampler:
         images = steps.flatten()
         kept = _first_places(images) if self.repeats else slice(None)
         return IncorrectPairs(images[kept].repeat_interleave(per_image), texts.view(-1, per_image)[kept].flatten())
+
+
+def name_of(sampler: Any) -> str:
+    """Return the name of a sampler for messages: that of its function or of its class."""
+    return str(getattr(sampler, "name", "") or type(sampler).__qualname__)
+
+
+def _repeats(steps: Tensor, n_samples: int, *, within_epoch: bool) -> bool:
+    """Return whether a valid id is twice in an epoch, or in a step; other checks find invalid ids."""
+    if bool((steps < 0).any() | (steps >= n_samples).any()):
+        return False
+    if not within_epoch:
+        ordered = steps.sort(dim=1).values
+        return bool((ordered[:, 1:] == ordered[:, :-1]).any())
+    seen = torch.zeros(n_samples, dtype=torch.bool)
+    seen[steps.flatten().long()] = True
+    return int(seen.sum()) < steps.numel()
 
 
 def _first_places(values: Tensor) -> Tensor:

@@ -59,7 +59,9 @@ class Towers(NamedTuple):
     text: Tensor
 
     def of(self, modality: str) -> Tensor:
-        """Return the features of the "image" or the "text"."""
+        """Return the features of the "image" or the "text"; InputError for another modality."""
+        if modality not in self._fields:
+            raise InputError(f"The modality must be 'image' or 'text', got {modality!r}.")
         return self.image if modality == "image" else self.text
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Towers:
@@ -136,7 +138,16 @@ class BatchSamples:
         return dataclasses.replace(self, position=Position.of(epoch, step, total_steps))
 
     def with_teacher(self, image_features: Tensor, text_features: Tensor) -> BatchSamples:
-        """Return the same samples with the features of a teacher, unit norm, each of shape (B, D')."""
+        """Return the same samples with the features of a teacher, unit norm, each of shape (B, D').
+
+        Raises:
+            InputError: the two have different shapes, or not B rows.
+        """
+        shapes = tuple(image_features.shape), tuple(text_features.shape)
+        if shapes[0] != shapes[1] or len(shapes[0]) != 2 or len(self) not in (0, shapes[0][0]):
+            raise InputError(
+                f"The features of a teacher must both have shape ({len(self)}, D), got {shapes[0]} and {shapes[1]}."
+            )
         return dataclasses.replace(self, teacher=Towers(image_features.detach(), text_features.detach()))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> BatchSamples:
@@ -240,6 +251,8 @@ class Step:
         """
         if self.clusters is None:
             raise InputError("This weighting needs the clusters, which are missing. Use a clusters folder.")
+        if modality not in Towers._fields:
+            raise InputError(f"The modality must be 'image' or 'text', got {modality!r}.")
         features = self.clusters.features_of(modality, "This weighting")
         rows = self.samples.candidates if candidates else self.samples.index
         return features[rows.to(features.device)].to(self.features.image.device).float()
@@ -272,4 +285,7 @@ class Step:
         """
         import torch
 
-        self.logged[name] = torch.as_tensor(value).detach()
+        figure = torch.as_tensor(value).detach()
+        if figure.numel() != 1:
+            raise InputError(f"The figure {name!r} must be one number, got shape {tuple(figure.shape)}. Log its mean.")
+        self.logged[name] = figure.reshape(())

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from clip_negatives.errors import PluginError
 from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.interfaces import NegativeSampler
+from clip_negatives.sampling import name_of
 
 END = object()
 
@@ -56,4 +57,4 @@ def _shortened(batch: object) -> str:
 
 
 def _fault(sampler: NegativeSampler, fault: str) -> PluginError:
-    return PluginError(f"The sampler {type(sampler).__qualname__} {fault}. Repair the plugin.")
+    return PluginError(f"The sampler {name_of(sampler)} {fault}. Repair the plugin.")

@@ -21,6 +21,7 @@ from clip_negatives.batches.samples import FailedBatch, IndexedDataset
 from clip_negatives.errors import DataError, InputError
 from clip_negatives.interfaces import NegativeSampler, ObservingSampler
 from clip_negatives.printing import warn
+from clip_negatives.sampling import name_of
 
 OF_WORKERS = ("num_workers", "prefetch_factor", "persistent_workers", "worker_init_fn", "multiprocessing_context", "in_order")
 KEPT = (*OF_WORKERS, "pin_memory", "timeout", "generator")  # `DataLoader` settings that are kept
@@ -45,10 +46,12 @@ class IndexedLoader(DataLoader[Any]):
 
     Attributes:
         epochs: number of epochs of the training, from which the progress of the training follows; None if unknown.
+        spec: sampler with all its options, for `state_dict`; empty if unknown.
     """
 
     batch_sampler: NegativeBatches
     epochs: int | None = None
+    spec: str = ""
 
     def __init__(
         self,
@@ -147,13 +150,13 @@ class IndexedLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the epoch; the next iteration skips the batches that were already yielded."""
         epoch, batches, settings = state.get("epoch"), state.get("batches"), self._settings()
-        learns = isinstance(self.negatives, ObservingSampler)
-        fits = state.get("of") == settings and ("learned" in state) == learns
-        if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or not fits:
+        if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or state.get("of") != settings:
             raise InputError(
                 f"The state is not of this loader ({settings}), but of {state.get('of', 'something else')}. Resume with the "
                 "same data, sampler, seed, batch size and number of processes."
             )
+        if isinstance(self.negatives, ObservingSampler) and "learned" not in state:
+            raise InputError("The state has no memory of the sampler, which learns. Resume with the state of `state_dict`.")
         self._is_running = False
         self.set_epoch(epoch)
         self.batch_sampler.skip, self._place = batches, (epoch, batches)
@@ -166,15 +169,14 @@ class IndexedLoader(DataLoader[Any]):
         """Return a text with the settings that determine the batches, apart from the epoch and the clusters."""
         context = getattr(self.negatives, "context", None)
         seed = f", seed {context.seed}, batch size {context.batch_size}" if context is not None else ""
-        return f"{type(self.negatives).__name__} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
+        return f"{self.spec or name_of(self.negatives)} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
 
     def _warn_of_repetition(self) -> None:
         """Warn if training gets the batches of a completed epoch again, or if all processes get the same samples."""
-        if self._finished == self.epoch and (self._order is None or self._order.needs_epoch):
-            warn(
-                f"Epoch {self.epoch} begins again, with the same batches. Call loader.set_epoch(epoch) before each epoch.",
-                stacklevel=3,
-            )
+        same_batches = self._order is None or self._order.needs_epoch
+        if self._finished == self.epoch and (same_batches or self.epochs is not None):
+            what = "with the same batches" if same_batches else "and so does the progress of the training"
+            warn(f"Epoch {self.epoch} begins again, {what}. Call loader.set_epoch(epoch) before each epoch.", stacklevel=3)
         if self._order is not None and self._order.repeats_samples:
             warn(
                 "Each process trains on all samples, because the loader has no DistributedSampler. Create it with "

@@ -27,6 +27,7 @@ from clip_negatives.losses.backends import check_backend
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.printing import warn
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
+from clip_negatives.storage.provenance import resolved
 from clip_negatives.training.same_data import IDENTITIES, check_count, check_same_samples
 from clip_negatives.training.weighting import loss_terms
 
@@ -112,11 +113,12 @@ def attach(
     options |= {"terms": loss_terms(weighting, folder.clusters)} | Additions.of(negative_sampler).loss_options()
     loss = NegativesClipLoss(local_loss, gather_with_grad, **options)
     loss.clusters, loss.observer = folder.digest, observer_of(negative_sampler)
+    loss.weighting = resolved("loss_weighting", weighting)
     identity = None if key_of is None else SampleIdentity(folder.samples, key_of)
     is_shared = order is None or order.is_shared
     process = (context.rank, context.world_size) if is_shared else (0, 1)
     attached = IndexedLoader(loader, negative_sampler, tokenize, order, identity, process)
-    attached.epochs = epochs
+    attached.epochs, attached.spec = epochs, resolved("negative_sampler", sampler)
     return attached, loss
 
 

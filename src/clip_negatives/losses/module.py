@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms
-from clip_negatives.anchors import anchors
+from clip_negatives.anchors import Anchors, anchors
 from clip_negatives.distributed.gather import average_gradients, copy_from_first
-from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.errors import InputError, PluginError, UnsupportedError
 from clip_negatives.losses.added import Added
 from clip_negatives.losses.backends import NO_TARGETS
 from clip_negatives.losses.functional import Candidates, weighted_info_nce
@@ -135,8 +135,10 @@ class NegativesClipLoss(StoredTerms):
         """Check that this loss holds all logits of a batch."""
         needs = "This weighting needs all logits of a batch"
         if self.ring or self.backend not in ("auto", "torch"):
-            option = "ring=True" if self.ring else f"backend {self.backend!r}"
-            raise UnsupportedError(f"{needs}, which {option} never holds. Use backend 'auto' without the ring.")
+            option, remedy = (
+                ("ring=True", "Leave ring out") if self.ring else (f"backend {self.backend!r}", "Use backend 'auto'")
+            )
+            raise UnsupportedError(f"{needs}, which {option} never holds. {remedy}.")
         if self.added:
             remedy = "Use the weighting uniform or weighted_infonce."
             raise UnsupportedError(f"{needs} and does not work with a sampler that adds {self.added}. {remedy}")
@@ -203,6 +205,9 @@ class NegativesClipLoss(StoredTerms):
                 "The batch is a single pair, which has no incorrect pair and teaches nothing. Use a larger batch size, or "
                 "drop_last=True if this is the last batch."
             )
+        n = len(inputs.x) // (1 + self.added.images)
+        if samples is not None and len(samples) != n:
+            raise InputError(f"The features are of {n} samples, samples= are {len(samples)}. Pass those of the same batch.")
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss
         needed = anchor_loss is not None or self.observer is not None or bool(self.added)
@@ -262,7 +267,8 @@ class NegativesClipLoss(StoredTerms):
         own = Towers(inputs.x, inputs.y)
         step = self._step(inputs, samples, own if self.world_size == 1 else own.map(self._gathering.features))
         loss.begin(step.samples.candidates, again=again)
-        losses = torch.cat([loss(side) for side in anchors(step) if self.text_anchors or side.modality == "image"])
+        sides = [side for side in anchors(step) if self.text_anchors or side.modality == "image"]
+        losses = torch.cat([_anchor_losses(loss, side) for side in sides])
         if self.observer is not None and not again:
             self._observe(step, losses)
         return losses.mean()
@@ -301,3 +307,11 @@ class NegativesClipLoss(StoredTerms):
         count = getattr(self.batch_samples, "handed_out", None) if samples is None else None
         previous, self._handed_out = self._handed_out, count
         return count is not None and count == previous
+
+
+def _anchor_losses(loss: AnchorLoss, side: Anchors) -> Tensor:
+    losses: Tensor = loss(side)
+    if losses.shape != (len(side.logits),):
+        found, needed = tuple(losses.shape), f"({len(side.logits)},)"
+        raise PluginError(f"{type(loss).__name__}.forward must return the loss of each anchor, shape {needed}, got {found}.")
+    return losses

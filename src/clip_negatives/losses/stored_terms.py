@@ -18,9 +18,11 @@ class StoredTerms(nn.Module):
 
     Attributes:
         clusters: digest of the clusters; a state of other clusters is an error. None if they are unknown.
+        weighting: the weighting with all its options; a state of another weighting is an error. None if it is unknown.
     """
 
     clusters: str | None = None
+    weighting: str | None = None
 
     def store(self, terms: LossTerms) -> None:
         """Keep the terms as buffers, in place of the present ones."""
@@ -66,11 +68,12 @@ class StoredTerms(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the part of ``state_dict`` that is not in buffers."""
-        return {"clusters": self.clusters, **self._without_tensors.options()}
+        return {"clusters": self.clusters, "weighting": self.weighting, **self._without_tensors.options()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `get_extra_state` returned."""
         self.clusters = self.clusters or state.get("clusters")
+        self.weighting = self.weighting or state.get("weighting")
         self._without_tensors = self._without_tensors.replace(**_options(state))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
@@ -89,8 +92,11 @@ class StoredTerms(nn.Module):
         stored = {name: tensor for name in terms.tensor_fields() if (tensor := state_dict.get(prefix + name)) is not None}
         own = terms.tensors()
         same = own.keys() == stored.keys() and all(torch.equal(value.cpu(), stored[name].cpu()) for name, value in own.items())
-        other_clusters = None not in (self.clusters, extra.get("clusters")) and self.clusters != extra["clusters"]
-        if other_clusters or not (terms.neutral or (same and LossTerms(**_options(extra)).options() == terms.options())):
+        others = [
+            None not in (own_name, extra.get(name)) and own_name != extra[name]
+            for name, own_name in (("clusters", self.clusters), ("weighting", self.weighting))
+        ]
+        if any(others) or not (terms.neutral or (same and LossTerms(**_options(extra)).options() == terms.options())):
             raise InputError(
                 "The state of the loss is of other clusters or of another weighting. Load it into a loss with the same "
                 "clusters and weighting, or train on without it."
@@ -98,14 +104,14 @@ class StoredTerms(nn.Module):
 
 
 def _options(extra_state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in extra_state.items() if name != "clusters"}
+    return {name: value for name, value in extra_state.items() if name not in ("clusters", "weighting")}
 
 
 def checked_ids(samples: BatchSamples | None, batch_size: int, n_samples: int | None) -> Tensor:
     """Return the sample ids of a batch; InputError if they are missing, or do not fit the batch or the data set."""
     if samples is None or samples.ids is None:
         remedy = "Give loss(..., samples=BatchSamples(ids=ids)), or wrap the loader with clip_negatives.attach."
-        raise InputError(f"This weighting needs the sample ids of the batch, and there are none. {remedy}")
+        raise InputError(f"This method needs the sample ids of the batch, and there are none. {remedy}")
     ids = checked_integers("ids", samples.ids, (batch_size,))
     # Reading values of GPU tensors would wait for the GPU; in a compiled graph it would break the graph.
     checkable = ids.device.type == "cpu" and batch_size > 0 and not torch.compiler.is_compiling()

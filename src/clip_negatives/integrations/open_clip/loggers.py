@@ -28,8 +28,9 @@ class EpochFigures:
     steps: int  # steps in an epoch; accumulated batches are one step
     clusters: Clusters | None  # None: only figures of the weighting are known
     terms: LossTerms | AnchorLoss  # of the whole data set, on the CPU
-    logged: Mapping[str, Tensor]  # figures of the weighting in the step before, see `NegativesClipLoss.logged`
+    logged: Mapping[str, Tensor]  # figures of the weighting in the last step, see `NegativesClipLoss.logged`
     batches: int = 0  # number of batches so far
+    due: int | None = None  # step whose figures of the weighting are not logged yet
 
     def log_clusters(self) -> None:
         """Log the sizes of the clusters at the first step of the epoch."""
@@ -37,13 +38,20 @@ class EpochFigures:
             self._log(cluster_figures(self.clusters), 0)
 
     def count(self, current: CurrentSamples) -> None:
-        """Count a batch; if open_clip logs this step, log the figures of the batch."""
+        """Count a batch that is handed out; if open_clip logs this step, log the figures of the batch."""
+        self.finish()
         self.batches += 1
         step, rest = divmod(self.batches, self.args.accum_freq)
         if not rest and ((step - 1) % self.args.log_every_n_steps == 0 or step == self.steps):
             clusters = self.clusters
-            figures = {} if clusters is None else batch_figures(current.samples, clusters, self.terms)
-            self._log(figures | logged_figures(self.logged), step - 1)
+            self._log({} if clusters is None else batch_figures(current.samples, clusters, self.terms), step - 1)
+            self.due = step - 1
+
+    def finish(self) -> None:
+        """Log the figures that the weighting has logged in the step that is over."""
+        if self.due is not None:
+            self._log(logged_figures(self.logged), self.due)
+            self.due = None
 
     def _log(self, figures: dict[str, float], step: int) -> None:
         if not figures:

@@ -197,6 +197,8 @@ class Negatives:
             restore_random(args, epoch)
         store_random(args, epoch)
         self._train_one_epoch(model, data, loss, epoch, optimizer, *rest, **named)
+        if self._figures is not None:
+            self._figures.finish()
         self._check_stream()
         check_finite(model, epoch + 1)
         if first and args.resume:

@@ -95,7 +95,10 @@ def fixed_teacher(checkpoint: str, args: Namespace) -> Teacher:
     """Return the model of ``--model`` and its options with the weights of a checkpoint of open_clip's training."""
     with torch.random.fork_rng(devices=[]):  # the model begins with random weights
         model = open_clip.create_model(args.model, device=args.device, output_dict=True, **_model_options(args))
-    stored = load_checkpoint(checkpoint, map_location="cpu")
+    try:
+        stored = load_checkpoint(checkpoint, map_location="cpu")
+    except ArtifactError as error:
+        raise ArtifactError(f"{checkpoint} is no checkpoint of open_clip's training. Name one with --teacher.") from error
     weights = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
     try:
         model.load_state_dict({name.removeprefix("module."): value for name, value in weights.items()})
