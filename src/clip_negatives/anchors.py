@@ -88,6 +88,7 @@ def info_nce(anchors: Anchors, *, log_weights: Tensor | None = None, targets: Te
         targets: T, shape (B, G), rows sum to 1; None is 1 for each anchor's own pair.
 
     Examples:
+        >>> from clip_negatives.step import Towers
         >>> x, samples = Towers(torch.eye(2), torch.eye(2)), StepSamples(torch.arange(2), torch.arange(2))
         >>> images, texts = anchors(Step(samples, x, x, torch.tensor(2.0)))
         >>> info_nce(images)

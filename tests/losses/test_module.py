@@ -67,7 +67,7 @@ def test_a_given_index_goes_before_the_one_asked_for():
     ("index", "message"),
     [
         (None, r"needs the sample ids of the batch, and there are none. Give loss\(..., samples=BatchSamples\(ids=ids\)\)"),
-        (INDEX[:3], r"ids of 4 features must be int64 of shape \(4,\), got torch.int64 of shape \(3,\)"),
+        (INDEX[:3], r"features are of 4 samples, samples= are 3\. Pass those of the same batch"),
         (INDEX[:, None], r"got torch.int64 of shape \(4, 1\)"),
         (INDEX.float(), "got torch.float32"),
         (INDEX + 3, r"within 0 .. 19, the samples that were clustered, got 5 .. 20"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ def test_there_are_some() -> None:
 
 @pytest.mark.parametrize(("item", "option"), CHOICES, ids=lambda value: value.name)
 def test_every_allowed_value_is_accepted_and_no_other(item: registry.Registration, option: Option, clusters: Clusters) -> None:
+    clusters = replace(clusters, groups=clusters.image.labels)
     context = [SamplingContext.of(clusters, 16)] if item.kind == "negative_sampler" else []
     with pytest.raises(OptionError, match=rf"Expected {option.choices[0]}.* or {option.choices[-1]}".replace("|", r"\|")):
         item.factory(*context, **registry.default_registry().resolve(item.kind, f"{item.name}:{option.name}=7")[1])

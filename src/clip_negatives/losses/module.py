@@ -206,7 +206,7 @@ class NegativesClipLoss(StoredTerms):
                 "drop_last=True if this is the last batch."
             )
         n = len(inputs.x) // (1 + self.added.images)
-        if samples is not None and len(samples) != n:
+        if samples is not None and len(samples) not in (0, n):
             raise InputError(f"The features are of {n} samples, samples= are {len(samples)}. Pass those of the same batch.")
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss

@@ -94,7 +94,7 @@ def encode(batch: Any, weights: list[Tensor]) -> list[Tensor]:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_triplets_add_images_with_their_captions(folder: Path, workers: int) -> None:
     loader, loss = attached(folder, "triplets:per_image=2,near_duplicate=0.999", workers)
-    assert (loss.extra_texts, loss.extra_images) == (2, 2)
+    assert (loss.added.texts, loss.added.images) == (2, 2)
     for (images, texts), samples in loader:
         ids = samples.ids.tolist()
         added = loader.negatives.extra_images(ids)
@@ -133,7 +133,7 @@ def test_triplets_are_hard(folder: Path) -> None:
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
 def test_captions_are_redrawn_each_epoch(folder: Path, tmp_path: Path, positives: int, ending: str) -> None:
     loader, loss = attached(folder, f"redrawn_captions:file={write(tmp_path / f'a.{ending}')},positives={positives}")
-    assert (loss.extra_texts, loss.positive_texts) == (positives, True)
+    assert (loss.added.texts, loss.added.positive_texts) == (positives, True)
     drawn: list[dict[int, list[str]]] = []
     for epoch in range(2):
         loader.set_epoch(epoch)
