@@ -62,7 +62,7 @@ def test_what_a_loss_remembers_is_stored_and_found_again(arguments: list[str]) -
     assert again["text_sights"].tolist() == [4.0] * ROWS
     (run / "checkpoints" / "epoch_4.pt").unlink()
     (stored / "loss-epoch-3.safetensors").write_bytes(b"x" * 9)
-    with pytest.raises(ArtifactError, match=r"state of the loss at .*loss-epoch-3"):
+    with pytest.raises(ArtifactError, match=r"state of the method at .*loss-epoch-3"):
         train([*arguments, "--name", "run", "--resume", "latest"], options)
 
 
