@@ -41,11 +41,17 @@ KINDS = {
 Results = dict[str, Any]  # by kind, plugin and number of processes or workers
 
 
-def batches(name: str, world: int, folder: ClustersFolder) -> list[list[int]]:
+def write_rewrites(file: Path, captions: Captions) -> None:
+    """Write a file of further captions, which `redrawn_captions` needs."""
+    rows = [{"text": caption, "captions": [f"{caption} {number}" for number in range(2)]} for caption in captions]
+    pd.DataFrame(rows).to_json(file, orient="records", lines=True)
+
+
+def batches(spec: str, world: int, folder: ClustersFolder) -> list[list[int]]:
     """Return the steps that a sampler composes for several processes, each process's share after the other's."""
     run, steps = {"world_size": world, "seed": 1, "captions": Captions(folder.samples)}, []
     contexts = [SamplingContext.of(folder.clusters, STEP // world, rank=rank, **run) for rank in range(world)]
-    samplers = [Method(name).create_sampler(context) for context in contexts]
+    samplers = [Method(spec).create_sampler(context) for context in contexts]
     for epoch in range(EPOCHS):
         for sampler in samplers:
             sampler.set_epoch(epoch)
@@ -69,7 +75,8 @@ def all_results(home: Path, name: str, *, small: bool) -> Results:
     folder, results = read_clusters(home / "clusters"), Results()
     for item in registry.default_registry().items():
         if item.kind == "negative_sampler":
-            results |= {f"batches {item.name} {world}": batches(item.name, world, folder) for world in PROCESSES}
+            spec = item.name if item.name != "redrawn_captions" else f"{item.name}:file={home / 'rewrites.jsonl'}"
+            results |= {f"batches {item.name} {world}": batches(spec, world, folder) for world in PROCESSES}
         elif item.kind == "loss_weighting":
             results[f"loss {item.name}"] = float(value(item.factory()(make_blobs(240)))).hex()
         else:
@@ -101,11 +108,12 @@ def compare(first: Results, again: Results, threads: Results) -> Iterator[Row]:
 
 def rows(*, small: bool) -> list[Row]:
     """Return the rows of three processes that run beside each other."""
-    with tempfile.TemporaryDirectory() as folder:
-        home, processes = Path(folder), []
+    with tempfile.TemporaryDirectory() as place:
+        home, processes = Path(place), []
         exported = catalogue.export(home / "listings", split="test", format="csv") / "test.csv"
         pd.read_csv(exported, sep="\t", nrows=ROWS, keep_default_na=False).to_csv(home / "train.csv", sep="\t", index=False)
-        prepare(open_pairs(str(home / "train.csv")), home / "clusters", progress=False)
+        folder = prepare(open_pairs(str(home / "train.csv")), home / "clusters", progress=False)
+        write_rewrites(home / "rewrites.jsonl", Captions(folder.samples))
         for name, threads, hashes in (("first", "1", "1"), ("again", "1", "2"), ("threads", "2", "1")):
             settings = {"OMP_NUM_THREADS": threads, "PYTHONHASHSEED": hashes, "CLIP_NEGATIVES_CACHE": str(home / "cache")}
             with mock.patch.dict(os.environ, settings):
