@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
+from importlib.util import find_spec
 
 import torch
 
@@ -17,6 +17,7 @@ FEW_PAIRS = 256 * 256
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192  # set by memory (256 MiB of float32 logits), not measured
 FEW_WEIGHTED_PAIRS_OF_ACCELERATORS = 1024 * 1024  # not measured; fused kernels avoid the passes that log-weights add
 NO_TARGETS = "it has no targets by similarity (target_factors)"
+HAS_TRITON = find_spec("triton") is not None  # at import, because torch.compile cannot trace the search
 OLDEST_CAPABILITY = (8, 0)  # compute capability of the oldest GPUs with tensor cores for bfloat16
 
 
@@ -77,7 +78,7 @@ def interpreted() -> bool:
 
 def triton_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     """Return why the triton backend cannot run for features of `dtype` on `device`, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not HAS_TRITON:
         return "the package triton is missing"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it does not support {dtype}"
