@@ -154,7 +154,7 @@ def mean_one(log_weights: Tensor, negatives: Tensor) -> Tensor:
         >>> mean_one(torch.tensor([[0.0, 1.0, 1.0]]), torch.tensor([[False, True, True]]))
         tensor([[-inf, 0., 0.]])
     """
-    log_weights = log_weights.where(negatives, -torch.inf)
+    log_weights = log_weights.masked_fill(~negatives, -torch.inf)
     # A comparison into floats is several times faster on the CPU than one into bools.
     kept = torch.gt(log_weights.detach(), -torch.inf, out=torch.empty_like(log_weights)).sum(1, keepdim=True)
     shift = log_weights.logsumexp(1, keepdim=True) - kept.clamp(min=1).log()

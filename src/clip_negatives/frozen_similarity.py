@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,17 +28,45 @@ def frozen_cosines(features: Tensor, samples: StepSamples, like: Tensor, *, cand
         candidates: features of the candidates, shape (N, D); None uses `features`.
     """
     with torch.autocast(like.device.type, enabled=False):  # in lower precision, near-duplicates would lose their distance
-        if candidates is not None or samples.index is not samples.candidates or torch.compiler.is_compiling():
+        if candidates is not None or not _kept_for_texts(samples):
             others = features if candidates is None else candidates
             return _rows(features, samples.index, like) @ _rows(others, samples.candidates, like).T
-        key = id(features), like.device, like.dtype
-        if key not in samples._frozen:
-            products = gram(_rows(features, samples.index, like))
-            samples._frozen[key] = features, products  # with the features, whose id is thus of no other tensor
-        cosines = samples._frozen[key][1]
-        if like.ndim == 2 and like.stride(0) < like.stride(1):
-            cosines = cosines.T  # equal up to rounding; operations on two matrices are faster in one memory layout
+        cosines = _once_a_step(samples, like, (features,), lambda: gram(_rows(features, samples.index, like)))
         return cosines.clone()  # the caller may change it
+
+
+def frozen_log_distances(parts: Sequence[Tensor], samples: StepSamples, like: Tensor) -> Tensor:
+    """Return ``log(1 - max(r, 0))``, -inf for equal features; r is the largest of the frozen similarities of `parts`.
+
+    The result must not be changed: if the anchors of a step are its candidates, it is kept for the texts.
+
+    Args:
+        parts: features, at least one, see `frozen_cosines`.
+        samples: the samples of anchors and candidates.
+        like: tensor whose device and dtype the result gets.
+    """
+
+    def compute() -> Tensor:
+        cosines = (frozen_cosines(part, samples, like) for part in parts)
+        return frozen_distances(functools.reduce(torch.maximum, cosines)).log_()
+
+    return _once_a_step(samples, like, tuple(parts), compute, "log") if _kept_for_texts(samples) else compute()
+
+
+def _kept_for_texts(samples: StepSamples) -> bool:
+    return samples.index is samples.candidates and not torch.compiler.is_compiling()
+
+
+def _once_a_step(
+    samples: StepSamples, like: Tensor, features: tuple[Tensor, ...], compute: Callable[[], Tensor], name: str = ""
+) -> Tensor:
+    """Return a symmetric matrix of the step, computed for the images and kept for the texts, in the memory layout of `like`."""
+    key = name, *map(id, features), like.device, like.dtype
+    if key not in samples._frozen:
+        samples._frozen[key] = features, compute()  # with the features, whose ids are thus of no other tensors
+    matrix = samples._frozen[key][1]
+    # Equal up to rounding; operations on two matrices are faster in one memory layout.
+    return matrix.T if like.ndim == 2 and like.stride(0) < like.stride(1) else matrix
 
 
 def _rows(features: Tensor, index: Tensor, like: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class StepSamples:
     candidates: Tensor
     offset: int = 0
     gather: Callable[[Tensor], Tensor] = _identity
-    _frozen: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)  # see `frozen_cosines`
+    _frozen: dict[Any, tuple[Any, Tensor]] = field(default_factory=dict, init=False, repr=False)  # see `frozen_similarity`
 
 
 @dataclass(frozen=True, slots=True, eq=False)

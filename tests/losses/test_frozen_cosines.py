@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clip_negatives.anchors import anchors, removed_above
-from clip_negatives.frozen_similarity import EQUAL, frozen_cosines, frozen_distances
+from clip_negatives.frozen_similarity import EQUAL, frozen_cosines, frozen_distances, frozen_log_distances
 from clip_negatives.step import Step, StepSamples, Towers
 
 FEATURES = F.normalize(torch.randn(20, 64, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -73,3 +73,14 @@ def test_the_texts_have_the_transposed_logits_of_the_images() -> None:
         torch.testing.assert_close(side.cosines, other.cosines)
     assert [side.modality for side in (images, texts)] == ["image", "text"]
     torch.testing.assert_close(texts.logits, 5 * y @ x.T - 1)
+
+
+def test_log_distances_are_of_the_largest_similarity_and_kept_for_the_texts():
+    parts = [torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1)]
+    index = torch.tensor([4, 0, 2])
+    samples, like = StepSamples(index, index), torch.zeros(3, 3)
+    images = frozen_log_distances(parts, samples, like)
+    largest = torch.maximum(*(part[index] @ part[index].T for part in parts))
+    torch.testing.assert_close(images, frozen_distances(largest).log())
+    assert frozen_log_distances(parts, samples, like.T).data_ptr() == images.data_ptr()
+    torch.testing.assert_close(frozen_log_distances(parts, StepSamples(index, index.clone()), like), images)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.anchors import Anchors, info_nce, mean_one
-from clip_negatives.frozen_similarity import frozen_cosines, frozen_distances
+from clip_negatives.frozen_similarity import frozen_log_distances
 from clip_negatives.host.option_checks import check_choice, check_number
 from clip_negatives.interfaces import Clusters
 
@@ -59,9 +57,8 @@ class _KnownDifferentLoss(AnchorLoss):
     def forward(self, anchors: Anchors) -> Tensor:
         log_weights = self.options.hardness * anchors.logits.detach()
         if self.options.gamma:
-            parts = (frozen_cosines(part, anchors.samples, anchors.cosines) for part in self.features)
-            distances = frozen_distances(functools.reduce(torch.maximum, parts))
-            log_weights.add_(distances.log_(), alpha=self.options.gamma)  # equal features: weight 0
+            log_distances = frozen_log_distances(self.features, anchors.samples, anchors.cosines)
+            log_weights.add_(log_distances, alpha=self.options.gamma)  # equal features: weight 0
         if self.options.normalize:
             log_weights = mean_one(log_weights, anchors.negatives)
         return info_nce(anchors, log_weights=log_weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import torch
@@ -96,12 +97,14 @@ class _GistLoss(AnchorLoss):
         self.features, self.options, self.n_samples = features, options, n_samples
 
     def forward(self, anchors: Anchors) -> Tensor:
-        log_weights = torch.zeros_like(anchors.cosines)
-        for guide in self._guides(anchors):
-            own = guide.diagonal(anchors.samples.offset)[:, None]
-            limit = own - self.options.margin * (own.abs() if self.options.kind == "relative" else 1.0)
-            log_weights += removed_above(guide, limit)
-        return info_nce(anchors, log_weights=log_weights)
+        parts = (self._removed(guide, anchors.samples.offset) for guide in self._guides(anchors))
+        return info_nce(anchors, log_weights=functools.reduce(torch.add, parts))
+
+    def _removed(self, guide: Tensor, offset: int) -> Tensor:
+        """Return -inf where a similarity is above the limit of its anchor, 0 elsewhere."""
+        own = guide.diagonal(offset)[:, None]
+        limit = own - self.options.margin * (own.abs() if self.options.kind == "relative" else 1.0)
+        return removed_above(guide, limit)
 
     def _guides(self, anchors: Anchors) -> list[Tensor]:
         """Return the similarities g of the step, each of shape (B, G)."""

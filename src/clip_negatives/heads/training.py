@@ -88,14 +88,14 @@ class _Training:
     ) -> None:
         self.settings, self.seed, self.method, self.captions = settings, seed, method, captions
         self.clusters, self.sampler = clusters, self._sampler(clusters)
-        self.images, self.texts = (clusters.features_of(name, "A linear head") for name in ("image", "text"))
+        self.images, self.texts = (_Features(clusters.features_of(name, "A linear head")) for name in ("image", "text"))
         self.weighting = method.create_weighting()
         additions = Additions.of(self.sampler)
         self.loss = NegativesClipLoss(terms=self.weighting(clusters), **additions.loss_options())
         self.loss.observer = observer_of(self.sampler)
         self.rows = _Rows(captions or ()) if additions else None
         self.heads = LinearHeads(
-            (self.images.shape[1], self.texts.shape[1]),
+            (self.images.size, self.texts.size),
             settings.dim,
             seed=seed,
             temperature=method.temperature,
@@ -123,7 +123,7 @@ class _Training:
         if self.rows is not None:
             images, text_ids = self.rows(with_additions(self.sampler, batch, len(self.images)))
             texts = text_ids[:, : 1 + self.loss.added.texts].flatten()
-        x, y = self.heads(self.images.index_select(0, images).float(), self.texts.index_select(0, texts).float())
+        x, y = self.heads(self.images.take(images), self.texts.take(texts))
         samples = BatchSamples(ids=ids, text_ids=text_ids).at(step, self.settings.steps, epoch=epoch)
         return cast("Tensor", self.loss(x, y, self.heads.log_scale.exp(), self.heads.bias, samples=samples))
 
@@ -148,6 +148,25 @@ class _Training:
         size = min(self.settings.batch_size, clusters.n_samples)
         context = SamplingContext.of(clusters, size, seed=self.seed, captions=self.captions)
         return self.method.create_sampler(context)
+
+
+class _Features:
+    """Features of one modality; every step takes its rows into the same memory, which saves the time to allocate it."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features, self._taken = features, features.new_empty(0)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def size(self) -> int:
+        """Return the length of a feature."""
+        return self.features.shape[1]
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Return the features of some rows, float32; the next call overwrites them."""
+        return torch.index_select(self.features, 0, rows, out=self._taken.resize_(0)).float()
 
 
 class _Rows:

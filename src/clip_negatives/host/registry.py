@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from importlib.metadata import Distribution, EntryPoint, distributions
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pluggy
 
@@ -26,6 +26,14 @@ from clip_negatives.host.plugin_code import no_exit
 Kind = Literal["clusterer", "negative_sampler", "loss_weighting"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 DISABLED_VARIABLE = "CLIP_NEGATIVES_DISABLED_PLUGINS"  # environment variable: entry points to skip, separated by commas
+
+
+class _Origin(NamedTuple):
+    """An entry point, with name and version of its distribution."""
+
+    entry: EntryPoint
+    distribution: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +92,9 @@ class Registry:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._items: dict[tuple[Kind, str], Registration] = {}
-        for entry, distribution in _unique_entries(distributions() if installed is None else installed):
-            if entry.name not in skipped_names:
-                self._load(entry, distribution)
+        for origin in _unique_entries(distributions() if installed is None else installed):
+            if origin.entry.name not in skipped_names:
+                self._load(origin)
 
     def items(self, kind: Kind | None = None) -> list[Registration]:
         """Return all registrations, or those of `kind`, sorted by kind and name."""
@@ -114,30 +122,31 @@ class Registry:
         with no_exit():
             return item.factory(*context, **options)
 
-    def _load(self, entry: EntryPoint, distribution: Distribution) -> None:
+    def _load(self, origin: _Origin) -> None:
         manager = self._manager
-        with _reported(entry, distribution, "fails to import"):
-            module = entry.load()
-        with _reported(entry, distribution, "has invalid hooks"):
-            manager.register(module, name=entry.name)
+        with _reported(origin, "fails to import"):
+            module = origin.entry.load()
+        with _reported(origin, "has invalid hooks"):
+            manager.register(module, name=origin.entry.name)
             manager.check_pending()
             if not manager.get_hookcallers(module):
                 raise PluginLoadError("it implements no hook; mark one with clip_negatives.hookimpl")
         skipped = [plugin for plugin in manager.get_plugins() if plugin is not module]
         for kind in KINDS:
             hook = f"clip_negatives_register_{kind}s"
-            with _reported(entry, distribution, f"has an invalid hook {hook}"):
+            with _reported(origin, f"has an invalid hook {hook}"):
                 for factories in manager.subset_hook_caller(hook, skipped)():
-                    self._register(kind, factories, entry, distribution)
+                    self._register(kind, factories, origin)
 
-    def _register(self, kind: Kind, factories: Mapping[str, Any], entry: EntryPoint, distribution: Distribution) -> None:
+    def _register(self, kind: Kind, factories: Mapping[str, Any], origin: _Origin) -> None:
         if not isinstance(factories, Mapping) or not all(isinstance(name, str) for name in factories):
             raise PluginLoadError(f"Expected a mapping from names to factories, got {factories!r}.")
         for name, factory in factories.items():
             if not callable(factory):
                 raise PluginLoadError(f"The factory {name!r} must be callable, got {factory!r}.")
             options = options_of(factory, skip=1 if kind == "negative_sampler" else 0)
-            item = Registration(kind, name, entry.name, *_named(distribution), factory, options, entry.module)
+            entry, distribution, version = origin
+            item = Registration(kind, name, entry.name, distribution, version, factory, options, entry.module)
             first = self._items.setdefault((kind, name), item)
             if first is not item:
                 origins = " and ".join(f"plugin {it.plugin!r} ({it.distribution} {it.version})" for it in (first, item))
@@ -148,7 +157,7 @@ class Registry:
 
 
 @contextmanager
-def _reported(entry: EntryPoint, distribution: Distribution, fault: str) -> Iterator[None]:
+def _reported(origin: _Origin, fault: str) -> Iterator[None]:
     """Turn any error of plugin code into a `PluginLoadError` that names the plugin and how to continue without it."""
     try:
         yield
@@ -157,7 +166,7 @@ def _reported(entry: EntryPoint, distribution: Distribution, fault: str) -> Iter
     except (Exception, SystemExit) as error:
         known = isinstance(error, (PluginLoadError, pluggy.PluginValidationError))
         reason = " ".join((str(error) if known else f"{type(error).__name__}: {error}").split()).rstrip(".")
-        name, version = _named(distribution)
+        entry, name, version = origin
         raise PluginLoadError(
             f"The plugin {entry.name!r} ({entry.value}) of {name} {version} {fault}: {reason}. "
             f"Repair or uninstall {name}, or set {DISABLED_VARIABLE}={entry.name} to continue without it."
@@ -173,21 +182,22 @@ def _named(distribution: Distribution) -> tuple[str, str]:
     return name or str(getattr(distribution, "_path", "a distribution without a name")), version or "of unknown version"
 
 
-def _unique_entries(installed: Iterable[Distribution]) -> list[tuple[EntryPoint, Distribution]]:
+def _unique_entries(installed: Iterable[Distribution]) -> list[_Origin]:
     """Return the entry points of the group ``clip_negatives``, sorted by name."""
-    # A distribution may be listed twice: installed, and as a source folder on the path. Use the first.
-    distinct: dict[str, Distribution] = {}
+    # A distribution may be listed twice: installed, and as a source folder on the path. Use the first with plugins.
+    distinct: dict[str, list[_Origin]] = {}
     for distribution in installed:
-        distinct.setdefault(_named(distribution)[0], distribution)
-    pairs = [(entry, item) for item in distinct.values() for entry in item.entry_points.select(group=hookspecs.PROJECT)]
-    pairs.sort(key=lambda pair: pair[0].name)
-    for (entry, first), (other, second) in itertools.pairwise(pairs):
-        if entry.name == other.name:
+        if entries := distribution.entry_points.select(group=hookspecs.PROJECT):  # reading all metadata would take long
+            name, version = _named(distribution)
+            distinct.setdefault(name, [_Origin(entry, name, version) for entry in entries])
+    origins = sorted((origin for part in distinct.values() for origin in part), key=lambda origin: origin.entry.name)
+    for first, second in itertools.pairwise(origins):
+        if first.entry.name == second.entry.name:
             raise DuplicateNameError(
-                f"Two distributions have a plugin named {entry.name!r}: {' '.join(_named(first))} and "
-                f"{' '.join(_named(second))}. Uninstall one of them."
+                f"Two distributions have a plugin named {first.entry.name!r}: {first.distribution} {first.version} and "
+                f"{second.distribution} {second.version}. Uninstall one of them."
             )
-    return pairs
+    return origins
 
 
 @functools.cache

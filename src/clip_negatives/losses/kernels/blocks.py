@@ -21,8 +21,9 @@ class Term(NamedTuple):
 
     sum: int  # row of `PairSums`, or TARGETS
     slope: float  # derivative of the values with respect to the logits
-    rows: Tensor  # values for the sums of rows, -inf for pairs outside the sum; may be overwritten
+    rows: Tensor  # values for the sums of rows, -inf for pairs outside the sum
     columns: Tensor  # values for the sums of columns; the same tensor as `rows` if they do not differ
+    out: Tensor  # memory for the slopes; possibly that of the values of this term, never of a later term
 
 
 class Blocks:
@@ -39,7 +40,7 @@ class Blocks:
     def __init__(self, inputs: Inputs, pairs: Pairs, chunk: int | None, kept: list[Tensor] | None = None) -> None:
         """Reserve the memory; `kept` is an empty list in the forward pass, and the same list in the backward pass."""
         x, y, scale, bias = inputs
-        self._kept = kept
+        self._kept, self._reuses = kept, bool(kept)
         self.pairs, self.dtype = pairs, inputs.precision()
         self.x, self.columns = x, y.to(self.dtype)
         self.scale, self.bias = scale.to(self.dtype), None if bias is None else bias.to(self.dtype)
@@ -50,8 +51,9 @@ class Blocks:
         # If nothing needs the logits without the weights, the product is added to the weights in place.
         self._adds = pairs.rows.weighted and not (self.keeps_logits or limited or pairs.targeted)
         separate = pairs.importance or self.keeps_logits or (pairs.rows.weighted and not self._adds)
-        needed = 2 + separate + self.keeps_logits + pairs.targeted
-        self._memory = x.new_empty(needed, min(self.chunk, len(x)) * len(y), dtype=self.dtype)
+        needed = 2 + separate + 2 * self.keeps_logits + pairs.targeted
+        size = min(self.chunk, len(x)) * len(y)
+        self._memory = [x.new_empty(size, dtype=self.dtype) for _ in range(needed)]  # kept blocks shall not keep all memory
 
     def parts(self) -> Iterator[slice]:
         """Yield the rows of each block."""
@@ -63,16 +65,15 @@ class Blocks:
         self.part = part
         n, m = part.stop - part.start, len(self.columns)
         self.logits, self.scratch, *self._more = (flat[: n * m].view(m, n).T for flat in self._memory)
+        self._slopes = self._more.pop() if self.keeps_logits else self.logits
         if self.pairs.targeted:
-            self.scores = self._more.pop()
-        blocks = [self.logits, self.scores] if self.pairs.targeted else [self.logits]
-        if self._kept:
-            for block, values in zip(blocks, self._kept, strict=True):
-                block.copy_(values)
+            self.scores = self._target_slopes = self._more.pop()
+        if self._kept and self._reuses:  # to be read only: the backward pass may come again
+            self.logits, self.scores = self._kept[0], self._kept[-1]
         else:
             self._compute()
             if self._kept is not None and n == len(self.x):
-                self._kept += [block.clone() for block in blocks]
+                self._kept += [self.logits, self.scores] if self.pairs.targeted else [self.logits]
         rows, columns = self.pairs.rows.groups, self.pairs.columns.groups
         if rows is None or columns is None:
             return None
@@ -114,30 +115,32 @@ class Blocks:
             if mates is not None:
                 weights.masked_fill_(mates, -torch.inf)
             if pairs.importance and not pairs.hardness:
-                yield _term(IMPORTANCE, 0.0, weights, above)
+                yield _term(IMPORTANCE, 0.0, weights, above, weights)
         if weights is None or not self.keeps_logits:
-            values = logits if weights is None or self._adds else logits.add_(weights)
-            self._positives(values).fill_(-torch.inf)
-            yield _term(NEGATIVES, 1.0, values, above)
+            values = logits if weights is None or self._adds else weights.add_(logits)
+            if not self._reuses:
+                self._positives(values).fill_(-torch.inf)
+            yield _term(NEGATIVES, 1.0, values, above, self._slopes)
             return
         values = self._more[1]
         slope = 1.0 + pairs.hardness
-        yield _term(NEGATIVES, slope, torch.add(weights, logits, alpha=slope, out=values), above)
+        yield _term(NEGATIVES, slope, torch.add(weights, logits, alpha=slope, out=values), above, self._slopes)
         if pairs.importance and pairs.hardness:
-            yield _term(IMPORTANCE, pairs.hardness, torch.add(weights, logits, alpha=pairs.hardness, out=values), above)
+            yield _term(IMPORTANCE, pairs.hardness, torch.add(weights, logits, alpha=pairs.hardness, out=values), above, values)
         if mates is not None:
             values.copy_(logits).masked_fill_(~mates, -torch.inf)
-            yield Term(MATES, 1.0, values, values)
+            yield Term(MATES, 1.0, values, values, values)
 
     def target_term(self) -> Term:
         """Return the term of the targets: their softmax is the derivative of `TARGET_LOGITS` with respect to the logits."""
-        return Term(TARGETS, 1.0, self.scores, self.scores)
+        return Term(TARGETS, 1.0, self.scores, self.scores, self._target_slopes)
 
     def _positives(self, block: Tensor) -> Tensor:
         """Return a view of the positives of the block."""
         return block.diagonal(self.part.start + self.pairs.offset)[: len(block)]
 
 
-def _term(index: int, slope: float, values: Tensor, above: list[Tensor | None]) -> Term:
+def _term(index: int, slope: float, values: Tensor, above: list[Tensor | None], out: Tensor) -> Term:
     """Return a term: `rows` is -inf where a value is above its row's limit, `columns` where it is above its column's."""
-    return Term(index, slope, *(values if mask is None else values.masked_fill(mask, -torch.inf) for mask in above))
+    rows, columns = (values if mask is None else values.masked_fill(mask, -torch.inf) for mask in above)
+    return Term(index, slope, rows, columns, out)

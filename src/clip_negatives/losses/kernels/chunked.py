@@ -11,6 +11,8 @@ again: the forward pass keeps its logits and scores.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -21,12 +23,12 @@ from clip_negatives.losses.kernels.blocks import Blocks, Term
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import (
     KEPT,
-    LOG_SUMS,
     MATE_LOGITS,
     N_MATES,
     NEGATIVES,
     TARGET_LOGITS,
     TARGET_NORM,
+    TARGETS,
     PairSums,
     add_sums,
     empty_sums,
@@ -42,7 +44,7 @@ def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None, kept
     rows, columns = empty_sums(len(inputs.x), like), empty_sums(len(inputs.y) if pairs.columns_too else 0, like)
     blocks = Blocks(inputs, pairs, chunk_size, kept)
     for part in blocks.parts():
-        row_sums, column_sums = empty_sums(part.stop - part.start, like), empty_sums(columns.shape[1], like)
+        row_sums, column_sums = rows[:, part], empty_sums(columns.shape[1], like) if part.start else columns
         sides = ((1, row_sums), (0, column_sums))[: 1 + pairs.columns_too]
         mates = blocks.load(part)
         if mates is not None:
@@ -58,8 +60,7 @@ def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None, kept
                 sums[term.sum] = log_sums
                 if term.sum == NEGATIVES and pairs.count:
                     sums[KEPT] = torch.gt(values, -torch.inf, out=blocks.scratch).sum(dim)
-        rows[:, part] = row_sums
-        if pairs.columns_too:
+        if pairs.columns_too and part.start:
             add_sums(columns, column_sums)
     return PairSums(rows, columns)
 
@@ -82,22 +83,17 @@ def backward(
     x, y, dtype = inputs.x, inputs.y, inputs.precision()
     if not pairs.hardness:
         pairs = dataclasses.replace(pairs, importance=False)  # does not depend on the logits
-    rows, columns = (_SumGrads.of(side, grad, dim) for side, grad, dim in zip(sums, grads, (1, 0), strict=True))
-    levels = _shared_levels(sums)
+    gradient_of = functools.cache(functools.partial(_SumGrads.of, sums, grads))
     x_grad = x.new_empty(x.shape, dtype=dtype) if wants[0] else None
     y_grad = y.new_zeros(y.shape, dtype=dtype) if wants[1] else None
     blocks = Blocks(inputs, pairs, chunk_size, kept)
     for part in blocks.parts():
         mates = blocks.load(part)
-        row_part = rows.part(part)
         terms = blocks.terms(mates)
-        slopes = _write_slopes(next(terms), row_part, columns, levels, blocks.scratch)
-        if blocks.keeps_logits:
-            slopes = slopes.clone()  # the next term overwrites this memory
-        for term in terms:
-            slopes += _write_slopes(term, row_part, columns, levels, blocks.scratch)
-        if pairs.targeted:
-            slopes += _write_slopes(blocks.target_term(), row_part, columns, levels, blocks.scratch)
+        term = next(terms)
+        slopes = gradient_of(term.sum).write_slopes(term, part, blocks.scratch)
+        for term in itertools.chain(terms, [blocks.target_term()] if pairs.targeted else []):
+            slopes += gradient_of(term.sum).write_slopes(term, part, blocks.scratch)
         if mates is not None:
             column_grads = grads.columns[MATE_LOGITS] if pairs.columns_too else 0.0
             slopes += (grads.rows[MATE_LOGITS, part, None] + column_grads) * mates
@@ -108,74 +104,80 @@ def backward(
     return [x_grad, y_grad]
 
 
+class _SideGrads(NamedTuple):
+    """Gradients g of a logarithmic sum L as level and sign: ``g exp(v - L) = sign * exp(v - level)`` for each value v."""
+
+    levels: Tensor  # L - log |g|, +inf for empty sums and for g = 0; (n, 1) for rows, (1, n) for columns
+    signs: Tensor | None  # in the shape of the levels; None if all are known to be positive
+
+    @classmethod
+    def of(cls, sums: Tensor, grads: Tensor, axis: int) -> _SideGrads:
+        empty = (sums == -torch.inf) | (grads == 0)
+        levels = (sums - grads.abs().log()).masked_fill_(empty, torch.inf).unsqueeze(axis)
+        # Not on an accelerator: reading the values would wait for it.
+        positive = sums.device.type == "cpu" and bool((grads >= 0).all())
+        return cls(levels, None if positive else grads.sign().unsqueeze(axis))
+
+    def part(self, rows: slice) -> _SideGrads:
+        return _SideGrads(self.levels[rows], None if self.signs is None else self.signs[rows])
+
+    def factors(self, term: Term, level: float) -> Tensor:
+        """Return the factors that turn ``exp(values - level)``, with one common level, into slopes."""
+        factors = (level - self.levels).exp() * term.slope
+        return factors if self.signs is None else factors * self.signs
+
+    def write_slopes(self, values: Tensor, term: Term, *, out: Tensor) -> Tensor:
+        """Write the slopes of one sum."""
+        torch.sub(values, self.levels, out=out).exp_()
+        if self.signs is not None:
+            out *= self.signs
+        return out if term.slope == 1.0 else out.mul_(term.slope)
+
+
 class _SumGrads(NamedTuple):
-    """Gradients g of logarithmic sums L as level and sign: ``g exp(v - L) = sign * exp(v - level)`` for a value v of a sum.
+    """Gradients of one logarithmic sum of all rows and columns.
 
     The gradient of `TARGET_LOGITS` has the same form, with scores as values: ``g softmax(score) = g exp(score - TARGET_NORM)``.
     """
 
-    levels: Tensor  # L - log |g|, +inf for empty sums and for g = 0; (4, n) with an axis of size 1 for the other side
-    signs: Tensor | None  # in the shape of the levels; None if all are known to be positive
+    rows: _SideGrads
+    columns: _SideGrads
+    level: float | None  # near the sums of rows and columns, so that they share one exponential; None if they cannot
 
     @classmethod
-    def of(cls, sums: Tensor, grads: Tensor, axis: int) -> _SumGrads:
-        sums, logarithmic = _logarithmic(sums, TARGET_NORM), _logarithmic(grads, TARGET_LOGITS)
-        empty = (sums == -torch.inf) | (logarithmic == 0)
-        levels = (sums - logarithmic.abs().log()).masked_fill(empty, torch.inf).unsqueeze(axis + 1)
-        # Not on an accelerator: reading the values would wait for it.
-        positive = sums.device.type == "cpu" and bool((logarithmic >= 0).all())
-        return cls(levels, None if positive else logarithmic.sign().unsqueeze(axis + 1))
+    def of(cls, sums: PairSums, grads: PairSums, index: int) -> _SumGrads:
+        of_sum, of_grad = (TARGET_NORM, TARGET_LOGITS) if index == TARGETS else (index, index)
+        values, gradients = [side[of_sum] for side in sums], [side[of_grad] for side in grads]
+        rows, columns = (_SideGrads.of(*side) for side in zip(values, gradients, (1, 0), strict=True))
+        return cls(rows, columns, _shared_level(*values))
 
-    def part(self, rows: slice) -> _SumGrads:
-        return self._replace(levels=self.levels[:, rows], signs=None if self.signs is None else self.signs[:, rows])
+    def write_slopes(self, term: Term, part: slice, scratch: Tensor) -> Tensor:
+        """Write the slopes of a block of rows into the memory of the term.
 
-    def factors(self, term: Term, level: float) -> Tensor:
-        """Return the factors that turn ``exp(values - level)``, with one common level, into slopes."""
-        factors = (level - self.levels[term.sum]).exp() * term.slope
-        return factors if self.signs is None else factors * self.signs[term.sum]
-
-    def write_slopes(self, values: Tensor, term: Term, *, out: Tensor) -> Tensor:
-        """Write the slopes of one sum."""
-        torch.sub(values, self.levels[term.sum], out=out).exp_()
-        if self.signs is not None:
-            out *= self.signs[term.sum]
-        return out if term.slope == 1.0 else out.mul_(term.slope)
+        With a common level l near the levels r of the row and c of the column, one exponential is enough:
+        ``exp(v - r) + exp(v - c) = exp(v - l) (exp(l - r) + exp(l - c))``.
+        """
+        rows, columns, level = self.rows.part(part), self.columns, self.level
+        if level is not None and term.rows is term.columns:
+            torch.add(rows.factors(term, level), columns.factors(term, level), out=scratch)
+            return torch.sub(term.rows, level, out=term.out).exp_().mul_(scratch)
+        if not columns.levels.numel():
+            return rows.write_slopes(term.rows, term, out=term.out)
+        column_slopes = columns.write_slopes(term.columns, term, out=scratch)
+        return rows.write_slopes(term.rows, term, out=term.out).add_(column_slopes)
 
 
-def _logarithmic(sums: Tensor, targets: int) -> Tensor:
-    """Return the logarithmic sums, and last, in the place of `TARGETS`, the row `targets`."""
-    return torch.cat([sums[:LOG_SUMS], sums[targets, None]])
-
-
-def _shared_levels(sums: PairSums) -> list[float | None]:
-    """Return, for each logarithmic sum, a common level of rows and columns, so that they share one exponential.
+def _shared_level(rows: Tensor, columns: Tensor) -> float | None:
+    """Return a common level of the sums of rows and columns.
 
     None if the sums are too far apart, or if reading them would wait for an accelerator.
     """
-    if sums.rows.device.type != "cpu" or not sums.columns.shape[1]:
-        return [None] * (LOG_SUMS + 1)
-    levels: list[float | None] = []
-    for part in _logarithmic(torch.cat(list(sums), dim=1), TARGET_NORM):
-        present = part[part > -torch.inf]
-        low, high = (float(present.min()), float(present.max())) if len(present) else (0.0, 0.0)
-        levels.append(high - HEADROOM if high - low <= SPREAD else None)
-    return levels
-
-
-def _write_slopes(term: Term, rows: _SumGrads, columns: _SumGrads, levels: list[float | None], scratch: Tensor) -> Tensor:
-    """Write the slopes of a sum into the memory of its values.
-
-    With a common level l near the levels r of the row and c of the column, one exponential is enough:
-    ``exp(v - r) + exp(v - c) = exp(v - l) (exp(l - r) + exp(l - c))``.
-    """
-    level = levels[term.sum]
-    if level is not None and term.rows is term.columns:
-        torch.add(rows.factors(term, level), columns.factors(term, level), out=scratch)
-        return term.rows.sub_(level).exp_().mul_(scratch)
-    if not columns.levels.numel():
-        return rows.write_slopes(term.rows, term, out=term.rows)
-    column_slopes = columns.write_slopes(term.columns, term, out=scratch)
-    return rows.write_slopes(term.rows, term, out=term.rows).add_(column_slopes)
+    if rows.device.type != "cpu" or not len(columns):
+        return None
+    sums = torch.cat([rows, columns])
+    present = sums[sums > -torch.inf]
+    low, high = map(float, present.aminmax()) if len(present) else (0.0, 0.0)
+    return high - HEADROOM if high - low <= SPREAD else None
 
 
 def _target_sums(blocks: Blocks, dim: int) -> tuple[Tensor, Tensor]:
