@@ -273,8 +273,8 @@ class Step:
         towers = self.teacher_candidates if candidates else self.teacher
         if towers is None:
             raise InputError(
-                "This weighting needs a teacher, and there is none. Use --ema 0.999 or --teacher CHECKPOINT or, in your own "
-                "loop, samples.with_teacher(image_features, text_features)."
+                "This weighting needs a teacher, and there is none. Use --ema 0.999 or --teacher CHECKPOINT of clip-negatives "
+                "train or, in Lightning or your own loop, samples.with_teacher(image_features, text_features)."
             )
         return towers.of(modality)
 

@@ -105,6 +105,23 @@ def test_the_loops_own_order_is_resumed() -> None:
         assert sorted(itertools.chain(*seen, *rest)) == list(range(20))
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_epoch_of_a_resumed_loop_has_its_own_order(first: int, workers: int) -> None:
+    """A loop may go on with the stored epoch, which has no batches left, or with the next one."""
+    whole, resumed = (wrapped(DataLoader(Squares(), batch_size=4, shuffle=True, num_workers=workers)) for _ in range(2))
+    before = rows(whole)
+    state, generator = whole.state_dict(), torch.get_rng_state()
+    whole.set_epoch(1)
+    expected = rows(whole)
+    resumed.load_state_dict(state)
+    torch.set_rng_state(generator)
+    for epoch in range(first, 2):
+        resumed.set_epoch(epoch)
+        last = rows(resumed)
+    assert last == expected != before
+
+
 def test_the_same_epoch_again_is_said() -> None:
     loader = planned()
     list(loader)

@@ -126,6 +126,31 @@ def test_a_resume_without_the_epoch_is_a_warning(folder: Path) -> None:
         assert len(ids_of(Accelerator(cpu=True).prepare(loader))) == 3
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_know_the_progress_of_the_training(folder: Path, workers: int) -> None:
+    native = DataLoader(Pictures(ROWS, mapping=False), batch_size=SIZE, num_workers=workers)
+    loader, _ = attach(native, folder, keys=KEYS, epochs=2)
+    prepared, progress = Accelerator(cpu=True).prepare(loader), []
+    for epoch in (0, 1):
+        prepared.set_epoch(epoch)
+        progress += [float(samples.progress) for _, samples in prepared]
+    assert progress == pytest.approx([step / 6 for step in range(6)])
+    prepared.set_epoch(1)
+    ((_, last),) = skip_first_batches(prepared, 2)
+    assert (last.position.epoch, last.position.step, last.position.total_steps) == (1, 5, 6)
+
+
+def test_the_loops_own_order_is_resumed(folder: Path) -> None:
+    """The state of the attached loader has the order of the epoch; the prepared loader skips the batches."""
+    loaders = [attached(folder, sampler="in_batch", shuffle=True)[0] for _ in range(2)]
+    whole, resumed = map(Accelerator(cpu=True).prepare, loaders)
+    epoch_of(whole, 0)
+    expected = epoch_of(whole, 1)
+    loaders[1].load_state_dict(loaders[0].state_dict())
+    resumed.set_epoch(1)
+    assert ids_of(skip_first_batches(resumed, 2)) == expected[2:]
+
+
 def test_batches_and_samples_are_moved_to_the_device(folder: Path) -> None:
     accelerator = Accelerator(cpu=True)
     accelerator.state.device = torch.device("meta")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.integrations.open_clip import TrainOptions, train
+from clip_negatives.integrations.open_clip.teacher import MovingAverage
 from clip_negatives.step import BatchSamples
+from tests import ranks
 from tests.integrations import test_lightning as lightning
 from tests.integrations import test_transformers as transformers
 from tests.integrations.clustered import write_folder
@@ -201,3 +205,23 @@ def test_two_processes_go_on_as_if_never_stopped(arguments: list[str]) -> None:
     (run(arguments) / "checkpoints" / "epoch_2.pt").unlink()
     resumed = started(ours, [*line, "--resume", "latest"], "run", processes=2)
     assert resumed[len(whole) :] == whole[STEPS // 2 :]
+
+
+def _average(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, model = dist.get_rank(), torch.nn.BatchNorm1d(3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    teacher = MovingAverage(model, Namespace(world_size=2), 0.5, optimizer)
+    model(torch.randn(8, 3, generator=torch.Generator().manual_seed(rank))).sum().backward()
+    optimizer.step()
+    torch.save((teacher.model.state_dict(), model.state_dict()), folder / f"{rank}.pt")
+
+
+def test_the_moving_average_has_the_same_statistics_on_all_processes(tmp_path: Path) -> None:
+    """Checkpoints store those of the first process, so a resume gives them to all."""
+    ranks.run(2, _average, tmp_path, log=tmp_path / "log")
+    (first, trained), (second, other) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(first[name], trained[name])
+        assert torch.equal(second[name], first[name])
+    assert not torch.equal(other["running_mean"], trained["running_mean"])

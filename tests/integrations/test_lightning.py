@@ -259,6 +259,14 @@ def test_every_checkpoint_resumes_to_the_same_weights(tmp_path, clusters, sample
         assert torch.equal(resumed.image.weight, whole.image.weight)
 
 
+def test_a_reloaded_loader_knows_the_progress_of_the_training(tmp_path, clusters):
+    how = {"callback": {"weighting": "weighted_infonce:warmup=0.9"}}
+    whole, _, _ = fit(tmp_path, **how)
+    reloaded, _, _ = fit(tmp_path, **how, reload_dataloaders_every_n_epochs=1)
+    assert reloaded.seen == whole.seen
+    assert torch.equal(reloaded.image.weight, whole.image.weight)
+
+
 def test_what_is_missing_is_said(tmp_path, clusters):
     loss, sides = NegativesCallback(clusters[0]).loss, [F.normalize(torch.eye(4), dim=1).requires_grad_() for _ in range(2)]
     with pytest.raises(InputError, match="from train_dataloader"):

@@ -91,6 +91,16 @@ def test_uniform_loss_of_a_batch_is_the_models_own(tmp_path, clusters):
     torch.testing.assert_close(found.compute_loss(found.model, {**batch, IDS: torch.arange(BATCH)}), expected)
 
 
+def test_a_model_may_return_a_plain_dict(tmp_path, clusters):
+    class Mapped(CLIPModel):
+        def forward(self, *args, **named):
+            return dict(super().forward(*args, **named))
+
+    found = trainer(tmp_path, Mapped(tiny_clip().config), remove_unused_columns=False)
+    found.train()
+    assert len(losses(found)) == STEPS
+
+
 def test_batches_are_the_samplers_and_each_epoch_has_its_own(tmp_path, clusters):
     found = trainer(tmp_path, num_train_epochs=2, gradient_accumulation_steps=3, dataloader_num_workers=2)
     found.train()

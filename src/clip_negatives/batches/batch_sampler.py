@@ -33,6 +33,24 @@ class WholeBatch(list[Any]):
         return super().__getitem__(place)
 
 
+class FirstId(int):
+    """Id of the first sample of a batch, with the position of the batch in the training.
+
+    So the position reaches the collate function with every loader that reads the batches, also with that of accelerate.
+
+    Attributes:
+        position: epoch, step and total number of steps, see `clip_negatives.step.Position`.
+    """
+
+    position: tuple[int, int, int | None]
+
+    def __new__(cls, sample: int, epoch: int = 0, step: int = 0, total_steps: int | None = None) -> FirstId:
+        """Return the id with the position of its batch."""
+        first = super().__new__(cls, sample)
+        first.position = epoch, step, total_steps
+        return first
+
+
 @dataclass(eq=False)
 class NegativeBatches(Sampler[list[Any]]):
     """Batches of a negative sampler: lists of ids, or of `Item` if the sampler adds captions or images.
@@ -48,6 +66,7 @@ class NegativeBatches(Sampler[list[Any]]):
         world_size: number of processes that have batches of their own; 1 if all processes have the same batches.
         skip: number of batches that the next iteration skips; another epoch resets it to 0.
         epoch: epoch of the next iteration.
+        epochs: number of epochs of the training; None if unknown.
     """
 
     negatives: NegativeSampler
@@ -58,6 +77,7 @@ class NegativeBatches(Sampler[list[Any]]):
     world_size: int = 1
     skip: int = 0
     epoch: int = 0
+    epochs: int | None = None
     _is_own: bool = False
 
     @property
@@ -124,9 +144,12 @@ class NegativeBatches(Sampler[list[Any]]):
             yield from (WholeBatch(batch if peer == rank else placeholder) for peer in range(world_size))
 
     def _own_batches(self) -> Iterator[list[Any]]:
-        """Yield the batches of the sampler, with its additions. The first fetch reads `skip` and the epoch."""
+        """Yield the batches of the sampler, with its additions and positions. The first fetch reads `skip` and the epoch."""
         skip, self.skip = self.skip, 0
-        for batch in checked_batches(self.negatives, self.n_samples, skip):
+        epoch, n_batches = self.epoch, len(self.negatives)
+        total = None if self.epochs is None else self.epochs * n_batches
+        for step, batch in enumerate(checked_batches(self.negatives, self.n_samples, skip), epoch * n_batches + skip):
+            batch[0] = FirstId(batch[0], epoch, step, total)
             yield with_additions(self.negatives, batch, self.n_samples)
 
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from clip_negatives.batches.batch_sampler import FirstId
 from clip_negatives.batches.extras import Collate
 from clip_negatives.batches.samples import FailedBatch, is_unreadable
 from clip_negatives.errors import DataError
 from clip_negatives.printing import warn
-from clip_negatives.step import BatchSamples
+from clip_negatives.step import BatchSamples, Position
 
 COMPARED = 32  # number of values that are compared between a sample and its row of the batch
 Leaves = dict[Any, Any]  # values of a nested sample or batch, by their path of keys and positions
@@ -52,7 +53,8 @@ class IndexedCollate:
         """Return the batch and its samples."""
         samples, ids, *text_ids = zip(*items, strict=True)
         texts = torch.tensor(text_ids[0], dtype=torch.int64) if text_ids else None
-        identity = BatchSamples(ids=torch.tensor(ids, dtype=torch.int64), text_ids=texts)
+        position = Position.of(*ids[0].position) if isinstance(ids[0], FirstId) else None
+        identity = BatchSamples(ids=torch.tensor(ids, dtype=torch.int64), text_ids=texts, position=position)
         error = next((sample for sample in samples if isinstance(sample, DataError)), None)
         batch = self._collated(list(samples), ids) if error is None else error
         if self.finish is not None and not isinstance(batch, DataError):

@@ -45,12 +45,10 @@ class IndexedLoader(DataLoader[Any]):
         process: rank of this process and number of processes; (0, 1) if all processes have the same batches.
 
     Attributes:
-        epochs: number of epochs of the training, from which the progress of the training follows; None if unknown.
         spec: sampler with all its options, for `state_dict`; empty if unknown.
     """
 
     batch_sampler: NegativeBatches
-    epochs: int | None = None
     spec: str = ""
 
     def __init__(
@@ -93,6 +91,15 @@ class IndexedLoader(DataLoader[Any]):
         """Return the epoch of the next iteration."""
         return self.batch_sampler.epoch
 
+    @property
+    def epochs(self) -> int | None:
+        """Return the number of epochs of the training, from which its progress follows; None if unknown."""
+        return self.batch_sampler.epochs
+
+    @epochs.setter
+    def epochs(self, epochs: int | None) -> None:
+        self.batch_sampler.epochs = epochs
+
     def use(self, sampler: NegativeSampler) -> None:
         """Use another sampler from the next iteration on; it must make the same additions as the present one."""
         present, new = Additions.of(self.negatives), Additions.of(sampler)
@@ -112,6 +119,9 @@ class IndexedLoader(DataLoader[Any]):
         epoch, skip = self.epoch, self.batch_sampler.skip
         self._place, self._is_running = (epoch, skip), True
         self._newest = iteration = object()
+        if 0 < skip >= len(self):  # nothing is left; torch's iterator would draw from the global generator
+            self._skip_rest_of_epoch(epoch)
+            return
         with self.batch_sampler.of_this_process():
             batches = super().__iter__()
         for position, (batch, samples) in enumerate(batches, skip + 1):
@@ -120,9 +130,13 @@ class IndexedLoader(DataLoader[Any]):
             if self._newest is not iteration and self.persistent_workers:
                 raise InputError("persistent_workers=True allows one iterator at a time. Set persistent_workers=False.")
             self._place = epoch, position
-            total = None if self.epochs is None else self.epochs * len(self)
-            yield batch, samples.at(epoch * len(self) + position - 1, total, epoch=epoch)
+            yield batch, samples
         self._finished, self._is_running = epoch, False
+
+    def _skip_rest_of_epoch(self, epoch: int) -> None:
+        self.batch_sampler.skip, self._finished, self._is_running = 0, epoch, False
+        if self._order is not None:
+            self._order.restore(None)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration; drop the position of `load_state_dict` if it belongs to another epoch."""
@@ -142,7 +156,10 @@ class IndexedLoader(DataLoader[Any]):
         """
         if not self.in_order:
             raise InputError("A loader with in_order=False cannot be resumed. Create it with in_order=True.")
-        state: dict[str, Any] = {"epoch": self._place[0], "batches": self._place[1], "of": self._settings()}
+        epoch, batches = self._place
+        if batches == 0 and not self._is_running:
+            epoch = self.epoch  # accelerate, which reads the batches itself, sets the epoch of the batch sampler only
+        state: dict[str, Any] = {"epoch": epoch, "batches": batches, "of": self._settings()}
         if isinstance(self.negatives, ObservingSampler):
             state["learned"] = self.negatives.learned()
         return state if self._order is None or self._order.state is None else state | {"order": self._order.state}

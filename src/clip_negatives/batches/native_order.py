@@ -22,6 +22,7 @@ class NativeOrder:
         self.batches = batches
         self._started_with: Tensor | None = None
         self._restored: Tensor | None = None
+        self._epoch: int | None = None
 
     @property
     def state(self) -> Tensor | None:
@@ -54,7 +55,10 @@ class NativeOrder:
         return any(hasattr(owner, "set_epoch") for owner in (self.batches, self.sampler))
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the batch sampler and of its sampler, if they have one."""
+        """Set the epoch of the batch sampler and of its sampler, if they have one; another epoch drops a restored state."""
+        if epoch != self._epoch:
+            self._restored = None
+        self._epoch = epoch
         for owner in (self.batches, self.sampler):
             if hasattr(owner, "set_epoch"):
                 owner.set_epoch(epoch)

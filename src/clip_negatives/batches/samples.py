@@ -35,7 +35,7 @@ class IndexedDataset(Dataset[Any]):
             ), index
         try:
             self._check_file(index)
-            return self._checked(self.dataset[index], index), index
+            return self._checked(self.dataset[int(index)], index), index
         except Exception as error:
             if not is_unreadable(error):
                 raise
@@ -49,7 +49,7 @@ class IndexedDataset(Dataset[Any]):
         try:
             for index in indices:
                 self._check_file(index)
-            samples = read(indices)
+            samples = read(list(map(int, indices)))
         except Exception as error:
             if not is_unreadable(error):
                 raise

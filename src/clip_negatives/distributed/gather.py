@@ -54,13 +54,20 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def copy_from_first(module: nn.Module) -> None:
-    """Copy the parameters and buffers of process 0 to all processes, as `DistributedDataParallel` does."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.numel():
-            copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-            dist.broadcast(copy.view(-1).view(torch.uint8), 0)  # bytes: gloo does not know all dtypes
-            tensor.copy_(copy)
+def copy_from_first(tensors: Iterable[Tensor]) -> None:
+    """Copy the values of process 0 to all processes, as `DistributedDataParallel` does with parameters and buffers.
+
+    Args:
+        tensors: tensors of the same shapes and dtypes on all processes, on the same device.
+    """
+    filled = [tensor for tensor in tensors if tensor.numel()]
+    if not filled:
+        return
+    parts = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in filled]  # bytes: gloo does not know all dtypes
+    values = torch.cat(parts)
+    dist.broadcast(values, 0)
+    for tensor, part in zip(filled, values.split([len(part) for part in parts]), strict=True):
+        tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
 
 
 def _averaged(gradient: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class NegativesCallback(Callback):
         Call this in ``train_dataloader``: before that, processes do not know their ranks. For `options` (``tokenize``,
         ``keys``, ``key_of``) and errors, see `clip_negatives.attach`.
         """
-        previous = None if self._loss is None else (self._loss.anchor_loss, self._loader.negatives)
+        previous = None if self._loss is None else (self._loss.anchor_loss, self._loader)
         options |= {"sampler": self.sampler, "weighting": self.weighting, "seed": self.seed, "backend": self.backend}
         self._loader, self._loss = attach(loader, self._folder, local_loss=True, gather_with_grad=True, **options)
         self._native, folder = loader, read_clusters(self._folder)
@@ -116,7 +116,8 @@ class NegativesCallback(Callback):
             self._loss.to(self._device)
             if previous[0] is not None and self._loss.anchor_loss is not None:
                 self._loss.anchor_loss.take_state(previous[0])
-            carry_over(previous[1], self._loader.negatives)
+            carry_over(previous[1].negatives, self._loader.negatives)
+            self._loader.epochs = self._loader.epochs or previous[1].epochs
         elif self._restored:
             self._method_state().fill(self._restored, "the checkpoint")
         return self._loader

@@ -145,7 +145,7 @@ class NegativesTrainer(Trainer):
             self.state.global_step, self.state.max_steps, epoch=int(self.state.epoch or 0)
         )
         scale = inner.logit_scale.exp()
-        loss = self.negatives(outputs.image_embeds, outputs.text_embeds, scale, samples=self._samples)
+        loss = self.negatives(outputs["image_embeds"], outputs["text_embeds"], scale, samples=self._samples)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -216,7 +216,7 @@ class NegativesClipLoss(StoredTerms):
             samples = self.batch_samples()
         self.logged.clear()
         if self._begins and anchor_loss is not None:
-            copy_from_first(anchor_loss)
+            copy_from_first([*anchor_loss.parameters(), *anchor_loss.buffers()])
             self._begins = False
         if anchor_loss is None or isinstance(anchor_loss, StepTerms):
             return self._loss_from_terms(inputs, samples, again, plain=anchor_loss is None and terms.neutral)

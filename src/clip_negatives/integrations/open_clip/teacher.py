@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from clip_negatives.distributed.gather import copy_from_first
 from clip_negatives.errors import ArtifactError
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 from clip_negatives.step import Towers
@@ -55,7 +56,7 @@ class MovingAverage(Teacher):
     """The exponential moving average of the model that is trained, updated after each step of the optimizer.
 
     Weights are averaged as ``average = decay * average + (1 - decay) * weights``. Buffers, such as those of BatchNorm, are
-    copied.
+    copied, from process 0 as in `DistributedDataParallel`.
 
     Args:
         model: the model that is trained.
@@ -75,6 +76,8 @@ class MovingAverage(Teacher):
             self._average(list(self.model.parameters()), list(self._trained.parameters()), 0)
             for own, trained in zip(self.model.buffers(), self._trained.buffers(), strict=True):
                 own.copy_(trained)
+            if self.args.world_size > 1:  # each process has the statistics of its own samples
+                copy_from_first(self.model.buffers())
 
     def write(self, file: Path) -> None:
         """Write the weights."""
