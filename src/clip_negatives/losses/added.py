@@ -35,9 +35,10 @@ class Added:
             wrong = f"extra_log_weight must be a number below inf, got {self.log_weight}"
             raise InputError(f"{wrong}. Correct log_weight of the sampler.")
 
-    def __bool__(self) -> bool:
-        """Return whether there is anything to separate."""
-        return self.texts > 0 or self.images > 0
+    @property
+    def per_sample(self) -> int:
+        """Return the number of captions and images of each sample."""
+        return self.texts + self.images
 
     def __str__(self) -> str:
         return " and ".join(name for name, n in (("captions", self.texts), ("images", self.images)) if n)

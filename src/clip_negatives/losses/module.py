@@ -139,7 +139,7 @@ class NegativesClipLoss(StoredTerms):
                 ("ring=True", "Leave ring out") if self.ring else (f"backend {self.backend!r}", "Use backend 'auto'")
             )
             raise UnsupportedError(f"{needs}, which {option} never holds. {remedy}.")
-        if self.added:
+        if self.added.per_sample:
             remedy = "Use the weighting uniform or weighted_infonce."
             raise UnsupportedError(f"{needs} and does not work with a sampler that adds {self.added}. {remedy}")
 
@@ -200,7 +200,7 @@ class NegativesClipLoss(StoredTerms):
         return weighted_info_nce(*inputs, **options)
 
     def _training_loss(self, inputs: Inputs, samples: BatchSamples | None, again: bool | None) -> Tensor:
-        if len(inputs.x) * self.world_size == 1 and not self.added:
+        if len(inputs.x) * self.world_size == 1 and not self.added.per_sample:
             raise InputError(
                 "The batch is a single pair, which has no incorrect pair and teaches nothing. Use a larger batch size, or "
                 "drop_last=True if this is the last batch."
@@ -210,8 +210,8 @@ class NegativesClipLoss(StoredTerms):
             raise InputError(f"The features are of {n} samples, samples= are {len(samples)}. Pass those of the same batch.")
         again = self._comes_again(samples) if again is None else again
         terms, anchor_loss = self.terms, self.anchor_loss
-        needed = anchor_loss is not None or self.observer is not None or bool(self.added)
-        needed = needed or terms.by_label or bool(terms.per_sample()) or terms.scheduled
+        needed = anchor_loss is not None or self.observer is not None or self.added.per_sample > 0
+        needed = needed or terms.by_label or len(terms.per_sample()) > 0 or terms.scheduled
         if samples is None and self.batch_samples is not None and needed:
             samples = self.batch_samples()
         self.logged.clear()
@@ -226,7 +226,7 @@ class NegativesClipLoss(StoredTerms):
         observed = self.observer is not None and not again
         options: dict[str, Any] = {"backend": self.backend, "chunk_size": self.chunk_size, "text_anchors": self.text_anchors}
         options["reduction"] = "none" if observed else "mean"
-        if self.added:
+        if self.added.per_sample:
             inputs, extras = self.added.split(inputs, samples, self._gathering)
             options |= extras
         x, y, scale, bias = inputs
