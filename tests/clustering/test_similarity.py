@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.clustering.similarity import centroid_similarity, pair_quantiles, removed_share
+from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clusters
 
 
@@ -25,6 +27,24 @@ def test_quantile_is_of_pairs_of_samples(clusters: Clusters, quantile: float) ->
     below = sum(value < found for value in values) / len(values)
     up_to = sum(value <= found for value in values) / len(values)
     assert below <= quantile <= up_to + 1e-12
+
+
+def test_quantiles_are_those_of_sorted_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    similarity = torch.rand(40, 40, generator=generator).mul(2).sub(1).round(decimals=4).fill_diagonal_(1.0)
+    sizes = torch.randint(1, 9, (40,), generator=generator)
+    labels = torch.arange(40).repeat_interleave(sizes)
+    pairs = similarity[labels][:, labels][~torch.eye(len(labels), dtype=torch.bool)].sort().values
+    quantiles = [0.0, 0.001, 0.25, 0.5, 0.95, 1.0]
+    expected = [float(pairs[max(0, math.ceil(quantile * len(pairs)) - 1)]) for quantile in quantiles]
+    assert pair_quantiles(similarity, sizes, quantiles) == expected
+    monkeypatch.setattr("clip_negatives.clustering.similarity.CELLS_AT_ONCE", 100)  # blocks of 2 rows
+    assert pair_quantiles(similarity, sizes, quantiles) == expected
+
+
+def test_quantiles_without_a_pair() -> None:
+    with pytest.raises(InputError, match="at least 2 samples"):
+        pair_quantiles(torch.ones(1, 1), torch.tensor([1]), [0.5])
 
 
 def test_removed_share_counts_every_pair(clusters: Clusters) -> None:

@@ -15,6 +15,7 @@ from clip_negatives.host.option_checks import check_number
 from clip_negatives.interfaces import Clustering, Clusters, NearestClusters
 
 DENSE_UP_TO = 16_384  # largest K with a table of all pairs (1 GiB); above, each cluster lists its nearest clusters
+CELLS_AT_ONCE = 2**18  # cells of a table of all pairs that are read at a time
 LISTED = 64  # clusters in each list, with the cluster itself; our choice
 
 
@@ -64,14 +65,65 @@ def pair_similarity(clustering: Clustering, left: Tensor, right: Tensor) -> Tens
 
 
 def pair_quantiles(similarity: Tensor, sizes: Tensor, quantiles: Sequence[float]) -> list[float]:
-    """Return quantiles of the cluster similarity (K, K) over all pairs of samples; `sizes`, (K,), are cluster sizes."""
+    """Return quantiles of the cluster similarity over all ordered pairs of different samples.
+
+    The quantile q is the lowest similarity that at least a share q of the pairs does not exceed: a value of the table, found by
+    counts of the upper and then of the lower 16 bits. Memory is O(K) besides the table.
+
+    Args:
+        similarity: similarity of the clusters, float32, shape (K, K).
+        sizes: number of samples of each cluster, at least 2 in all, shape (K,).
+        quantiles: 0 .. 1.
+
+    Raises:
+        InputError: a quantile is out of range, or there is no pair.
+
+    Examples:
+        >>> pair_quantiles(torch.tensor([[1.0, 0.25], [0.25, 1.0]]), torch.tensor([2, 1]), [0.5, 0.9])
+        [0.25, 1.0]
+    """
     for quantile in quantiles:
         check_number("quantile", quantile, at_least=0, at_most=1)
-    weight = pair_counts(sizes).flatten()
-    order = similarity.flatten().argsort()
-    below = weight[order].cumsum(0)
-    places = torch.searchsorted(below, torch.tensor(quantiles, dtype=below.dtype) * below[-1]).clamp(max=order.numel() - 1)
-    return list(similarity.flatten()[order[places]].tolist())
+    if int(sizes.sum()) < 2:
+        raise InputError("A quantile of pairs needs at least 2 samples. Use more data.")
+    counts = _pairs_by_bits(similarity, sizes)
+    up_to, values = counts.cumsum(0), []
+    for quantile in quantiles:
+        place = (quantile * up_to[-1]).clamp(min=1.0)  # the lowest pair is the quantile 0
+        upper = int(torch.searchsorted(up_to, place))
+        within = _pairs_by_bits(similarity, sizes, upper).cumsum(0)
+        lower = int(torch.searchsorted(within, place - (up_to[upper] - counts[upper])))
+        values.append(_value(upper << 16 | lower))
+    return values
+
+
+def _pairs_by_bits(similarity: Tensor, sizes: Tensor, upper: int | None = None) -> Tensor:
+    """Return the number of pairs for each value of the upper 16 bits, or of the lower 16 bits of those with `upper`."""
+    of_bits, first = torch.zeros(2**16, dtype=torch.float64), 0
+    for rows in similarity.split(max(1, CELLS_AT_ONCE // len(similarity))):
+        bits = _ordered_bits(rows)
+        pairs = torch.outer(sizes[first : first + len(rows)].double(), sizes.double())
+        pairs.diagonal(first).sub_(sizes[first : first + len(rows)])
+        if upper is None:
+            bits >>= 16
+        else:
+            chosen = bits >> 16 == upper
+            bits, pairs = bits[chosen] & 0xFFFF, pairs[chosen]
+        of_bits += bits.flatten().bincount(weights=pairs.flatten(), minlength=2**16)
+        first += len(rows)
+    return of_bits
+
+
+def _ordered_bits(values: Tensor) -> Tensor:
+    """Return the bits of float32 values as integers of the same order, int64, 0 .. 2^32 - 1."""
+    bits = values.float().contiguous().view(torch.int32).long()
+    return torch.where(bits < 0, ~bits, bits + 2**31)
+
+
+def _value(ordered_bits: int) -> float:
+    """Return the float32 value of `_ordered_bits`."""
+    bits = ordered_bits - 2**31 if ordered_bits >= 2**31 else ~ordered_bits
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
 
 
 def pair_counts(sizes: Tensor) -> Tensor:
