@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from clip_negatives import Anchors, BatchSamples, FeatureQueue, LossTerms, NegativesClipLoss, Step
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms
 from clip_negatives.anchors import info_nce
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, PluginError
 from clip_negatives.step import StepSamples, Towers
 
 B = 6
@@ -109,3 +109,20 @@ def test_terms_that_need_gradients_are_an_error(backend: str) -> None:
     loss = NegativesClipLoss(terms=Counted(torch.zeros(2, 2, requires_grad=True)), backend=backend)
     with pytest.raises(InputError, match=r"image_table of the terms of the step needs gradients.*subclass AnchorLoss"):
         call(loss)
+
+
+class Detached(AnchorLoss):
+    def forward(self, anchors: Anchors) -> Tensor:
+        return info_nce(anchors).detach()
+
+
+class Averaged(AnchorLoss):
+    def forward(self, anchors: Anchors) -> Tensor:
+        return info_nce(anchors).mean()
+
+
+def test_losses_of_a_wrong_shape_or_without_gradients_are_errors() -> None:
+    with pytest.raises(PluginError, match="Detached returns losses that do not depend on the features"):
+        call(NegativesClipLoss(terms=Detached()))
+    with pytest.raises(PluginError, match=r"Averaged.forward must return the loss of each anchor, shape \(\d+,\), got \(\)"):
+        call(NegativesClipLoss(terms=Averaged()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from clip_negatives.sampling import name_of
 from clip_negatives.testing import parametrize_with_checks
 from clip_negatives.testing.blobs import make_blobs
 from clip_negatives.testing.weightings import SCALE, batch, batch_index
+from clip_negatives.training.weighting import teaches
 
 
 @weighting
@@ -254,3 +256,56 @@ def test_wrong_uses_of_a_step_are_errors() -> None:
         BatchSamples(ids=torch.arange(3)).with_teacher(torch.ones(2, 4), torch.ones(2, 4))
     with pytest.raises(InputError, match=r"features are of 32 samples, samples= are 3\."):
         NegativesClipLoss()(*batch(), torch.tensor(SCALE), samples=BatchSamples(ids=torch.arange(3)))
+
+
+@weighting(requires_clusters=False)
+def masked(anchors: Anchors) -> Tensor:
+    """Return a mask in place of log-weights."""
+    return anchors.cosines > 0
+
+
+@weighting(requires_clusters=False)
+def undefined(anchors: Anchors) -> Tensor:
+    """Return NaN."""
+    return anchors.cosines.detach() * torch.nan
+
+
+@weighting
+def undefined_terms(step: Step) -> LossTerms:
+    """Return NaN in a table."""
+    table = step.clusters.image_similarity * torch.nan
+    return LossTerms(image_table=table, image_labels=step.clusters.image.labels[step.samples.index])
+
+
+@weighting
+def faulty(step: Step) -> LossTerms:
+    """Stop with an exception."""
+    return {}["terms"]
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        (masked, r"masked returns a tensor of torch.bool, not of floats; .* -inf removes the pair"),
+        (undefined, "undefined makes the loss NaN or infinite, while the features are finite"),
+        (undefined_terms, "undefined_terms makes the loss NaN or infinite, while the features are finite"),
+        (faulty, r"faulty stopped with KeyError: 'terms' \(.*test_function_plugins.py, line \d+\)"),
+    ],
+)
+def test_faults_of_a_step_name_the_weighting(factory: Callable[[], Any], words: str) -> None:
+    for backend in ("auto", "chunked")[: 1 + (factory in (undefined_terms, faulty))]:  # log-weights of all pairs need torch
+        loss = NegativesClipLoss(terms=factory()(make_blobs(240)), backend=backend)
+        with pytest.raises(PluginError, match=words):
+            loss(*batch(), torch.tensor(SCALE), samples=BatchSamples(ids=batch_index()))
+
+
+def test_features_that_are_not_finite_are_no_fault_of_the_weighting() -> None:
+    loss = NegativesClipLoss(terms=annealed()(make_blobs(240)))
+    x, y = batch()
+    samples = BatchSamples(ids=batch_index()).at(0, 10, epoch=0)
+    assert loss(x * torch.nan, y, torch.tensor(SCALE), samples=samples).isnan()
+
+
+def test_values_of_the_first_terms_are_checked() -> None:
+    with pytest.raises(InputError, match=r"undefined_terms returns wrong terms: terms\.image_table must be within"):
+        teaches(undefined_terms()(make_blobs(64)), make_blobs(64))

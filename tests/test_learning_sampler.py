@@ -17,7 +17,7 @@ from clip_negatives.anchors import info_nce
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.errors import InputError, PluginError
 from clip_negatives.integrations import loop
-from clip_negatives.learning_sampler import carry_over
+from clip_negatives.learning_sampler import carry_over, observer_of
 from clip_negatives.losses.module import NegativesClipLoss
 from tests.integrations.clustered import BATCH as SIZE
 from tests.integrations.clustered import Pictures, write_folder
@@ -195,3 +195,37 @@ def test_a_state_of_other_options_is_refused() -> None:
     losses[0].weighting, losses[1].weighting = "annealed:beta=1", "annealed:beta=2"
     with pytest.raises(InputError, match="of other clusters or of another weighting"):
         losses[1].load_state_dict(losses[0].state_dict())
+
+
+class WithoutLosses(ByLoss):
+    def observe(self, step: Step) -> None:
+        pass
+
+
+class Misspelt(ByLoss):
+    def observe(self, step: Step, losses: Tensor) -> None:
+        self.new["los"][0] = 1
+
+
+class InPlace(ByLoss):
+    def observe(self, step: Step, losses: Tensor) -> None:
+        self.memory["loss"][step.samples.candidates] = losses
+
+
+def test_observe_with_other_parameters_is_an_error() -> None:
+    with pytest.raises(PluginError, match=r"WithoutLosses must take \(step, losses\), not \(step: "):
+        observer_of(WithoutLosses(SamplingContext(N, BATCH)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Misspelt, r"observe of the sampler Misspelt stopped with KeyError: 'los' \(.*test_learning_sampler.py, line \d+\)"),
+        (InPlace, "InPlace changes self.memory within an epoch. Write to self.new"),
+    ],
+)
+def test_faults_of_observe_name_the_sampler(kind: type[ByLoss], words: str) -> None:
+    training = Training()
+    training.loss.observer = observer_of(kind(SamplingContext(N, BATCH, seed=1)))
+    with pytest.raises(PluginError, match=words):
+        training.run(range(1))

@@ -99,6 +99,11 @@ class FunctionWeighting:
             return terms
         return FunctionTerms(self, clusters) if self.sees == "step" else FunctionLoss(self, clusters)
 
+    @property
+    def name(self) -> str:
+        """Return the name of the function."""
+        return str(self.factory.__qualname__)
+
     def call(self, seen: Any) -> Any:
         """Call the function."""
         return _function_of(self.factory)(seen, **self.options)
@@ -110,6 +115,9 @@ class FunctionTerms(StepTerms):
     def __init__(self, weighting: FunctionWeighting, clusters: Clusters) -> None:
         super().__init__()
         self.weighting, self.clusters = weighting, clusters
+
+    def _get_name(self) -> str:
+        return self.weighting.name
 
     def terms(self, step: Step) -> LossTerms:
         """Return the terms of the samples of the step."""
@@ -127,12 +135,18 @@ class FunctionLoss(AnchorLoss):
         self.weighting, self.clusters = weighting, clusters
         self._checked = False  # values are read once: that waits for a GPU
 
+    def _get_name(self) -> str:
+        return self.weighting.name
+
     def forward(self, anchors: Anchors) -> Tensor:
         """Return the loss of each anchor."""
         values = self.weighting.call(anchors)
         if not isinstance(values, Tensor) or values.shape != anchors.logits.shape:
             found = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
             raise _wrong(self.weighting, f"{found}, not a tensor of shape (B, G), here {tuple(anchors.logits.shape)}")
+        if not values.is_floating_point():
+            fault = f"a tensor of {values.dtype}, not of floats"
+            raise _wrong(self.weighting, f"{fault}; a log-weight is added to a logit, and -inf removes the pair")
         if self.weighting.returns == "targets" and not self._checked:
             sums, self._checked = values.detach().sum(1), True
             if not bool(((sums - 1).abs() < ROUNDING).all()):
@@ -142,7 +156,7 @@ class FunctionLoss(AnchorLoss):
 
 
 def _wrong(weighting: FunctionWeighting, what: str) -> PluginError:
-    return PluginError(f"The weighting {weighting.factory.__qualname__} returns {what}. Repair the plugin.")
+    return PluginError(f"The weighting {weighting.name} returns {what}. Repair the plugin.")
 
 
 @overload

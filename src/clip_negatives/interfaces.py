@@ -184,7 +184,7 @@ class ObservingSampler(Protocol):
     def observe(self, step: Step, losses: Tensor) -> None:
         """Learn from a step without gradients, and from the loss of each of its G samples, float32, shape (G,).
 
-        Step and losses are of all processes (``step.samples.candidates``, ``step.candidates``), and equal on all of them.
+        ``losses[i]`` is that of the sample ``step.samples.candidates[i]``. All processes get the same values.
         Called once for each batch, after its loss; in gradient accumulation at the first of the repeated calls.
         """
         ...

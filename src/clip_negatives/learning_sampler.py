@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from clip_negatives.errors import InputError, PluginError
 from clip_negatives.interfaces import NegativeSampler, ObservingSampler, SamplingContext
+from clip_negatives.plugin_code import reported
 from clip_negatives.printing import log
 from clip_negatives.sampling import Plan, PlannedSampler, name_of
 from clip_negatives.step import Step
@@ -41,6 +44,7 @@ class LearningSampler(PlannedSampler):
             raise InputError(f"The memory {wrong!r} of {name_of(self)} must be a tensor, got {type(memory[wrong]).__name__}.")
         self.memory = memory
         self.new = {name: value.clone() for name, value in memory.items()}
+        self._versions = self._memory_versions()
 
     def observe(self, step: Step, losses: Tensor) -> None:
         """Learn from a step.
@@ -62,7 +66,19 @@ class LearningSampler(PlannedSampler):
                     "tensors of self.new."
                 )
             self.memory = {name: value.clone() for name, value in self.new.items()}
+            self._versions = self._memory_versions()
         super().set_epoch(epoch)
+
+    def check_memory(self) -> None:
+        """Raise PluginError if the memory has changed since the epoch began."""
+        if self._memory_versions() != self._versions:
+            raise PluginError(
+                f"The sampler {name_of(self)} changes self.memory within an epoch. Write to self.new, which becomes the "
+                "memory of the next epoch."
+            )
+
+    def _memory_versions(self) -> list[tuple[str, int, int]]:
+        return [(name, id(value), value._version) for name, value in self.memory.items()]
 
     def learned(self) -> dict[str, Tensor]:
         """Return the memory, for checkpoints: tensors by name."""
@@ -85,11 +101,33 @@ class LearningSampler(PlannedSampler):
         self.memory = {name: learned[name].clone() for name in self.memory}
         self.new = {name: learned[f"{NEW}{name}"].clone() for name in self.new}
         self._epoch = int(learned[EPOCH])
+        self._versions = self._memory_versions()
 
 
 def observer_of(sampler: NegativeSampler) -> Callable[[Step, Tensor], None] | None:
-    """Return the ``observe`` of a sampler, for `NegativesClipLoss.observer`; None if it does not observe the training."""
-    return sampler.observe if isinstance(sampler, ObservingSampler) else None
+    """Return the ``observe`` of a sampler, for `NegativesClipLoss.observer`; None if it does not observe the training.
+
+    Raises:
+        PluginError: ``observe`` has other parameters. In a step: it stops with an exception, or changes the memory of the
+            epoch.
+    """
+    if not isinstance(sampler, ObservingSampler):
+        return None
+    parameters = inspect.signature(sampler.observe)
+    try:
+        parameters.bind("step", "losses")
+    except TypeError:
+        needed = f"observe of the sampler {name_of(sampler)} must take (step, losses)"
+        raise PluginError(f"{needed}, not {parameters}. Repair the plugin.") from None
+    return functools.partial(_observe, sampler)
+
+
+def _observe(sampler: ObservingSampler, step: Step, losses: Tensor) -> None:
+    with reported(f"observe of the sampler {name_of(sampler)}"):
+        sampler.observe(step, losses)
+    owner = getattr(sampler.observe, "__self__", None)  # of a sampler that is wrapped, too
+    if isinstance(owner, LearningSampler):
+        owner.check_memory()
 
 
 def carry_over(previous: NegativeSampler, sampler: NegativeSampler) -> None:

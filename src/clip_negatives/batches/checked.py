@@ -7,8 +7,8 @@ import operator
 from collections.abc import Iterable, Iterator
 
 from clip_negatives.errors import PluginError
-from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.interfaces import NegativeSampler
+from clip_negatives.plugin_code import no_exit
 from clip_negatives.sampling import name_of
 
 END = object()

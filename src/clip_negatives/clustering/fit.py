@@ -15,8 +15,8 @@ from clip_negatives.clustering.similarity import similarities
 from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import InputError
 from clip_negatives.host import registry
-from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.interfaces import Clusterer, Clustering, Clusters
+from clip_negatives.plugin_code import no_exit
 from clip_negatives.progress import stage
 from clip_negatives.sampling import epoch_generator
 

@@ -21,7 +21,7 @@ import pluggy
 from clip_negatives.errors import DuplicateNameError, PluginLoadError, UnknownNameError
 from clip_negatives.host import hookspecs
 from clip_negatives.host.options import Option, bind_options, options_of, parse_spec
-from clip_negatives.host.plugin_code import no_exit
+from clip_negatives.plugin_code import no_exit
 
 Kind = Literal["clusterer", "negative_sampler", "loss_weighting"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss, StepTerms
-from clip_negatives.anchors import Anchors, anchors
+from clip_negatives.anchors import anchors
 from clip_negatives.distributed.gather import average_gradients, copy_from_first
-from clip_negatives.errors import InputError, PluginError, UnsupportedError
+from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.added import Added
 from clip_negatives.losses.backends import NO_TARGETS
 from clip_negatives.losses.functional import Candidates, weighted_info_nce
 from clip_negatives.losses.gathering import Gathering
 from clip_negatives.losses.kernels.pairs import Inputs
+from clip_negatives.losses.plugin_losses import FiniteLosses, losses_of, terms_of
 from clip_negatives.losses.stored_terms import StoredTerms, checked_ids, moved
 from clip_negatives.printing import warn
 from clip_negatives.step import BatchSamples, Step, StepSamples, Towers
@@ -112,6 +113,7 @@ class NegativesClipLoss(StoredTerms):
     def set_terms(self, terms: LossTerms | AnchorLoss) -> None:
         """Replace the terms, or the anchor loss, after re-clustering; an anchor loss of the same class keeps its state."""
         previous, self.anchor_loss = self.anchor_loss, terms if isinstance(terms, AnchorLoss) else None
+        self._finite = FiniteLosses()
         if self.anchor_loss is not None:
             if not isinstance(self.anchor_loss, StepTerms):
                 self._check_all_logits()
@@ -243,6 +245,8 @@ class NegativesClipLoss(StoredTerms):
                 losses = weighted_info_nce(x, y, scale, bias, terms=terms, candidates=candidates, **options)
             else:
                 losses = weighted_info_nce(*everyone, scale, bias, terms=all_terms, gathered=True, **options)
+        if self.anchor_loss is not None:
+            self._finite.check(self.anchor_loss, losses, everyone, torch.as_tensor(scale))
         if not observed:
             return losses
         self._observe(self._step(inputs, samples, everyone), losses)
@@ -255,11 +259,7 @@ class NegativesClipLoss(StoredTerms):
         own = Towers(inputs.x, inputs.y)
         step = self._step(inputs, samples, own, alone=True)
         self.anchor_loss.begin(step.samples.index, again=again)
-        terms = self.anchor_loss.terms(step)
-        terms.check(len(own.image), own.image.device, "the terms of the step")
-        if trained := [name for name, value in terms.tensors().items() if value.requires_grad]:
-            fault = f"The {trained[0]} of the terms of the step needs gradients, which loss terms do not get"
-            raise InputError(f"{fault}. Detach it, or subclass AnchorLoss and define forward.")
+        terms = terms_of(self.anchor_loss, step)
         return terms if samples is None else terms.at(samples.progress)
 
     def _loss_from_anchors(self, loss: AnchorLoss, inputs: Inputs, samples: BatchSamples | None, again: bool) -> Tensor:
@@ -268,7 +268,8 @@ class NegativesClipLoss(StoredTerms):
         step = self._step(inputs, samples, own if self.world_size == 1 else own.map(self._gathering.features))
         loss.begin(step.samples.candidates, again=again)
         sides = [side for side in anchors(step) if self.text_anchors or side.modality == "image"]
-        losses = torch.cat([_anchor_losses(loss, side) for side in sides])
+        losses = losses_of(loss, sides)
+        self._finite.check(loss, losses, step.candidates, step.scale)
         if self.observer is not None and not again:
             self._observe(step, losses)
         return losses.mean()
@@ -307,11 +308,3 @@ class NegativesClipLoss(StoredTerms):
         count = getattr(self.batch_samples, "handed_out", None) if samples is None else None
         previous, self._handed_out = self._handed_out, count
         return count is not None and count == previous
-
-
-def _anchor_losses(loss: AnchorLoss, side: Anchors) -> Tensor:
-    losses: Tensor = loss(side)
-    if losses.shape != (len(side.logits),):
-        found, needed = tuple(losses.shape), f"({len(side.logits)},)"
-        raise PluginError(f"{type(loss).__name__}.forward must return the loss of each anchor, shape {needed}, got {found}.")
-    return losses

@@ -182,6 +182,8 @@ class WeightingChecks(Checks):
 
     def _loss_terms(self) -> LossTerms:
         terms = self._terms()
+        if isinstance(terms, StepTerms):
+            raise NotApplicableError("this check sees only terms that are made once for all steps")
         if not isinstance(terms, LossTerms):
             raise NotApplicableError("the weighting returns no LossTerms")
         tensors = {name: getattr(terms, name) for name in LossTerms.tensor_fields()}
@@ -197,7 +199,7 @@ class WeightingChecks(Checks):
     def _anchor_loss(self) -> AnchorLoss:
         loss = self._terms()
         if not isinstance(loss, AnchorLoss) or isinstance(loss, StepTerms):
-            raise NotApplicableError("the weighting returns no AnchorLoss")
+            raise NotApplicableError("the weighting does not compute the loss of each anchor")
         return loss
 
 

@@ -10,10 +10,11 @@ from clip_negatives.anchor_loss import AnchorLoss, StepTerms
 from clip_negatives.anchors import anchors
 from clip_negatives.errors import InputError
 from clip_negatives.host import registry
-from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.losses.functional import pair_log_weights
 from clip_negatives.losses.kernels import log_weights
+from clip_negatives.losses.plugin_losses import FiniteLosses, check_values, losses_of, terms_of
+from clip_negatives.plugin_code import no_exit
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.step import BatchSamples, Position, Step, StepSamples, Towers
 
@@ -73,11 +74,14 @@ def teaches(loss: AnchorLoss, clusters: Clusters | None, *, teacher: bool = True
     of_run = None, position, loss.clusters, taught, taught
     step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), *of_run)
     if isinstance(loss, StepTerms):
-        return keeps_pairs(loss.terms(step))
+        terms = terms_of(loss, step)
+        check_values(loss, terms)
+        return keeps_pairs(terms)
     loss.begin(ids)
-    total = torch.cat([loss(side) for side in anchors(step)]).sum()
+    losses = losses_of(loss, anchors(step))
     loss.begin(ids, again=True)
-    return bool(torch.autograd.grad(total, x)[0].any())
+    FiniteLosses().check(loss, losses, features, step.scale)
+    return bool(torch.autograd.grad(losses.sum(), x)[0].any())
 
 
 def batch_terms(terms: LossTerms, samples: BatchSamples) -> LossTerms:

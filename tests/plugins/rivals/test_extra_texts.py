@@ -109,7 +109,8 @@ def test_bad_options(spec: str, words: str, clusters: Clusters) -> None:
 
 def test_batches_of_a_sampler_that_learns(clusters: Clusters) -> None:
     sampler = make("swapped_words:of=mined", clusters)
-    assert observer_of(sampler) == sampler.sampler.observe
+    assert observer_of(sampler).args == (sampler,)
+    assert sampler.observe == sampler.sampler.observe
     memory = sampler.learned()
     memory["new.features"] += 1
     sampler.load_learned(memory)

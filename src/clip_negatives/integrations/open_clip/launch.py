@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from clip_negatives.advice import argument, remedies
 from clip_negatives.errors import ArtifactError, ClipNegativesError
-from clip_negatives.host.plugin_code import no_exit
 from clip_negatives.integrations.open_clip.arguments import FOUND, check_paths, has_checkpoint, parsed
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
+from clip_negatives.plugin_code import no_exit
 from clip_negatives.storage.locks import sole_user
 
 if TYPE_CHECKING:

@@ -43,7 +43,7 @@ def pair_sums(inputs: Inputs, pairs: Pairs) -> PairSums:
     if pairs.rows.groups is not None and pairs.columns.groups is not None:
         mates = (pairs.rows.groups[:, None] == pairs.columns.groups) & ~positive
     weights = log_weights.all_pairs(pairs, logits.dtype) if pairs.rows.weighted else torch.zeros_like(logits)
-    kept = ~positive & ~mates & (weights > -torch.inf)
+    kept = ~positive & ~mates & (weights != -torch.inf)  # NaN stays, and makes the loss NaN
     scores = _target_scores(pairs, positive, logits.dtype)
     sides = [empty_sums(0, logits), empty_sums(0, logits)]
     for dim, limits in ((1, pairs.row_limits), (0, pairs.column_limits))[: 1 + pairs.columns_too]:
