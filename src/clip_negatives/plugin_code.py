@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from clip_negatives.errors import ClipNegativesError, PluginError
-
-TORCH = str(Path(torch.__file__).parent)
 
 
 @contextmanager
@@ -35,10 +31,13 @@ def reported(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ClipNegativesError, MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(TORCH)]
+        import torch  # late: the command line's help does not need it
+
+        if isinstance(error, ClipNegativesError | MemoryError | torch.OutOfMemoryError):
+            raise
+        of_torch = str(Path(torch.__file__).parent)
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(of_torch)]
         place, message = frames[-1], " ".join(str(error).split()).rstrip(".")
         raise PluginError(
             f"{what} stopped with {type(error).__name__}: {message} ({place.filename}, line {place.lineno}). Repair the plugin."
