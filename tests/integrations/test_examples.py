@@ -27,6 +27,16 @@ def test_examples_with_trainers_of_hugging_face_learn(tmp_path, monkeypatch, nam
     assert losses[-1] < losses[0]
 
 
+def test_the_example_of_an_own_loop_learns_and_stores_all(tmp_path, monkeypatch):
+    found = run("own_loop.py", tmp_path, monkeypatch)
+    assert sum(found["losses"][-5:]) < sum(found["losses"][:5])
+    factor = found["loss"].anchor_loss.log_factor
+    assert factor != 0
+    stored = torch.load(found["work"] / "last.pt")
+    assert stored["loader"]["epoch"] == 1
+    assert factor in stored["loss"].values()
+
+
 def test_the_example_with_lightning_learns_and_logs(tmp_path, monkeypatch):
     trainer = run("lightning_callback.py", tmp_path, monkeypatch)["trainer"]
     rows = list(csv.DictReader((Path(trainer.log_dir) / "metrics.csv").open()))
