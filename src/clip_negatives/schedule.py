@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_FACTOR = 1e4
+SMALLEST_FACTOR = 1e-30  # of a table, in place of 0: -inf times this is -inf, so that one pass over the table is enough
 
 
 def interpolated(points: tuple[tuple[float, float], ...], progress: Tensor) -> Tensor:

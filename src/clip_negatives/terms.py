@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from clip_negatives.errors import InputError, UnsupportedError
-from clip_negatives.schedule import check_points, interpolated
+from clip_negatives.schedule import SMALLEST_FACTOR, check_points, interpolated
 from clip_negatives.step import UNKNOWN_PROGRESS
 from clip_negatives.term_fields import TermField, check_range, check_tensor
 
@@ -224,7 +224,7 @@ class LossTerms:
             raise InputError(UNKNOWN_PROGRESS)
         factor = interpolated(self.schedule, progress)
         changed = {
-            name: table.where(table == -float("inf"), table * factor.to(table))
+            name: table * factor.to(table).clamp(min=SMALLEST_FACTOR)
             for name in ("image_table", "text_table")
             if (table := getattr(self, name)) is not None
         }

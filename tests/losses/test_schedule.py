@@ -59,7 +59,7 @@ def test_a_factor_of_0_keeps_removed_pairs_removed() -> None:
     assert start.image_table is not None
     assert start.image_table[REMOVED] == -torch.inf
     assert not start.image_table.isnan().any()
-    assert float(start.image_table.masked_fill(start.image_table == -torch.inf, 0.0).abs().max()) == 0
+    assert float(start.image_table.masked_fill(start.image_table == -torch.inf, 0.0).abs().max()) < 1e-25
     assert start.factors is not None
     assert not start.factors.any()
     assert not start.scheduled
