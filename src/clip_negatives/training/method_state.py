@@ -46,7 +46,10 @@ class MethodState:
         """Set the state to `stored`, which was read from `place`."""
         optimizer, sampler = (_without_prefix(stored, prefix) for prefix in (OPTIMIZER, SAMPLER))
         of_loss = {name: value for name, value in stored.items() if not name.startswith((OPTIMIZER, SAMPLER))}
-        fault = f"The state in {place} belongs to another method or other data. Resume with the same sampler and weighting."
+        fault = (
+            f"The state in {place} belongs to another method, to other data or to other code of a plugin. Resume with the same "
+            "sampler and weighting."
+        )
         if bool(sampler) != isinstance(self.sampler, ObservingSampler) or (self.loss is None and of_loss):
             raise ArtifactError(fault)
         try:
