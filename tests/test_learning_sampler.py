@@ -221,7 +221,7 @@ def test_observe_with_other_parameters_is_an_error() -> None:
     ("kind", "words"),
     [
         (Misspelt, r"observe of the sampler Misspelt stopped with KeyError: 'los' \(.*test_learning_sampler.py, line \d+\)"),
-        (InPlace, "InPlace changes self.memory within an epoch. Write to self.new"),
+        (InPlace, "InPlace changes self.memory. Write to self.new"),
     ],
 )
 def test_faults_of_observe_name_the_sampler(kind: type[ByLoss], words: str) -> None:

@@ -60,6 +60,7 @@ class AnchorLoss(nn.Module):
 
     n_samples: int | None = None
     clusters: Clusters | None = None
+    name: str = ""  # of the function of the weighting, for messages
     _before: tuple[Tensor, list[_SavedRows]] | None = None
 
     @torch.no_grad()

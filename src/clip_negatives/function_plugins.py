@@ -114,10 +114,7 @@ class FunctionTerms(StepTerms):
 
     def __init__(self, weighting: FunctionWeighting, clusters: Clusters) -> None:
         super().__init__()
-        self.weighting, self.clusters = weighting, clusters
-
-    def _get_name(self) -> str:
-        return self.weighting.name
+        self.weighting, self.clusters, self.name = weighting, clusters, weighting.name
 
     def terms(self, step: Step) -> LossTerms:
         """Return the terms of the samples of the step."""
@@ -132,11 +129,8 @@ class FunctionLoss(AnchorLoss):
 
     def __init__(self, weighting: FunctionWeighting, clusters: Clusters) -> None:
         super().__init__()
-        self.weighting, self.clusters = weighting, clusters
+        self.weighting, self.clusters, self.name = weighting, clusters, weighting.name
         self._checked = False  # values are read once: that waits for a GPU
-
-    def _get_name(self) -> str:
-        return self.weighting.name
 
     def forward(self, anchors: Anchors) -> Tensor:
         """Return the loss of each anchor."""

@@ -44,7 +44,6 @@ class LearningSampler(PlannedSampler):
             raise InputError(f"The memory {wrong!r} of {name_of(self)} must be a tensor, got {type(memory[wrong]).__name__}.")
         self.memory = memory
         self.new = {name: value.clone() for name, value in memory.items()}
-        self._versions = self._memory_versions()
 
     def observe(self, step: Step, losses: Tensor) -> None:
         """Learn from a step.
@@ -66,19 +65,7 @@ class LearningSampler(PlannedSampler):
                     "tensors of self.new."
                 )
             self.memory = {name: value.clone() for name, value in self.new.items()}
-            self._versions = self._memory_versions()
-        super().set_epoch(epoch)
-
-    def check_memory(self) -> None:
-        """Raise PluginError if the memory has changed since the epoch began."""
-        if self._memory_versions() != self._versions:
-            raise PluginError(
-                f"The sampler {name_of(self)} changes self.memory within an epoch. Write to self.new, which becomes the "
-                "memory of the next epoch."
-            )
-
-    def _memory_versions(self) -> list[tuple[str, int, int]]:
-        return [(name, id(value), value._version) for name, value in self.memory.items()]
+            super().set_epoch(epoch)
 
     def learned(self) -> dict[str, Tensor]:
         """Return the memory, for checkpoints: tensors by name."""
@@ -101,7 +88,6 @@ class LearningSampler(PlannedSampler):
         self.memory = {name: learned[name].clone() for name in self.memory}
         self.new = {name: learned[f"{NEW}{name}"].clone() for name in self.new}
         self._epoch = int(learned[EPOCH])
-        self._versions = self._memory_versions()
 
 
 def observer_of(sampler: NegativeSampler) -> Callable[[Step, Tensor], None] | None:
@@ -123,11 +109,20 @@ def observer_of(sampler: NegativeSampler) -> Callable[[Step, Tensor], None] | No
 
 
 def _observe(sampler: ObservingSampler, step: Step, losses: Tensor) -> None:
+    before = _memory_versions(sampler)
     with reported(f"observe of the sampler {name_of(sampler)}"):
         sampler.observe(step, losses)
+    if _memory_versions(sampler) != before:
+        raise PluginError(
+            f"observe of the sampler {name_of(sampler)} changes self.memory. Write to self.new, which becomes the memory of "
+            "the next epoch."
+        )
+
+
+def _memory_versions(sampler: ObservingSampler) -> list[tuple[str, int, int]]:
     owner = getattr(sampler.observe, "__self__", None)  # of a sampler that is wrapped, too
-    if isinstance(owner, LearningSampler):
-        owner.check_memory()
+    memory = owner.memory if isinstance(owner, LearningSampler) else {}
+    return [(name, id(value), value._version) for name, value in memory.items()]
 
 
 def carry_over(previous: NegativeSampler, sampler: NegativeSampler) -> None:

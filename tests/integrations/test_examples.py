@@ -28,11 +28,11 @@ def test_examples_with_trainers_of_hugging_face_learn(tmp_path, monkeypatch, nam
 
 
 def test_the_example_of_an_own_loop_learns_and_stores_all(tmp_path, monkeypatch):
-    found = run("own_loop.py", tmp_path, monkeypatch)
-    assert sum(found["losses"][-5:]) < sum(found["losses"][:5])
-    factor = found["loss"].anchor_loss.log_factor
+    example = run("own_loop.py", tmp_path, monkeypatch)
+    assert sum(example["losses"][-5:]) < sum(example["losses"][:5])
+    factor = example["loss"].anchor_loss.log_factor
     assert factor != 0
-    stored = torch.load(found["work"] / "last.pt")
+    stored = torch.load(example["work"] / "last.pt")
     assert stored["loader"]["epoch"] == 1
     assert factor in stored["loss"].values()
 

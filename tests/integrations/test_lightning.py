@@ -260,9 +260,9 @@ def test_every_checkpoint_resumes_to_the_same_weights(tmp_path, clusters, sample
 
 
 def test_a_reloaded_loader_knows_the_progress_of_the_training(tmp_path, clusters):
-    how = {"callback": {"weighting": "weighted_infonce:warmup=0.9"}}
-    whole, _, _ = fit(tmp_path, **how)
-    reloaded, _, _ = fit(tmp_path, **how, reload_dataloaders_every_n_epochs=1)
+    options = {"callback": {"weighting": "weighted_infonce:warmup=0.9"}}
+    whole, _, _ = fit(tmp_path, **options)
+    reloaded, _, _ = fit(tmp_path, **options, reload_dataloaders_every_n_epochs=1)
     assert reloaded.seen == whole.seen
     assert torch.equal(reloaded.image.weight, whole.image.weight)
 

@@ -96,9 +96,9 @@ def test_a_model_may_return_a_plain_dict(tmp_path, clusters):
         def forward(self, *args, **named):
             return dict(super().forward(*args, **named))
 
-    found = trainer(tmp_path, Mapped(tiny_clip().config), remove_unused_columns=False)
-    found.train()
-    assert len(losses(found)) == STEPS
+    mapped = trainer(tmp_path, Mapped(tiny_clip().config), remove_unused_columns=False)
+    mapped.train()
+    assert len(losses(mapped)) == STEPS
 
 
 def test_batches_are_the_samplers_and_each_epoch_has_its_own(tmp_path, clusters):

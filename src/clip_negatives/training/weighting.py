@@ -13,7 +13,7 @@ from clip_negatives.host import registry
 from clip_negatives.interfaces import Clusters, LossTerms
 from clip_negatives.losses.functional import pair_log_weights
 from clip_negatives.losses.kernels import log_weights
-from clip_negatives.losses.plugin_losses import FiniteLosses, check_values, losses_of, terms_of
+from clip_negatives.losses.plugin_losses import FiniteLosses, losses_of, terms_of
 from clip_negatives.plugin_code import no_exit
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.step import BatchSamples, Position, Step, StepSamples, Towers
@@ -74,9 +74,7 @@ def teaches(loss: AnchorLoss, clusters: Clusters | None, *, teacher: bool = True
     of_run = None, position, loss.clusters, taught, taught
     step = Step(StepSamples(ids, ids), features, features, torch.tensor(SCALE), *of_run)
     if isinstance(loss, StepTerms):
-        terms = terms_of(loss, step)
-        check_values(loss, terms)
-        return keeps_pairs(terms)
+        return keeps_pairs(terms_of(loss, step, check_values=True))
     loss.begin(ids)
     losses = losses_of(loss, anchors(step))
     loss.begin(ids, again=True)
