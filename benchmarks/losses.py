@@ -50,7 +50,7 @@ def losses(n: int, k: int) -> dict[str, Loss]:
     found: dict[str, Loss] = {"open_clip": ClipLoss()}
     backends = ["torch", "chunked", *([] if triton_obstacle(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["triton"])]
     for backend in backends:
-        for kind in ("none", "weighted", "scheduled", "normalized", *(["targets"] if backend != "triton" else [])):
+        for kind in ("none", "weighted", "scheduled", "normalized", "targets"):
             found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
     if "triton" in backends:
         found["triton sorted"] = _ours("triton", weights("sorted", n, k))

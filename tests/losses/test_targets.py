@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from open_clip import ClipLoss
 from torch import Tensor
 
-from clip_negatives.errors import InputError, UnsupportedError
-from clip_negatives.losses.backends import select_backend
+from clip_negatives.errors import InputError
 from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
 from clip_negatives.losses.kernels import chunked, op
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
@@ -192,7 +191,7 @@ def test_chunked_never_holds_a_matrix_of_all_pairs(columns_too: bool) -> None:
 def test_the_operator_describes_its_results() -> None:
     x, y = features(5, 4)
     pairs = Pairs.of(targets(5), targets(5))
-    arguments = (x, y, *scalars(), op._tensors(pairs), 0, True, 0.0, False, False, "chunked", 2)
+    arguments = (x, y, *scalars(), op._tensors(pairs), 0, True, 0.0, False, False, False, "chunked", 2)
     torch.library.opcheck(torch.ops.clip_negatives.pair_sums.default, arguments)
 
 
@@ -229,13 +228,3 @@ def test_terms_that_do_not_fit(fields: dict[str, object], message: str) -> None:
 def test_factors_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="target_factors must be within -100"):
         NegativesClipLoss(terms=LossTerms(target_factors=torch.full((4, 2), torch.nan), target_mass=MASS))
-
-
-def test_triton_lacks_targets() -> None:
-    with pytest.raises(UnsupportedError, match=r"no targets by similarity.*Use backend 'auto'"):
-        weighted_info_nce(*features(4, 3), 5.0, terms=targets(4), backend="triton")
-    with pytest.raises(UnsupportedError, match=r"no targets by similarity.*Use backend 'auto'"):
-        NegativesClipLoss(terms=targets(4), backend="triton")
-    for device in ("cpu", "cuda"):
-        backend, reason = select_backend(torch.device(device), 4096, 4096, targeted=True)
-        assert (backend, "no targets by similarity" in reason) == ("chunked", True)

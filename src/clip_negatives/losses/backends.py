@@ -16,7 +16,6 @@ BACKENDS = ("auto", "torch", "chunked", "triton")
 FEW_PAIRS = 256 * 256
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192  # set by memory (256 MiB of float32 logits), not measured
 FEW_WEIGHTED_PAIRS_OF_ACCELERATORS = 1024 * 1024  # not measured; fused kernels avoid the passes that log-weights add
-NO_TARGETS = "it has no targets by similarity (target_factors)"
 HAS_TRITON = find_spec("triton") is not None  # at import, because torch.compile cannot trace the search
 OLDEST_CAPABILITY = (8, 0)  # compute capability of the oldest GPUs with tensor cores for bfloat16
 
@@ -28,7 +27,6 @@ def select_backend(
     *,
     dtype: torch.dtype = torch.float32,
     weighted: bool = False,
-    targeted: bool = False,
 ) -> tuple[str, str]:
     """Return the backend that "auto" chooses for a rows x columns loss, and the reason.
 
@@ -37,36 +35,33 @@ def select_backend(
         rows: samples of this process.
         columns: samples of all processes, also with ``ring=True``.
         dtype: dtype of the features.
-        weighted: whether there are log-weights.
-        targeted: whether there are targets by similarity (`LossTerms.target_factors`), which the triton backend lacks.
+        weighted: whether there are log-weights, or targets by similarity (`LossTerms.target_factors`).
 
     Examples:
         >>> select_backend(torch.device("cpu"), 256, 256)
         ('torch', '65536 pairs on cpu are few: one matrix of logits is fastest')
     """
     pairs = rows * columns
-    few = FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted or targeted else FEW_PAIRS_OF_ACCELERATORS
+    few = FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted else FEW_PAIRS_OF_ACCELERATORS
     if pairs <= (FEW_PAIRS if device.type == "cpu" else few):
         return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is fastest"
-    obstacle = NO_TARGETS if targeted else triton_obstacle(device, dtype)
+    obstacle = triton_obstacle(device, dtype)
     if obstacle is None and device.type == "cuda":  # interpreted kernels are for tests
         return "triton", f"{pairs} pairs on {device.type}: fused kernels"
     reason = f"blocks need fewer products and less memory (triton: {obstacle or 'interpreted'})"
     return "chunked", f"{pairs} pairs on {device.type}: {reason}"
 
 
-def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32, targeted: bool = False) -> None:
-    """Check that a backend exists and runs on a device; for `dtype` and `targeted`, see `select_backend`.
+def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:
+    """Check that a backend exists and runs on a device, for features of `dtype`.
 
     Raises:
         InputError: the backend does not exist.
-        UnsupportedError: "triton" cannot run on the device, or lacks targets.
+        UnsupportedError: "triton" cannot run on the device.
     """
     if name not in BACKENDS:
         raise InputError(f"There is no backend {name!r}. Use one of: {', '.join(BACKENDS)}.")
-    obstacle = None
-    if name == "triton":
-        obstacle = NO_TARGETS if targeted else triton_obstacle(device, dtype)
+    obstacle = triton_obstacle(device, dtype) if name == "triton" else None
     if obstacle is not None:
         raise UnsupportedError(f"The triton backend cannot run here: {obstacle}. Use backend 'auto'.")
 

@@ -114,7 +114,7 @@ def weighted_info_nce(
 
     Raises:
         InputError: shapes, dtypes or devices do not fit, a value is out of range, or the backend is unknown.
-        UnsupportedError: the triton backend is requested where it cannot run, or with `target_factors`.
+        UnsupportedError: the triton backend is requested where it cannot run.
 
     Examples:
         >>> x = torch.nn.functional.normalize(torch.eye(4), dim=1)
@@ -150,20 +150,21 @@ def weighted_info_nce(
     bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
     images, texts = Inputs(x, all_y, scale, bias), Inputs(y, all_x, scale, bias)
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
-    check_backend(backend, x.device, dtype=x.dtype, targeted=terms.targeted)
+    check_backend(backend, x.device, dtype=x.dtype)
     if backend == "auto":
-        weighted, targeted = terms.weighted, terms.targeted
-        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted, targeted=targeted)
+        weighted = terms.weighted or terms.targeted
+        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted)
     is_plain = backend == "torch" and not ring and terms.neutral and not has_extras and text_anchors
     if is_plain and reduction == "mean":
         return dense.open_clip_loss(images, None if gathered else texts, offset)
     columns_too = text_anchors and candidates is None
-    pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too)
+    mixed_signs = reduction == "none"
+    pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too, mixed_signs=mixed_signs)
     losses = functools.partial(anchor_losses, terms=terms, backend=backend, chunk_size=chunk_size, ring=ring)
     anchors = losses(images, pairs, row_extras=extra_texts, column_extras=extra_images if columns_too else None)
     if text_anchors and not columns_too:
         anchors += losses(texts, pairs.transposed_tables(), row_extras=extra_images)
-    each = torch.cat(anchors)
+    each = torch.cat(anchors) if len(anchors) > 1 else anchors[0]
     return each if reduction == "none" else each.mean()
 
 

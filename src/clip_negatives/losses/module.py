@@ -13,7 +13,6 @@ from clip_negatives.anchors import anchors
 from clip_negatives.distributed.gather import average_gradients, copy_from_first
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.added import Added
-from clip_negatives.losses.backends import NO_TARGETS
 from clip_negatives.losses.functional import Candidates, weighted_info_nce
 from clip_negatives.losses.gathering import Gathering
 from clip_negatives.losses.kernels.pairs import Inputs
@@ -61,9 +60,8 @@ class NegativesClipLoss(StoredTerms):
         logged: figures of the last step, by name, as a weighting logged them with `Step.log`.
 
     Raises:
-        UnsupportedError: horovod; added captions or images, or an observer, with `ring`; targets by similarity
-            (`LossTerms.target_factors`) with the triton backend; an anchor loss with added captions or images, with `ring`, or
-            with a backend that never holds all logits.
+        UnsupportedError: horovod; added captions or images, or an observer, with `ring`; an anchor loss with added captions or
+            images, with `ring`, or with a backend that never holds all logits.
 
     Examples:
         >>> features = torch.nn.functional.normalize(torch.eye(3), dim=1)
@@ -125,8 +123,6 @@ class NegativesClipLoss(StoredTerms):
         loss_terms = terms if isinstance(terms, LossTerms) else LossTerms()
         loss_terms.check()
         loss_terms.check_values()
-        if self.backend == "triton" and loss_terms.targeted:
-            raise UnsupportedError(f"The triton backend cannot run this weighting: {NO_TARGETS}. Use backend 'auto'.")
         self.store(loss_terms)
 
     @property

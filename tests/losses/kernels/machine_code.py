@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clip_negatives.losses.kernels import problem, tiles
+from clip_negatives.losses.kernels import anchors, problem, slopes, tiles
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.terms import LossTerms
 
@@ -30,6 +30,9 @@ TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 ONE = ("", "tables", "tables,direct", "tables,factors", "tables,limits,count", "tables,hardness", "groups")
 ALL = "tables,factors,groups,limits,hardness,count,bias"
+
+LIMITS: dict[str, int] = {}
+"""Further options of the compiler, to try them."""
 
 EVERY: dict[torch.dtype, tuple[str, ...]] = {
     BF16: (*ONE, "tables,rectangle", "tables,groups", ALL, ALL + ",direct"),
@@ -49,6 +52,13 @@ OPTIONS: dict[int, dict[torch.dtype, tuple[str, ...]]] = {
 """The same by capability, as far as the tests go."""
 
 
+class Nothing:
+    """A kernel that is launched in vain."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *given, **how: None
+
+
 def given(dtype: torch.dtype, options: set[str]) -> problem.Problem:
     """Return what the launcher would hand to the kernels, of sizes that are multiples of 16."""
     n, k = 256, 512 if "direct" in options else 64
@@ -60,6 +70,8 @@ def given(dtype: torch.dtype, options: set[str]) -> problem.Problem:
         text_labels=labels,
         text_table=table,
         factors=torch.zeros(n, 64) if "factors" in options else None,
+        target_factors=torch.zeros(n, 64) if "targets" in options else None,
+        target_mass=0.2,
         groups=labels if "groups" in options else None,
         hardness=beta,
     )
@@ -71,18 +83,23 @@ def given(dtype: torch.dtype, options: set[str]) -> problem.Problem:
         count="count" in options,
     )
     x, bias = torch.zeros(n, 128, dtype=dtype), torch.tensor(1.0) if "bias" in options else None
+    anchors.wide_table_kernel = Nothing()
     problem.WIDE_TABLE_BYTES, problem.WIDE_TABLE_SHARE = (0, 0) if "direct" in options else (2**20, 0)
     return problem.Problem(Inputs(x, x, torch.tensor(1.0), bias), pairs)
 
 
 def compiled(name: str, capability: int, dtype: torch.dtype, options: str, *, logs: bool = False) -> dict[str, object]:
     """Return registers, stack (spills) and counts of tensor-core instructions of one kernel."""
-    kernel, what = getattr(tiles, name), given(dtype, set(options.split(",")))
-    sums = torch.zeros(1)
-    more = [sums] * 3 if name == "sums_kernel" else [sums, sums, sums, sums, torch.zeros(1, dtype=dtype), 256]
-    flags = what.flags() | ({"COUNT": "count" in options, "LOGS": logs} if name == "sums_kernel" else {})
-    compiler = {option: flags.pop(option) for option in ("num_warps", "num_stages")}
-    values = [*what.arguments(), *more, *what.sizes(256, 256)]
+    chosen, sums = set(options.split(",")), torch.zeros(1)
+    what, every = given(dtype, chosen), slice(0, 256)
+    if name == "sums_kernel":
+        kernel, more, flags = tiles.sums_kernel, [sums] * 3, {"COUNT": "count" in chosen, "LOGS": logs}
+    else:
+        kernel, flags = slopes.slopes_kernel, {"SIGNS": "signs" in chosen}
+        more = [*[sums] * 4, torch.zeros(1, dtype=dtype), *[256] * 3]
+    flags = what.flags() | flags
+    compiler = {option: flags.pop(option) for option in ("num_warps", "num_stages")} | LIMITS
+    values = [*what.arguments(every, every), *more, *what.sizes(every, every)]
     source = ASTSource(kernel, *_signature(kernel.arg_names, values, flags))
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compiler)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -12,7 +12,7 @@ from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses import backends
 from clip_negatives.losses.backends import select_backend
 from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
-from clip_negatives.losses.kernels import fused, op, tiles
+from clip_negatives.losses.kernels import anchors, fused, op, slopes, tiles
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import PairSums
 from clip_negatives.losses.module import NegativesClipLoss
@@ -102,7 +102,7 @@ def test_the_operators_are_described_to_torch_as_they_are():
     x, y, scale, bias = problem(9, 4, torch.float32)
     labels, table = torch.arange(9, device=DEVICE) % 3, torch.randn(3, 3, device=DEVICE)
     terms = LossTerms(image_labels=labels, image_table=table, text_labels=labels, text_table=table, groups=labels)
-    options = (0, True, 0.5, True, True, "triton", None)
+    options = (0, True, 0.5, True, True, True, "triton", None)
     arguments = (x, y, scale, bias, op._tensors(Pairs.of(terms, terms)), *options)
     torch.library.opcheck(torch.ops.clip_negatives.pair_sums.default, arguments)
 
@@ -218,11 +218,12 @@ def test_kernels_start_on_the_device_of_the_features(monkeypatch):
             return self.kernel[grid]
 
     monkeypatch.setattr(torch.cuda, "device_of", Guard)
-    for name in ("sums_kernel", "slopes_kernel"):
-        monkeypatch.setattr(tiles, name, Spy(getattr(tiles, name)))
-    inputs = problem(9, 8, torch.float32)
-    run(inputs, "triton")
-    assert len(seen) >= 3
+    kernels = [(module, name) for module in (tiles, slopes, anchors) for name in vars(module) if name.endswith("_kernel")]
+    for module, name in kernels:
+        monkeypatch.setattr(module, name, Spy(getattr(module, name)))
+    inputs, terms = problem(9, 8, torch.float32), weights(9).to(DEVICE)
+    run(inputs, "triton", terms=terms)
+    assert len(seen) > len(kernels)  # the second launch of the sums
     assert all(devices == [inputs[0].device] for devices in seen)
 
 

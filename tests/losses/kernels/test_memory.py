@@ -56,16 +56,17 @@ def of_open_clip(n):
 
 
 def of_the_kernels(n, k, monkeypatch):
-    from clip_negatives.losses.kernels import fused, problem, tiles
+    from clip_negatives.losses.kernels import anchors, fused, problem, slopes, tiles
 
     class Nothing:
         def __getitem__(self, grid):
             return lambda *given, **how: None
 
-    for kernel in ("sums_kernel", "slopes_kernel"):
-        monkeypatch.setattr(tiles, kernel, Nothing())
+    for module in (tiles, slopes, anchors):
+        for kernel in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, kernel, Nothing())
     monkeypatch.setattr(problem, "interpreted", lambda: False)
-    monkeypatch.setattr(fused, "_product", lambda left, right: empty(len(left), right.shape[1], dtype=torch.float32))
+    monkeypatch.setattr(fused, "_add_product", lambda *given, **how: None)
     x, y, labels, table = empty(n, D), empty(n, D), empty(n, dtype=torch.int64), empty(k, k, dtype=torch.float32)
     terms = LossTerms(image_labels=labels, image_table=table, text_labels=labels, text_table=table)
     scale, pairs = empty(dtype=torch.float32), Pairs.of(terms, terms)

@@ -10,7 +10,7 @@ from clip_negatives.losses.functional import weighted_info_nce
 from clip_negatives.losses.kernels import weight_sums
 from clip_negatives.losses.kernels.pairs import Pairs
 from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, PairSums, empty_sums
-from tests.info_nce import features
+from tests.info_nce import features, naive_treated
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -64,3 +64,14 @@ def test_weights_do_not_depend_on_tf32():
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     torch.testing.assert_close(found.rows[IMPORTANCE].double(), exact.rows[IMPORTANCE], rtol=1e-6, atol=1e-6)
+
+
+def test_pairs_above_a_margin_are_not_counted_in_the_histogram():
+    n, k = 40, 3
+    generator = torch.Generator().manual_seed(0)
+    labels, table = torch.arange(n) % k, -torch.rand(k, k, generator=generator)
+    terms = LossTerms(image_labels=labels, image_table=table, normalize=True, margin=0.0)
+    x, y = features(n, 6)
+    expected = naive_treated(x, y, 5.0, 0.0, table[labels][:, labels], normalize=True, margin=0.0)
+    for backend in ("torch", "chunked"):
+        assert abs(float(weighted_info_nce(x, y, 5.0, terms=terms, backend=backend)) - expected) < 1e-6

@@ -1,9 +1,9 @@
 """Backend "triton": sums over pairs by fused kernels on CUDA devices, without a matrix of all pairs.
 
-In the forward pass, one kernel writes the sums of each tile of the matrix. In the backward pass, a second kernel computes each
-tile again and writes the slopes (dL/dlogits) of a chunk of rows; two matrix products turn slopes into gradients. Both passes
-take ``8 B G D`` operations; open_clip's loss takes ``12 B G D``. Without atomics, results are reproducible. Nothing waits for
-the GPU.
+In the forward pass, one kernel writes the sums of each tile of the matrix, and another adds them up. In the backward pass, a
+kernel computes each tile again and writes the slopes (dL/dlogits) of a block of pairs; two matrix products turn slopes into
+gradients. Both passes take ``8 B G D`` operations; open_clip's loss takes ``12 B G D``. Without atomics, results are
+reproducible. Nothing waits for the GPU.
 """
 
 from __future__ import annotations
@@ -11,133 +11,149 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from clip_negatives.losses.kernels import tiles
+from clip_negatives.losses.kernels import anchors, slopes, tiles
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.problem import LOG2_E, Problem
-from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, LOG_SUMS, NEGATIVES, PairSums, add_sums, empty_sums
+from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, NEGATIVES, TARGET_NORM, PairSums
 
-_MM_TAKES_OUT_DTYPE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
-LN_2 = math.log(2.0)
-SLOPES_BYTES = 64 * 2**20  # memory for the slopes of a chunk of rows, if no chunk size is given
+# Not in torch 2.7.
+_ADDMM_TAKES_OUT_DTYPE = "dtype_out" in torch.ops.aten.addmm.overloads()
+SLOPES_BYTES = 64 * 2**20  # memory for the slopes of a block
+COLUMNS_OF_SLOPES = 8192  # of a block: wider blocks have fewer rows, and each adds to all gradients of its columns in memory
 SUMS_BYTES = 32 * 2**20  # memory for the sums of tiles, if no chunk size is given
-ROWS_OF_PRODUCT = 8192  # rows of a half-precision product computed at a time
+PROGRAMS_OF_SCAN = 1024  # that look for tiles with underflow: a few for each multiprocessor
+TILES_OF_TOTALS = 16  # tiles whose sums are added up at a time
 # For half-precision slopes, the gradients of the sums are scaled: the largest, times 1 + hardness, gets this size. A slope adds
 # up at most six of them, which float16 can hold; gradients that are 1e-8 times smaller do not vanish.
 LARGEST = 2.0**12
 
 
+class Levels(NamedTuple):
+    """What the slopes subtract from exponents, and multiply: (parts, n) for rows and for columns, each with unit stride."""
+
+    rows: Tensor
+    row_grads: Tensor
+    columns: Tensor
+    column_grads: Tensor
+
+
 def forward(inputs: Inputs, pairs: Pairs, *, chunk_size: int | None = None) -> PairSums:
     """Return the sums of the rows and columns."""
     with torch.cuda.device_of(inputs.x):  # triton starts kernels on the current device, not on the device of the tensors
-        return _forward(Problem(inputs, pairs), chunk_size)
+        n_columns = len(inputs.y) if pairs.columns_too else 0
+        sums = PairSums(*(inputs.x.new_empty(TARGET_NORM + 1, n, dtype=torch.float32) for n in (len(inputs.x), n_columns)))
+        write_sums(Problem(inputs, pairs), sums, chunk_size)
+        return sums
 
 
-def _forward(problem: Problem, chunk_size: int | None) -> PairSums:
+def write_sums(problem: Problem, sums: PairSums, chunk_size: int | None) -> None:
+    """Write the sums of the rows and columns; in each row of `sums`, the parts are neighbours."""
     pairs, n_columns = problem.pairs, len(problem.y)
-    grouped = pairs.rows.groups is not None
-    written = [NEGATIVES] + [IMPORTANCE] * pairs.importance + [2, 3, 4] * grouped + [KEPT] * pairs.count
-    n_parts = max(written) + 1
-    rows = empty_sums(len(problem.x), problem.x.new_empty(0, dtype=torch.float32))
-    columns = empty_sums(n_columns if pairs.columns_too else 0, rows)
-    height, width = problem.tile["BM"], problem.tile["BN"]
-    for start, stop in problem.chunks(chunk_size, SUMS_BYTES, 4.0 * n_parts * (1 / height + 1 / width)):
-        down, across = problem.n_tiles(stop - start)
-        row_sums = rows.new_empty(n_parts, across, down, height)
-        column_sums = rows.new_empty(n_parts, down, across, width if pairs.columns_too else 0)
-        shifts = rows.new_empty(n_parts, down, across)
-        for logs in (False, True):
-            arguments = (*problem.arguments(), row_sums, column_sums, shifts, *problem.sizes(stop - start, start))
-            tiles.sums_kernel[(down * across,)](*arguments, **problem.flags(), LOGS=logs, COUNT=pairs.count and not logs)
-        chunk_columns = empty_sums(columns.shape[1], rows)
-        for part in written:
-            rows[part, start:stop] = _total(row_sums[part], shifts[part].T, part)[: stop - start]
-            if pairs.columns_too:
-                chunk_columns[part] = _total(column_sums[part], shifts[part], part)[:n_columns]
-        add_sums(columns, chunk_columns)
-    for sums in (rows, columns):
-        sums[: IMPORTANCE + 1] += problem.top
-    return PairSums(rows, columns)
-
-
-def _total(tile_sums: Tensor, shifts: Tensor, part: int) -> Tensor:
-    """Return one sum of all rows or columns from the sums of the tiles, (tiles, tiles, samples), and their shifts."""
-    if part >= LOG_SUMS:
-        return tile_sums.sum(0).flatten()
-    shifts = shifts[:, :, None]
-    logs = torch.where(shifts == torch.inf, tile_sums, tile_sums.log2() + shifts)
-    return logs.mul_(LN_2).logsumexp(0).flatten()
+    parts = {
+        "IMPORTANCE": pairs.importance,
+        "GROUPS": pairs.rows.groups is not None,
+        "COUNT": pairs.count,
+        "TARGETS": pairs.targeted,
+    }
+    last = [NEGATIVES, IMPORTANCE * parts["IMPORTANCE"], 4 * parts["GROUPS"], KEPT * pairs.count, TARGET_NORM * pairs.targeted]
+    n_parts, height, width = max(last) + 1, problem.tile["BM"], problem.tile["BN"]
+    for rows, columns in problem.blocks(chunk_size, SUMS_BYTES / (4 * n_parts * (1 / height + 1 / width)), n_columns):
+        down, across = problem.n_tiles(rows.stop - rows.start, n_columns)
+        row_sums = sums.rows.new_empty(n_parts, across, down, height)
+        column_sums = sums.rows.new_empty(n_parts, down, across, width if pairs.columns_too else 0)
+        shifts = sums.rows.new_empty(n_parts, down, across)
+        arguments = *problem.arguments(rows, columns), row_sums, column_sums, shifts, *problem.sizes(rows, columns)
+        for programs, logs in ((down * across, False), (min(down * across, PROGRAMS_OF_SCAN), True)):
+            tiles.sums_kernel[(programs,)](*arguments, **problem.flags(), LOGS=logs, COUNT=pairs.count and not logs)
+        sides = [(sums.rows[:, rows], row_sums, down, across, (across, 1), height, False)]
+        if pairs.columns_too:
+            sides.append((sums.columns, column_sums, across, down, (1, across), width, rows.start > 0))
+        for out, tile_sums, programs, n_tiles, shift_strides, block, add in sides:
+            sizes = out.shape[1], out.stride(0), n_tiles, programs * block, tile_sums.stride(0), *shift_strides, down * across
+            options = parts | {"ADD": add, "BLOCK": block, "TILES": TILES_OF_TOTALS}
+            anchors.totals_kernel[(programs,)](tile_sums, shifts, *problem.tops, out, *sizes, **options)
 
 
 def backward(
     inputs: Inputs, pairs: Pairs, sums: PairSums, grads: PairSums, wants: Sequence[bool], *, chunk_size: int | None = None
 ) -> list[Tensor | None]:
     """Return ``S @ y`` and ``S.T @ x`` with S = dL/dlogits, float32; see `clip_negatives.losses.kernels.chunked.backward`."""
-    x, y = inputs.x, inputs.y
     if not pairs.hardness:
         pairs = dataclasses.replace(pairs, importance=False)  # does not depend on the logits
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(inputs.x):
         problem = Problem(inputs, pairs)
-        factor = _factor(grads, pairs.hardness)
-        levels = _levels(problem, sums, grads, factor)
-        x_grad = x.new_empty(x.shape, dtype=torch.float32) if wants[0] else None
-        y_grad = y.new_zeros(y.shape, dtype=torch.float32) if wants[1] else None
-        d = x.shape[1]
-        chunks = problem.chunks(chunk_size, SLOPES_BYTES, problem.x.element_size())
-        slopes = x.new_empty(max(stop - start for start, stop in chunks), len(y), dtype=problem.x.dtype)
-        for start, stop in chunks:
-            row_tiles, column_tiles = problem.n_tiles(stop - start)
-            arguments = (*problem.arguments(), *levels, slopes, len(x), *problem.sizes(stop - start, start))
-            tiles.slopes_kernel[(row_tiles * column_tiles,)](*arguments, **problem.flags())
-            chunk = slopes[: stop - start]
-            if x_grad is not None:
-                x_grad[start:stop] = _product(chunk, problem.y[:, :d])
-            if y_grad is not None:
-                _add_product(y_grad, chunk.T, problem.x[start:stop, :d])
-        return [None if grad is None else grad.mul_(factor) for grad in (x_grad, y_grad)]
+        factor = _factor(grads, pairs)
+        products = slope_products(problem, _levels(problem, sums, grads, factor), wants, inputs.x.shape[1], chunk_size)
+        return [None if product is None else product.mul_(factor) for product in products]
 
 
-def _factor(grads: PairSums, hardness: float) -> Tensor:
+def slope_products(
+    problem: Problem, levels: Levels, wants: Sequence[bool], d: int, chunk_size: int | None
+) -> list[Tensor | None]:
+    """Return the products of the slopes with the features of columns and of rows, float32, shape (B, d) and (G, d)."""
+    sides = problem.x, problem.y
+    products = [
+        side.new_empty(len(side), d, dtype=torch.float32) if want else None for side, want in zip(sides, wants, strict=True)
+    ]
+    blocks = problem.blocks(chunk_size, SLOPES_BYTES / problem.x.element_size(), COLUMNS_OF_SLOPES)
+    down, across = problem.n_tiles(max(rows.stop - rows.start for rows, _ in blocks), blocks[0][1].stop)
+    memory = problem.x.new_empty(down * problem.tile["BM"], across * problem.tile["BN"])
+    for rows, columns in blocks:
+        shape = rows.stop - rows.start, columns.stop - columns.start
+        own = levels.rows[:, rows], levels.row_grads[:, rows], levels.columns[:, columns], levels.column_grads[:, columns]
+        strides = levels.rows.stride(0), levels.columns.stride(0), memory.stride(0)
+        arguments = *problem.arguments(rows, columns), *own, memory, *strides, *problem.sizes(rows, columns)
+        n_programs = math.prod(problem.n_tiles(*shape))
+        slopes.slopes_kernel[(n_programs,)](*arguments, **problem.flags(), SIGNS=problem.pairs.mixed_signs)
+        block = memory[: shape[0], : shape[1]]
+        if products[0] is not None:
+            _add_product(products[0][rows], block, problem.y[columns, :d], first=columns.start == 0)
+        if products[1] is not None:
+            _add_product(products[1][columns], block.T, problem.x[rows, :d], first=rows.start == 0)
+    return products
+
+
+def _factor(grads: PairSums, pairs: Pairs) -> Tensor:
     """Return a number to divide the gradients by, so that half-precision slopes neither underflow nor overflow.
 
-    The loss grows with every negative, so all gradients of the negatives have one sign; the divisor makes them positive.
+    The loss grows with every negative, so all gradients of the negatives have one sign, unless the losses of anchors have
+    gradients of both signs; the divisor makes them positive.
     """
     gradients = torch.cat([side.flatten() for side in grads])
-    factor = gradients.abs().amax() * ((1 + hardness) / LARGEST)
-    negatives_grad = torch.cat([side[NEGATIVES] for side in grads]).sum()
-    return factor.clamp(min=torch.finfo(torch.float32).tiny).copysign(negatives_grad)  # never 0
+    factor = (gradients.abs().amax() * ((1 + pairs.hardness) / LARGEST)).clamp(min=torch.finfo(torch.float32).tiny)
+    return factor if pairs.mixed_signs else factor.copysign(torch.cat([side[NEGATIVES] for side in grads]).sum())
 
 
-def _levels(problem: Problem, sums: PairSums, grads: PairSums, factor: Tensor) -> list[Tensor]:
-    """Return levels and scaled gradients of the rows, then of the columns; the kernel subtracts levels from exponents."""
+def _levels(problem: Problem, sums: PairSums, grads: PairSums, factor: Tensor) -> Levels:
+    """Return levels and scaled gradients."""
     levels = []
     for side, gradients in zip(sums, grads, strict=True):
         level = side * LOG2_E
-        level[: IMPORTANCE + 1] -= problem.top * LOG2_E
+        for top in problem.tops:
+            if top is not None:
+                level[: IMPORTANCE + 1] -= top.masked_fill(top == -torch.inf, 0.0) * LOG2_E
         level.masked_fill_(side == -torch.inf, torch.inf)
         scaled = gradients / factor
-        level[NEGATIVES] -= scaled[NEGATIVES].clamp(min=0).log2()
+        level[NEGATIVES] -= scaled[NEGATIVES].abs().log2()
         levels += [level, scaled]
-    return levels
+    return Levels(*levels)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add a matrix product to `total`, float32, in blocks of rows: no second matrix of this size is held."""
+def _add_product(total: Tensor, left: Tensor, right: Tensor, *, first: bool) -> None:
+    """Add a matrix product to `total`, float32; the `first` one replaces it."""
+    beta = 0 if first else 1
     if left.dtype == torch.float32:
-        total.addmm_(left, right)
-        return
-    for start in range(0, len(total), ROWS_OF_PRODUCT):
-        part = slice(start, start + ROWS_OF_PRODUCT)
-        total[part] += _product(left[part], right)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return a matrix product in float32, for factors of any type."""
-    if left.dtype == torch.float32:
-        return left @ right
-    if left.is_cuda and _MM_TAKES_OUT_DTYPE:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float() if left.is_cuda else left.float() @ right.float()
+        total.addmm_(left, right, beta=beta)
+    elif not left.is_cuda:
+        total.addmm_(left.float(), right.float(), beta=beta)
+    elif _ADDMM_TAKES_OUT_DTYPE:
+        torch.addmm(total, left, right, out_dtype=torch.float32, beta=beta, out=total)
+    elif first:
+        total.copy_(left @ right)
+    else:
+        total += left @ right

@@ -54,6 +54,8 @@ def anchor_losses(
     additional columns for the rows, and `column_extras` additional rows for the columns; `ring` does not support them.
     """
     x, y, scale, bias = inputs
+    if backend == "triton" and not ring and row_extras is None and column_extras is None and _has_fused_losses(terms):
+        return [_fused_losses(inputs, pairs, terms, chunk_size)]
     dtype = inputs.precision()
     own = y if len(y) == len(x) else y[pairs.offset : pairs.offset + len(x)]
     # In full precision, because errors in the gradient of the positive do not average out, unlike those in the sums.
@@ -78,6 +80,23 @@ def anchor_losses(
         anchors.append(extras.add(sums.columns, inputs._replace(x=y), column_extras, extra_pairs, compute))
     further = extras.positive_logits(inputs, row_extras, pairs.offset)
     return [_loss(side, positive, lowest, terms, logits) for side, logits in zip(anchors, (further, None), strict=False)]
+
+
+def _has_fused_losses(terms: LossTerms) -> bool:
+    """Return whether `fused_loss` computes these losses; in a compiled graph, torch fuses the operations of `_loss` itself."""
+    treated = terms.groups is not None or terms.margin is not None or terms.positive_rate is not None or terms.targeted
+    return not (treated or torch.compiler.is_compiling())
+
+
+def _fused_losses(inputs: Inputs, pairs: Pairs, terms: LossTerms, chunk_size: int | None) -> Tensor:
+    from clip_negatives.losses.kernels import fused_loss  # imports triton
+
+    n_rows, n_columns = len(inputs.x), len(inputs.y)
+    many = n_rows * n_columns > fused_loss.HISTOGRAM_PAIRS
+    from_histogram = terms.normalized and many and weight_sums.applies(pairs, n_rows, n_columns)
+    counted = terms.normalized and not from_histogram
+    treatment = fused_loss.Treatment(terms.normalized, terms.positive_weight, from_histogram, chunk_size)
+    return fused_loss.anchor_losses(inputs, dataclasses.replace(pairs, importance=counted, count=counted), treatment)
 
 
 def _sums(inputs: Inputs, pairs: Pairs, backend: str, chunk_size: int | None, ring: bool = False) -> PairSums:

@@ -25,7 +25,8 @@ from clip_negatives.losses.kernels.sums import (
 from clip_negatives.terms import LossTerms
 
 INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor?[] tensors"
-OPTIONS = "int offset, bool columns_too, float hardness, bool importance, bool count, str backend, int? chunk_size"
+OF_PAIRS = "int offset, bool columns_too, float hardness, bool importance, bool count, bool mixed_signs"
+OPTIONS = f"{OF_PAIRS}, str backend, int? chunk_size"
 FORWARD = f"({INPUTS}, {OPTIONS}) -> (Tensor, Tensor)"
 BACKWARD = f"(Tensor[] sums, Tensor[] grads, {INPUTS}, bool[] wants, {OPTIONS}) -> (Tensor, Tensor)"
 
@@ -35,7 +36,8 @@ def pair_sums(inputs: Inputs, pairs: Pairs, *, backend: str, chunk_size: int | N
     x, y = (autocast(side, backend) for side in (inputs.x, inputs.y))
     if not torch.compiler.is_compiling():
         return PairSums(*_EagerPairSums.apply(pairs, backend, chunk_size, x, y, inputs.scale, inputs.bias))
-    options = (pairs.offset, pairs.columns_too, pairs.hardness, pairs.importance, pairs.count, backend, chunk_size)
+    flags = pairs.importance, pairs.count, pairs.mixed_signs
+    options = pairs.offset, pairs.columns_too, pairs.hardness, *flags, backend, chunk_size
     return PairSums(*_pair_sums(x, y, inputs.scale, inputs.bias, _tensors(pairs), *options))
 
 

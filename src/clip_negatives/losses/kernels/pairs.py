@@ -40,14 +40,18 @@ class Pairs:
     columns_too: bool = True  # whether columns are anchors too
     importance: bool = False  # compute IMPORTANCE and KEPT
     count: bool = False  # compute KEPT
+    mixed_signs: bool = False  # the losses of the anchors may have gradients of both signs; the triton backend needs to know
 
     @classmethod
-    def of(cls, rows: LossTerms, columns: LossTerms, *, offset: int = 0, columns_too: bool = True) -> Pairs:
+    def of(
+        cls, rows: LossTerms, columns: LossTerms, *, offset: int = 0, columns_too: bool = True, mixed_signs: bool = False
+    ) -> Pairs:
         """Return the pairs of two batches, without fields that no kernel reads."""
         unread = dict.fromkeys(f"{name}_labels" for name in MODALITIES if getattr(rows, f"{name}_table") is None)
         unread |= {"positive_rate": None} | ({} if rows.targeted else {"target_factors": None})
         shared = dict.fromkeys(name for name, field in columns.tensor_fields().items() if field.kind == "cluster")
-        return cls(rows.replace(**unread), columns.replace(**unread, **shared), offset=offset, columns_too=columns_too)
+        fields = rows.replace(**unread), columns.replace(**unread, **shared)
+        return cls(*fields, offset=offset, columns_too=columns_too, mixed_signs=mixed_signs)
 
     @property
     def hardness(self) -> float:
