@@ -28,11 +28,18 @@ from clip_negatives.terms import LossTerms
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64"}
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
-ONE = ("", "tables", "tables,direct", "tables,factors", "tables,limits,count", "tables,hardness", "groups")
+ONE = (
+    "",
+    "tables",
+    "tables,direct",
+    "tables,factors",
+    "tables,limits,count",
+    "tables,hardness",
+    "tables,signs",
+    "groups",
+    "targets",
+)
 ALL = "tables,factors,groups,limits,hardness,count,bias"
-
-LIMITS: dict[str, int] = {}
-"""Further options of the compiler, to try them."""
 
 EVERY: dict[torch.dtype, tuple[str, ...]] = {
     BF16: (*ONE, "tables,rectangle", "tables,groups", ALL, ALL + ",direct"),
@@ -59,7 +66,7 @@ class Nothing:
         return lambda *given, **how: None
 
 
-def given(dtype: torch.dtype, options: set[str]) -> problem.Problem:
+def given(dtype: torch.dtype, options: set[str], capability: int) -> problem.Problem:
     """Return what the launcher would hand to the kernels, of sizes that are multiples of 16."""
     n, k = 256, 512 if "direct" in options else 64
     labels, table = torch.zeros(n, dtype=torch.int64), torch.zeros(k, k) if "tables" in options else None
@@ -81,9 +88,11 @@ def given(dtype: torch.dtype, options: set[str]) -> problem.Problem:
         column_limits=torch.zeros(n) if "limits" in options else None,
         importance=beta > 0,
         count="count" in options,
+        mixed_signs="signs" in options,
     )
     x, bias = torch.zeros(n, 128, dtype=dtype), torch.tensor(1.0) if "bias" in options else None
     anchors.wide_table_kernel = Nothing()
+    problem.capability_of = lambda device: divmod(capability, 10)
     problem.WIDE_TABLE_BYTES, problem.WIDE_TABLE_SHARE = (0, 0) if "direct" in options else (2**20, 0)
     return problem.Problem(Inputs(x, x, torch.tensor(1.0), bias), pairs)
 
@@ -91,14 +100,14 @@ def given(dtype: torch.dtype, options: set[str]) -> problem.Problem:
 def compiled(name: str, capability: int, dtype: torch.dtype, options: str, *, logs: bool = False) -> dict[str, object]:
     """Return registers, stack (spills) and counts of tensor-core instructions of one kernel."""
     chosen, sums = set(options.split(",")), torch.zeros(1)
-    what, every = given(dtype, chosen), slice(0, 256)
+    what, every = given(dtype, chosen, capability), slice(0, 256)
     if name == "sums_kernel":
         kernel, more, flags = tiles.sums_kernel, [sums] * 3, {"COUNT": "count" in chosen, "LOGS": logs}
     else:
         kernel, flags = slopes.slopes_kernel, {"SIGNS": "signs" in chosen}
         more = [*[sums] * 4, torch.zeros(1, dtype=dtype), *[256] * 3]
     flags = what.flags() | flags
-    compiler = {option: flags.pop(option) for option in ("num_warps", "num_stages")} | LIMITS
+    compiler = {option: flags.pop(option) for option in ("num_warps", "num_stages", "maxnreg") if option in flags}
     values = [*what.arguments(every, every), *more, *what.sizes(every, every)]
     source = ASTSource(kernel, *_signature(kernel.arg_names, values, flags))
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compiler)

@@ -23,8 +23,9 @@ from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, NEGATIVES, TARG
 
 # Not in torch 2.7.
 _ADDMM_TAKES_OUT_DTYPE = "dtype_out" in torch.ops.aten.addmm.overloads()
-SLOPES_BYTES = 64 * 2**20  # memory for the slopes of a block
-COLUMNS_OF_SLOPES = 8192  # of a block: wider blocks have fewer rows, and each adds to all gradients of its columns in memory
+# Memory for the slopes of a block. A block adds to the gradients of its rows and columns: if it is square, these gradients pass
+# through memory fewest times.
+SLOPES_BYTES = 64 * 2**20
 SUMS_BYTES = 32 * 2**20  # memory for the sums of tiles, if no chunk size is given
 PROGRAMS_OF_SCAN = 1024  # that look for tiles with underflow: a few for each multiprocessor
 TILES_OF_TOTALS = 16  # tiles whose sums are added up at a time
@@ -100,7 +101,8 @@ def slope_products(
     products = [
         side.new_empty(len(side), d, dtype=torch.float32) if want else None for side, want in zip(sides, wants, strict=True)
     ]
-    blocks = problem.blocks(chunk_size, SLOPES_BYTES / problem.x.element_size(), COLUMNS_OF_SLOPES)
+    n_pairs = SLOPES_BYTES // problem.x.element_size()
+    blocks = problem.blocks(chunk_size, n_pairs, math.isqrt(n_pairs))
     down, across = problem.n_tiles(max(rows.stop - rows.start for rows, _ in blocks), blocks[0][1].stop)
     memory = problem.x.new_empty(down * problem.tile["BM"], across * problem.tile["BN"])
     for rows, columns in blocks:
