@@ -151,10 +151,15 @@ class LossTerms:
         return self.hardness > 0 or (self.weighted and self.normalize)
 
     @property
+    def only_weights(self) -> bool:
+        """Return whether the loss is InfoNCE with log-weights, without any other treatment of the pairs."""
+        plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
+        return plain and not self.targeted and self.positive_weight == 1
+
+    @property
     def neutral(self) -> bool:
         """Return whether the loss is plain InfoNCE."""
-        plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
-        return plain and not (self.weighted or self.targeted) and self.positive_weight == 1
+        return self.only_weights and not self.weighted
 
     @property
     def by_label(self) -> bool:
