@@ -146,7 +146,8 @@ def weighted_info_nce(
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
     check_backend(backend, x.device, dtype=x.dtype, targeted=terms.targeted)
     if backend == "auto":
-        kinds = {"weighted": terms.weighted, "targeted": terms.targeted}
+        treated = has_extras or not terms.only_weights
+        kinds = {"weighted": terms.weighted, "targeted": terms.targeted, "treated": treated}
         backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, **kinds)
     is_plain = backend == "torch" and not ring and terms.neutral and not has_extras and text_anchors
     if is_plain and reduction == "mean":
@@ -208,8 +209,8 @@ def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: 
         raise InputError(f"candidates.offset must be within 0 .. {len(all_x) - len(x)} (G - B), got {offset}.")
     if not all(features.is_floating_point() for features in (x, y, all_x, all_y)):
         raise InputError(f"Features must be floating-point, got {x.dtype} and {y.dtype}.")
-    devices = {"image": x, "text": y, "candidate image": all_x, "candidate text": all_y}
-    if len({features.device for features in devices.values()}) > 1:
+    if not (x.device == y.device == all_x.device == all_y.device):
+        devices = {"image": x, "text": y, "candidate image": all_x, "candidate text": all_y}
         places = ", ".join(f"{name} on {features.device}" for name, features in devices.items())
         raise InputError(f"All features must be on one device, got {places}.")
     if chunk_size is not None and chunk_size < 1:

@@ -64,7 +64,7 @@ def anchor_losses(
         limits = (positive + scale.to(dtype).flatten() * terms.margin).detach()
         pairs = dataclasses.replace(pairs, row_limits=limits, column_limits=limits if pairs.columns_too else None)
     importance, count = terms.normalized, terms.normalized or terms.positive_rate is not None
-    from_histogram = count and not ring and weight_sums.applies(pairs, len(x), len(y))
+    from_histogram = count and not ring and weight_sums.applies(pairs, len(x), len(y), x.device)
     if not from_histogram:
         pairs = dataclasses.replace(pairs, importance=importance, count=count)
     sums = _sums(inputs, pairs, backend, chunk_size, ring)

@@ -43,8 +43,8 @@ class Losses(NamedTuple):
 def anchor_losses(by_image: Inputs, by_text: Inputs | None, pairs: Pairs) -> Tensor:
     """Return the losses of the images and then of the texts; differentiable, shape (n,).
 
-    `by_text` has the texts as rows. If it is None, the texts are the columns of `by_image`; if these are not anchors either, the
-    losses are those of the images alone.
+    `by_text` has the texts as rows. If it is None, the texts are the columns of `by_image`. If columns are not anchors either,
+    the result is the losses of the images alone.
     """
     losses = _side_losses(by_image, pairs)
     return losses if by_text is None else torch.cat([losses, _side_losses(by_text, pairs.transposed_tables())])
