@@ -12,9 +12,11 @@ from clip_negatives.errors import InputError, UnsupportedError
 
 BACKENDS = ("auto", "torch", "chunked", "triton")
 # Up to this many pairs, "auto" chooses the torch backend on the CPU. Measured on an AMD EPYC beside other work, one thread,
-# D = 512, float32, 256 clusters. CPU time of a step over that of open_clip's loss, on torch and on chunked: 192 x 192 pairs 1.04
-# and 1.13, 256 x 256 pairs 0.99 and 0.92; with targets 1.38 and 1.33, 1.19 and 1.14. With log-weights alone: 512 x 512 pairs 0.63
-# and 0.68, 1024 x 1024 pairs 0.61 on both; normalised 0.70 and 0.74, 0.72 and 0.68.
+# D = 512, float32 and 256 clusters. CPU time of a step divided by that of open_clip's loss, on torch and on chunked:
+# - without weights 1.04 and 1.13 for 192 x 192 pairs, 0.99 and 0.92 for 256 x 256;
+# - with targets 1.38 and 1.33, 1.19 and 1.14 for the same;
+# - with log-weights alone 0.63 and 0.68 for 512 x 512 pairs, 0.60 and 0.62 for 768 x 768;
+# - with normalised ones 0.70 and 0.74, 0.67 and 0.66 for the same.
 FEW_PAIRS = 192 * 192
 FEW_WEIGHTED_PAIRS = 768 * 768  # with log-weights alone, for which the torch backend has an analytical gradient
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192  # set by memory (256 MiB of float32 logits), not measured
