@@ -20,6 +20,7 @@ from memory import peak_mib
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
 GPU = DEVICE.type == "cuda"
 ROUNDS = 10 if FULL else 3
+ROUNDS_OF_SMALL = 20 * ROUNDS  # of a batch up to 256, whose step is short
 NAMES = list(losses(64, 4))
 OURS = ("torch", "chunked", "triton", "open_clip")
 """Prefixes of the names of our losses and the baseline, which must run; a failure of the others is a result."""
@@ -29,7 +30,7 @@ elif GPU:
     SHAPES = [(n, 512, 1000) for n in (1024, 4096, 8192, 16384, 32768, 65536, 131072)]
     SHAPES += [(32768, d, 1000) for d in (768, 1024)] + [(32768, 512, k) for k in (64, 16384)]
 else:
-    SHAPES = [(n, 512, 256) for n in (1024, 4096, 8192)]
+    SHAPES = [(n, 512, 256) for n in (64, 256, 1024, 4096, 8192)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "{}x{}, {} clusters".format(*shape))
@@ -49,7 +50,8 @@ def test_loss(benchmark: Any, request: Any, name: str, shape: tuple[int, int, in
     if cannot("open_clip", baseline):
         baseline = None
     theirs: list[float] = []
-    benchmark.pedantic(step, setup=lambda: theirs.append(_seconds(baseline)), rounds=ROUNDS, warmup_rounds=2)
+    rounds = ROUNDS_OF_SMALL if n <= 256 else ROUNDS
+    benchmark.pedantic(step, setup=lambda: theirs.append(_seconds(baseline)), rounds=rounds, warmup_rounds=2)
     if benchmark.stats is not None:  # None with --benchmark-disable
         mine = benchmark.stats.stats.data
         measured["seconds"] = min(mine)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+INTEGERS = ("torch.int64", "torch.int32")  # by name, because this module does not import torch
+
+
 @dataclass(frozen=True, slots=True)
 class TermField:
     """Description of one tensor of `LossTerms`; defines how buffers, moves, checks and operator arguments treat it.
@@ -38,9 +41,9 @@ def check_range(name: str, values: Tensor, low: float, high: float, also: str = 
 
 def check_tensor(name: str, value: Tensor, field: TermField, n_samples: int | None, device: torch.device | None) -> None:
     """Check dtype, shape and device of a field; InputError if they do not fit."""
-    if not (str(value.dtype) in ("torch.int64", "torch.int32") if field.integer else value.is_floating_point()):
+    if not (str(value.dtype) in INTEGERS if field.integer else value.is_floating_point()):
         raise InputError(f"{name} must be {'int64' if field.integer else 'floating-point'}, got {value.dtype}.")
-    if value.ndim not in {len(shape) for shape in field.shapes}:
+    if value.ndim not in map(len, field.shapes):
         shapes = " or ".join(f"({', '.join(shape)}{',' if len(shape) == 1 else ''})" for shape in field.shapes)
         raise InputError(f"{name} must have shape {shapes}, got {tuple(value.shape)}.")
     if field.kind == "sample" and value.ndim > 0 and len(value) != n_samples:

@@ -21,6 +21,10 @@ MODALITIES = ("image", "text")
 LARGEST = 1e4
 """Largest absolute value of a log-weight, except -inf: larger ones are a mistake, and their sums lose all precision."""
 
+INFINITY = float("inf")
+RANGES = {"margin": (-2.0, 2.0), "hardness": (0.0, INFINITY), "positive_weight": (0.0, INFINITY), "target_mass": (0.0, 1.0)}
+"""Smallest and largest value of each number; an infinite one is never allowed."""
+
 Terms = TypeVar("Terms", bound="LossTerms")
 
 
@@ -151,10 +155,15 @@ class LossTerms:
         return self.hardness > 0 or (self.weighted and self.normalize)
 
     @property
+    def only_weights(self) -> bool:
+        """Return whether the loss is InfoNCE with log-weights, without any other treatment of the pairs."""
+        plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
+        return plain and not self.targeted and self.positive_weight == 1
+
+    @property
     def neutral(self) -> bool:
         """Return whether the loss is plain InfoNCE."""
-        plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
-        return plain and not (self.weighted or self.targeted) and self.positive_weight == 1
+        return self.only_weights and not self.weighted
 
     @property
     def by_label(self) -> bool:
@@ -255,27 +264,26 @@ class LossTerms:
         Raises:
             InputError: a field is no tensor, does not fit the batch or is on another device, or an option is out of range.
         """
-        for field_name, value in self.tensors().items():
+        tensors = self.tensors()
+        for field_name, value in tensors.items():
             if not hasattr(value, "is_floating_point"):
                 raise InputError(f"{name}.{field_name} must be a tensor, got {type(value).__name__}.")
         n = self.n_samples if n_samples is None else n_samples
-        for field_name, value in self.tensors().items():
-            check_tensor(f"{name}.{field_name}", value, self.tensor_fields()[field_name], n, device)
+        for field_name, value in tensors.items():
+            check_tensor(f"{name}.{field_name}", value, self._tensor_fields[field_name], n, device)
         for modality in MODALITIES:
             self._check_table(modality, name, needs_labels=n_samples is not None)
         if self.groups is not None and self.target_factors is not None:
             raise InputError(f"{name} has groups and target_factors, which both set the targets. Leave one out.")
-        ranges = {"margin": (-2.0, 2.0), "hardness": (0.0, None), "positive_weight": (0.0, None), "target_mass": (0.0, 1.0)}
-        for option, (low, high) in ranges.items():
+        for option, (low, high) in RANGES.items():
             number = getattr(self, option)
             if number is None and option == "margin":
                 continue
-            limits = f"at least {low:g}" if high is None else f"within {low:g} .. {high:g}"
-            if not isinstance(number, int | float) or not (
-                low <= number < float("inf") if high is None else low <= number <= high
-            ):
+            if not (isinstance(number, int | float) and low <= number <= high and number < INFINITY):
+                limits = f"at least {low:g}" if high == INFINITY else f"within {low:g} .. {high:g}"
                 raise InputError(f"{name}.{option} must be {limits}, got {number!r}.")
-        check_points(f"{name}.schedule", self.schedule)
+        if self.schedule != ():
+            check_points(f"{name}.schedule", self.schedule)
 
     def check_values(self) -> None:
         """Check the values of the tensors. Call this once for each clustering, not in a step: it waits for a GPU.

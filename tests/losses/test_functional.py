@@ -11,6 +11,7 @@ from open_clip import ClipLoss
 
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
+from clip_negatives.losses import functional
 from clip_negatives.losses.backends import select_backend
 from clip_negatives.losses.functional import Candidates, Extras, pair_log_weights, weighted_info_nce
 from tests.info_nce import BACKENDS, dense, features, gradients, naive_info_nce, swapped, weights
@@ -232,6 +233,35 @@ def test_survives_torch_compile(backend, targeted):
     parameters = list(model.parameters())
     for one, other in zip(gradients(compiled, *parameters), gradients(expected, *parameters), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "largest", "smallest"),
+    [
+        ({}, 128, 256),
+        ({"targeted": True}, 128, 256),
+        ({"weighted": True}, 512, 1024),
+        ({"weighted": True, "targeted": True}, 128, 256),
+        ({"weighted": True, "treated": True}, 128, 256),
+    ],
+)
+def test_auto_takes_the_backend_that_was_fastest_on_the_cpu(kinds, largest, smallest):
+    cpu = torch.device("cpu")
+    assert select_backend(cpu, largest, largest, **kinds)[0] == "torch"
+    assert select_backend(cpu, smallest, smallest, **kinds)[0] == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("treatment", "expected"), [({}, "torch"), ({"margin": 0.1}, "chunked"), ({"hardness": 1.0}, "chunked")]
+)
+def test_auto_knows_other_treatments_than_log_weights(monkeypatch, treatment, expected):
+    x, y = features(256, 4, dtype=torch.float32)
+    chosen, terms = [], weights(256, parts="it").replace(**treatment)
+    monkeypatch.setattr(
+        functional, "select_backend", lambda *shape, **kinds: chosen.append(select_backend(*shape, **kinds)) or chosen[0]
+    )
+    weighted_info_nce(x, y, 9.0, terms=terms)
+    assert chosen[0][0] == expected
 
 
 def test_auto_takes_what_select_backend_says():

@@ -11,9 +11,14 @@ import torch
 from clip_negatives.errors import InputError, UnsupportedError
 
 BACKENDS = ("auto", "torch", "chunked", "triton")
-# Up to this many pairs, "auto" chooses the torch backend on the CPU. Measured on a 2-core EPYC, D = 512, float32: the CPU time
-# of a chunked step is 1.4 times open_clip's for 64 x 64, 1.0 for 128 x 128, 0.84 for 256 x 256 and 0.74 for 512 x 512.
-FEW_PAIRS = 256 * 256
+# Up to this many pairs, "auto" chooses the torch backend on the CPU. Measured on an AMD EPYC beside other work, one thread,
+# D = 512, float32 and 256 clusters. CPU time of a step divided by that of open_clip's loss, on torch and on chunked:
+# - without weights 1.04 and 1.13 for 192 x 192 pairs, 0.99 and 0.92 for 256 x 256;
+# - with targets 1.38 and 1.33, 1.19 and 1.14 for the same;
+# - with log-weights alone 0.63 and 0.68 for 512 x 512 pairs, 0.60 and 0.62 for 768 x 768;
+# - with normalised ones 0.70 and 0.74, 0.67 and 0.66 for the same.
+FEW_PAIRS = 192 * 192
+FEW_WEIGHTED_PAIRS = 768 * 768  # with log-weights alone, for which the torch backend has an analytical gradient
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192  # set by memory (256 MiB of float32 logits), not measured
 FEW_WEIGHTED_PAIRS_OF_ACCELERATORS = 1024 * 1024  # not measured; fused kernels avoid the passes that log-weights add
 HAS_TRITON = find_spec("triton") is not None  # at import, because torch.compile cannot trace the search
@@ -27,6 +32,7 @@ def select_backend(
     *,
     dtype: torch.dtype = torch.float32,
     weighted: bool = False,
+    treated: bool = False,
 ) -> tuple[str, str]:
     """Return the backend that "auto" chooses for a rows x columns loss, and the reason.
 
@@ -36,20 +42,27 @@ def select_backend(
         columns: samples of all processes, also with ``ring=True``.
         dtype: dtype of the features.
         weighted: whether there are log-weights, or targets by similarity (`LossTerms.target_factors`).
+        treated: whether pairs have another treatment than log-weights, such as targets, groups, a margin or extra texts.
 
     Examples:
-        >>> select_backend(torch.device("cpu"), 256, 256)
-        ('torch', '65536 pairs on cpu are few: one matrix of logits is fastest')
+        >>> select_backend(torch.device("cpu"), 128, 128)
+        ('torch', '16384 pairs on cpu are few: one matrix of logits is fastest')
     """
     pairs = rows * columns
-    few = FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted else FEW_PAIRS_OF_ACCELERATORS
-    if pairs <= (FEW_PAIRS if device.type == "cpu" else few):
+    if pairs <= _few_pairs(device, weighted=weighted, treated=treated):
         return "torch", f"{pairs} pairs on {device.type} are few: one matrix of logits is fastest"
     obstacle = triton_obstacle(device, dtype)
     if obstacle is None and device.type == "cuda":  # interpreted kernels are for tests
         return "triton", f"{pairs} pairs on {device.type}: fused kernels"
     reason = f"blocks need fewer products and less memory (triton: {obstacle or 'interpreted'})"
     return "chunked", f"{pairs} pairs on {device.type}: {reason}"
+
+
+def _few_pairs(device: torch.device, *, weighted: bool, treated: bool) -> int:
+    """Return the number of pairs up to which "auto" chooses the torch backend."""
+    if device.type == "cpu":
+        return FEW_WEIGHTED_PAIRS if weighted and not treated else FEW_PAIRS
+    return FEW_WEIGHTED_PAIRS_OF_ACCELERATORS if weighted else FEW_PAIRS_OF_ACCELERATORS
 
 
 def check_backend(name: str, device: torch.device, *, dtype: torch.dtype = torch.float32) -> None:

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import check_backend, select_backend
-from clip_negatives.losses.kernels import dense, log_weights
+from clip_negatives.losses.kernels import dense, log_weights, weighted
 from clip_negatives.losses.kernels.objective import anchor_losses
 from clip_negatives.losses.kernels.pairs import Extras as Extras
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
@@ -123,12 +123,6 @@ def weighted_info_nce(
     """
     x, y = image_features, text_features
     has_extras = extra_texts is not None or extra_images is not None
-    ring_supported = candidates is None and not gathered and not has_extras and text_anchors
-    if ring and not (ring_supported and dist.is_initialized()):
-        needs = (
-            "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts or images"
-        )
-        raise InputError(f"ring=True needs {needs}.")
     all_x, all_y, all_terms, offset = candidates or Candidates(x, y)
     _check_features(x, y, all_x, all_y, offset, chunk_size)
     terms = terms or LossTerms()
@@ -138,9 +132,9 @@ def weighted_info_nce(
     terms.check(len(x), x.device)
     if terms.scheduled:
         raise InputError("The terms have a schedule, so their weights depend on the progress. Pass terms.at(progress).")
+    if ring:
+        _check_ring(candidates is None and not gathered and not has_extras and text_anchors, terms)
     if terms.sparse:
-        if ring:
-            raise UnsupportedError("ring=True does not work with tables of neighbouring clusters. Leave ring out.")
         terms, all_terms = with_dense_tables(terms, all_terms)
     _check_extras("texts", extra_texts, y, len(all_y), terms)
     _check_extras("images", extra_images, x, len(all_x), terms)
@@ -152,12 +146,16 @@ def weighted_info_nce(
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
     check_backend(backend, x.device, dtype=x.dtype)
     if backend == "auto":
-        weighted = terms.weighted or terms.targeted
-        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, weighted=weighted)
+        kinds = {"weighted": terms.weighted or terms.targeted, "treated": has_extras or not terms.only_weights}
+        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, **kinds)
     is_plain = backend == "torch" and not ring and terms.neutral and not has_extras and text_anchors
     if is_plain and reduction == "mean":
         return dense.open_clip_loss(images, None if gathered else texts, offset)
     columns_too = text_anchors and candidates is None
+    if backend == "torch" and not ring and not has_extras and terms.only_weights:
+        pairs = Pairs(terms, all_terms or terms, offset=offset, columns_too=columns_too)
+        each = weighted.anchor_losses(images, texts if text_anchors and not columns_too else None, pairs)
+        return each if reduction == "none" else each.mean()
     mixed_signs = reduction == "none"
     pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too, mixed_signs=mixed_signs)
     losses = functools.partial(anchor_losses, terms=terms, backend=backend, chunk_size=chunk_size, ring=ring)
@@ -211,12 +209,23 @@ def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: 
         raise InputError(f"candidates.offset must be within 0 .. {len(all_x) - len(x)} (G - B), got {offset}.")
     if not all(features.is_floating_point() for features in (x, y, all_x, all_y)):
         raise InputError(f"Features must be floating-point, got {x.dtype} and {y.dtype}.")
-    devices = {"image": x, "text": y, "candidate image": all_x, "candidate text": all_y}
-    if len({features.device for features in devices.values()}) > 1:
+    if not (x.device == y.device == all_x.device == all_y.device):
+        devices = {"image": x, "text": y, "candidate image": all_x, "candidate text": all_y}
         places = ", ".join(f"{name} on {features.device}" for name, features in devices.items())
         raise InputError(f"All features must be on one device, got {places}.")
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size must be at least 1, got {chunk_size}.")
+
+
+def _check_ring(supported: bool, terms: LossTerms) -> None:
+    """Check that the ring supports the options and the terms, and that there are processes."""
+    if not (supported and dist.is_initialized()):
+        needs = (
+            "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts or images"
+        )
+        raise InputError(f"ring=True needs {needs}.")
+    if terms.sparse:
+        raise UnsupportedError("ring=True does not work with tables of neighbouring clusters. Leave ring out.")
 
 
 def _check_extras(kind: str, extra: Extras | None, own: Tensor, n_samples: int, terms: LossTerms) -> None:

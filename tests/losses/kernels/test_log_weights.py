@@ -45,13 +45,24 @@ def test_sums_of_weights_follow_from_the_histogram(parts, columns_too, shift):
         torch.testing.assert_close(found[KEPT], (side > -torch.inf).sum(1).double())
 
 
+CPU = torch.device("cpu")
+
+
 def test_the_histogram_serves_tables_of_few_clusters_only():
     few, many, factors = weights(64, k=3, parts="it"), weights(64, k=60, parts="it"), weights(64, k=3)
-    assert weight_sums.applies(Pairs.of(few, few), 64, 64)
-    assert not weight_sums.applies(Pairs.of(many, many), 64, 64)
-    assert not weight_sums.applies(Pairs.of(factors, factors), 64, 64)
-    hard = few.replace(hardness=1.0)
-    assert not weight_sums.applies(Pairs.of(hard, hard), 64, 64)
+    for device in (CPU, torch.device("cuda")):
+        assert weight_sums.applies(Pairs.of(few, few), 640, 640, device)
+        assert not weight_sums.applies(Pairs.of(many, many), 64, 64, device)
+        assert not weight_sums.applies(Pairs.of(factors, factors), 640, 640, device)
+        hard = few.replace(hardness=1.0)
+        assert not weight_sums.applies(Pairs.of(hard, hard), 640, 640, device)
+
+
+@pytest.mark.parametrize(("k", "n"), [(16, 600), (64, 640), (128, 1024), (256, 2048)])
+def test_on_the_cpu_the_histogram_starts_at_the_measured_size(k, n):
+    pairs = Pairs.of(*[weights(2, k=k, parts="it")] * 2)
+    assert weight_sums.applies(pairs, n, n, CPU)
+    assert not weight_sums.applies(pairs, 3 * n // 4, 3 * n // 4, CPU)
 
 
 def test_a_block_of_groups_alone_is_on_their_device():

@@ -27,15 +27,15 @@ def open_clip_loss(by_image: Inputs, by_text: Inputs | None, offset: int) -> Ten
 
     Without `by_text` (gathered features), the logits are transposed instead of computed again.
     """
-    logits = _logits(by_image)
-    transposed = logits.T if by_text is None else _logits(by_text)
+    logits = product(by_image)
+    transposed = logits.T if by_text is None else product(by_text)
     target = torch.arange(len(logits), device=logits.device) + offset
     return (F.cross_entropy(logits, target) + F.cross_entropy(transposed, target)) / 2
 
 
 def pair_sums(inputs: Inputs, pairs: Pairs) -> PairSums:
     """Return the sums of the rows and columns; differentiable."""
-    logits = _logits(inputs)
+    logits = product(inputs)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # autocast may have made them bfloat16
     positive = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     positive.diagonal(pairs.offset).fill_(True)
@@ -86,7 +86,8 @@ def _logsumexp(values: Tensor, weights: Tensor, dim: int) -> Tensor:
     return (values + weights.masked_fill(empty, 0.0)).logsumexp(dim).masked_fill(empty.squeeze(dim), -torch.inf)
 
 
-def _logits(inputs: Inputs) -> Tensor:
+def product(inputs: Inputs) -> Tensor:
+    """Return the logits as open_clip computes them: under autocast, in the lower precision."""
     logits = inputs.scale * inputs.x @ inputs.y.T
     if inputs.bias is not None:
         logits += inputs.bias  # in place, as in open_clip: under autocast, a bias of shape (1,) must not change the dtype

@@ -39,7 +39,10 @@ def _with_common_tables(rows: LossTerms, columns: LossTerms) -> tuple[LossTerms,
 
 def all_pairs(pairs: Pairs, dtype: torch.dtype) -> Tensor:
     """Return b of all pairs, shape (B, G)."""
-    parts = [table.to(dtype)[row_labels][:, column_labels] for row_labels, column_labels, table in _tables(pairs)]
+    parts = [
+        table.index_select(0, row_labels).to(dtype).index_select(1, column_labels)
+        for row_labels, column_labels, table in _tables(pairs)
+    ]
     if pairs.rows.factors is not None and pairs.columns.factors is not None:
         parts.append(-(pairs.rows.factors.to(dtype) @ pairs.columns.factors.to(dtype).T))
     return functools.reduce(torch.add, parts)

@@ -66,7 +66,7 @@ def anchor_losses(
         limits = (positive + scale.to(dtype).flatten() * terms.margin).detach()
         pairs = dataclasses.replace(pairs, row_limits=limits, column_limits=limits if pairs.columns_too else None)
     importance, count = terms.normalized, terms.normalized or terms.positive_rate is not None
-    from_histogram = count and not ring and weight_sums.applies(pairs, len(x), len(y))
+    from_histogram = count and not ring and weight_sums.applies(pairs, len(x), len(y), x.device)
     if not from_histogram:
         pairs = dataclasses.replace(pairs, importance=importance, count=count)
     sums = _sums(inputs, pairs, backend, chunk_size, ring)
@@ -93,7 +93,7 @@ def _fused_losses(inputs: Inputs, pairs: Pairs, terms: LossTerms, chunk_size: in
 
     n_rows, n_columns = len(inputs.x), len(inputs.y)
     many = n_rows * n_columns > fused_loss.HISTOGRAM_PAIRS
-    from_histogram = terms.normalized and many and weight_sums.applies(pairs, n_rows, n_columns)
+    from_histogram = terms.normalized and many and weight_sums.applies(pairs, n_rows, n_columns, inputs.x.device)
     counted = terms.normalized and not from_histogram
     treatment = fused_loss.Treatment(terms.normalized, terms.positive_weight, from_histogram, chunk_size)
     return fused_loss.anchor_losses(inputs, dataclasses.replace(pairs, importance=counted, count=counted), treatment)
