@@ -16,10 +16,7 @@ PACKAGES = ("torch", "triton", "open_clip_torch", "clip-negatives", "faiss-cpu",
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """Replace the host name by the hardware, and add the versions."""
-    machine_info.update(machine())
-    machine_info["threads"] = torch.get_num_threads()
-    machine_info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    machine_info["driver"] = _driver() if torch.cuda.is_available() else None
+    machine_info.update(machine() | devices())
     for name in ("release", "python_build", "python_compiler"):
         machine_info.pop(name, None)
     machine_info["cpu"] = {name: machine_info["cpu"].get(name) for name in ("brand_raw", "count", "arch")}
@@ -28,6 +25,13 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 def machine() -> dict[str, Any]:
     """Return the processor, the number of cores and the versions of the packages."""
     return {"node": processor(), "cores": os.cpu_count(), "versions": {name: _version(name) for name in PACKAGES}}
+
+
+def devices() -> dict[str, Any]:
+    """Return the number of threads, the GPUs and their driver."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    driver = _driver() if torch.cuda.is_available() else None
+    return {"threads": torch.get_num_threads(), "gpus": gpus, "driver": driver}
 
 
 def _driver() -> str:

@@ -13,13 +13,16 @@ from open_clip import ClipLoss
 from torch import Tensor
 
 from clip_negatives.interfaces import LossTerms
-from clip_negatives.losses.backends import triton_obstacle
+from clip_negatives.losses.backends import BACKENDS, triton_obstacle
 from clip_negatives.losses.functional import weighted_info_nce
 
 SCALE = 14.3
 RANK = 128  # length of the factors of targets by similarity
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+
+OURS = ("torch", "chunked", "triton", "open_clip")
+"""Prefixes of the names of our losses and the baseline, which must run; a failure of the others is a result."""
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -32,12 +35,12 @@ def weights(kind: str, n: int, k: int) -> LossTerms | None:
     """
     if kind == "none":
         return None
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(DEVICE).manual_seed(1)  # large tables take seconds to draw on a CPU
     if kind == "targets":
-        factors = F.normalize(torch.randn(n, RANK, generator=generator), dim=1)
+        factors = F.normalize(torch.randn(n, RANK, generator=generator, device=DEVICE), dim=1)
         return LossTerms(target_factors=10**0.5 * factors, target_mass=0.2).to(DEVICE)  # inner products up to 10, as in blend
-    labels = torch.randint(k, (2, n), generator=generator)
-    tables = -torch.rand(2, k, k, generator=generator)
+    labels = torch.randint(k, (2, n), generator=generator, device=DEVICE)
+    tables = -torch.rand(2, k, k, generator=generator, device=DEVICE)
     if kind == "sorted":
         labels = labels[:, (labels[0] * k + labels[1]).argsort()]
     parts = {"image_labels": labels[0], "image_table": tables[0], "text_labels": labels[1], "text_table": tables[1]}
@@ -45,19 +48,45 @@ def weights(kind: str, n: int, k: int) -> LossTerms | None:
     return LossTerms(**parts, normalize=kind == "normalized", schedule=schedule).to(DEVICE)
 
 
-def losses(n: int, k: int) -> dict[str, Loss]:
-    """Return every loss that can run here by its name, open_clip's first."""
-    found: dict[str, Loss] = {"open_clip": ClipLoss()}
+def names() -> list[str]:
+    """Return the name of every loss that can run here, open_clip's first."""
     backends = ["torch", "chunked", *([] if triton_obstacle(DEVICE, DTYPE) or DEVICE.type == "cpu" else ["triton"])]
-    for backend in backends:
-        for kind in ("none", "weighted", "scheduled", "normalized", "targets"):
-            found[f"{backend} {kind}"] = _ours(backend, weights(kind, n, k))
-    if "triton" in backends:
-        found["triton sorted"] = _ours("triton", weights("sorted", n, k))
-    if DEVICE.type == "cuda":
-        found["open_clip compiled"] = torch.compile(ClipLoss())
-        found |= _peers()
-    return found
+    kinds = "none", "weighted", "scheduled", "normalized", "targets"
+    own = [f"{backend} {kind}" for backend in backends for kind in kinds]
+    own += ["triton sorted"] if "triton" in backends else []
+    return ["open_clip", *own, *(["open_clip compiled", *_peers()] if DEVICE.type == "cuda" else [])]
+
+
+def loss_of(name: str, n: int, k: int) -> Loss:
+    """Return a loss of n pairs and k clusters by its name.
+
+    Raises:
+        ModuleNotFoundError: the package of the loss is not installed.
+    """
+    if name == "open_clip":
+        return ClipLoss()
+    if name == "open_clip compiled":
+        return torch.compile(ClipLoss(), dynamic=False)
+    backend, _, kind = name.partition(" ")
+    if backend in BACKENDS:
+        return _ours(backend, weights(kind, n, k))
+    peers = _peers()
+    if name not in peers:
+        raise ModuleNotFoundError(f"{name} is not installed")
+    return peers[name]
+
+
+def cannot(name: str, step: Callable[[], object]) -> str | None:
+    """Return why a loss cannot take a step here, None if it can; ours and open_clip's may only lack memory."""
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        return "out of memory"
+    except Exception as error:
+        if name.startswith(OURS):
+            raise
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return None
 
 
 def _ours(backend: str, terms: LossTerms | None) -> Loss:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import torch
-from losses import DEVICE, losses, make_step
+from losses import DEVICE, loss_of, make_step
 from run import forget_peak, memory_mib
 
 
@@ -28,14 +29,19 @@ def peak_mib(name: str, n: int, d: int, k: int) -> float:
         raise
 
 
+def device_peak_mib(step: Callable[[], object]) -> float:
+    """Return the additional peak memory of a step on the GPU, as the caching allocator of this process counts it."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
 def _measure(name: str, n: int, d: int, k: int) -> float:
-    make_step(losses(64, k)[name], 64, d)()  # start threads and libraries
-    step = make_step(losses(n, k)[name], n, d)
+    make_step(loss_of(name, 64, k), 64, d)()  # start threads and libraries
+    step = make_step(loss_of(name, n, k), n, d)
     if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return device_peak_mib(step)
     forget_peak()
     before = memory_mib()
     step()

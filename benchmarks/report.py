@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-KINDS = ("kmeans", "launcher", "loss", "sampler", "training_step")
+KINDS = ("kmeans", "launcher", "loss", "profile", "sampler", "tiles", "training_step")
 
 
 def page() -> str:
@@ -24,7 +24,7 @@ def page() -> str:
         for folder in sorted(RESULTS.iterdir())
     }
     gpu = any(run["machine_info"].get("gpus") for runs in machines.values() for run in runs.values())
-    parts = [ABOUT["head"].format(gpu="" if gpu else ABOUT["no_gpu"])]
+    parts = [ABOUT["head"].format(gpu=ABOUT["gpu" if gpu else "no_gpu"])]
     for folder, runs in machines.items():
         if not runs:  # this machine measured other things
             continue
@@ -68,10 +68,25 @@ def _tables(benchmarks: list[dict[str, Any]]) -> Iterator[str]:
     """Yield a table for each group of benchmarks."""
     for group in dict.fromkeys(one["group"] for one in benchmarks):
         rows = [one for one in benchmarks if one["group"] == group]
-        rows = [row | {"over_first": row["stats"]["min"] / rows[0]["stats"]["min"]} for row in rows]
         columns = _COLUMNS[next(kind for kind in _COLUMNS if (group or "").startswith(kind))]
-        cells = ([show(row) for show in columns.values()] for row in rows)
+        cells = ([show(row) for show in columns.values()] for row in _with_ratios(rows))
         yield f"### {group[0].upper()}{group[1:]}\n\n{table(cells, list(columns))}"
+
+
+def _with_ratios(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield rows with their time over that of the first row, where both have a time."""
+    first = rows[0].get("stats", {}).get("min")
+    for row in rows:
+        seconds = row.get("stats", {}).get("min")
+        yield row if first is None or seconds is None else row | {"over_first": seconds / first}
+
+
+def _time(name: str, form: str) -> Any:
+    def show(row: dict[str, Any]) -> str:
+        value = row.get("stats", {}).get("min") if name == "seconds" else row.get(name)
+        return str(row["extra_info"].get("cannot", "–")) if value is None else form.format(value)
+
+    return show
 
 
 def _figure(name: str, form: str = "{:.3g}") -> Any:
@@ -100,14 +115,26 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     },
     "training step": {
         "loss": _figure("name", "{}"),
-        "seconds a step": lambda row: f"{row['stats']['min']:.4g}",
-        "over open_clip": lambda row: f"{row['over_first']:.3f}",
+        "seconds a step": _time("seconds", "{:.4g}"),
+        "over open_clip": _time("over_first", "{:.3f}"),
     },
     "k-means": {
         "device": _figure("device", "{}"),
         "precision": _figure("precision", "{}"),
-        "seconds": lambda row: f"{row['stats']['min']:.3g}",
+        "seconds": _time("seconds", "{:.3g}"),
         "mean similarity to the centroid": _figure("mean_similarity", "{:.4f}"),
+    },
+    "tile options": {
+        "options": _figure("name", "{}"),
+        "seconds": _figure("seconds"),
+        "forward": _figure("forward_seconds"),
+        "backward": _figure("backward_seconds"),
+        "over default": _time("over_first", "{:.3f}"),
+    },
+    "kernels of a step": {
+        "kernel": _figure("kernel", "`{}`"),
+        "launches": _figure("launches", "{}"),
+        "microseconds": _figure("microseconds", "{:.0f}"),
     },
     "sampler": {
         "sampler": _figure("sampler", "{}"),

@@ -13,17 +13,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from losses import DEVICE, floor_seconds, losses, make_step
+from losses import DEVICE, cannot, floor_seconds, loss_of, make_step, names
 from memory import peak_mib
 
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
 GPU = DEVICE.type == "cuda"
 ROUNDS = 10 if FULL else 3
 ROUNDS_OF_SMALL = 20 * ROUNDS  # of a batch up to 256, whose step is short
-NAMES = list(losses(64, 4))
-OURS = ("torch", "chunked", "triton", "open_clip")
-"""Prefixes of the names of our losses and the baseline, which must run; a failure of the others is a result."""
 if not FULL:
     SHAPES = [(512, 256 if GPU else 128, 64)]  # inf-cl takes multiples of 256 features
 elif GPU:
@@ -34,12 +30,12 @@ else:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "{}x{}, {} clusters".format(*shape))
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", names())
 def test_loss(benchmark: Any, request: Any, name: str, shape: tuple[int, int, int]) -> None:
     """Measure one loss; open_clip's takes a step before each of its steps, so that other work slows both."""
     n, d, k = shape
     benchmark.group = f"loss, forward and backward, {n} pairs, {d} features, {k} clusters"
-    loss, baseline = losses(n, k)[name], make_step(losses(n, k)["open_clip"], n, d)
+    loss, baseline = loss_of(name, n, k), make_step(loss_of("open_clip", n, k), n, d)
     step = make_step(loss, n, d)
     measured: dict[str, Any] = {}
     reason = cannot(name, lambda: measured.update(peak_mib=(step(), peak_mib(name, n, d, k))[1]))
@@ -72,19 +68,6 @@ def test_loss(benchmark: Any, request: Any, name: str, shape: tuple[int, int, in
 @functools.cache
 def _peak_of_open_clip(n: int, d: int, k: int) -> float:
     return peak_mib("open_clip", n, d, k)
-
-
-def cannot(name: str, step: Callable[[], object]) -> str | None:
-    """Return why a loss cannot take a step here, None if it can; ours and open_clip's may only lack memory."""
-    try:
-        step()
-    except torch.OutOfMemoryError:
-        return "out of memory"
-    except Exception as error:
-        if name.startswith(OURS):
-            raise
-        return f"{type(error).__name__}: {error}".splitlines()[0]
-    return None
 
 
 def _seconds(step: Callable[[], None] | None) -> float:

@@ -19,6 +19,7 @@ from clip_negatives.step import BatchSamples
 GPU = DEVICE.type == "cuda"
 FULL = os.environ.get("BENCHMARK_FULL") == "1"
 MODEL, BATCH = ("ViT-B-32", 1024 if FULL else 64) if GPU else ("clip-negatives-tiny", 256 if FULL else 32)
+GROUP = f"training step, {MODEL}, {BATCH} pairs"
 
 
 def make_step(loss: Callable[..., Any]) -> Callable[[], None]:
@@ -54,9 +55,12 @@ def ours() -> Callable[..., Any]:
     return NegativesClipLoss(terms=weights("normalized", BATCH, 1000), batch_samples=lambda: samples, backend=backend)
 
 
-@pytest.mark.parametrize("name", ["open_clip", "clip-negatives"])
+LOSSES: dict[str, Callable[[], Callable[..., Any]]] = {"open_clip": ClipLoss, "clip-negatives": ours}
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_training_step(benchmark: Any, name: str) -> None:
     """Measure one of the two; the generated page has their ratio."""
-    benchmark.group = f"training step, {MODEL}, {BATCH} pairs"
-    benchmark.pedantic(make_step(ClipLoss() if name == "open_clip" else ours()), rounds=10, warmup_rounds=2)
+    benchmark.group = GROUP
+    benchmark.pedantic(make_step(LOSSES[name]()), rounds=10, warmup_rounds=2)
     benchmark.extra_info.update(name=name, model=MODEL, batch_size=BATCH)

@@ -22,7 +22,7 @@ def fails_with(error):
 
 
 def test_what_others_cannot_run_is_a_result_and_what_we_cannot_an_error():
-    from test_loss_benchmark import cannot
+    from losses import cannot
 
     assert cannot("inf-cl", lambda: None) is None
     assert cannot("inf-cl", fails_with(RuntimeError("shape is invalid\nmore"))) == "RuntimeError: shape is invalid"

@@ -1,0 +1,1 @@
+"""One program for a GPU machine, with or without a network: tests of the kernels and benchmarks. See README.md."""
