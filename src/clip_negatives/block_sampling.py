@@ -90,8 +90,8 @@ BlockPlan = Callable[[torch.Generator, Block], Tensor]
 class BlockSampler(PlannedSampler):
     """A `PlannedSampler` that plans an epoch in blocks of random samples, each when its first step is due.
 
-    A block has at least `SAMPLES` samples and `STEPS` steps, and less than twice as many; smaller data are one block. The blocks
-    depend only on seed and epoch, so a resumed epoch plans only the blocks that it still needs.
+    A block has at least `SAMPLES` samples and `STEPS` steps, and about twice as many at most. Smaller data are one block. The
+    blocks depend only on seed and epoch, so a resumed epoch plans only the blocks that it still needs.
 
     Args:
         context: data, batch size, processes and seed of the training run.
@@ -114,7 +114,7 @@ class BlockSampler(PlannedSampler):
 
     def __init__(self, context: SamplingContext, plan: BlockPlan) -> None:
         super().__init__(context, plan)  # type: ignore[arg-type]
-        self.n_blocks = max(1, context.steps // max(STEPS, SAMPLES // self.step_size))
+        self.n_blocks = max(1, context.steps // max(STEPS, math.ceil(SAMPLES / self.step_size)))
 
     def batches_after(self, n: int) -> Iterator[list[int]]:
         """Return the batches of the epoch for this rank, without the first `n`; only their blocks are planned."""

@@ -23,7 +23,8 @@ class ClusterSimilarity(BlockSampler):
 
     The pair (image i, text j) is *reliable* if the image clusters of i and j differ and their similarity is below a threshold.
     The text clusters must meet the same condition. In explicit pairs, the sampler never exchanges captions between clusters
-    more similar than this. For batches, samples are sorted by cluster and dealt out to the steps, anew in each epoch.
+    more similar than this. For batches, samples are sorted by cluster and dealt out to the steps, anew in each epoch. Large
+    data are first cut into random blocks. Each block is sorted and dealt out when its first step is due.
 
     * Source: the abstract of Tagami et al. (WSCG 2024). Images and texts are clustered separately; the similarity between
       clusters decides which incorrect pairs are made.
