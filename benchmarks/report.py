@@ -141,6 +141,11 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "indices a second": _figure("indices_per_second", "{:.3g}"),
         "bytes a label": _figure("bytes_per_label", "{:.1f}"),
     },
+    "first batch": {
+        "sampler": _figure("sampler", "{}"),
+        "seconds to the first batch": _figure("first_batch_seconds", "{:.2f}"),
+        "over the epoch's": _figure("first_batch_over_epoch", "{:.3f}"),
+    },
     "launcher": {
         "negatives": _figure("method", "{}"),
         "seconds a step over open_clip_train's": _figure("over_open_clip", "{:.3f}"),

@@ -104,10 +104,14 @@ class PlannedSampler:
         first = self._position if self._resumed else 0
         self._resumed = False
         start = self.context.rank * self.context.batch_size
-        shard = self.planned(self._epoch)[:, start : start + self.context.batch_size]
-        for position in range(first, len(self)):
-            self._position = position + 1
-            yield shard[position].tolist()
+        for position, step in enumerate(self._steps_after(first), first + 1):
+            self._position = position
+            yield step[start : start + self.context.batch_size].tolist()
+
+    def _steps_after(self, n: int) -> Iterator[Tensor]:
+        """Yield the sample ids of each step of the epoch, without the first `n` steps."""
+        plan = self.planned(self._epoch)
+        return (plan[position] for position in range(n, len(self)))
 
     def planned(self, epoch: int) -> Tensor:
         """Return the sample ids of every step of `epoch`, int64 or int32, shape (steps, world_size * B).
@@ -115,15 +119,18 @@ class PlannedSampler:
         Raises:
             InputError: the plan has another shape, or a sample twice.
         """
-        steps = self._planned(epoch_generator(self.context.seed, epoch), epoch)
-        shape = len(self), self.step_size
+        steps = self._checked_shape(self._planned(epoch_generator(self.context.seed, epoch), epoch), len(self))
+        if _repeats(steps, self.context.n_samples, within_epoch=not self.repeats):
+            limit = "in a step" if self.repeats else "in an epoch, or set repeats"
+            raise InputError(f"The sampler {name_of(self)} plans a sample several times. Use each at most once {limit}.")
+        return steps
+
+    def _checked_shape(self, steps: Tensor, n_steps: int) -> Tensor:
+        shape = n_steps, self.step_size
         if not isinstance(steps, Tensor) or steps.shape != shape:
             found = tuple(steps.shape) if isinstance(steps, Tensor) else f"a {type(steps).__name__}"
             needed = f"shape {shape} (steps, world_size * batch size)"
             raise InputError(f"The plan of the sampler {name_of(self)} must have {needed}, got {found}.")
-        if _repeats(steps, self.context.n_samples, within_epoch=not self.repeats):
-            limit = "in a step" if self.repeats else "in an epoch, or set repeats"
-            raise InputError(f"The sampler {name_of(self)} plans a sample several times. Use each at most once {limit}.")
         return steps
 
     def _planned(self, generator: torch.Generator, epoch: int) -> Tensor:

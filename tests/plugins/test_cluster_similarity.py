@@ -3,11 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
+from clip_negatives import block_sampling
+from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
 from clip_negatives.sampling import epoch_generator
+from clip_negatives_plugins.cluster_similarity.reliable import ReliableExchanges
 from clip_negatives_plugins.cluster_similarity.sampler import ClusterSimilarity
+from clip_negatives_plugins.cluster_similarity.side import Side
 from tests.conftest import make_clusters
 
 pytestmark = pytest.mark.keeps_global_rng
@@ -113,3 +117,37 @@ def test_needs_clusters_of_these_data() -> None:
         ClusterSimilarity(SamplingContext(240, 8))
     with pytest.raises(InputError, match="of the 200 training samples, but these clusters have 240"):
         ClusterSimilarity(SamplingContext(200, 8, clusters=make_clusters(240)))
+
+
+def test_blocks_keep_the_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each block, every image has a reliable pair in its step, and clusters are spread evenly."""
+    monkeypatch.setattr(block_sampling, "SAMPLES", 1024)
+    clusters = make_clusters(5000)
+    sampler = ClusterSimilarity(SamplingContext(5000, 16, clusters=clusters), image_quantile=0.5, text_quantile=0.5)
+    assert sampler.n_blocks == 4
+    shuffled = torch.randperm(5000, generator=epoch_generator(0, 0))[:4992].view(-1, 16)
+    labels = clusters.image.labels
+    variances = []
+    for batches in (torch.tensor(list(sampler)), shuffled):
+        counts = torch.stack([labels[batch].bincount(minlength=12) for batch in batches])
+        variances.append(float(counts.double().var(dim=0).mean()))
+    assert variances[0] < 0.5 * variances[1]
+    for batch in sampler:
+        assert reliable(sampler, batch, batch).any(dim=1).all()
+
+
+@pytest.mark.parametrize("quantile", [0.05, 0.2, 0.5])
+def test_samples_without_a_partner_are_found(quantile: float) -> None:
+    """The expected values come from all pairs of samples."""
+    clusters = make_clusters(120)
+    tables = ReliabilityGate(image_quantile=quantile, text_quantile=quantile).tables(clusters)
+    labels = clusters.image.labels, clusters.text.labels
+    exchanges = ReliableExchanges(*(Side.of(label, table, None) for label, table in zip(labels, tables, strict=True)))
+    image, text = (table[label][:, label] for label, table in zip(labels, tables, strict=True))
+    every = torch.arange(120)
+    assert torch.equal(exchanges.between(every[:, None], every), image & text)
+    for side, allowed, label in zip((exchanges.image, exchanges.text), (image, text), labels, strict=True):
+        assert torch.equal(side.excluded()[label], (~allowed).sum(dim=1))
+    isolated = (~(image & text).any(dim=1)).nonzero().flatten()
+    assert torch.equal(exchanges.without_partner(), isolated)
+    assert bool(isolated.numel()) == (quantile < 0.5)

@@ -8,14 +8,15 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from clip_negatives.block_sampling import Block, BlockSampler
 from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clustering, SamplingContext
-from clip_negatives.sampling import PlannedSampler, permutation, require_clusters, shuffle_rows
+from clip_negatives.sampling import require_clusters, shuffle_rows
 
 Side = Literal["image", "text"]
 
 
-class _ClusterBatches(PlannedSampler):
+class _ClusterBatches(BlockSampler):
     name: str
 
     def __init__(self, context: SamplingContext, by: Side = "image") -> None:
@@ -32,21 +33,22 @@ class _ClusterBatches(PlannedSampler):
     def similarity(self) -> Tensor:
         return self.clusters.similarity_of(self.by, self.name)
 
-    def _plan(self, generator: torch.Generator) -> Tensor:
+    def _plan(self, generator: torch.Generator, block: Block) -> Tensor:
         raise NotImplementedError
 
-    def _sorted(self, rank: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the samples of an epoch, sorted by the rank of their cluster, in random order within each cluster."""
-        used = permutation(self.context.n_samples, generator)[: len(self) * self.step_size]
+    def _sorted(self, rank: Tensor, generator: torch.Generator, block: Block) -> Tensor:
+        """Return the samples of a block, sorted by the rank of their cluster, in random order within each cluster."""
+        used = block.samples(generator)[: block.n_steps * self.step_size]
         return used[rank[self.clustering.labels[used.long()]].argsort(stable=True)]
 
-    def _dealt(self, rank: Tensor, generator: torch.Generator) -> Tensor:
+    def _dealt(self, rank: Tensor, generator: torch.Generator, block: Block) -> Tensor:
         """Return the steps: consecutive samples of the sorted order go to different steps."""
-        return self._shuffled(self._sorted(rank, generator).view(self.step_size, len(self)).T.contiguous(), generator)
+        rounds = self._sorted(rank, generator, block).view(self.step_size, block.n_steps)
+        return self._shuffled(rounds.T.contiguous(), generator)
 
     def _shuffled(self, plan: Tensor, generator: torch.Generator) -> Tensor:
         shuffle_rows(plan, generator)
-        return plan[torch.randperm(len(self), generator=generator)]
+        return plan[torch.randperm(len(plan), generator=generator)]
 
 
 class OneCluster(_ClusterBatches):
@@ -71,12 +73,16 @@ class OneCluster(_ClusterBatches):
 
     name = "one_cluster"
 
-    def _plan(self, generator: torch.Generator) -> Tensor:
-        samples = self._sorted(torch.arange(self.clustering.n_clusters), generator)
+    def __init__(self, context: SamplingContext, by: Side = "image") -> None:
+        super().__init__(context, by)
+        self.n_blocks = 1  # a smaller block would have too few samples of each cluster
+
+    def _plan(self, generator: torch.Generator, block: Block) -> Tensor:
+        samples = self._sorted(torch.arange(self.clustering.n_clusters), generator, block)
         left = self.clustering.labels[samples.long()].bincount(minlength=self.clustering.n_clusters)
         starts = (left.cumsum(0) - left).tolist()
         steps = []
-        for _ in range(len(self)):
+        for _ in range(block.n_steps):
             first = int(torch.multinomial(left.double(), 1, generator=generator))
             parts, missing = [], self.step_size
             for cluster in self._nearest(first, left):
@@ -117,8 +123,8 @@ class ClusterStratified(_ClusterBatches):
 
     name = "cluster_stratified"
 
-    def _plan(self, generator: torch.Generator) -> Tensor:
-        return self._dealt(torch.randperm(self.clustering.n_clusters, generator=generator), generator)
+    def _plan(self, generator: torch.Generator, block: Block) -> Tensor:
+        return self._dealt(torch.randperm(self.clustering.n_clusters, generator=generator), generator, block)
 
 
 class ClusterDiverse(_ClusterBatches):
@@ -144,8 +150,8 @@ class ClusterDiverse(_ClusterBatches):
         super().__init__(context, by)
         self.rank = fiedler_rank(self.similarity)
 
-    def _plan(self, generator: torch.Generator) -> Tensor:
-        return self._dealt(self.rank, generator)
+    def _plan(self, generator: torch.Generator, block: Block) -> Tensor:
+        return self._dealt(self.rank, generator, block)
 
 
 def fiedler_rank(similarity: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def draw_pairs(reliable: ReliableExchanges, images: Tensor, per_image: int, gene
     Raises:
         InputError: `per_image` is less than 1.
     """
-    n, m = reliable.image_labels.numel(), images.numel()
+    n, m = len(reliable), images.numel()
     if per_image < 1:
         raise InputError(f"per_image must be at least 1, got {per_image}.")
     per_image = min(per_image, max(1, n - 1))

@@ -5,27 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clip_negatives.block_sampling import Block, BlockSampler
 from clip_negatives.clustering.reliability import ReliabilityGate
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import IncorrectPairs, SamplingContext
-from clip_negatives.sampling import PlannedSampler, permutation, require_clusters, shuffle_rows
+from clip_negatives.sampling import require_clusters, shuffle_rows
 from clip_negatives_plugins.cluster_similarity.pairs import draw_pairs
 from clip_negatives_plugins.cluster_similarity.reliable import ReliableExchanges
-from clip_negatives_plugins.cluster_similarity.sorting import sorted_by_label
-
-CELLS = 2**26
-"""Largest K_image x K_text for which samples are sorted by both labels at once; the counts then take 512 MiB."""
+from clip_negatives_plugins.cluster_similarity.side import Side
 
 SWAPS = 64
 """Random swaps with other steps that are tried for a sample without a reliable partner in its step."""
 
 
-class ClusterSimilarity(PlannedSampler):
+class ClusterSimilarity(BlockSampler):
     """Batches that hold every cluster in proportion, and a reliable incorrect pair for every image.
 
     The pair (image i, text j) is *reliable* if the image clusters of i and j differ and their similarity is below a threshold.
     The text clusters must meet the same condition. In explicit pairs, the sampler never exchanges captions between clusters
-    more similar than this. For batches, samples are sorted by cluster and dealt out to the steps, anew in each epoch.
+    more similar than this. For batches, samples are sorted by cluster and dealt out to the steps, anew in each epoch. Large
+    data are first cut into random blocks. Each block is sorted and dealt out when its first step is due.
 
     * Source: the abstract of Tagami et al. (WSCG 2024). Images and texts are clustered separately; the similarity between
       clusters decides which incorrect pairs are made.
@@ -55,8 +54,12 @@ class ClusterSimilarity(PlannedSampler):
     ) -> None:
         super().__init__(context, self._plan)
         clusters = require_clusters(context, "cluster_similarity")
-        tables = ReliabilityGate(image_threshold, image_quantile, text_threshold, text_quantile).tables(clusters)
-        self.reliable = ReliableExchanges(clusters.image.labels, clusters.text.labels, *tables, *clusters.neighbours)
+        gate = ReliabilityGate(image_threshold, image_quantile, text_threshold, text_quantile)
+        image_neighbours, text_neighbours = clusters.neighbours
+        self.reliable = ReliableExchanges(
+            Side.of(clusters.image.labels, gate.image_table(clusters), image_neighbours),
+            Side.of(clusters.text.labels, gate.text_table(clusters), text_neighbours),
+        )
         self._check_all_have_partners(self.reliable.without_partner(), "the whole data set")
 
     def incorrect_pairs(self, per_image: int, generator: torch.Generator) -> IncorrectPairs:
@@ -73,14 +76,12 @@ class ClusterSimilarity(PlannedSampler):
         """Draw pairs as `incorrect_pairs` does, only for `images` (int64, shape (M,))."""
         return draw_pairs(self.reliable, images, per_image, generator)
 
-    def _plan(self, generator: torch.Generator) -> Tensor:
+    def _plan(self, generator: torch.Generator, block: Block) -> Tensor:
         """Deal the sorted samples out to the steps, and repair steps in which a sample has no reliable partner."""
-        n, steps = self.context.n_samples, len(self)
-        shuffled = permutation(n, generator)
+        shuffled = block.samples(generator)
         # Choose the spare samples (left out of the epoch) before sorting: else they would always be from the last clusters.
-        used, spare = shuffled[: steps * self.step_size], shuffled[steps * self.step_size :].clone()
-        rounds = self._sorted_by_cluster(used, spare).view(self.step_size, steps)
-        del shuffled, used
+        used, spare = shuffled.split([n_used := block.n_steps * self.step_size, len(shuffled) - n_used])
+        rounds = self._sorted_by_cluster(used).view(self.step_size, block.n_steps)
         # Each round gives one sample to every step, in its own random order.
         shuffle_rows(rounds, generator)
         # Each rank takes a range of columns; without this shuffle, a rank would see few clusters.
@@ -88,14 +89,11 @@ class ClusterSimilarity(PlannedSampler):
         shuffle_rows(plan, generator)
         return self._repair(plan, spare, generator)
 
-    def _sorted_by_cluster(self, samples: Tensor, spare: Tensor) -> Tensor:
-        """Return the samples, stably sorted by image and text cluster; `spare` are the other samples of the data."""
-        image, text = self.reliable.image_labels, self.reliable.text_labels
-        n_image, n_text = len(self.reliable.image_table), len(self.reliable.text_table)
-        if n_image * n_text <= CELLS:
-            return sorted_by_label(samples, spare, [(image, n_text), (text, 1)], n_image * n_text)
-        by_text = sorted_by_label(samples, spare, [(text, 1)], n_text)
-        return sorted_by_label(by_text, spare, [(image, 1)], n_image)
+    def _sorted_by_cluster(self, samples: Tensor) -> Tensor:
+        """Return the samples, stably sorted by image and text cluster."""
+        image, text = self.reliable.image, self.reliable.text
+        index = samples.long()
+        return samples[(image.labels[index] * text.n_clusters + text.labels[index]).argsort(stable=True)]
 
     def _repair(self, plan: Tensor, spare: Tensor, generator: torch.Generator) -> Tensor:
         """Exchange samples that have no reliable partner in their step for samples of other steps, or for spare samples."""
@@ -115,16 +113,16 @@ class ClusterSimilarity(PlannedSampler):
 
     def _isolated(self, places: Tensor, step: int) -> Tensor:
         """Return the samples that have no reliable partner in their step; empty for the spare samples after the last step."""
-        if step >= len(self):
-            return places[:0]
         members = places[step * self.step_size : (step + 1) * self.step_size].long()
+        if len(members) < self.step_size:
+            return members[:0]
         return self.reliable.without_partner_among(members, members)
 
     def _swap(self, places: Tensor, step: int, sample: int, generator: torch.Generator) -> int | None:
         """Swap `sample` into another step so that fewer samples lack a partner; return the other step, or None on failure."""
         place = int((places == sample).nonzero())
         for other_place in torch.randint(len(places), (SWAPS,), generator=generator).tolist():
-            other_step: int = min(other_place // self.step_size, len(self))
+            other_step: int = other_place // self.step_size
             if other_step == step:
                 continue
             before = self._isolated(places, step).numel() + self._isolated(places, other_step).numel()

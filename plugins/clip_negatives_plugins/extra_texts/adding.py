@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clip_negatives.block_sampling import BlockSampler
 from clip_negatives.errors import InputError
 from clip_negatives.host import registry
 from clip_negatives.host.option_checks import check_number
@@ -50,6 +51,8 @@ class Adding:
             learner: Any = self
             for name in ("observe", "learned", "load_learned"):
                 setattr(learner, name, getattr(self.sampler, name))
+        if isinstance(self.sampler, BlockSampler):
+            self.n_blocks, self.batches_after = self.sampler.n_blocks, self.sampler.batches_after
 
     def extra_texts(self, batch: Sequence[int]) -> list[str]:
         """Return the added captions of each sample of a batch, sample by sample."""

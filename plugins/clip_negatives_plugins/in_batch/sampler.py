@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from clip_negatives.block_sampling import Block, BlockSampler
 from clip_negatives.interfaces import SamplingContext
-from clip_negatives.sampling import PlannedSampler, permutation
 
 
-class InBatch(PlannedSampler):
+class InBatch(BlockSampler):
     """Batches from a uniform shuffle of the samples: the baseline.
 
     If the training loop has its own batches (``context.native_batches``), the sampler yields them unchanged. Training then sees
@@ -25,6 +25,8 @@ class InBatch(PlannedSampler):
     def __init__(self, context: SamplingContext) -> None:
         self._native = context.native_batches
         super().__init__(context, self._shuffle)
+        if self._native is not None:
+            self.n_blocks = 1
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch on this rank."""
@@ -49,7 +51,6 @@ class InBatch(PlannedSampler):
             if set_native_epoch is not None:
                 set_native_epoch(epoch)
 
-    def _shuffle(self, generator: torch.Generator) -> Tensor:
-        steps = self.context.n_samples // self.step_size
-        order = permutation(self.context.n_samples, generator)
-        return order[: steps * self.step_size].view(steps, self.step_size)
+    def _shuffle(self, generator: torch.Generator, block: Block) -> Tensor:
+        samples = block.samples(generator)
+        return samples[: block.n_steps * self.step_size].view(block.n_steps, self.step_size)

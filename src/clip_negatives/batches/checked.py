@@ -25,7 +25,8 @@ def checked_batches(sampler: NegativeSampler, n_samples: int, skip: int = 0) -> 
     is_native = getattr(sampler, "keeps_native_order", False)
     n_batches = None if is_native else len(sampler)
     with no_exit():
-        batches = itertools.islice(sampler, skip, None)
+        after = getattr(sampler, "batches_after", None) if skip else None
+        batches = itertools.islice(sampler, skip, None) if after is None else after(skip)
     for count in itertools.count(skip):
         with no_exit():
             batch = next(batches, END)

@@ -159,18 +159,19 @@ class IndexedLoader(DataLoader[Any]):
         epoch, batches = self._place
         if batches == 0 and not self._is_running:
             epoch = self.epoch  # accelerate, which reads the batches itself, sets the epoch of the batch sampler only
-        state: dict[str, Any] = {"epoch": epoch, "batches": batches, "of": self._settings()}
+        state: dict[str, Any] = {"epoch": epoch, "batches": batches, "of": self._settings(batches)}
         if isinstance(self.negatives, ObservingSampler):
             state["learned"] = self.negatives.learned()
         return state if self._order is None or self._order.state is None else state | {"order": self._order.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the epoch; the next iteration skips the batches that were already yielded."""
-        epoch, batches, settings = state.get("epoch"), state.get("batches"), self._settings()
+        epoch, batches = state.get("epoch"), state.get("batches")
+        settings = self._settings(batches)
         if not isinstance(epoch, int) or epoch < 0 or not isinstance(batches, int) or state.get("of") != settings:
             raise InputError(
                 f"The state is not of this loader ({settings}), but of {state.get('of', 'something else')}. Resume with the "
-                "same data, sampler, seed, batch size and number of processes."
+                "same data, sampler, seed, batch size, number of processes and version of clip-negatives."
             )
         if isinstance(self.negatives, ObservingSampler) and "learned" not in state:
             raise InputError("The state has no memory of the sampler, which learns. Resume with the state of `state_dict`.")
@@ -182,11 +183,16 @@ class IndexedLoader(DataLoader[Any]):
         if self._order is not None:
             self._order.restore(state.get("order"))
 
-    def _settings(self) -> str:
-        """Return a text with the settings that determine the batches, apart from the epoch and the clusters."""
+    def _settings(self, batches: object) -> str:
+        """Return a text with the settings that determine the batches, apart from the epoch and the clusters.
+
+        Within an epoch, they include the number of blocks in which the sampler plans it.
+        """
+        n_blocks = getattr(self.negatives, "n_blocks", 1)
+        blocks = f", {n_blocks} blocks" if n_blocks > 1 and batches not in (0, len(self)) else ""
         context = getattr(self.negatives, "context", None)
         seed = f", seed {context.seed}, batch size {context.batch_size}" if context is not None else ""
-        return f"{self.spec or name_of(self.negatives)} of {len(self.dataset)} samples, {len(self)} batches{seed}"  # type: ignore[arg-type]
+        return f"{self.spec or name_of(self.negatives)} of {len(self.dataset)} samples, {len(self)} batches{seed}{blocks}"  # type: ignore[arg-type]
 
     def _warn_of_repetition(self) -> None:
         """Warn if training gets the batches of a completed epoch again, or if all processes get the same samples."""
