@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,3 +24,27 @@ def test_default_is_at_most_the_number_of_different_samples() -> None:
     assert default_n_clusters_of(rows.split(30), 200) == 10
     assert default_n_clusters_of([points[:1].repeat(200, 1)], 200) == 2
     assert default_n_clusters_of([torch.randn(200, 300, generator=torch.Generator().manual_seed(0))], 200) == 25
+
+
+LOADED = """
+import os, threadpoolctl
+from clip_negatives.clustering.options import OPENBLAS_CODE, load_faiss
+import torch
+load_faiss()
+blas = [each for each in threadpoolctl.threadpool_info() if "faiss" in each["filepath"] and "architecture" in each]
+print(blas[0]["architecture"] if blas else "", OPENBLAS_CODE.get(torch.backends.cpu.get_cpu_capability(), ""), sep=",")
+print(os.environ.get("OPENBLAS_CORETYPE"))
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "Nehalem"])
+def test_faiss_has_the_matrix_products_of_the_processor(chosen: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
+    environment |= {} if chosen is None else {"OPENBLAS_CORETYPE": chosen}
+    run = subprocess.run([sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=True)
+    codes, left = run.stdout.split()
+    found, expected = codes.split(",")
+    if not (found and expected):
+        pytest.skip("this faiss has no OpenBLAS, or this is another kind of processor")
+    assert found == (chosen or expected)
+    assert left == str(chosen)

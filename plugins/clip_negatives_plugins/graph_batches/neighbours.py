@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clip_negatives.clustering.options import load_faiss
 from clip_negatives.host.option_checks import check_choice
 from clip_negatives.interfaces import Clusters
 
@@ -34,8 +35,7 @@ def ranked_neighbours(vectors: Tensor, first: int, last: int) -> Tensor:
 
     Rank 1 is the nearest other sample. The search is exact, by faiss: N^2 D operations, O(N last) memory.
     """
-    import faiss
-
+    faiss = load_faiss()
     rows: np.ndarray = np.ascontiguousarray(vectors.numpy())
     index = faiss.IndexFlatIP(rows.shape[1])
     index.add(rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from clip_negatives.clustering.options import load_faiss
+
 QUERIES = 1024  # samples whose neighbours are searched at a time
 
 
@@ -30,8 +32,7 @@ def live_neighbours(features: Tensor, samples: Tensor, window: int, limit: float
     """
     if len(samples) == 0:
         return samples.view(0, 1)
-    import faiss
-
+    faiss = load_faiss()
     with_features = known(features).nonzero().flatten()
     index = faiss.IndexFlatIP(features[0].numel())
     for part in with_features.split(QUERIES):  # in float32 only in the index
