@@ -21,7 +21,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 ROOT = BENCHMARKS.parent
 WORK = ROOT / ".benchmarks"
 TESTS = ("tests/losses/kernels", "tests/plugins/test_lloyd.py")
-REHEARSED_TESTS = ("tests/losses/kernels/test_log_weights.py",)
+REHEARSED_TESTS = ("tests/losses/kernels/test_fused_loss.py::test_a_step_launches_fewer_kernels_than_open_clips",)
 PARTS = {"bench": "loss,profile,tiles,step,compiled", "kmeans": "kmeans"}
 COMMANDS = {
     "pack": "download wheels and build ours, on a machine with a network",

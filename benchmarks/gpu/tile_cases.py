@@ -18,15 +18,15 @@ from gpu.loss_cases import FULL, WARMUPS, Shape, seconds_of
 MIB = 2**20
 ROUNDS = 7 if FULL else 1
 DEFAULT = "default"
-Option = tuple[dict[str, int], int | None]  # changed tile options, and MiB of memory for slopes
+Option = tuple[dict[str, int | None], int | None]  # changed tile options (None: no limit), and MiB of memory for slopes
 OPTIONS: tuple[Option, ...] = (
     ({}, None),
-    ({"maxnreg": 128}, None),
-    ({"BM": 128, "BN": 256}, None),
-    ({"maxnreg": 128}, 256),
-    *(({}, mib) for mib in (128, 256, 512, 1024)),
-    ({"BM": 128, "BN": 256, "num_stages": 2}, None),
-    ({"BM": 256, "BN": 128}, None),
+    ({"maxnreg": None}, None),
+    ({"BM": 128, "BN": 256, "maxnreg": None}, None),
+    ({}, 32),
+    *(({}, mib) for mib in (16, 128, 256, 512)),
+    ({"BM": 128, "BN": 256, "num_stages": 2, "maxnreg": None}, None),
+    ({"BM": 256, "BN": 128, "maxnreg": None}, None),
     ({"num_stages": 2}, None),
     ({"num_stages": 4}, None),
     ({"BK": 128, "num_stages": 2}, None),
@@ -40,11 +40,11 @@ REHEARSED = (OPTIONS[0], OPTIONS[2], OPTIONS[3])
 
 
 @contextmanager
-def tuned(tile: dict[str, int], slopes_mib: int | None = None) -> Iterator[dict[str, int]]:
+def tuned(tile: dict[str, int | None], slopes_mib: int | None = None) -> Iterator[dict[str, int | None]]:
     """Run the fused kernels with other tile options and memory for slopes; yield the options that were last used."""
     default, used = problem.tile_of, {}
 
-    def tile_of(*args: Any, **kwargs: Any) -> dict[str, int]:
+    def tile_of(*args: Any, **kwargs: Any) -> dict[str, int | None]:
         used.update(default(*args, **kwargs) | tile)
         return used
 
@@ -62,12 +62,12 @@ def tile_cases(shape: Shape, options: tuple[Option, ...] = OPTIONS) -> Iterator[
             yield Case("tiles", group, _label(tile, slopes_mib), lambda values=values: _tile_figures(*values), 20.0)
 
 
-def _label(tile: dict[str, int], slopes_mib: int | None) -> str:
+def _label(tile: dict[str, int | None], slopes_mib: int | None) -> str:
     labels = [f"{name} {value}" for name, value in tile.items()]
     return ", ".join(labels + ([] if slopes_mib is None else [f"slopes {slopes_mib} MiB"])) or DEFAULT
 
 
-def _tile_figures(kind: str, shape: Shape, tile: dict[str, int], slopes_mib: int | None) -> dict[str, Any]:
+def _tile_figures(kind: str, shape: Shape, tile: dict[str, int | None], slopes_mib: int | None) -> dict[str, Any]:
     n, d, k = shape
     figures: dict[str, Any] = {"name": _label(tile, slopes_mib), "weights": kind, **shape._asdict()}
     with tuned(tile, slopes_mib) as used:
