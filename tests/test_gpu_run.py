@@ -231,7 +231,7 @@ def test_page_shows_kept_rows_with_the_name_of_the_machine(rehearsal, tmp_path, 
         "**On a GPU.**",
         "### Tile options, triton weighted",
         "### Kernels of a step",
-        "| BM 128, BN 256 |",
+        "| BM 128, BN 256, maxnreg None |",
     ):
         assert part in page
     assert "Nothing here was run on a GPU" not in page
