@@ -11,6 +11,7 @@ from clip_negatives.losses.kernels import fused, weight_sums
 from clip_negatives.terms import LossTerms
 from tests.info_nce import gradients, weights
 from tests.losses.kernels.exactness import (
+    CUDA,
     DEVICE,
     DTYPES,
     assert_no_less_exact_than_torch,
@@ -125,3 +126,24 @@ def test_a_step_launches_fewer_kernels_than_open_clips(which):
     terms = terms.replace(hardness=0.5) if which == "hardness" else terms
     ours = launches(lambda *inputs: weighted_info_nce(*inputs, terms=terms, backend="triton"))
     assert 10 < ours < launches(ClipLoss())
+
+
+@pytest.mark.skipif(not CUDA, reason="no GPU")
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_cuda_graph_captures_a_step(normalize):
+    inputs, terms = problem(256, 64, torch.bfloat16)[:3], weights(256, parts="it", normalize=normalize).to(DEVICE)
+
+    def step():
+        loss = weighted_info_nce(*inputs, terms=terms, backend="triton")
+        return [loss.detach(), *gradients(loss, *inputs)]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        expected = step()  # compiles the kernels
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, captured, expected))
