@@ -143,8 +143,8 @@ _COLUMNS: dict[str, dict[str, Any]] = {
     },
     "first batch": {
         "sampler": _figure("sampler", "{}"),
-        "seconds to the first batch": _figure("first_batch_seconds", "{:.2f}"),
-        "over the epoch's": _figure("first_batch_over_epoch", "{:.3f}"),
+        "CPU seconds to the first batch": _figure("first_batch_seconds", "{:.2f}"),
+        "share of the epoch's CPU time": _figure("first_batch_over_epoch", "{:.3f}"),
     },
     "launcher": {
         "negatives": _figure("method", "{}"),

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.keeps_global_rng
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let blocks have at least 64 samples and 4 steps."""
-    monkeypatch.setattr(block_sampling, "SAMPLES", 64)
-    monkeypatch.setattr(block_sampling, "STEPS", 4)
+    monkeypatch.setattr(block_sampling, "MIN_BLOCK_SAMPLES", 64)
+    monkeypatch.setattr(block_sampling, "MIN_BLOCK_STEPS", 4)
 
 
 def make(name: str, n: int = N, **run: Any) -> Any:
@@ -158,8 +158,8 @@ def test_state_within_an_epoch_of_other_blocks() -> None:
 @pytest.fixture
 def loaders(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that makes loaders of 5 batches in two blocks."""
-    monkeypatch.setattr(block_sampling, "SAMPLES", 8)
-    monkeypatch.setattr(block_sampling, "STEPS", 2)
+    monkeypatch.setattr(block_sampling, "MIN_BLOCK_SAMPLES", 8)
+    monkeypatch.setattr(block_sampling, "MIN_BLOCK_STEPS", 2)
 
     def loader() -> IndexedLoader:
         native = DataLoader(Squares(), batch_size=4, generator=torch.Generator())

@@ -58,7 +58,8 @@ def _run(command: str, options: argparse.Namespace) -> int:
     rows, log = options.out / "rows.jsonl", options.out / "log.txt"
     environment, left = _environment(options), options.end - time.monotonic()
     if command == "check":
-        return run_logged([sys.executable, "-m", "gpu.check"], environment, log, left, ROOT) or FINISHED
+        code = run_logged([sys.executable, "-m", "gpu.check"], environment, log, left, ROOT)
+        return CASES_LEFT if code is None else code
     done = ["--done", *map(str, options.done)]
     if command == "tests":
         seconds = left * 0.4 if options.command == "all" else left

@@ -19,7 +19,7 @@ OPTIONAL = ("xdist", "pytest_timeout", "memeff", "inf_cl")
 
 
 def main() -> int:
-    """Print versions and devices; return whether something that is needed is missing."""
+    """Print versions and devices; return the exit code."""
     print(f"Python {sys.version.split()[0]}")
     for requirement in importlib.metadata.requires("clip-negatives") or ():
         if "extra ==" not in requirement:
@@ -55,7 +55,7 @@ def _print_devices() -> None:
 
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     print(f"torch {torch.__version__}, GPUs: {', '.join(names) or 'none'}")
-    print("Products of half precision with float32 results:", "dtype" in torch.ops.aten.mm.overloads())
+    print("Half-precision addmm with float32 results:", "dtype_out" in torch.ops.aten.addmm.overloads())
 
 
 if __name__ == "__main__":

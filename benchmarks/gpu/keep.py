@@ -21,9 +21,13 @@ def keep(files: Iterable[Path], results: Path | None = None) -> list[Path]:
     """
     rows = [row for file in files for row in read(file)]
     machines = [row for row in rows if row["key"] == "machine"]
-    if len({(row["folder"], row["rehearsal"]) for row in machines}) != 1:
-        folders = sorted({row["folder"] for row in machines})
-        raise SystemExit(f"The files have rows of {', '.join(folders) or 'no machine'}. Give files of one machine.")
+    folders = sorted({row["folder"] for row in machines})
+    if not folders:
+        raise SystemExit("The files have no rows of a machine. Name the files of bench or kmeans with --done.")
+    if len(folders) > 1:
+        raise SystemExit(f"The files have rows of several machines: {', '.join(folders)}. Name the files of one with --done.")
+    if len({row["rehearsal"] for row in machines}) > 1:
+        raise SystemExit("The files have rows of a rehearsal and of a real run. Name the files of one of them with --done.")
     latest = {row["key"]: row for row in rows if row.get("kind") in KINDS and "error" not in row}
     folder = (results or (SMALL if machines[-1]["rehearsal"] else RESULTS)) / machines[-1]["folder"]
     written = []

@@ -1,4 +1,4 @@
-"""The measuring process: python -m gpu.measure ROWS --parts loss,profile --seconds 540 (started by `python benchmarks/gpu`)."""
+"""Process that measures the cases; `python benchmarks/gpu` starts it."""
 
 from __future__ import annotations
 

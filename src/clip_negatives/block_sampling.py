@@ -14,13 +14,13 @@ from clip_negatives.errors import InputError
 from clip_negatives.interfaces import SamplingContext
 from clip_negatives.sampling import PlannedSampler, epoch_generator, permutation
 
-SAMPLES = 2**18
+MIN_BLOCK_SAMPLES = 2**18
 """Smallest number of samples of a block."""
 
-STEPS = 64
-"""Smallest number of steps of a block, for large steps."""
+MIN_BLOCK_STEPS = 64
+"""Smallest number of steps of a block; it decides if a step has more than 4096 samples."""
 
-ROUNDS = 8
+FEISTEL_ROUNDS = 8
 """Rounds of the Feistel network of a `Shuffle`."""
 
 
@@ -43,7 +43,7 @@ class Shuffle:
     def __init__(self, n: int, generator: torch.Generator) -> None:
         self.n = n
         self.side = math.isqrt(n - 1) + 1
-        self.tables = torch.randint(self.side, (ROUNDS, self.side), generator=generator)
+        self.tables = torch.randint(self.side, (FEISTEL_ROUNDS, self.side), generator=generator)
 
     def part(self, start: int, stop: int) -> Tensor:
         """Return the samples in the places ``start .. stop - 1``, int32 if that is wide enough."""
@@ -67,7 +67,7 @@ class Block:
         first_step: number of the first step.
         n_steps: number of steps.
         start: first place.
-        stop: place after the last. The last block of an epoch also has the samples that fill no step.
+        stop: place after the last sample. The last block also has the remaining samples that do not fill a step.
         shuffle: order of the data; None if the block is the whole epoch.
     """
 
@@ -90,8 +90,9 @@ BlockPlan = Callable[[torch.Generator, Block], Tensor]
 class BlockSampler(PlannedSampler):
     """A `PlannedSampler` that plans an epoch in blocks of random samples, each when its first step is due.
 
-    A block has at least `SAMPLES` samples and `STEPS` steps, and about twice as many at most. Smaller data are one block. The
-    blocks depend only on seed and epoch, so a resumed epoch plans only the blocks that it still needs.
+    A block has at least `MIN_BLOCK_SAMPLES` samples and `MIN_BLOCK_STEPS` steps, and about twice that at most. Data below two
+    blocks are planned as one. The blocks depend only on seed and epoch, so a resumed epoch plans only the blocks that it still
+    needs.
 
     Args:
         context: data, batch size, processes and seed of the training run.
@@ -114,7 +115,7 @@ class BlockSampler(PlannedSampler):
 
     def __init__(self, context: SamplingContext, plan: BlockPlan) -> None:
         super().__init__(context, plan)  # type: ignore[arg-type]
-        self.n_blocks = max(1, context.steps // max(STEPS, math.ceil(SAMPLES / self.step_size)))
+        self.n_blocks = max(1, context.steps // max(MIN_BLOCK_STEPS, math.ceil(MIN_BLOCK_SAMPLES / self.step_size)))
 
     def batches_after(self, n: int) -> Iterator[list[int]]:
         """Return the batches of the epoch for this rank, without the first `n`; only their blocks are planned."""
@@ -134,9 +135,9 @@ class BlockSampler(PlannedSampler):
         blocks = state.get("blocks", 1)
         if blocks != self.n_blocks and state.get("position") not in (0, len(self)):
             raise InputError(
-                f"The state of a sampler is within an epoch of {blocks} blocks, but the epoch now has {self.n_blocks} blocks: "
-                f"the batches would differ. Got {state!r}. Resume with the version of clip-negatives that saved the state, or "
-                "at the beginning of an epoch."
+                f"The state was saved within an epoch of {blocks} blocks, but the epoch now has {self.n_blocks} blocks, so the "
+                f"batches would differ. Got {state!r}. Resume with the same data, batch size, number of processes and version "
+                "of clip-negatives, or start at the beginning of an epoch."
             )
         super().load_state_dict(state)
 

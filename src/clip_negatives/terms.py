@@ -156,7 +156,7 @@ class LossTerms:
 
     @property
     def only_weights(self) -> bool:
-        """Return whether the loss is InfoNCE with log-weights, without any other treatment of the pairs."""
+        """Return whether the loss is InfoNCE, with or without log-weights, and pairs have no other treatment."""
         plain = self.groups is None and self.positive_rate is None and self.hardness == 0 and self.margin is None
         return plain and not self.targeted and self.positive_weight == 1
 

@@ -28,11 +28,11 @@ def test_default_is_at_most_the_number_of_different_samples() -> None:
 
 LOADED = """
 import os, threadpoolctl
-from clip_negatives.clustering.options import OPENBLAS_CODE, load_faiss
+from clip_negatives.clustering.options import OPENBLAS_CORE_TYPES, load_faiss
 import torch
 load_faiss()
 blas = [each for each in threadpoolctl.threadpool_info() if "faiss" in each["filepath"] and "architecture" in each]
-print(blas[0]["architecture"] if blas else "", OPENBLAS_CODE.get(torch.backends.cpu.get_cpu_capability(), ""), sep=",")
+print(blas[0]["architecture"] if blas else "", OPENBLAS_CORE_TYPES.get(torch.backends.cpu.get_cpu_capability(), ""), sep=",")
 print(os.environ.get("OPENBLAS_CORETYPE"))
 """
 
@@ -42,9 +42,9 @@ def test_faiss_has_the_matrix_products_of_the_processor(chosen: str | None) -> N
     environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_CORETYPE"}
     environment |= {} if chosen is None else {"OPENBLAS_CORETYPE": chosen}
     run = subprocess.run([sys.executable, "-c", LOADED], env=environment, capture_output=True, text=True, check=True)
-    codes, left = run.stdout.split()
-    found, expected = codes.split(",")
-    if not (found and expected):
+    types, environment_value = run.stdout.split()
+    core_type, expected = types.split(",")
+    if not (core_type and expected):
         pytest.skip("this faiss has no OpenBLAS, or this is another kind of processor")
-    assert found == (chosen or expected)
-    assert left == str(chosen)
+    assert core_type == (chosen or expected)
+    assert environment_value == str(chosen)

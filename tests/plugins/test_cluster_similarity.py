@@ -121,7 +121,7 @@ def test_needs_clusters_of_these_data() -> None:
 
 def test_blocks_keep_the_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     """In each block, every image has a reliable pair in its step, and clusters are spread evenly."""
-    monkeypatch.setattr(block_sampling, "SAMPLES", 1024)
+    monkeypatch.setattr(block_sampling, "MIN_BLOCK_SAMPLES", 1024)
     clusters = make_clusters(5000)
     sampler = ClusterSimilarity(SamplingContext(5000, 16, clusters=clusters), image_quantile=0.5, text_quantile=0.5)
     assert sampler.n_blocks == 4

@@ -108,22 +108,22 @@ def non_finite_row(rows: Tensor) -> int | None:
     return None if bool(finite.all()) else int((~finite).any(dim=1).nonzero()[0])
 
 
-OPENBLAS_CODE = {"AVX2": "Haswell", "AVX512": "SkylakeX"}
-"""Code of OpenBLAS for each instruction set that torch finds."""
+OPENBLAS_CORE_TYPES = {"AVX2": "Haswell", "AVX512": "SkylakeX"}
+"""Core type of OpenBLAS for each instruction set that torch reports."""
 
 
 def load_faiss() -> Any:
-    """Return the module faiss, with matrix products for this processor, and without log messages about other processors.
+    """Return the module faiss, without its log messages about other processors.
 
-    The wheels of faiss have an OpenBLAS of 2021 (0.3.15). On a later processor, which it does not know, it would choose code
-    without AVX, and k-means would take 2 to 4 times as long. OpenBLAS reads ``OPENBLAS_CORETYPE`` once, while it is loaded. A
-    value that the user has set is kept.
+    The wheels of faiss contain OpenBLAS 0.3.15 of 2021. On newer processors, it chooses code without AVX, and k-means takes 2
+    to 4 times as long. So this function sets ``OPENBLAS_CORETYPE`` while faiss is imported, unless the user has set it;
+    OpenBLAS reads it once.
     """
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
-    code = OPENBLAS_CODE.get(torch.backends.cpu.get_cpu_capability())
-    if code is None or "faiss" in sys.modules or "OPENBLAS_CORETYPE" in os.environ:
+    core_type = OPENBLAS_CORE_TYPES.get(torch.backends.cpu.get_cpu_capability())
+    if core_type is None or "faiss" in sys.modules or "OPENBLAS_CORETYPE" in os.environ:
         return importlib.import_module("faiss")
-    os.environ["OPENBLAS_CORETYPE"] = code
+    os.environ["OPENBLAS_CORETYPE"] = core_type
     try:
         return importlib.import_module("faiss")
     finally:

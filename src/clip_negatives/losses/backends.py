@@ -11,12 +11,12 @@ import torch
 from clip_negatives.errors import InputError, UnsupportedError
 
 BACKENDS = ("auto", "torch", "chunked", "triton")
-# Up to this many pairs, "auto" chooses the torch backend on the CPU. Measured on an AMD EPYC beside other work, one thread,
-# D = 512, float32 and 256 clusters. CPU time of a step divided by that of open_clip's loss, on torch and on chunked:
+# Up to this many pairs, "auto" chooses the torch backend on the CPU. Measured on one thread of a busy AMD EPYC, D = 512,
+# float32, 256 clusters: CPU time of a step over that of open_clip's loss, first on torch, then on chunked:
 # - without weights 1.04 and 1.13 for 192 x 192 pairs, 0.99 and 0.92 for 256 x 256;
-# - with targets 1.38 and 1.33, 1.19 and 1.14 for the same;
+# - with targets 1.38 and 1.33 for 192 x 192 pairs, 1.19 and 1.14 for 256 x 256;
 # - with log-weights alone 0.63 and 0.68 for 512 x 512 pairs, 0.60 and 0.62 for 768 x 768;
-# - with normalised ones 0.70 and 0.74, 0.67 and 0.66 for the same.
+# - with normalised ones 0.70 and 0.74 for 512 x 512 pairs, 0.67 and 0.66 for 768 x 768.
 FEW_PAIRS = 192 * 192
 FEW_WEIGHTED_PAIRS = 768 * 768  # with log-weights alone, for which the torch backend has an analytical gradient
 FEW_PAIRS_OF_ACCELERATORS = 8192 * 8192  # set by memory (256 MiB of float32 logits), not measured
@@ -42,7 +42,8 @@ def select_backend(
         columns: samples of all processes, also with ``ring=True``.
         dtype: dtype of the features.
         weighted: whether there are log-weights, or targets by similarity (`LossTerms.target_factors`).
-        treated: whether pairs have another treatment than log-weights, such as targets, groups, a margin or extra texts.
+        treated: whether pairs have any treatment other than log-weights: targets, groups, a margin, hardness, debiasing,
+            another weight of the positives, or extra texts or images.
 
     Examples:
         >>> select_backend(torch.device("cpu"), 128, 128)

@@ -13,7 +13,7 @@ from torch import distributed as dist
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.losses.backends import check_backend, select_backend
-from clip_negatives.losses.kernels import dense, log_weights, weighted
+from clip_negatives.losses.kernels import dense, dense_weighted, log_weights
 from clip_negatives.losses.kernels.objective import anchor_losses
 from clip_negatives.losses.kernels.pairs import Extras as Extras
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
@@ -154,7 +154,7 @@ def weighted_info_nce(
     columns_too = text_anchors and candidates is None
     if backend == "torch" and not ring and not has_extras and terms.only_weights:
         pairs = Pairs(terms, all_terms or terms, offset=offset, columns_too=columns_too)
-        each = weighted.anchor_losses(images, texts if text_anchors and not columns_too else None, pairs)
+        each = dense_weighted.anchor_losses(images, texts if text_anchors and not columns_too else None, pairs)
         return each if reduction == "none" else each.mean()
     mixed_signs = reduction == "none"
     pairs = Pairs.of(terms, all_terms or terms, offset=offset, columns_too=columns_too, mixed_signs=mixed_signs)

@@ -37,8 +37,8 @@ def add(
         ids = None if extras.ids is None else extras.ids[place::n_blocks].contiguous()
         rows = LossTerms(groups=row_ids, hardness=pairs.hardness)
         columns = LossTerms(groups=pairs.columns.groups if grouped else ids)
-        asked = pairs.importance, pairs.count, pairs.mixed_signs
-        block_pairs = Pairs(rows, columns, pairs.row_limits, None, offset, False, *asked)
+        requested = pairs.importance, pairs.count, pairs.mixed_signs
+        block_pairs = Pairs(rows, columns, pairs.row_limits, None, offset, False, *requested)
         more = compute(inputs._replace(y=block), block_pairs).rows
         sums = joined_sums(sums, more, log_weight=extras.log_weight, mates=grouped)
     return sums

@@ -16,18 +16,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip_negatives.losses.kernels import anchors, slopes, tiles
+from clip_negatives.losses.kernels import anchor_kernels, slopes, tile_sums
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.problem import LOG2_E, Problem
 from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, NEGATIVES, TARGET_NORM, PairSums
 
 # Not in torch 2.7.
 _ADDMM_TAKES_OUT_DTYPE = "dtype_out" in torch.ops.aten.addmm.overloads()
-# Memory for the slopes of a block. A block adds to the gradients of its rows and columns: if it is square, these gradients pass
-# through memory fewest times.
+# Memory for the slopes of a block. Each block reads and writes the gradients of its rows and columns. A square block keeps this
+# traffic smallest.
 SLOPES_BYTES = 64 * 2**20
 SUMS_BYTES = 32 * 2**20  # memory for the sums of tiles, if no chunk size is given
-PROGRAMS_OF_SCAN = 1024  # that look for tiles with underflow: a few for each multiprocessor
+UNDERFLOW_PROGRAMS = 1024  # programs that look for tiles with underflow: a few for each multiprocessor
 TILES_OF_TOTALS = 16  # tiles whose sums are added up at a time
 # For half-precision slopes, the gradients of the sums are scaled: the largest, times 1 + hardness, gets this size. A slope adds
 # up at most six of them, which float16 can hold; gradients that are 1e-8 times smaller do not vanish.
@@ -35,7 +35,7 @@ LARGEST = 2.0**12
 
 
 class Levels(NamedTuple):
-    """What the slopes subtract from exponents, and multiply: (parts, n) for rows and for columns, each with unit stride."""
+    """Levels (subtracted from exponents) and gradients (multiplied), for rows and columns, each (parts, n) with unit stride."""
 
     rows: Tensor
     row_grads: Tensor
@@ -69,15 +69,15 @@ def write_sums(problem: Problem, sums: PairSums, chunk_size: int | None) -> None
         column_sums = sums.rows.new_empty(n_parts, down, across, width if pairs.columns_too else 0)
         shifts = sums.rows.new_empty(n_parts, down, across)
         arguments = *problem.arguments(rows, columns), row_sums, column_sums, shifts, *problem.sizes(rows, columns)
-        for programs, logs in ((down * across, False), (min(down * across, PROGRAMS_OF_SCAN), True)):
-            tiles.sums_kernel[(programs,)](*arguments, **problem.flags(), LOGS=logs, COUNT=pairs.count and not logs)
+        for programs, logs in ((down * across, False), (min(down * across, UNDERFLOW_PROGRAMS), True)):
+            tile_sums.sums_kernel[(programs,)](*arguments, **problem.flags(), LOGS=logs, COUNT=pairs.count and not logs)
         sides = [(sums.rows[:, rows], row_sums, down, across, (across, 1), height, False)]
         if pairs.columns_too:
             sides.append((sums.columns, column_sums, across, down, (1, across), width, rows.start > 0))
-        for out, tile_sums, programs, n_tiles, shift_strides, block, add in sides:
-            sizes = out.shape[1], out.stride(0), n_tiles, programs * block, tile_sums.stride(0), *shift_strides, down * across
+        for out, partial, programs, n_tiles, shift_strides, block, add in sides:
+            sizes = out.shape[1], out.stride(0), n_tiles, programs * block, partial.stride(0), *shift_strides, down * across
             options = parts | {"ADD": add, "BLOCK": block, "TILES": TILES_OF_TOTALS}
-            anchors.totals_kernel[(programs,)](tile_sums, shifts, *problem.tops, out, *sizes, **options)
+            anchor_kernels.totals_kernel[(programs,)](partial, shifts, *problem.tops, out, *sizes, **options)
 
 
 def backward(
@@ -123,8 +123,8 @@ def slope_products(
 def _factor(grads: PairSums, pairs: Pairs) -> Tensor:
     """Return a number to divide the gradients by, so that half-precision slopes neither underflow nor overflow.
 
-    The loss grows with every negative, so all gradients of the negatives have one sign, unless the losses of anchors have
-    gradients of both signs; the divisor makes them positive.
+    Without `mixed_signs`, the loss grows with every negative, so the gradients of all negatives have the same sign. The divisor
+    has this sign and makes them positive. With `mixed_signs`, the divisor is positive.
     """
     gradients = torch.cat([side.flatten() for side in grads])
     factor = (gradients.abs().amax() * ((1 + pairs.hardness) / LARGEST)).clamp(min=torch.finfo(torch.float32).tiny)

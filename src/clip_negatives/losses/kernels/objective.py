@@ -83,7 +83,7 @@ def anchor_losses(
 
 
 def _has_fused_losses(terms: LossTerms) -> bool:
-    """Return whether `fused_loss` computes these losses; in a compiled graph, torch fuses the operations of `_loss` itself."""
+    """Return whether to use `fused_loss`: not for every treatment, nor in a compiled graph, which torch fuses itself."""
     treated = terms.groups is not None or terms.margin is not None or terms.positive_rate is not None or terms.targeted
     return not (treated or torch.compiler.is_compiling())
 
@@ -95,8 +95,8 @@ def _fused_losses(inputs: Inputs, pairs: Pairs, terms: LossTerms, chunk_size: in
     many = n_rows * n_columns > fused_loss.HISTOGRAM_PAIRS
     from_histogram = terms.normalized and many and weight_sums.applies(pairs, n_rows, n_columns, inputs.x.device)
     counted = terms.normalized and not from_histogram
-    treatment = fused_loss.Treatment(terms.normalized, terms.positive_weight, from_histogram, chunk_size)
-    return fused_loss.anchor_losses(inputs, dataclasses.replace(pairs, importance=counted, count=counted), treatment)
+    options = fused_loss.LossOptions(terms.normalized, terms.positive_weight, from_histogram, chunk_size)
+    return fused_loss.anchor_losses(inputs, dataclasses.replace(pairs, importance=counted, count=counted), options)
 
 
 def _sums(inputs: Inputs, pairs: Pairs, backend: str, chunk_size: int | None, ring: bool = False) -> PairSums:

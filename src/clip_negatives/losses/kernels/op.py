@@ -25,8 +25,8 @@ from clip_negatives.losses.kernels.sums import (
 from clip_negatives.terms import LossTerms
 
 INPUTS = "Tensor x, Tensor y, Tensor scale, Tensor? bias, Tensor?[] tensors"
-OF_PAIRS = "int offset, bool columns_too, float hardness, bool importance, bool count, bool mixed_signs"
-OPTIONS = f"{OF_PAIRS}, str backend, int? chunk_size"
+PAIR_OPTIONS = "int offset, bool columns_too, float hardness, bool importance, bool count, bool mixed_signs"
+OPTIONS = f"{PAIR_OPTIONS}, str backend, int? chunk_size"
 FORWARD = f"({INPUTS}, {OPTIONS}) -> (Tensor, Tensor)"
 BACKWARD = f"(Tensor[] sums, Tensor[] grads, {INPUTS}, bool[] wants, {OPTIONS}) -> (Tensor, Tensor)"
 

@@ -40,7 +40,7 @@ class Pairs:
     columns_too: bool = True  # whether columns are anchors too
     importance: bool = False  # compute IMPORTANCE and KEPT
     count: bool = False  # compute KEPT
-    mixed_signs: bool = False  # the losses of the anchors may have gradients of both signs; the triton backend needs to know
+    mixed_signs: bool = False  # gradients of the anchors' losses may have both signs; read by the triton backend only
 
     @classmethod
     def of(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.losses.backends import interpreted, one_tf32_product
-from clip_negatives.losses.kernels import anchors
+from clip_negatives.losses.kernels import anchor_kernels
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.terms import LossTerms
 
@@ -54,7 +54,7 @@ class Problem:
 
     @property
     def tops(self) -> tuple[Tensor | None, Tensor | None]:
-        """Return the constants that every log-weight lacks in the kernels, and that the sums get back."""
+        """Return the constants that were subtracted from the wide tables, and that are added back to the sums."""
         return self.image.top, self.text.top
 
     def n_tiles(self, rows: int, columns: int) -> tuple[int, int]:
@@ -62,9 +62,10 @@ class Problem:
         return -(-rows // self.tile["BM"]), -(-columns // self.tile["BN"])
 
     def blocks(self, size: int | None, pairs: float, columns: int) -> list[tuple[slice, slice]]:
-        """Return rows and columns of each block of pairs, all columns of the first rows first.
+        """Return the rows and columns of each block of pairs, row by row of blocks.
 
-        Blocks have whole tiles, `size` rows, or else as many as keep within `pairs`, and at most `columns` columns.
+        A block has at most `columns` columns, rounded up to whole tiles. It has `size` rows; if `size` is None, as many whole
+        tiles as fit in `pairs`.
         """
         columns = min(len(self.y), -(-columns // self.tile["BN"]) * self.tile["BN"])
         if size is None:
@@ -117,8 +118,8 @@ def tile_of(pairs: Pairs, *, half: bool, direct: bool, capability: tuple[int, in
     sizes = [(128, 128), (128, 64), (64, 64)] if half else [(128, 64), (64, 64), (64, 32)]
     height, width = sizes[min(extra, 2)]
     tile = {"BM": height, "BN": width, "BK": 64 if half else 32, "BR": 32, "GROUP": 8, "num_warps": 8, "num_stages": 3}
-    # Without the limit, triton 3.6 asks for 130 to 189 in some kernels. Hardness and more than two options spill with it, and
-    # before 9.0 the same tiles take up to 217.
+    # Without this limit, triton 3.6 uses 130 to 189 registers in some kernels. With it, kernels with hardness or more than two
+    # options spill. Before 9.0 there is no limit: the kernels use up to 217 registers.
     limited = half and capability >= (9, 0) and not pairs.hardness and extra <= 2
     return tile | ({"maxnreg": 128} if limited else {})
 
@@ -140,7 +141,7 @@ def _wide_table(table: Tensor, labels: Tensor, width: int, half: bool) -> Table:
     values = table.new_empty(len(table), width, dtype=torch.float16 if half else torch.float32)
     n, labels = len(labels), labels.contiguous()
     grid = (len(table), -(-n // WIDE_TABLE_BLOCK))
-    anchors.wide_table_kernel[grid](table, labels, top, values, n, width, *table.stride(), BLOCK=WIDE_TABLE_BLOCK)
+    anchor_kernels.wide_table_kernel[grid](table, labels, top, values, n, width, *table.stride(), BLOCK=WIDE_TABLE_BLOCK)
     return Table(values, True, top)
 
 

@@ -30,11 +30,11 @@ def slopes_kernel(
     WIDE_IMAGE: tl.constexpr, WIDE_TEXT: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, GROUP: tl.constexpr,
 ):
-    """Write the slopes of each tile to ``out[row, column]``, whose rows of `width` entries hold whole tiles.
+    """Write the slopes of each tile to ``out[row, column]``. The rows of `out` have `width` entries: whole tiles.
 
-    Levels are the sums of the forward pass (+inf for an empty sum), grads their gradients, both ``[part, anchor]`` with
-    `next_rows` or `next_columns` entries from part to part. Levels of part 0 are already ``level - log2(abs(grad))``, which
-    frees registers; with SIGNS, its gradients can be negative.
+    Levels are the sums of the forward pass, +inf for an empty sum; grads are the gradients of these sums. Both are
+    ``[part, anchor]``, with `next_rows` or `next_columns` entries from part to part. In part 0, the level is already
+    ``level - log2(abs(grad))``, which frees registers. With SIGNS, gradients of part 0 can be negative.
     """
     row_tile, column_tile = tile_position(tl.program_id(0), tl.cdiv(n_rows, BM), tl.cdiv(n_columns, BN), GROUP)
     rows, columns = row_tile * BM + tl.arange(0, BM), column_tile * BN + tl.arange(0, BN)

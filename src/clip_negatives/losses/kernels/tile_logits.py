@@ -81,7 +81,7 @@ def logits_and_weights(
 def products(x, y, rows, columns, n_rows, n_columns, d, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
              BK: tl.constexpr):
     """Return the inner products of rows of x and of y, float32, shape (BM, BN); d is a multiple of BK."""
-    # Beyond the end read row 0, which is cheaper than a mask in every step of the product.
+    # Rows and columns beyond the end read row 0: this is cheaper than a mask in every step of the product.
     rows, columns = tl.where(rows < n_rows, rows, 0), tl.where(columns < n_columns, columns, 0)
     k = tl.arange(0, BK)
     x_at = x + rows[:, None].to(tl.int64) * d + k[None, :]

@@ -1,6 +1,6 @@
-"""Triton kernels over the anchors: the sums of all tiles, and the losses and gradients that follow from them.
+"""Triton kernels for vectors of anchors (sums, losses, gradients), and for wide tables.
 
-Plain torch would launch dozens of small kernels for these vectors, which takes most of the time of a small batch.
+Plain torch would launch dozens of small kernels for these vectors, and launches take most of the time of a small batch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def totals_kernel(
 ):
     """Write the sums of the anchors, ``out[part, anchor]``, from those of the tiles, ``tile_sums[part, tile, anchor]``.
 
-    Each program adds up the tiles along one row or column of tiles, with BLOCK anchors. With ADD, the sums of other pairs in
-    `out` are added too. Parts that are not asked for are those of no pairs.
+    Each program adds up one row or column of tiles, for BLOCK anchors. With ADD, it adds the result to the sums in `out`. Parts
+    that are not requested get the value of an empty sum.
     """
     program = tl.program_id(0)
     anchors = program * BLOCK + tl.arange(0, BLOCK)
@@ -85,7 +85,7 @@ def losses_kernel(
     x, y, scale, bias, sums, losses, shares, n, n_anchors, own, d, log_alpha,
     COLUMNS: tl.constexpr, NORMALIZED: tl.constexpr, DECOUPLED: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr,
 ):
-    """Write the losses of the anchors, and their derivatives with respect to ``negatives - positive``: the shares.
+    """Write the loss of each anchor, and its share: the derivative of the loss with respect to ``negatives - positive``.
 
     The positive of row i of `x` is row ``own + i`` of `y`. Anchors are the n rows and, with COLUMNS, then as many columns.
     """
@@ -114,8 +114,8 @@ def levels_kernel(
 ):
     """Write levels and scaled gradients for `slopes_kernel`, and the factor that the gradients are divided by.
 
-    Gradients of the negatives are ``upstream * shares``. With UNIFORM, `upstream` is one number, and `largest` that of the
-    shares; otherwise `largest` is that of the gradients' sizes.
+    The gradient of an anchor's negatives is ``upstream * share``. With UNIFORM, `upstream` has one value and `largest` is the
+    largest share. Otherwise, `largest` is the largest absolute gradient.
     """
     anchors = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = anchors < n
@@ -144,26 +144,27 @@ def gradients_kernel(
     n, d, n_positives, to_anchor, to_partner,
     COLUMNS: tl.constexpr, UNIFORM: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr,
 ):
-    """Write the gradients of features: those of the negatives, ``factor * products``, and of the positives, times the scale.
+    """Write the gradients of the features: ``scale * (factor * products + gradient of the positives)``.
 
-    Row i has the positive of anchor ``i + to_anchor``, if there is one, with row ``i + to_partner`` of the other modality.
-    `dots`, if any, are the inner products of the features with the unscaled gradients, whose sum is the scale's gradient.
+    If anchor ``i + to_anchor`` exists, row i is in its positive pair; the other sample is row ``i + to_partner`` of `partners`.
+    If requested, `dots` gets each feature's product with its gradient before the scale. Their sum is the scale's gradient.
     """
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = rows < n
     anchors = rows + to_anchor
-    has = valid & (anchors >= 0) & (anchors < n_positives)
-    positive = -_negatives_grad(upstream, next_upstream, shares, anchors, has, UNIFORM)
+    has_positive = valid & (anchors >= 0) & (anchors < n_positives)
+    positive = -_negatives_grad(upstream, next_upstream, shares, anchors, has_positive, UNIFORM)
     if COLUMNS:
-        positive -= _negatives_grad(upstream, next_upstream, shares, n_positives + anchors, has, UNIFORM)
-    own, other = rows.to(tl.int64)[:, None] * d, tl.where(has, rows + to_partner, 0).to(tl.int64)[:, None] * d
+        positive -= _negatives_grad(upstream, next_upstream, shares, n_positives + anchors, has_positive, UNIFORM)
+    own, other = rows.to(tl.int64)[:, None] * d, tl.where(has_positive, rows + to_partner, 0).to(tl.int64)[:, None] * d
     unit, size = tl.load(factor), tl.load(scale).to(tl.float32)
     total = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, d, BK):
         k = start + tl.arange(0, BK)[None, :]
         inside = valid[:, None] & (k < d)
         grad = tl.load(products + own + k, mask=inside, other=0.0) * unit
-        grad += positive[:, None] * tl.load(partners + other + k, mask=has[:, None] & (k < d), other=0.0).to(tl.float32)
+        partner = tl.load(partners + other + k, mask=has_positive[:, None] & (k < d), other=0.0).to(tl.float32)
+        grad += positive[:, None] * partner
         tl.store(out + own + k, (grad * size).to(out.dtype.element_ty), mask=inside)
         if dots is not None:
             total += tl.sum(grad * tl.load(features + own + k, mask=inside, other=0.0).to(tl.float32), 1)
@@ -185,7 +186,10 @@ def _finite_top(top):
 def _log_total(
     sums, means, shifts, n_tiles, next_tile, shift_tile, MEANS: tl.constexpr, BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):
-    """Return level and norm, whose sum is ``2^level * norm`` over all tiles, and the norm times the mean of the means."""
+    """Return level, norm and mean of all tiles.
+
+    Their sum is ``2^level * norm``. The mean is the sum of the means of the tiles, each times its tile's part of `norm`.
+    """
     level = tl.full((BLOCK,), NOTHING, tl.float32)
     norm, mean = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for start in range(0, n_tiles, TILES):

@@ -1,10 +1,10 @@
-"""Triton kernels over tiles of the matrix of all pairs: the sums of each tile, and the slopes (dL/dlogits).
+"""Triton kernel of the sums of each tile of the matrix of all pairs.
 
 * Base 2: logits, tables, limits and levels are in units of log(2), for ``exp2``.
 * Range: the values of a tile are shifted so that the largest becomes ``2^HEADROOM``. Rows and columns then share one
   exponential for each pair, with room for small values. If the sum of a row or column still underflows, the tile is computed
   again, with the maximum of each row and column.
-* Masks: only tiles with positives or beyond the end need any, unless there are groups or limits.
+* Masks: without groups and limits, only tiles with positives, or beyond the last row or column, need a mask.
 * No atomics: another kernel adds up the sums of the tiles. Arguments that are None are compiled away.
 """
 
