@@ -207,3 +207,13 @@ def test_plan_of_a_block_with_a_wrong_shape() -> None:
     sampler = BlockSampler(SamplingContext(N, B), lambda generator, block: torch.arange(B)[None])
     with pytest.raises(InputError, match=r"must have shape \(8, 8\)"):
         next(iter(sampler))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_batches_after_some_are_independent_of_other_iterators() -> None:
+    first, second = make("in_batch"), make("in_batch")
+    batches = list(second)
+    later, all_batches = first.batches_after(3), iter(first)
+    assert next(all_batches) == batches[0]
+    assert list(later) == batches[3:]
+    assert list(all_batches) == batches[1:]

@@ -119,8 +119,7 @@ class BlockSampler(PlannedSampler):
 
     def batches_after(self, n: int) -> Iterator[list[int]]:
         """Return the batches of the epoch for this rank, without the first `n`; only their blocks are planned."""
-        self._position, self._resumed = n, True
-        return iter(self)
+        return self._batches_after(n)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the epoch and the number of its batches that were yielded, and the number of blocks if there are several."""

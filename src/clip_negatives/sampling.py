@@ -101,10 +101,13 @@ class PlannedSampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch for this rank; iterators are independent of each other."""
-        first = self._position if self._resumed else 0
+        yield from self._batches_after(self._position if self._resumed else 0)
+
+    def _batches_after(self, n: int) -> Iterator[list[int]]:
+        """Yield the batches of the epoch for this rank, without the first `n`."""
         self._resumed = False
         start = self.context.rank * self.context.batch_size
-        for position, step in enumerate(self._steps_after(first), first + 1):
+        for position, step in enumerate(self._steps_after(n), n + 1):
             self._position = position
             yield step[start : start + self.context.batch_size].tolist()
 

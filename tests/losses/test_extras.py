@@ -203,3 +203,19 @@ def test_ring_and_anchor_losses_say_that_they_cannot() -> None:
         NegativesClipLoss(extra_images=1, ring=True)
     with pytest.raises(UnsupportedError, match="does not work with a sampler that adds images"):
         NegativesClipLoss(extra_images=1, terms=Plain())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("which", ["normalize", "margin", "positive_rate", "hardness"])
+def test_gradients_with_positive_texts_without_ids(backend: str, which: str) -> None:
+    """One block of pairs, which the chunked backend keeps for the backward pass, without log-weights of the extra texts."""
+    x, y = features(6, 4)
+    extra = features(6, 4, seed=1)[0]
+    terms = LossTerms(image_labels=torch.arange(6) % 2, image_table=torch.tensor([[0.0, -1.0], [-1.0, 0.0]]), normalize=True)
+    treatments = {"margin": 0.1, "positive_rate": torch.tensor(0.1), "hardness": 0.5}
+    terms = terms if which == "normalize" else terms.replace(**{which: treatments[which]})
+
+    def loss(x: Tensor, y: Tensor, extra: Tensor) -> Tensor:
+        return weighted_info_nce(x, y, 10.0, terms=terms, extra_texts=Extras(extra, positive=True), backend=backend)
+
+    assert torch.autograd.gradcheck(loss, (x, y, extra))

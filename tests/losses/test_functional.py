@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip import ClipLoss
 
-from clip_negatives.errors import InputError
+from clip_negatives.errors import InputError, UnsupportedError
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses import functional
 from clip_negatives.losses.backends import select_backend
@@ -359,3 +359,16 @@ def test_options_that_do_not_fit_are_an_error(options, message):
 def test_terms_that_do_not_fit_are_an_error_on_every_backend(terms, message, backend):
     with pytest.raises(InputError, match=message):
         weighted_info_nce(X, X, 1.0, terms=terms, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["torch", "chunked"])
+def test_debiased_loss_at_a_large_scale_has_finite_gradients(backend):
+    x = torch.eye(2, requires_grad=True)
+    loss = weighted_info_nce(x, x, 100.0, terms=LossTerms(positive_rate=torch.tensor(0.1)), backend=backend)
+    assert gradients(loss, x)[0].isfinite().all()
+
+
+def test_triton_refuses_texts_in_double_precision():
+    x = torch.eye(3)
+    with pytest.raises(UnsupportedError, match=r"it does not support torch\.float64"):
+        weighted_info_nce(x, x.double(), 1.0, backend="triton")

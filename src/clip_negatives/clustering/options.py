@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import sys
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -112,6 +113,9 @@ OPENBLAS_CORE_TYPES = {"AVX2": "Haswell", "AVX512": "SkylakeX"}
 """Core type of OpenBLAS for each instruction set that torch reports."""
 
 
+_LOADING = threading.Lock()
+
+
 def load_faiss() -> Any:
     """Return the module faiss, without its log messages about other processors.
 
@@ -121,10 +125,11 @@ def load_faiss() -> Any:
     """
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     core_type = OPENBLAS_CORE_TYPES.get(torch.backends.cpu.get_cpu_capability())
-    if core_type is None or "faiss" in sys.modules or "OPENBLAS_CORETYPE" in os.environ:
-        return importlib.import_module("faiss")
-    os.environ["OPENBLAS_CORETYPE"] = core_type
-    try:
-        return importlib.import_module("faiss")
-    finally:
-        del os.environ["OPENBLAS_CORETYPE"]
+    with _LOADING:
+        if core_type is None or "faiss" in sys.modules or "OPENBLAS_CORETYPE" in os.environ:
+            return importlib.import_module("faiss")
+        os.environ["OPENBLAS_CORETYPE"] = core_type
+        try:
+            return importlib.import_module("faiss")
+        finally:
+            del os.environ["OPENBLAS_CORETYPE"]

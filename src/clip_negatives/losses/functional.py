@@ -144,10 +144,11 @@ def weighted_info_nce(
     bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
     images, texts = Inputs(x, all_y, scale, bias), Inputs(y, all_x, scale, bias)
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
-    check_backend(backend, x.device, dtype=x.dtype)
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    check_backend(backend, x.device, dtype=dtype)
     if backend == "auto":
         kinds = {"weighted": terms.weighted or terms.targeted, "treated": has_extras or not terms.only_weights}
-        backend, _ = select_backend(x.device, len(x), n_columns, dtype=x.dtype, **kinds)
+        backend, _ = select_backend(x.device, len(x), n_columns, dtype=dtype, **kinds)
     is_plain = backend == "torch" and not ring and terms.neutral and not has_extras and text_anchors
     if is_plain and reduction == "mean":
         return dense.open_clip_loss(images, None if gathered else texts, offset)

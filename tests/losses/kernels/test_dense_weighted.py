@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses.functional import Candidates, weighted_info_nce
@@ -120,3 +121,17 @@ def test_frozen_features_get_no_gradient():
     both = gradients(weighted_info_nce(x, y, 9.0, terms=weights(6), backend="torch"), x, y)
     torch.testing.assert_close(alone, both[1])
     assert frozen.grad is None
+
+
+def test_checkpointing_and_functional_gradients():
+    x, y = (side.detach() for side in features(6, 4))
+    terms = weights(6, parts="it", normalize=True)
+
+    def loss(x):
+        return weighted_info_nce(x, y, 10.0, terms=terms, backend="torch")
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = gradients(loss(leaf), leaf)
+    (found,) = gradients(checkpoint(loss, leaf, use_reentrant=False), leaf)
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(torch.func.grad(loss)(x), expected)

@@ -97,7 +97,7 @@ class Blocks:
                 gram(row_factors.to(self.dtype), out=self.scores.T)
             else:
                 torch.mm(column_factors.to(self.dtype), row_factors[part].to(self.dtype).T, out=self.scores.T)
-            self._positives(self.scores).fill_(-torch.inf)
+            self._remove_positives(self.scores)
 
     def terms(self, mates: Tensor | None) -> Iterator[Term]:
         """Yield the terms of the loaded block; `mates` is the result of `load`."""
@@ -111,7 +111,7 @@ class Blocks:
         elif weights is not None and not self._adds:
             weights.zero_()
         if weights is not None:
-            self._positives(weights).fill_(-torch.inf)
+            self._remove_positives(weights)
             if mates is not None:
                 weights.masked_fill_(mates, -torch.inf)
             if pairs.importance and not pairs.hardness:
@@ -119,7 +119,7 @@ class Blocks:
         if weights is None or not self.keeps_logits:
             values = logits if weights is None or self._adds else weights.add_(logits)
             if not self._reuses:
-                self._positives(values).fill_(-torch.inf)
+                self._remove_positives(values, logits)  # the backward pass reads the logits if they are kept
             yield _term(NEGATIVES, 1.0, values, above, self._slopes)
             return
         values = self._more[1]
@@ -134,6 +134,10 @@ class Blocks:
     def target_term(self) -> Term:
         """Return the term of the targets: their softmax is the derivative of `TARGET_LOGITS` with respect to the logits."""
         return Term(TARGETS, 1.0, self.scores, self.scores, self._target_slopes)
+
+    def _remove_positives(self, *blocks: Tensor) -> None:
+        for block in blocks:
+            self._positives(block).fill_(-torch.inf)
 
     def _positives(self, block: Tensor) -> Tensor:
         """Return a view of the positives of the block."""

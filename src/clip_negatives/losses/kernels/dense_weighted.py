@@ -20,6 +20,7 @@ from torch import Tensor
 from clip_negatives.losses.kernels import dense, log_weights
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 
+functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", bool)
 LINEAR = 40.0  # log(1 + exp(odds)) equals the odds above this, also in float64
 
 
@@ -57,7 +58,8 @@ def _side_losses(inputs: Inputs, pairs: Pairs) -> Tensor:
         weights = log_weights.all_pairs(pairs, inputs.precision())
         weights.diagonal(layout.offset)[: len(inputs.x)].fill_(-torch.inf)
         mean = _log_means(weights, layout) if pairs.rows.normalized else None
-    if torch.compiler.is_compiling():  # the compiler derives and fuses the gradient itself
+    # The compiler derives and fuses the gradient itself, and torch.func needs plain operations.
+    if torch.compiler.is_compiling() or functorch_is_active():
         return _losses(layout, *inputs, weights, mean).losses
     losses: Tensor = _AnchorLosses.apply(layout, *inputs, weights, mean)
     return losses
@@ -75,13 +77,14 @@ class _AnchorLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, odds, totals = ctx.saved_tensors[:8]
+        saved = ctx.saved_tensors  # unpacked once, as checkpointing requires
+        *inputs, odds, totals = saved[:8]
         layout, wants = ctx.layout, ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():  # the caller asked for a gradient that is differentiable too
             return None, *_differentiable(layout, inputs, wants, grads[0])
         x, y, scale, bias, *_ = inputs
         by_odds = grads[0].view_as(odds) * odds.sigmoid()
-        slopes = _slopes(ctx.saved_tensors[8:], by_odds / totals)
+        slopes = _slopes(saved[8:], by_odds / totals)
         # The positives in full precision: unlike those of the negatives, their errors do not average out.
         positive, dtype = -by_odds.sum(0).unsqueeze(1), slopes.dtype
         rounded, factor = slopes.to(ctx.dtype), scale.to(dtype)

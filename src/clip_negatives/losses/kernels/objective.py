@@ -146,7 +146,8 @@ def _debiased(negatives: Tensor, positive: Tensor, kept: Tensor, lowest: Tensor,
     # Avoid nan gradients from the branch that `where` does not take.
     negatives = negatives.masked_fill(empty, 0.0)
     expected = kept.clamp(min=1).log() + rate.log() + positive  # positives among the negatives
-    share = (expected - negatives).exp()
+    # The exponential of a large difference would be inf, and its gradient nan.
+    share = (expected - negatives).clamp(max=0).exp()
     above = (share < 1) & ~empty
     estimate = negatives + torch.log1p(-share.where(above, torch.zeros_like(share))) - torch.log1p(-rate)
     return estimate.where(above & (estimate > floor), floor)
