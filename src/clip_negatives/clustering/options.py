@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import math
 import os
@@ -127,9 +126,15 @@ def load_faiss() -> Any:
     core_type = OPENBLAS_CORE_TYPES.get(torch.backends.cpu.get_cpu_capability())
     with _LOADING:
         if core_type is None or "faiss" in sys.modules or "OPENBLAS_CORETYPE" in os.environ:
-            return importlib.import_module("faiss")
+            return _imported_faiss()
         os.environ["OPENBLAS_CORETYPE"] = core_type
         try:
-            return importlib.import_module("faiss")
+            return _imported_faiss()
         finally:
             del os.environ["OPENBLAS_CORETYPE"]
+
+
+def _imported_faiss() -> Any:
+    import faiss
+
+    return faiss
