@@ -85,7 +85,8 @@ def generate(
         path, clusters, manifest = folder.path, folder.clusters, folder.manifest
     else:
         path = Path(folder)
-        clusters, manifest, _ = processes.together(lambda: open_clusters(path))
+        opened = processes.together(lambda: open_clusters(path))
+        clusters, manifest = opened.clusters, opened.manifest
     origin = {"sampler": sampler, "weighting": weighting, "seed": str(seed), "data": str(manifest.get("data", ""))}
     specs: list[tuple[Kind, str]] = [("negative_sampler", sampler), ("loss_weighting", weighting)]
     made_by = {"specs": list(itertools.starmap(resolved, specs)), "plugins": plugins_section(specs)}

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -177,24 +178,38 @@ def read_clusters(path: str | Path) -> ClustersFolder:
 
 
 def _read_clusters(path: Path) -> ClustersFolder:
-    clusters, manifest, _ = _open_clusters(path)
+    parts = _open_parts(path)
     with CLUSTERS_FOLDER.reading(path, SAMPLES):
         samples = read_table(path / SAMPLES, ("key", "text"), OPTIONAL_COLUMNS, integers=(BYTES,))
         if BYTES in samples.column_names and samples[BYTES].null_count:
             raise ValueError(f"a value of its column {BYTES} is missing")
-    clusters = dataclasses.replace(clusters, texts=text_ids(samples), groups=group_ids(samples))
-    return ClustersFolder(path, clusters, samples, manifest)
+    clusters = dataclasses.replace(parts.clusters, texts=text_ids(samples), groups=group_ids(samples))
+    return ClustersFolder(path, clusters, samples, parts.manifest)
 
 
-def open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile]:
-    """Return the clusters, without text and group ids, the manifest and the open table of samples of a folder.
+@dataclass(frozen=True)  # without slots: `clusters` is stored in the instance
+class ClustersParts:
+    """Contents of a clusters folder, without text and group ids; `table` is the open table of samples."""
 
-    Features are memory-mapped. Errors are as in `read_clusters`, but the values of the table of samples are not checked.
-    """
-    return CLUSTERS_FOLDER.unchanged(path, lambda: _open_clusters(path))
+    image: Clustering
+    text: Clustering
+    features: Mapping[str, Tensor]  # memory-mapped, by modality
+    manifest: Mapping[str, Any]
+    table: pq.ParquetFile
+
+    @functools.cached_property
+    def clusters(self) -> Clusters:
+        """Return the clusters; the similarities between them are computed on first use."""
+        features: dict[str, Any] = {f"{name}_features": self.features.get(name) for name in MODALITIES}
+        return Clusters(self.image, self.text, **similarities(self.image, self.text), **features)
 
 
-def _open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile]:
+def open_clusters(path: Path) -> ClustersParts:
+    """Read a clusters folder. Errors are as in `read_clusters`, but the values of the table of samples are not checked."""
+    return CLUSTERS_FOLDER.unchanged(path, lambda: _open_parts(path))
+
+
+def _open_parts(path: Path) -> ClustersParts:
     check_clusters(path)
     manifest = CLUSTERS_FOLDER.read_manifest(path, unhashed=(FEATURES,))
     features: dict[str, Tensor] = {}
@@ -211,8 +226,7 @@ def _open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile
         check_parts(image, text, features, table.metadata.num_rows, table.schema_arrow.names)
         if any(manifest.get(name) != count for name, count in _counts(image, text).items()):
             raise ValueError(f"{MANIFEST} has wrong counts of samples or clusters")
-    stored_features: dict[str, Any] = {f"{name}_features": features.get(name) for name in MODALITIES}
-    return Clusters(image, text, **similarities(image, text), **stored_features), manifest, table
+    return ClustersParts(image, text, features, manifest, table)
 
 
 def _counts(image: Clustering, text: Clustering) -> dict[str, int]:

@@ -85,7 +85,7 @@ def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, options
         return terms
     reason = "needs all logits of a batch"
     if isinstance(terms, LossTerms):
-        of_clusters = (None, folder.clusters.image.labels, folder.clusters.text.labels)
+        of_clusters = (None, folder.image.labels, folder.text.labels)
         if all(any(labels is known for known in of_clusters) for labels in (terms.image_labels, terms.text_labels)):
             return terms.for_stream()
         reason = "has labels of its own"
