@@ -21,10 +21,10 @@ def files_of(location: str) -> tuple[list[str], str]:
     if not is_plain(location):
         raise DataError(f"{location} is a URL, but the table is read from a local disk. Copy it there.")
     path = Path(location)
-    if not path.exists():
-        raise DataError(f"The table {location} does not exist. Check its path.")
     files = [path]
-    if path.is_dir():  # writers add files such as _SUCCESS and .part-0.crc
+    if not path.is_dir():
+        check_local_file("table", location)
+    else:  # writers add files such as _SUCCESS and .part-0.crc
         listed = (file for file in path.rglob("*") if not any(part[0] in "._" for part in file.relative_to(path).parts))
         files = sorted(listed, key=natural)
     for kind, endings in ENDINGS.items():

@@ -22,7 +22,7 @@ from clip_negatives.dataset.tar_names import tar_names
 from clip_negatives.dataset.urls import unreadable
 from clip_negatives.errors import DataError
 from clip_negatives.storage.digests import text_digest
-from clip_negatives.storage.safe_reading import one_line
+from clip_negatives.storage.safe_reading import ROWS_PER_BYTE, one_line
 
 ROWS_AT_ONCE = 2**18  # rows that are read at a time
 MAX_CHARACTERS = 200  # of an error of pyarrow
@@ -59,10 +59,15 @@ class Assignments:
     @property
     def likely_rows(self) -> int:
         """Return the number of rows; for csv files, an estimate from their size."""
+        size = sum(Path(file).stat().st_size for file in self._data.files)
         if isinstance(self._data.format, ds.CsvFileFormat):
-            return sum(Path(file).stat().st_size for file in self._data.files) // BYTES_PER_ROW
+            return size // BYTES_PER_ROW
         with _errors(self.location):
-            return int(self._data.count_rows())
+            rows = int(self._data.count_rows())
+        if rows > ROWS_PER_BYTE * size:
+            fault = f"has {size} bytes, but its metadata says {rows} rows"
+            raise DataError(f"The table {self.location} {fault}. Write it again.")
+        return rows
 
     @property
     def written(self) -> str:
