@@ -193,6 +193,20 @@ def _run(home: Path, tmp_path: Path, *arguments: str, table: Path | None = None,
     return CliRunner().invoke(main, ["labels", str(tmp_path / "out" / "new"), *given, *arguments])
 
 
+def test_no_similarities_are_computed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take minutes for 100,000 clusters, and a labels folder does not store them."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    for module in ("clusters_parts", "labels_folder"):
+        monkeypatch.setattr(f"clip_negatives.storage.{module}.similarities", fail)
+    assert _run(home, tmp_path).exit_code == 0
+    labels = write_labels(home / "clusters", tmp_path / "labels")
+    with pytest.raises(AssertionError):
+        _ = labels.clusters
+
+
 def test_command(home: Path, tmp_path: Path) -> None:
     done = _run(home, tmp_path, "--data", _tars(home), "--caption-key", "text")
     assert done.exit_code == 0, done.output
@@ -231,6 +245,7 @@ def _first(value: Any) -> Any:
         (_with("key", lambda column: pa.array(range(N))), [], "'key' of .* has the type int64.*leading zeros"),
         (_with("key", _first("")), [], "'key' of .* has missing values"),
         (_with("shard", lambda column: pa.array(["00000"] * N)), [], "names the tar '00000', but names of tars end in .tar"),
+        (_with("shard", lambda column: pa.array([f"http://a/0.tar?{row % 2}" for row in range(N)])), [], "two names"),
         (lambda t: pa.concat_tables([t, t.slice(0, 1)]), [], "several rows for the key"),
         (lambda t: t.slice(0, 0), [], "has no rows"),
         (lambda t: t.append_column("key", t["key"]), [], "duplicate field names"),
@@ -265,6 +280,15 @@ def _assert_refused(done: Result, words: str, tmp_path: Path) -> None:
 def test_centroids_that_cannot_be_used(home: Path, tmp_path: Path, array: Any, words: str) -> None:
     np.save(tmp_path / "c.npy", array)
     _assert_refused(_run(home, tmp_path, centroids=f"{tmp_path / 'c.npy'},{home / 'text.npy'}"), words, tmp_path)
+
+
+def test_an_older_labels_folder_stays_after_an_error(home: Path, tmp_path: Path) -> None:
+    assert _run(home, tmp_path).exit_code == 0
+    table = _table(home)
+    path = _write(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "table.parquet")
+    assert _run(home, tmp_path, table=path).exit_code == 2
+    _assert_equal(read_labels(tmp_path / "out" / "new"), read_labels(home / "labels"), texts=False)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["new"]
 
 
 def test_tars_that_the_data_lack(home: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.manifest import LABELS_FOLDER
 from clip_negatives.storage.ownership import claim_work, clear_work, remove_work
 from clip_negatives.storage.shard_buckets import ShardBuckets
-from clip_negatives.storage.shards import check_distinct, distinct_depth, last_parts
+from clip_negatives.storage.shards import distinct_depth, last_parts
 
 
 def write_given_labels(
@@ -69,7 +69,6 @@ def write_given_labels(
         clear_work(work)
         buckets, counts = _grouped(assignments, sides, work)
         shards = list(buckets.numbers)
-        check_distinct(shards)
         sources = shard_sources(shards, data)
         kept = {name: torch.from_numpy(count > 0) for name, count in counts.items()}
         clusterings = [_clustering(name, sides[name][1], counts[name], kept[name]) for name in MODALITIES]

@@ -20,23 +20,23 @@ def shard_sources(shards: Sequence[str], data: str | None) -> dict[str, SourceFi
     Raises:
         DataError: a name in the table is not that of a tar, or the tars of `data` are not those in the table.
     """
+    depth, known = distinct_depth(shards), dict[str, str]()
+    for shard in shards:
+        if other := known.get(ending := last_parts(shard, depth)):
+            raise DataError(f"The table has two names of the tar {ending}: {other} and {shard}. Write one of them in all rows.")
+        known[ending] = shard
     if data is None:
         _check_names(shards)
         return {shard: SourceFile(shard, None, "") for shard in shards}
-    depth, addresses = distinct_depth(shards), list[str]()
-    known, given = {last_parts(shard, depth): shard for shard in shards}, dict[str, str]()
+    given = dict[str, str]()
     for address in expand_urls(data):
         if other := given.get(ending := last_parts(address, depth)):
             raise DataError(f"{argument('data')} names two tars {ending}: {other} and {address}. Name each tar once.")
         given[ending] = address
     _check_same(known, given)
     addresses = [given[ending] for ending in known]
-    with stage("Reading the tars", len(addresses), "tars") as running:
-        sources = {}
-        for shard, source in zip(known.values(), map_files(shard_source, addresses, chunk=1), strict=True):
-            sources[shard] = source
-            running.advance()
-    return sources
+    with stage("Reading the tars"):
+        return dict(zip(known.values(), map_files(shard_source, addresses, chunk=1), strict=True))
 
 
 def _check_names(shards: Sequence[str]) -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from clip_negatives.clusters import Clusters
 from clip_negatives.errors import ArtifactError
-from clip_negatives.storage.clusters_folder import open_clusters, sources_in
+from clip_negatives.storage.clusters_folder import sources_in
+from clip_negatives.storage.clusters_parts import open_clusters
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.manifest import CLUSTERS_FOLDER, SAMPLES
 from clip_negatives.storage.safe_reading import read_batches

@@ -29,7 +29,8 @@ from clip_negatives.losses.backends import check_backend
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.pipelines.prepare import cache_folder, prepare_cached
 from clip_negatives.printing import log
-from clip_negatives.storage.clusters_folder import BYTES, ClustersFolder, read_clusters
+from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
+from clip_negatives.storage.clusters_parts import BYTES
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder, read_labels
 from clip_negatives.storage.manifest import LABELS_FOLDER
 from clip_negatives.storage.shards import ClusteredShards
