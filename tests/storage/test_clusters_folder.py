@@ -19,7 +19,7 @@ from torch import Tensor
 from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
-from clip_negatives.storage import clusters_folder, manifest
+from clip_negatives.storage import clusters_folder, clusters_parts, manifest
 from clip_negatives.storage.atomic import digest, write_tensors
 from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters
 from clip_negatives.storage.clusters_parts import open_clusters
