@@ -32,6 +32,10 @@ CASES = [
     (["labels", "out", "--from", "absent.parquet", "--centroids", "a.npy,b.npy"], "absent.parquet does not exist"),
     (["labels", "out", "--from", "file.csv", "--centroids", "a.npy"], "--centroids must be IMAGES.npy,TEXTS.npy"),
     (["labels", "out", "--from", "file.csv", "--centroids", "a.npy,b.npy"], "The npy file a.npy does not exist"),
+    (
+        ["labels", "out", "--from", "file.csv", "--centroids", "file.csv,file.csv", "--data", "absent.tar"],
+        "absent.tar does not exist",
+    ),
     (["labels", "foreign", "--from", "file.csv", "--centroids", "file.csv,file.csv"], "it has files, but no labels.json"),
     (["reshard", "absent.tar", "clusters", "out"], "The tar absent.tar does not exist"),
     (["reshard", "file.tar", "absent", "out"], "absent is not a clusters folder"),

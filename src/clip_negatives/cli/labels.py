@@ -81,6 +81,8 @@ def labels(
         folder = write_labels(clusters[0], output)
     else:
         early.check_assignments(table, centroids or "")
+        if data is not None:
+            early.check_data(data, "webdataset")
         early.check_output_folder(output, "labels")
         from clip_negatives.pipelines.given_labels import write_given_labels
 

@@ -68,8 +68,7 @@ def write_given_labels(
         stack.callback(remove_work, work)
         clear_work(work)
         buckets, counts = _grouped(assignments, sides, work)
-        shards = list(buckets.numbers)
-        sources = shard_sources(shards, data)
+        sources = shard_sources(list(buckets.numbers), data)
         kept = {name: torch.from_numpy(count > 0) for name, count in counts.items()}
         clusterings = [_clustering(name, sides[name][1], counts[name], kept[name]) for name in MODALITIES]
         origin: dict[str, Any] = {"clusters_created": assignments.written}
