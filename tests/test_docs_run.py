@@ -65,7 +65,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, some in (("train.csv", rows[1 : 1 + ROWS]), ("test.csv", rows[1 + ROWS : 1 + 2 * ROWS])):
         with (folder / name).open("w", newline="") as stream:
             csv.writer(stream, delimiter="\t", lineterminator="\n").writerows([rows[0], *some])
-    write_embeddings(folder, prepare(open_pairs(str(folder / "train.csv")), folder / "clusters"))
+    prepared = prepare(open_pairs(str(folder / "train.csv")), folder / "clusters")
+    write_embeddings(folder, prepared)
+    write_assignments(folder, prepared)
     return folder
 
 
@@ -81,12 +83,31 @@ def write_embeddings(folder: Path, prepared: ClustersFolder) -> None:
     write_clip_retrieval(folder / "embeddings", features, {"image_path": keys, "caption": texts})
 
 
+def write_assignments(folder: Path, prepared: ClustersFolder) -> None:
+    """Write the clusters as other programs do: parts of Spark, and a table of cuML with one id per sample."""
+    sides = {"image": prepared.clusters.image, "text": prepared.clusters.text}
+    for side, clustering in sides.items():
+        np.save(folder / f"{side}_centroids.npy", clustering.centroids.numpy())
+    labels = {side: clustering.labels.numpy().astype("int32") for side, clustering in sides.items()}
+    keys = [f"{row // 100:05d}{row % 100:04d}" for row in range(prepared.samples.num_rows)]
+    tars = [f"s3://bucket/{key[:5]}.tar" for key in keys]
+    spark = pd.DataFrame({"shard": tars, "key": keys, **{f"{side}_prediction": rows for side, rows in labels.items()}})
+    (folder / "assignments.parquet").mkdir()
+    for number in range(2):
+        spark[number::2].to_parquet(folder / "assignments.parquet" / f"part-{number:05d}.snappy.parquet")
+    ids = [f"{key[:5]}.tar/{key}" for key in keys]
+    pd.DataFrame({"uid": ids, **{f"{side}_cluster": rows for side, rows in labels.items()}}).to_parquet(
+        folder / "clusters.parquet"
+    )
+
+
 @pytest.fixture
 def there(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Be in a copy of the workspace."""
-    for name in ("train.csv", "test.csv", "train.parquet", "images.npy", "texts.npy"):
+    tables = ("train.csv", "test.csv", "train.parquet", "clusters.parquet")
+    for name in (*tables, "images.npy", "texts.npy", "image_centroids.npy", "text_centroids.npy"):
         shutil.copy(workspace / name, tmp_path)
-    for name in ("clusters", "embeddings"):
+    for name in ("clusters", "embeddings", "assignments.parquet"):
         shutil.copytree(workspace / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(workspace / "cache"))

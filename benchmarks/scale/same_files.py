@@ -91,7 +91,7 @@ def measure_prepare(data: Path, output: Path) -> dict[str, Any]:
     from clip_negatives.dataset.stored_images import ImageFiles
     from clip_negatives.dataset.table_parts import TablePart
     from clip_negatives.pipelines.prepare import prepare_folder
-    from clip_negatives.storage.clusters_folder import BYTES
+    from clip_negatives.storage.clusters_parts import BYTES
     from clip_negatives.storage.source_files import DIGESTED_FILES, SourceFile, evenly_spread
 
     recipe = Recipe(clusterer="kmeans:n_clusters=64")

@@ -30,7 +30,7 @@ from clip_negatives.features.run import EncodingRun
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.storage.atomic import write_tensors
-from clip_negatives.storage.clusters_folder import FEATURES
+from clip_negatives.storage.clusters_parts import FEATURES
 from tests.pairs import listings, png, write_csv, write_tar, write_tars
 
 N = 60

@@ -10,7 +10,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from clip_negatives import read_clusters, write_clusters
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, train
+from clip_negatives.pipelines.given_labels import write_given_labels
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.labels_folder import write_labels
@@ -186,6 +189,18 @@ def _of_csv(clusters: Path, output: Path) -> Path:
     return output
 
 
+def _given(clusters: Path, output: Path) -> Path:
+    """Return the labels folder of clusters that are given as a table and centroids."""
+    stored = read_clusters(clusters)
+    sides = {"image": stored.clusters.image, "text": stored.clusters.text}
+    columns = {f"{name}_cluster": pa.array(side.labels.numpy()) for name, side in sides.items()}
+    table = pa.table(columns | {name: stored.samples[name] for name in ("shard", "key")})
+    pq.write_table(table, f"{output}.parquet")
+    for name, side in sides.items():
+        np.save(f"{output}-{name}.npy", side.centroids.numpy())
+    return write_given_labels(f"{output}.parquet", f"{output}-image.npy,{output}-text.npy", output).path
+
+
 def test_labels_of_a_stream_serve_as_its_clusters_do(
     arguments: list[str], shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,17 +210,18 @@ def test_labels_of_a_stream_serve_as_its_clusters_do(
         monkeypatch.setattr(f"open_clip_train.data._SAMPLE_SHUFFLE_{size}", 1)
     arguments += WHOLE
     stream = _of_stream(arguments, shards)
-    seen: dict[str, list[BatchSamples]] = {"keys": [], "labels": []}
-    for name, folder in (("keys", clusters), ("labels", labels)):
+    seen: dict[str, list[BatchSamples]] = {"keys": [], "labels": [], "given": []}
+    for name, folder in (("keys", clusters), ("labels", labels), ("given", _given(clusters, tmp_path / "given"))):
         train([*stream, "--name", name], TrainOptions(clusters=folder, sampler="in_batch", on_batch=seen[name].append))
     of = read_clusters(clusters).clusters
-    for known, labelled in zip(seen["keys"], seen["labels"], strict=True):
+    for known, labelled, given in zip(*seen.values(), strict=True):
+        assert torch.equal(given.labels, labelled.labels)
         assert torch.equal(labelled.labels, torch.stack([of.image.labels[known.ids], of.text.labels[known.ids]], dim=1))
     batches = [samples.ids.tolist() for samples in seen["keys"]]
     monkeypatch.setattr("clip_negatives_plugins.in_batch.sampler.InBatch.__iter__", lambda self: iter(batches))
     train([*arguments, "--name", "csv"], TrainOptions(clusters=_of_csv(clusters, tmp_path / "csv"), sampler="in_batch"))
-    losses = {name: _losses(stream, name) for name in ("keys", "labels", "csv")}
-    assert losses["labels"] == losses["keys"]
+    losses = {name: _losses(stream, name) for name in (*seen, "csv")}
+    assert losses["given"] == losses["labels"] == losses["keys"]
     assert losses["csv"] == pytest.approx(losses["keys"], abs=2e-5)
     train([*stream, "--name", "plain"], TrainOptions(sampler="in_batch", weighting="uniform"))
     assert _losses(stream, "plain") != losses["keys"]

@@ -19,9 +19,10 @@ from torch import Tensor
 from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.errors import ArtifactError
 from clip_negatives.interfaces import Clustering, Clusters
-from clip_negatives.storage import clusters_folder, manifest
+from clip_negatives.storage import clusters_folder, clusters_parts, manifest
 from clip_negatives.storage.atomic import digest, write_tensors
-from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters, read_clusters, write_clusters
+from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters, write_clusters
+from clip_negatives.storage.clusters_parts import open_clusters
 from clip_negatives.storage.manifest import FolderFormat
 from clip_negatives.storage.sample_ids import integer_ids
 
@@ -310,7 +311,8 @@ def test_pipe_in_place_of_a_file_is_not_read(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("step", ["read_manifest", "read_tensors", "open_table", "read_table"])
 def test_folder_that_is_replaced_while_it_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """The files of two folders are never mixed, and the new folder is not called damaged."""
-    owner: Any = FolderFormat if step == "read_manifest" else clusters_folder
+    owners: dict[str, Any] = {"read_manifest": FolderFormat, "read_table": clusters_folder}
+    owner = owners.get(step, clusters_parts)
     original, seeds = getattr(owner, step), iter(range(4, 6))
 
     def replacing(*arguments: Any, **named: Any) -> Any:

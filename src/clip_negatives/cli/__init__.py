@@ -24,13 +24,14 @@ from clip_negatives.progress import shown
 
 # Module of each command. A module is imported when its command runs, to keep --help fast.
 COMMANDS = {
-    **dict.fromkeys(("generate", "labels", "prepare", "reshard"), "pipelines"),
+    **dict.fromkeys(("generate", "prepare", "reshard"), "pipelines"),
     **dict.fromkeys(("compare", "train"), "training"),
     **dict.fromkeys(("inspect", "meter"), "reports"),
     "catalogue": "catalogue",
     "check": "checking",
     "choose": "choosing",
     "completion": "completion",
+    "labels": "labels",
     "plugins": "plugins",
 }
 

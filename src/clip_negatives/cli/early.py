@@ -43,6 +43,14 @@ def check_decided(file: Path) -> None:
         check_local_file("file of suspect pairs", str(file))
 
 
+def check_assignments(table: str, centroids: str) -> None:
+    """Raise DataError if the table of ``--from`` or a file of ``--centroids`` is missing."""
+    from clip_negatives.dataset.assignment_files import centroid_files, files_of
+
+    files_of(table)
+    centroid_files(centroids)
+
+
 def check_clusters(path: Path) -> None:
     """Raise ArtifactError if `path` is not a clusters folder."""
     if _is_alone():

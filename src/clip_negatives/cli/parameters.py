@@ -61,7 +61,7 @@ def _plugin_option(name: str, kind: Kind, default: str) -> Command:
     return click.option(name, default=default, type=PluginName(kind), help=help_text)
 
 
-def _collected(argument: str, dataclass: type[Any], *options: Command) -> Command:
+def collected(argument: str, dataclass: type[Any], *options: Command) -> Command:
     """Return a decorator that adds `options` to a command, and passes their values in a `dataclass` as one `argument`."""
     names = {field.name for field in dataclasses.fields(dataclass)}
 
@@ -128,11 +128,11 @@ _KEYS = (
         "--shard-pattern", help="Tar of a key, such as '{key:.5}.tar' for the first five characters, as img2dataset names tars."
     ),
 )
-column_options = _collected("columns", Columns, *_COLUMNS, _GROUP)
-column_and_key_options = _collected("columns", Columns, *_COLUMNS, _GROUP, *_KEYS)
+column_options = collected("columns", Columns, *_COLUMNS, _GROUP)
+column_and_key_options = collected("columns", Columns, *_COLUMNS, _GROUP, *_KEYS)
 
 # Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: they become part of the recipe.
-recipe_options = _collected(
+recipe_options = collected(
     "recipe",
     Recipe,
     click.option("--image-encoder", default=Recipe.image_encoder, help="Image encoder for clustering."),

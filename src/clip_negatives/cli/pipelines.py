@@ -1,4 +1,4 @@
-"""The commands `prepare`, `labels`, `generate` and `reshard`, which write folders and files."""
+"""The commands `prepare`, `generate` and `reshard`, which write folders and files."""
 
 from __future__ import annotations
 
@@ -157,31 +157,6 @@ def _print_skipped(output: Path) -> None:
         echo(f"  {tar}: {reason}", err=True)
     if (rest := len(torn) - CAUSES_SHOWN) > 0:
         echo(f"  and {rest} more", err=True)
-
-
-@parameters.command(
-    "clip-negatives labels clusters/ labels/",
-    "clip-negatives train --clusters labels/ --sampler in_batch -- \\\n"
-    "    --train-data 'shards/{000..099}.tar' --model ViT-B-32",
-)
-@click.argument("clusters", type=parameters.FOLDER)
-@click.argument("output", type=parameters.FOLDER)
-def labels(clusters: Path, output: Path) -> None:
-    """Write the cluster labels of webdataset shards.
-
-    CLUSTERS is a clusters folder made from tars. OUTPUT gets one file per shard.
-    Training on a stream reads the labels of one shard at a time, so memory does
-    not grow with the data.
-    """
-    early.check_clusters(clusters)
-    early.check_output_folder(output, "labels")
-    from clip_negatives.storage.labels_folder import write_labels
-
-    folder = write_labels(clusters, output)
-    n_samples = folder.clusters.n_samples
-    echo(f"{output}: labels of {n_samples} samples in {len(folder.shards.files)} shards")
-    after = "--train-data", TARS, "--train-num-samples", str(n_samples), *MODEL
-    show_next("train", "--clusters", output, "--sampler", "in_batch", after=after)
 
 
 @parameters.command(

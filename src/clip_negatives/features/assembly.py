@@ -24,7 +24,8 @@ from clip_negatives.features.encoding import CHUNK, KEY_BYTES, unit, write_rows
 from clip_negatives.features.losses import Losses
 from clip_negatives.features.store import KEYS, PartStore
 from clip_negatives.storage.atomic import writing
-from clip_negatives.storage.clusters_folder import BROKEN, FEATURES
+from clip_negatives.storage.clusters_folder import BROKEN
+from clip_negatives.storage.clusters_parts import FEATURES
 from clip_negatives.storage.manifest import SAMPLES
 from clip_negatives.storage.source_files import DIGESTED_FILES, SOURCES, SourceFile, evenly_spread, write_sources
 

@@ -18,7 +18,7 @@ from clip_negatives.dataset.pairs import TornTar, readable
 from clip_negatives.encoders import Encoder
 from clip_negatives.errors import DataError
 from clip_negatives.features.store import KEYS, VECTORS, PartStore, Record
-from clip_negatives.storage.clusters_folder import BYTES
+from clip_negatives.storage.clusters_parts import BYTES
 from clip_negatives.storage.manifest import SAMPLES
 
 CHUNK = 512  # samples encoded together, all from one part, so that features do not depend on the number of processes

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clip_negatives.storage.clusters_folder import BROKEN, FEATURES
+from clip_negatives.storage.clusters_folder import BROKEN
+from clip_negatives.storage.clusters_parts import FEATURES
 from clip_negatives.storage.manifest import SAMPLES
 from clip_negatives.storage.ownership import new_folder, remove_inside
 from clip_negatives.storage.safe_reading import read_tensors

@@ -24,7 +24,8 @@ from clip_negatives.losses.functional import pair_log_weights, require_terms
 from clip_negatives.progress import stage
 from clip_negatives.sampling import epoch_generator
 from clip_negatives.storage.arrow_table import map_table, take, write_mapped
-from clip_negatives.storage.clusters_folder import ClustersFolder, open_clusters
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.clusters_parts import open_clusters
 from clip_negatives.storage.locks import sole_user
 from clip_negatives.storage.manifest import SAMPLES
 from clip_negatives.storage.output_file import PARQUET_MARK, check_output_file
@@ -85,7 +86,8 @@ def generate(
         path, clusters, manifest = folder.path, folder.clusters, folder.manifest
     else:
         path = Path(folder)
-        clusters, manifest, _ = processes.together(lambda: open_clusters(path))
+        opened = processes.together(lambda: open_clusters(path))
+        clusters, manifest = opened.clusters, opened.manifest
     origin = {"sampler": sampler, "weighting": weighting, "seed": str(seed), "data": str(manifest.get("data", ""))}
     specs: list[tuple[Kind, str]] = [("negative_sampler", sampler), ("loss_weighting", weighting)]
     made_by = {"specs": list(itertools.starmap(resolved, specs)), "plugins": plugins_section(specs)}

@@ -116,7 +116,7 @@ class _Job:
             raise UnsupportedError(f"The sampler {plugin.name} does not compose batches. Use another sampler.")
         self.method = Method(sampler)
         self.source = ShardedSamples(clusters)
-        self.n_samples = self.source.clusters.n_samples
+        self.n_samples = self.source.image.n_samples
         work = output.with_name(f".{output.name}.places")
         self.tars = ClusteredTars(self.source, expand_urls(data), work)  # before a folder is made
         self.output, self.size, self.seed = output, min(samples_per_shard, self.n_samples), seed
@@ -215,7 +215,8 @@ class _Job:
 
         shards = ((_name(number), labels(rows)) for number, rows in enumerate(plan))
         tars = {_name(number): shard_source(str(self.output / _name(number))) for number in range(len(plan))}
-        write_shard_labels(self.source, shards, self.output / LABELS, tars)
+        source = self.source
+        write_shard_labels((source.image, source.text), shards, self.output / LABELS, tars, source.manifest)
         with replaced_file(self.output / SIZES) as partial:
             partial.write_text(json.dumps({_name(number): len(rows) for number, rows in enumerate(plan)}) + "\n")
         remove_work(self.work)

@@ -22,23 +22,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor
 
-from clip_negatives.clustering.similarity import similarities
 from clip_negatives.errors import ArtifactError, InputError
 from clip_negatives.interfaces import Clustering, Clusters
 from clip_negatives.storage.atomic import write_tensors
-from clip_negatives.storage.consistency import MODALITIES, check_parts, tensor_specs
-from clip_negatives.storage.manifest import CLUSTERS, CLUSTERS_FOLDER, MANIFEST, SAMPLES, check_clusters
+from clip_negatives.storage.clusters_parts import BYTES, FEATURES, OPTIONAL_COLUMNS, counts_of, open_parts
+from clip_negatives.storage.consistency import MODALITIES, check_parts
+from clip_negatives.storage.manifest import CLUSTERS, CLUSTERS_FOLDER, SAMPLES
 from clip_negatives.storage.ownership import move_from_work
-from clip_negatives.storage.safe_reading import open_table, read_table, read_tensors
+from clip_negatives.storage.safe_reading import read_table
 from clip_negatives.storage.sample_ids import group_ids, text_ids
 from clip_negatives.storage.source_files import SOURCES, SourceFile, read_sources, write_sources
 
-FEATURES, BROKEN = "features.safetensors", "broken.parquet"
-
-OPTIONAL_COLUMNS = ("image", "group", "shard")  # of the table of samples; strings
-BYTES = "bytes"  # optional column of the table of samples: size of the image file, int64
+BROKEN = "broken.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +152,7 @@ def _finish(
     write_tensors(tensors, folder / CLUSTERS)
     names = (CLUSTERS, SAMPLES, FEATURES, SOURCES)
     files = sorted([*(folder / name for name in names if (folder / name).exists()), *moved], key=lambda file: file.name)
-    entries = CLUSTERS_FOLDER.write_digests(folder, {**manifest, **_counts(image, text)}, files)
+    entries = CLUSTERS_FOLDER.write_digests(folder, {**manifest, **counts_of(image, text)}, files)
     move_from_work(moved, folder)  # last, because a killed process loses the files in the temporary folder
     return entries
 
@@ -177,46 +173,13 @@ def read_clusters(path: str | Path) -> ClustersFolder:
 
 
 def _read_clusters(path: Path) -> ClustersFolder:
-    clusters, manifest, _ = _open_clusters(path)
+    parts = open_parts(path)
     with CLUSTERS_FOLDER.reading(path, SAMPLES):
         samples = read_table(path / SAMPLES, ("key", "text"), OPTIONAL_COLUMNS, integers=(BYTES,))
         if BYTES in samples.column_names and samples[BYTES].null_count:
             raise ValueError(f"a value of its column {BYTES} is missing")
-    clusters = dataclasses.replace(clusters, texts=text_ids(samples), groups=group_ids(samples))
-    return ClustersFolder(path, clusters, samples, manifest)
-
-
-def open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile]:
-    """Return the clusters, without text and group ids, the manifest and the open table of samples of a folder.
-
-    Features are memory-mapped. Errors are as in `read_clusters`, but the values of the table of samples are not checked.
-    """
-    return CLUSTERS_FOLDER.unchanged(path, lambda: _open_clusters(path))
-
-
-def _open_clusters(path: Path) -> tuple[Clusters, dict[str, Any], pq.ParquetFile]:
-    check_clusters(path)
-    manifest = CLUSTERS_FOLDER.read_manifest(path, unhashed=(FEATURES,))
-    features: dict[str, Tensor] = {}
-    with CLUSTERS_FOLDER.reading(path, CLUSTERS):
-        tensors = read_tensors(path / CLUSTERS, tensor_specs("labels"))
-    if FEATURES in manifest["files"]:
-        with CLUSTERS_FOLDER.reading(path, FEATURES):
-            features = read_tensors(path / FEATURES, dict.fromkeys(MODALITIES, (("float32", "float16"), 2)))
-    with CLUSTERS_FOLDER.reading(path, SAMPLES):
-        table = open_table(path / SAMPLES, ("key", "text"), OPTIONAL_COLUMNS, integers=(BYTES,))
-    # Clone the memory-mapped tensors: if the file is overwritten later, the labels must not change.
-    image, text = (Clustering(*(tensors[f"{name}_{part}"].clone() for part in ("labels", "centroids"))) for name in MODALITIES)
-    with CLUSTERS_FOLDER.reading(path):
-        check_parts(image, text, features, table.metadata.num_rows, table.schema_arrow.names)
-        if any(manifest.get(name) != count for name, count in _counts(image, text).items()):
-            raise ValueError(f"{MANIFEST} has wrong counts of samples or clusters")
-    stored_features: dict[str, Any] = {f"{name}_features": features.get(name) for name in MODALITIES}
-    return Clusters(image, text, **similarities(image, text), **stored_features), manifest, table
-
-
-def _counts(image: Clustering, text: Clustering) -> dict[str, int]:
-    return {"n_samples": image.n_samples, "n_image_clusters": image.n_clusters, "n_text_clusters": text.n_clusters}
+    clusters = dataclasses.replace(parts.clusters, texts=text_ids(samples), groups=group_ids(samples))
+    return ClustersFolder(path, clusters, samples, parts.manifest)
 
 
 @contextmanager

@@ -34,6 +34,16 @@ def rows_digest(column: pa.ChunkedArray) -> str:
     return sha256.hexdigest()
 
 
+def table_digest(table: pa.Table) -> str:
+    """Return a digest of the names and values of the columns of a table, strings and integers, in order."""
+    digests = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        is_number = pa.types.is_integer(column.type)
+        values = column.to_numpy().astype("<i8").tobytes() if is_number else b""
+        digests[name] = hashlib.sha256(values).hexdigest() if is_number else rows_digest(column)
+    return digest_of(digests)
+
+
 def text_digest(text: bytes) -> str:
     """Return a short digest of a text (BLAKE2b, 8 bytes), to recognise the text of a known sample."""
     return hashlib.blake2b(text, digest_size=8).hexdigest()

@@ -65,19 +65,26 @@ class ShardLabels(KnownShards):
         return {} if entry is None else _read_shard(self.folder / entry[0], entry[1], self.n_clusters)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: `clusters` is stored in the instance
 class LabelsFolder:
     """Contents of a labels folder.
 
     Attributes:
-        clusters: the clusters, with `Clustering.counts` instead of labels.
+        image: image clusters, with `Clustering.counts` instead of labels.
+        text: text clusters, likewise.
         manifest: data and settings of the clusters.
     """
 
     path: Path
-    clusters: Clusters
+    image: Clustering
+    text: Clustering
     manifest: Mapping[str, Any]
     shards: ShardLabels
+
+    @functools.cached_property
+    def clusters(self) -> Clusters:
+        """Return the clusters; the similarities between them are computed on first use."""
+        return Clusters(self.image, self.text, **similarities(self.image, self.text))
 
 
 DIGEST = "text_digest"  # column of a labels file; older versions did not write it
@@ -93,20 +100,25 @@ def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolde
     """
     source = ShardedSamples(Path(clusters_folder))
     tables = ((shard, source.table(keys, rows, texts)) for shard, keys, rows, texts in source.shards())
-    created = source.manifest.get("created")
-    return write_shard_labels(source, tables, output, source.sources(), clusters_created=created)
+    origin = {**source.manifest, "clusters_created": source.manifest.get("created")}
+    return write_shard_labels((source.image, source.text), tables, output, source.sources(), origin)
 
 
 def write_shard_labels(
-    source: ShardedSamples,
+    clusterings: tuple[Clustering, Clustering],
     shards: Iterable[tuple[str, pa.Table]],
     output: str | Path,
     sources: Mapping[str, SourceFile],
-    **entries: Any,
+    origin: Mapping[str, Any],
 ) -> LabelsFolder:
-    """Write a labels folder from the name and `ShardedSamples.table` of each shard.
+    """Write a labels folder.
 
-    `sources` maps the name of each shard to its size and digest; `entries` are added to the manifest.
+    Args:
+        clusterings: image and text clusters.
+        shards: name and `ShardedSamples.table` of each shard.
+        output: the folder.
+        sources: size and digest of each shard, by its name.
+        origin: manifest of the clusters, read after the last shard; its `OWN_ENTRIES` are left out.
     """
     with LABELS_FOLDER.replacing(output) as folder, stage("Writing labels", len(sources), "shards") as running:
         (folder / "shards").mkdir()
@@ -123,12 +135,12 @@ def write_shard_labels(
         sizes = table["shard_bytes"].cast(pa.int64())  # the type would be null if no size is known
         table = table.set_column(table.column_names.index("shard_bytes"), "shard_bytes", sizes)
         pq.write_table(table, folder / SHARDS, compression="zstd")
-        image, text = source.clusters.image, source.clusters.text
+        image, text = clusterings
         centroids = {"image_centroids": image.centroids, "text_centroids": text.centroids}
         write_tensors(centroids | {"image_counts": image.sizes(), "text_counts": text.sizes()}, folder / CLUSTERS)
-        origin = {name: value for name, value in source.manifest.items() if name not in OWN_ENTRIES}
+        about = {name: value for name, value in origin.items() if name not in OWN_ENTRIES}
         labels = (folder / row["file"] for row in rows)
-        LABELS_FOLDER.write_digests(folder, {**origin, **entries}, [folder / CLUSTERS, folder / SHARDS], labels)
+        LABELS_FOLDER.write_digests(folder, about, [folder / CLUSTERS, folder / SHARDS], labels)
     return read_labels(output)
 
 
@@ -158,13 +170,12 @@ def _read_labels(path: Path) -> LabelsFolder:
     depth = distinct_depth(shards)
     endings = [last_parts(shard, depth) for shard in shards]
     entries = dict(zip(endings, zip(files, digests, strict=True), strict=True))
-    clusters = Clusters(image, text, **similarities(image, text))
     sources = {}
     if {"shard_bytes", "shard_sha256"} <= set(table.column_names):
         columns = (shards, table["shard_bytes"].to_pylist(), (sha or "" for sha in table["shard_sha256"].to_pylist()))
         sources = dict(zip(endings, map(SourceFile, *columns), strict=True))
     labels = ShardLabels(path, depth, sources, entries, (image.n_clusters, text.n_clusters))
-    return LabelsFolder(path, clusters, manifest, labels)
+    return LabelsFolder(path, image, text, manifest, labels)
 
 
 @functools.lru_cache(maxsize=1)  # a stream reads its shards one after another

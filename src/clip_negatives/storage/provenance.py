@@ -25,7 +25,8 @@ from clip_negatives.storage.safe_reading import read_json
 Record = dict[str, Any]  # sections, each a mapping from names to JSON values
 
 FORMAT = 1  # version of the record format; records of other formats are not compared
-RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed", "feature_dtype")  # in a manifest
+# In a manifest; "assignments" is a digest of the labels that another program made.
+RECIPE = ("image_encoder", "text_encoder", "clusterer", "text_clusterer", "seed", "feature_dtype", "assignments")
 MAX_CHARACTERS = 500  # of a value in a message
 SHOWN = 4  # differences that a message lists
 

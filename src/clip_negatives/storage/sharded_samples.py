@@ -12,8 +12,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from clip_negatives.clusters import Clusters
 from clip_negatives.errors import ArtifactError
-from clip_negatives.storage.clusters_folder import open_clusters, sources_in
+from clip_negatives.storage.clusters_folder import sources_in
+from clip_negatives.storage.clusters_parts import open_clusters
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.manifest import CLUSTERS_FOLDER, SAMPLES
 from clip_negatives.storage.safe_reading import read_batches
@@ -25,10 +27,17 @@ class ShardedSamples:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.clusters, self.manifest, self._table = open_clusters(path)
+        self._parts = open_clusters(path)
+        self.image, self.text = self._parts.image, self._parts.text
+        self.manifest, self._table = self._parts.manifest, self._parts.table
         if "shard" not in self._table.schema_arrow.names:
             fault = "does not name shards: it was made from a csv file or by an older version"
             raise ArtifactError(f"The clusters folder {path} {fault}. Run clip-negatives prepare on the tars.")
+
+    @property
+    def clusters(self) -> Clusters:
+        """Return the clusters; the similarities between them are computed on first use."""
+        return self._parts.clusters
 
     def sources(self) -> dict[str, SourceFile]:
         """Read size and digest of each shard, by its name; empty if an older version wrote the folder."""
@@ -72,7 +81,7 @@ class ShardedSamples:
 
     def table(self, keys: pa.Array, rows: slice | Tensor, texts: pa.Array) -> pa.Table:
         """Return keys, labels and text digests of samples, as a labels file stores them."""
-        image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.clusters.image, self.clusters.text))
+        image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.image, self.text))
         digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
         return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
 

@@ -14,7 +14,8 @@ from clip_negatives.dataset.urls import shard_digest, shard_size
 from clip_negatives.errors import ArtifactError
 from clip_negatives.printing import log
 from clip_negatives.storage.atomic import digest
-from clip_negatives.storage.clusters_folder import BYTES, ClustersFolder
+from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.clusters_parts import BYTES
 from clip_negatives.storage.shards import KnownShards
 from clip_negatives.storage.source_files import DIGESTED_FILES, SourceFile, evenly_spread
 from clip_negatives.training.same_data import CHECKED_FILES, map_files

@@ -29,7 +29,8 @@ from clip_negatives.losses.backends import check_backend
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.pipelines.prepare import cache_folder, prepare_cached
 from clip_negatives.printing import log
-from clip_negatives.storage.clusters_folder import BYTES, ClustersFolder, read_clusters
+from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
+from clip_negatives.storage.clusters_parts import BYTES
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder, read_labels
 from clip_negatives.storage.manifest import LABELS_FOLDER
 from clip_negatives.storage.shards import ClusteredShards
@@ -85,7 +86,7 @@ def terms_of(folder: ClustersOrLabels | None, clusters: Clusters | None, options
         return terms
     reason = "needs all logits of a batch"
     if isinstance(terms, LossTerms):
-        of_clusters = (None, folder.clusters.image.labels, folder.clusters.text.labels)
+        of_clusters = (None, folder.image.labels, folder.text.labels)
         if all(any(labels is known for known in of_clusters) for labels in (terms.image_labels, terms.text_labels)):
             return terms.for_stream()
         reason = "has labels of its own"
