@@ -26,16 +26,20 @@ class TarPairs:
     `texts` and `groups` of all tars are in memory; `parts` are read one by one. Broken samples are skipped; a broken image is
     only noticed when it is read. `urls` are one or more tars joined by ``::``, with brace expansion: paths, URLs of fsspec, or
     ``pipe:``. Pairs of one group (a field of the ``.json``) show the same item. `text_field` is the ending or the json field of
-    the text, see `clip_negatives.dataset.captions.with_caption`; None is the ``.txt``.
+    the text, see `clip_negatives.dataset.captions.with_caption`; None is the ``.txt``. With `may_lack_tars`, a missing tar is
+    an error only when it is read.
     """
 
     n_pairs: int | None = None
     image_paths: Sequence[str] | None = None
 
-    def __init__(self, urls: str, *, group_field: str | None = None, text_field: str | None = None) -> None:
+    def __init__(
+        self, urls: str, *, group_field: str | None = None, text_field: str | None = None, may_lack_tars: bool = False
+    ) -> None:
         self.urls, self._group_field, self._text_field = urls, group_field, text_field
         self.shards = expand_urls(urls)
-        check_shards(self.shards)
+        if not may_lack_tars:
+            check_shards(self.shards)
 
     @property
     def summary(self) -> str:

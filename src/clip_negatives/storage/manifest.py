@@ -23,6 +23,7 @@ CLUSTERS, SAMPLES = "clusters.safetensors", "samples.parquet"  # of a clusters f
 SHARDS = "shards.parquet"  # of a labels folder
 MANIFEST, PLAN = "manifest.json", "plan.json"  # mark a clusters folder, and a folder of resharded tars
 
+MISSING_SHARDS = "missing_shards"  # entry of a manifest: tars of the data that were left out, because they were missing
 TRIES = 10  # attempts to read a folder while other processes replace it
 PAUSE = 0.02  # seconds before the next attempt; a folder that is being replaced is missing for a shorter time
 OWN_ENTRIES = ("tool", "kind", "format", "package_version", "created", "files")  # about the folder itself, not its clusters
