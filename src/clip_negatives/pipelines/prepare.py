@@ -225,7 +225,7 @@ def _encode_and_cluster(
     # The next call reads torn and missing tars again, and keeps the other parts.
     if cached or not (encoded.losses.torn or encoded.losses.missing):
         processes.first(lambda: remove_work(work))
-    left_out = [f"{shard} is left out. {fault}" for shard, fault in encoded.losses.missing]
+    left_out = [f"{fault} It is left out." for _, fault in encoded.losses.missing]
     for warning in (*left_out, *encoded.warnings) if processes.rank == 0 else ():
         log(warning)
     return written

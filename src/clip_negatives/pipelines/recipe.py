@@ -52,7 +52,7 @@ class Recipe:
     def open(self, data: ImageTextPairs | str | Path, *, images: bool = True, may_lack_tars: bool = False) -> ImageTextPairs:
         """Open a path, a URL (see `clip_negatives.dataset.open_pairs`) or a ``datasets.Dataset`` with the recipe's columns.
 
-        Without `images`, a table may lack them, and none is opened. `may_lack_tars` leaves the check that tars exist to `encode`.
+        Without `images`, a table may lack them, and none is opened. With `may_lack_tars`, `encode` checks that tars exist.
         """
         from clip_negatives.dataset import dataset_pairs, open_pairs
         from clip_negatives.dataset.hugging_face import is_dataset
