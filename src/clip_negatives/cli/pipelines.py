@@ -207,7 +207,7 @@ def reshard(data: str, clusters: Path, output: Path, **options: Any) -> None:
     for open_clip, and the labels folder labels/. To continue after an interruption,
     run the same command again. Processes started by torchrun share the work.
     """
-    early.check_data(data, "webdataset")
+    data = early.clustered_data(data, "webdataset", clusters)
     early.check_clusters(clusters)
     early.check_output_folder(output, "shards")
     from clip_negatives.distributed.torchrun import joined

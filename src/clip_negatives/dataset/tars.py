@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_negatives.dataset.captions import RawSample, remedy
-from clip_negatives.dataset.images import read_image, read_small_image
+from clip_negatives.dataset.images import file_size, read_image, read_small_image
 from clip_negatives.dataset.notes import no_groups
 from clip_negatives.dataset.pairs import BrokenSample, fingerprint_of, readable
 from clip_negatives.dataset.tar_part import ENDINGS as ENDINGS
@@ -93,9 +93,9 @@ class TarPairs:
     def identity(self) -> dict[str, str]:
         """Return a digest of the tars, in order, and where their captions are.
 
-        The digest is of the file name and size of a local tar, and of the URL of a remote one.
+        The digest is of the file name and size (None if missing) of a local tar, and of the URL of a remote one.
         """
-        tars = [f"{Path(tar).name} {Path(tar).stat().st_size}" if is_plain(tar) else tar for tar in self.shards]
+        tars = [f"{Path(tar).name} {file_size(tar)}" if is_plain(tar) else tar for tar in self.shards]
         return {"tars": fingerprint_of(tars), "captions": self._text_field or "txt"}
 
     @functools.cached_property

@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from clip_negatives.dataset.pairs import file_stamp
-from clip_negatives.dataset.web import WebStream, is_web, repeated
+from clip_negatives.dataset.web import WebStream, is_web, read_bytes, repeated
 from clip_negatives.errors import DataError, MissingShardError
 from clip_negatives.storage.source_files import SourceFile
 
@@ -127,7 +127,7 @@ def shard_digest(url: str, size: int) -> str:
         else:
             system, path = fsspec.core.url_to_fs(url)
             ends = [(0, first), (size - last, size)] if last else [(0, first)]
-            content = b"".join(repeated(url, partial(system.cat_file, path, start=start, end=stop)) for start, stop in ends)
+            content = b"".join(repeated(url, partial(read_bytes, system, path, start, stop)) for start, stop in ends)
     # A web server without ranges sends the whole file.
     return hashlib.sha256(content).hexdigest() if len(content) == first + last else ""
 

@@ -40,6 +40,14 @@ def repeated(url: str, read: Callable[[], T]) -> T:
     return read()
 
 
+def read_bytes(system: Any, path: str, start: int, stop: int) -> bytes:
+    """Return the bytes start .. stop-1 of a file, or the whole file if its server ignores ranges; ShortReadError for fewer."""
+    content: bytes = system.cat_file(path, start=start, end=stop)
+    if len(content) < stop - start:
+        raise ShortReadError(f"the server sent {len(content)} of {stop - start} bytes")
+    return content
+
+
 class WebStream:
     """A file on a web server. After a failed read, it is opened again at the same place."""
 
