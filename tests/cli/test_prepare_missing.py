@@ -16,6 +16,7 @@ from clip_negatives.storage.clusters_folder import read_clusters
 from clip_negatives.storage.labels_folder import read_labels
 from clip_negatives.storage.provenance import clusters_section
 from clip_negatives.storage.shards import ClusteredShards, ShardRows
+from tests import ranks
 from tests.pairs import write_tars
 
 N, EACH = 60, 20
@@ -119,6 +120,25 @@ def test_a_tar_that_goes_away_while_it_is_read_is_missing(monkeypatch: pytest.Mo
     shutil.move("away/pairs-000002.tar", ".")
     prepare(data=data)
     assert read_clusters(Path("clusters")).clusters.n_samples == 2 * EACH
+
+
+def test_processes_share_the_missing_tars(tmp_path: Path) -> None:
+    """One process writes the labels: all processes would replace the same folder."""
+    prepare("--max-missing-shards", 2)
+    run("labels", "clusters", "expected")
+    lines = (
+        ["prepare", DATA, "shared", *OPTIONS, "--max-missing-shards", 1],
+        ["prepare", DATA, "shared", *OPTIONS, "--max-missing-shards", 2],
+        ["labels", "shared", "labels"],
+    )
+    first, *others = ranks.run(3, ranks.commands, *lines, log=tmp_path / "log")
+    codes = [line for line in first.splitlines() if line.startswith("exit code")]
+    assert codes == ["exit code 2", "exit code 0", "exit code 0"]
+    assert read_clusters("shared").manifest["missing_shards"] == ["pairs-000001.tar", "pairs-000003.tar"]
+    assert first.count("labels of 40 samples in 2 shards") == 1
+    assert not any("labels of" in said for said in others)
+    names = sorted(file.relative_to("labels") for file in Path("labels").rglob("*.parquet"))
+    assert all(Path("labels", name).read_bytes() == Path("expected", name).read_bytes() for name in names)
 
 
 def test_a_stream_skips_samples_of_missing_tars() -> None:
