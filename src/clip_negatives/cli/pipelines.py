@@ -90,7 +90,8 @@ def prepare(
     To continue after an interruption, run the same command again. Processes
     started by torchrun share the work.
     """
-    if options["max_missing_shards"] == "0":
+    may_lack_tars = options["max_missing_shards"] != "0"
+    if not may_lack_tars:
         with naming_option():
             early.check_data(data, dataset_type)
     needs_images = early.check_features(features)
@@ -101,7 +102,7 @@ def prepare(
     from clip_negatives.pipelines.prepare import prepare_folder
 
     with joined() as processes:
-        opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images, "may_lack_tars": True}
+        opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images, "may_lack_tars": may_lack_tars}
         with stage("Reading the data"):
             source = processes.together(lambda: _opened(data, recipe, decided, **opening))
         processes.together(lambda: recipe.check(source.n_pairs))  # its errors come before the first line of output
@@ -121,7 +122,8 @@ def _opened(data: str, recipe: Recipe, decided: Path | None, **opening: Any) -> 
     from clip_negatives.dataset import open_pairs
     from clip_negatives.dataset.decided import with_decisions
 
-    pairs = open_pairs(data, recipe.columns, **opening)
+    with naming_option():
+        pairs = open_pairs(data, recipe.columns, **opening)
     return pairs if decided is None else with_decisions(pairs, decided)
 
 
