@@ -24,6 +24,10 @@ class DataError(ClipNegativesError):
     """Training, validation or test data (csv, images, shards) that cannot be used."""
 
 
+class MissingShardError(DataError):
+    """A tar that does not exist or cannot be read."""
+
+
 class ArtifactError(ClipNegativesError):
     """A file or folder that is missing, damaged, not writable or made from other data, such as clusters or a checkpoint."""
 

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 
 from clip_negatives import Columns
-from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table, urls
+from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table, urls, web
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.dataset.pairs import TornTar
 from clip_negatives.errors import DataError
@@ -188,8 +188,9 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(tars: Path) -> Iterator[str]:
-    """Return the address of a server with the tars and a csv file."""
+def server(tars: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the address of a server with the tars and a csv file; reads are not repeated."""
+    monkeypatch.setattr(web, "PAUSES", ())
     write_csv(tars, 8)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Serving", (Server,), {"files": tars})) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()

@@ -19,7 +19,7 @@ from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.labels_folder import ShardLabels
-from clip_negatives.storage.shards import KnownShards, LeftOut, ShardRows
+from clip_negatives.storage.shards import ClusteredShards, LeftOut, ShardRows
 
 # Stop after this many samples without labels or captions: the labels belong to other shards, or another field has the captions.
 UNLABELLED_LIMIT = 20_000
@@ -75,10 +75,10 @@ class LabelStage:
 class TextStage:
     """Stage of a webdataset pipeline that adds ``__text__``, a digest of the text, placed right after the tars are read.
 
-    It skips samples that were not clustered, see `ShardRows.left_out`.
+    It skips samples that were not clustered: those of missing tars, and those of `ShardRows.left_out`.
     """
 
-    shards: KnownShards
+    shards: ClusteredShards
     left_out: Mapping[tuple[str, str], LeftOut]
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -87,6 +87,8 @@ class TextStage:
         for sample in samples:
             shard, key = sample["__url__"], sample["__key__"]
             identity = self.shards.ending(shard), key
+            if identity[0] in self.shards.missing:
+                continue
             if (left_out := self.left_out.get(identity)) is not None:
                 # Modulo, because a shard may be read several times.
                 occurrence = read[identity] % (left_out.n_skipped + left_out.first_is_clustered)

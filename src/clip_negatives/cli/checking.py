@@ -76,7 +76,7 @@ def check(
     """
     early.check_clusters_or_data(clusters, dataset_type)
     if data is not None:
-        early.check_data(data, dataset_type)
+        clustered = early.clustered_data(data, dataset_type, Path(clusters))
     if decided is not None:
         early.check_decided(decided)
     early.check_output_folder(output, "report")
@@ -88,7 +88,7 @@ def check(
 
     folder, source = clusters_and_data(clusters, dataset_type, recipe)
     if data is not None:
-        source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
+        source = open_pairs(clustered, recipe.columns, dataset_type=dataset_type)
     result = check_clusters(folder, decided=decided, choose=choose, suspects=suspects, workers=workers)
     is_data = early.is_data(clusters, dataset_type)
     lines = _next_lines(result, clusters if is_data else data, decided, options=RECIPE if is_data else ())

@@ -22,6 +22,19 @@ def check_data(location: str, dataset_type: str = "auto") -> None:
         check_exists(location, dataset_type)
 
 
+def clustered_data(location: str, dataset_type: str, clusters: Path) -> str:
+    """Return data without the tars that were missing when `clusters` was made; check that the local files exist."""
+    from clip_negatives.dataset.formats import kind_of
+    from clip_negatives.dataset.urls import expand_urls
+    from clip_negatives.storage.manifest import missing_shards
+
+    missing = missing_shards(clusters)
+    if missing and kind_of(location, dataset_type) == "webdataset":
+        location = "::".join(shard for shard in expand_urls(location) if shard not in missing)
+    check_data(location, dataset_type)
+    return location
+
+
 def check_features(spec: str | None) -> bool:
     """Check that the files of ``--features`` exist, and return whether images must be opened, because it lacks their features.
 

@@ -76,18 +76,25 @@ def labels(
     if table is None:
         early.check_clusters(clusters[0])
         early.check_output_folder(output, "labels")
-        from clip_negatives.storage.labels_folder import write_labels
-
-        folder = write_labels(clusters[0], output)
     else:
         early.check_assignments(table, centroids or "")
         if data is not None:
             early.check_data(data, "webdataset")
         early.check_output_folder(output, "labels")
-        from clip_negatives.pipelines.given_labels import write_given_labels
+    from clip_negatives.distributed.torchrun import joined
+    from clip_negatives.pipelines.given_labels import write_given_labels
+    from clip_negatives.storage.labels_folder import write_labels
 
-        folder = write_given_labels(table, centroids or "", output, columns, data=data)
-    _print_written(folder, output, data)
+    def write() -> LabelsFolder:
+        if table is None:
+            return write_labels(clusters[0], output)
+        return write_given_labels(table, centroids or "", output, columns, data=data)
+
+    with joined() as processes:
+        # One process writes: they would replace the folder of each other.
+        folder = processes.together(lambda: write() if processes.rank == 0 else None)
+    if folder is not None:
+        _print_written(folder, output, data)
 
 
 def _check_usage(context: click.Context, folders: tuple[Path, ...], table: str | None) -> None:

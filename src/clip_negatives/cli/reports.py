@@ -90,14 +90,14 @@ def inspect(
     """
     early.check_clusters_or_data(clusters, dataset_type)
     if data is not None:
-        early.check_data(data, dataset_type)
+        clustered = early.clustered_data(data, dataset_type, Path(clusters))
     early.check_output_folder(output, "report")
     from clip_negatives.dataset import open_pairs
     from clip_negatives.report import write_inspection
 
     folder, source = clusters_and_data(clusters, dataset_type, recipe)
     if data is not None:
-        source = open_pairs(data, recipe.columns, dataset_type=dataset_type)
+        source = open_pairs(clustered, recipe.columns, dataset_type=dataset_type)
     batch_size = batch_size or _default_batch_size(folder)
     with stage("Writing the report"):
         written = write_inspection(folder, output, source=source, batch_size=batch_size, seed=recipe.seed, **options)

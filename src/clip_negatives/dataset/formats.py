@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,12 +204,16 @@ def _image_folder(folder: Path, separator: str | None, texts: Sequence[str]) -> 
     return Table(table.names, table.read, table.separator, images_in=folder)
 
 
-def check_exists(location: str | Path, dataset_type: str = "auto") -> None:
-    """Raise DataError if the format of data is unknown, or if a local file of them is missing, without reading the files."""
+def check_exists(location: str | Path, dataset_type: str = "auto", known_missing: Collection[str] = ()) -> None:
+    """Raise DataError if the format of data is unknown, or if a local file of them is missing, without reading the files.
+
+    The tars in `known_missing` may be missing.
+    """
     kind = kind_of(location, dataset_type)
     if kind == "webdataset":
         for shard in expand_urls(str(location)):
-            check_local_file("tar", shard)
+            if shard not in known_missing:
+                check_local_file("tar", shard)
     elif kind in ("csv", "jsonl") or (kind == "parquet" and not Path(location).is_dir()):
         check_local_file(f"{kind} file", str(location))
     elif not Path(location).is_dir():

@@ -17,7 +17,12 @@ KEYS = ("key", "shard", "shard_pattern")  # fields of `Columns` for the keys of 
 
 
 def open_pairs(
-    location: str | Path, columns: Columns | None = None, *, dataset_type: str = "auto", images: bool = True
+    location: str | Path,
+    columns: Columns | None = None,
+    *,
+    dataset_type: str = "auto",
+    images: bool = True,
+    may_lack_tars: bool = False,
 ) -> TablePairs | TarPairs:
     """Open image-text pairs.
 
@@ -28,6 +33,7 @@ def open_pairs(
         columns: the columns; unnamed ones are detected by common names.
         dataset_type: one of `clip_negatives.dataset.kinds.KINDS`; "auto": by the ending, or by the files of a folder.
         images: whether images are needed. If not, a table may lack them, and none is opened.
+        may_lack_tars: leave the check that tars exist to the code that reads them.
 
     Raises:
         DataError: the data cannot be read, or a column is missing or ambiguous.
@@ -39,7 +45,7 @@ def open_pairs(
         columns = columns or Columns()
         if named := [name for name in KEYS if getattr(columns, name) is not None]:
             raise DataError(f"{location} are tars, which have keys of their own. Omit {argument_of(named[0])}.")
-        return TarPairs(str(location), group_field=columns.group, text_field=columns.text)
+        return TarPairs(str(location), group_field=columns.group, text_field=columns.text, may_lack_tars=may_lack_tars)
     return open_table(location, columns, dataset_type=dataset_type, images=images)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_negatives.dataset.captions import RawSample, remedy
-from clip_negatives.dataset.images import read_image, read_small_image
+from clip_negatives.dataset.images import file_size, read_image, read_small_image
 from clip_negatives.dataset.notes import no_groups
 from clip_negatives.dataset.pairs import BrokenSample, fingerprint_of, readable
 from clip_negatives.dataset.tar_part import ENDINGS as ENDINGS
@@ -26,16 +26,20 @@ class TarPairs:
     `texts` and `groups` of all tars are in memory; `parts` are read one by one. Broken samples are skipped; a broken image is
     only noticed when it is read. `urls` are one or more tars joined by ``::``, with brace expansion: paths, URLs of fsspec, or
     ``pipe:``. Pairs of one group (a field of the ``.json``) show the same item. `text_field` is the ending or the json field of
-    the text, see `clip_negatives.dataset.captions.with_caption`; None is the ``.txt``.
+    the text, see `clip_negatives.dataset.captions.with_caption`; None is the ``.txt``. With `may_lack_tars`, a missing tar is
+    an error only when it is read.
     """
 
     n_pairs: int | None = None
     image_paths: Sequence[str] | None = None
 
-    def __init__(self, urls: str, *, group_field: str | None = None, text_field: str | None = None) -> None:
+    def __init__(
+        self, urls: str, *, group_field: str | None = None, text_field: str | None = None, may_lack_tars: bool = False
+    ) -> None:
         self.urls, self._group_field, self._text_field = urls, group_field, text_field
         self.shards = expand_urls(urls)
-        check_shards(self.shards)
+        if not may_lack_tars:
+            check_shards(self.shards)
 
     @property
     def summary(self) -> str:
@@ -89,9 +93,9 @@ class TarPairs:
     def identity(self) -> dict[str, str]:
         """Return a digest of the tars, in order, and where their captions are.
 
-        The digest is of the file name and size of a local tar, and of the URL of a remote one.
+        The digest is of the file name and size (None if missing) of a local tar, and of the URL of a remote one.
         """
-        tars = [f"{Path(tar).name} {Path(tar).stat().st_size}" if is_plain(tar) else tar for tar in self.shards]
+        tars = [f"{Path(tar).name} {file_size(tar)}" if is_plain(tar) else tar for tar in self.shards]
         return {"tars": fingerprint_of(tars), "captions": self._text_field or "txt"}
 
     @functools.cached_property

@@ -8,6 +8,7 @@ import stat
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,7 +17,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from clip_negatives.dataset.pairs import file_stamp
-from clip_negatives.errors import DataError
+from clip_negatives.dataset.web import WebStream, is_web, read_bytes, repeated
+from clip_negatives.errors import DataError, MissingShardError
 from clip_negatives.storage.source_files import SourceFile
 
 # Metadata keys, by file system, whose value changes when a file is rewritten.
@@ -54,7 +56,7 @@ def check_local_file(kind: str, url: str) -> None:
         try:
             mode = Path(url if is_plain(url) else LocalFileSystem._strip_protocol(url)).stat().st_mode
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a zero byte in the name
-            raise DataError(f"The {kind} {url} does not exist. Check its path.") from error
+            raise missing(kind, url) from error
         except OSError as error:
             raise unreadable(kind, url, error) from error
         if not stat.S_ISREG(mode):
@@ -66,7 +68,7 @@ def check_reachable(kind: str, url: str) -> None:
     check_local_file(kind, url)
     with _errors(url, kind):
         system, path = fsspec.core.url_to_fs(url)
-        system.info(path)
+        repeated(url, lambda: system.info(path))
 
 
 def check_shards(shards: Sequence[str]) -> None:
@@ -125,7 +127,7 @@ def shard_digest(url: str, size: int) -> str:
         else:
             system, path = fsspec.core.url_to_fs(url)
             ends = [(0, first), (size - last, size)] if last else [(0, first)]
-            content = b"".join(system.cat_file(path, start=start, end=stop) for start, stop in ends)
+            content = b"".join(repeated(url, partial(read_bytes, system, path, start, stop)) for start, stop in ends)
     # A web server without ranges sends the whole file.
     return hashlib.sha256(content).hexdigest() if len(content) == first + last else ""
 
@@ -146,6 +148,8 @@ def open_url(url: str) -> IO[bytes]:
             from webdataset import gopen  # imports torch
 
             return cast("IO[bytes]", gopen(url))
+        if is_web(url):
+            return cast("IO[bytes]", WebStream(url))
         return cast("IO[bytes]", fsspec.open(url, "rb").open())
 
 
@@ -192,12 +196,21 @@ class ShardStream:
         return self._stream.tell()
 
 
+def missing(kind: str, url: str) -> DataError:
+    """Return the error for a file ("tar" or "csv file") that does not exist."""
+    return _error_of(kind)(f"The {kind} {url} does not exist. Check its path.")
+
+
 def unreadable(kind: str, url: str, error: Exception) -> DataError:
     """Return the error for a file ("tar" or "csv file") that cannot be read."""
     reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
     is_cut = isinstance(error, EOFError)  # of compressed files
     repair = "It seems to be cut off. Copy it again" if is_cut else "Check that it is reachable, and run the command again"
-    return DataError(f"The {kind} {url} cannot be read: {reason.rstrip('.')}. {repair}.")
+    return _error_of(kind)(f"The {kind} {url} cannot be read: {reason.rstrip('.')}. {repair}.")
+
+
+def _error_of(kind: str) -> type[DataError]:
+    return MissingShardError if kind == "tar" else DataError
 
 
 def _is_failed_command(url: str, error: DataError) -> bool:
@@ -209,7 +222,7 @@ def _info(url: str) -> dict[str, Any]:
     with _errors(url):
         system, path = fsspec.core.url_to_fs(url)
         system.invalidate_cache(path)
-        return dict(system.info(path))
+        return dict(repeated(url, lambda: system.info(path)))
 
 
 @contextmanager
@@ -219,7 +232,7 @@ def _errors(url: str, kind: str = "tar") -> Iterator[None]:
     except FileNotFoundError as error:
         if isinstance(error.__cause__, Exception):  # fsspec raises FileNotFoundError for every answer of a web server
             raise unreadable(kind, url, error.__cause__) from error
-        raise DataError(f"The {kind} {url} does not exist. Check its path.") from error
+        raise missing(kind, url) from error
     except DataError:
         raise
     except Exception as error:  # each file system of fsspec has its own errors

@@ -63,6 +63,7 @@ def encode_images(
         record["broken"] = [(sample.key, sample.reason, sample.shard) for sample in broken if sample is not torn]
         record["lost"] = [(sample.key, sample.reason) for sample in broken if sample.is_lost and sample is not torn]
         record["torn"] = None if torn is None else (torn.key, torn.reason, torn.share)
+        record["missing"] = None
         record["notes"] = summary
         record["sources"] = [(source.file, source.size, source.sha256) for source in sources]
 

@@ -55,6 +55,7 @@ class PartReport(NamedTuple):
         n_lost: number of those that cannot be read.
         first_broken, first_lost: key and reason of the first of them; None if there is none.
         torn: name and cause of a torn tar, and the share of the file before the damage.
+        missing: name of a missing tar, and what is wrong.
         notes: see `clip_negatives.dataset.notes`.
     """
 
@@ -64,6 +65,7 @@ class PartReport(NamedTuple):
     first_broken: Sequence[str] | None
     first_lost: Sequence[str] | None
     torn: tuple[str, str, float | None] | None
+    missing: tuple[str, str] | None
     notes: Summary
 
     @classmethod
@@ -71,7 +73,9 @@ class PartReport(NamedTuple):
         """Return the report from the record of a part."""
         broken, lost = record["broken"], record["lost"]
         counts = record["count"], len(broken), len(lost)
-        return cls(*counts, next(iter(broken), None), next(iter(lost), None), record["torn"], record["notes"])
+        return cls(
+            *counts, next(iter(broken), None), next(iter(lost), None), record["torn"], record["missing"], record["notes"]
+        )
 
     @property
     def n_read(self) -> int:
@@ -89,6 +93,7 @@ class Losses:
         n_read: number of samples that were read, also of those that are left out.
         n_lost: number of samples that cannot be read, without the rest of torn tars.
         first_lost: key and reason of the first of them.
+        missing: name of each missing tar, and what is wrong. Its samples are in no other number.
     """
 
     torn: Sequence[TornPart]
@@ -96,16 +101,18 @@ class Losses:
     n_read: int
     n_lost: int
     first_lost: Sequence[str] | None
+    missing: Sequence[tuple[str, str]] = ()
 
     @classmethod
     def of(cls, parts: Sequence[PartReport]) -> Losses:
         """Return the losses of all parts; those of torn tars are estimated from what is known of the tars."""
-        whole = [part.n_read for part in parts if part.torn is None]
+        whole = [part.n_read for part in parts if part.torn is None and part.missing is None]
         mean = sum(whole) / len(whole) if whole else None
         torn = [_estimated(*part.torn, part.n_read, mean) for part in parts if part.torn is not None]
         first = next((part.first_lost for part in parts if part.first_lost is not None), None)
         n_usable, n_read = (sum(numbers) for numbers in zip(*((part.n_samples, part.n_read) for part in parts), strict=True))
-        return cls(torn, n_usable, n_read, sum(part.n_lost for part in parts), first)
+        missing = [(part.missing[0], part.missing[1]) for part in parts if part.missing is not None]
+        return cls(torn, n_usable, n_read, sum(part.n_lost for part in parts), first, missing)
 
     @property
     def n_torn(self) -> int:

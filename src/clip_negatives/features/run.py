@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from torch import Tensor
 from clip_negatives import __version__
 from clip_negatives.dataset import ImageTextPairs, TablePairs, notes
 from clip_negatives.dataset.captions import remedy
+from clip_negatives.dataset.missing import MissingLimit
 from clip_negatives.dataset.pairs import fingerprint_of
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders import Encoder
@@ -26,10 +28,11 @@ from clip_negatives.features.assembly import (
     write_samples,
     write_source_files,
 )
-from clip_negatives.features.encoding import CHUNK, encode_images, encode_texts, texts_of
+from clip_negatives.features.encoding import CHUNK, encode_texts, texts_of
 from clip_negatives.features.frequent import frequent_images
 from clip_negatives.features.given import GivenFeatures, sides_to_copy, stamp_of, unit_rows
 from clip_negatives.features.losses import Losses, PartReport, check_share
+from clip_negatives.features.missing_parts import MissingParts
 from clip_negatives.features.shared_work import SharedWork
 from clip_negatives.features.store import EncodedFeatures, PartStore
 from clip_negatives.printing import log
@@ -57,6 +60,7 @@ def encode(
     processes: Processes = ALONE,
     max_lost: float = 1.0,
     repair: str = "",
+    missing: MissingLimit = MissingLimit(),  # noqa: B008  (immutable)
 ) -> EncodedFeatures:
     """Encode images and texts of every pair that is not broken; each of the processes makes this call.
 
@@ -66,24 +70,34 @@ def encode(
     Each part is encoded by one process and stored in `folder`, on a disk that all processes share. A later call with the same
     encoders encodes only the missing parts, and returns exactly the same features; parts of other data or encoders are removed.
     Memory holds one part, and the samples that encoders learn from: up to 200,000 texts and raw features of 40,000 images.
-    A later call reads torn tars again. DataError if the share of lost samples is larger than `max_lost`; see `Losses.check`.
+    A later call reads torn and missing tars again. DataError if the share of lost samples is larger than `max_lost`, see
+    `Losses.check`, or if more tars are missing than allowed.
     """
     check_share(max_lost)
     if dtype not in DTYPES:
         raise InputError(f"Expected feature_dtype {' or '.join(DTYPES)}, got {dtype!r}.")
-    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes).run(max_lost, repair)
+    return EncodingRun(source, image_encoder, text_encoder, folder, dtype, copy, processes, missing).run(max_lost, repair)
 
 
 class EncodingRun(SharedWork):
     """One call of `encode`, with its arguments."""
 
     def __init__(
-        self, source: ImageTextPairs, images: Side, texts: Side, folder: Path, dtype: str, copy: bool, processes: Processes
+        self,
+        source: ImageTextPairs,
+        images: Side,
+        texts: Side,
+        folder: Path,
+        dtype: str,
+        copy: bool,
+        processes: Processes,
+        missing: MissingLimit,
     ) -> None:
         self.images, self.texts, self.folder, self.processes = images, texts, folder, processes
         self.dtype, self.n_pairs, self.parts = DTYPES[dtype], source.n_pairs, source.parts()
         with stage("Checking the files of the data"):
-            self.digests: list[str] = processes.divided(lambda part: part.digest(), self.parts)
+            self.missing = MissingParts(missing, self.parts, processes)
+            self.digests = self.missing.digests
         self.given = {name: side for name, side in (("image", images), ("text", texts)) if not isinstance(side, Encoder)}
         self.copy, self.cause = copy, REPEATED["table" if isinstance(source, TablePairs) else "tars"]
         stamps = [processes.first(lambda: stamp_of(self.given))] if self.given else []
@@ -91,7 +105,7 @@ class EncodingRun(SharedWork):
         # Another version may learn other features, which must not be mixed.
         versions = [__version__, torch.__version__, version("scikit-learn")]
         # Of a part; older versions stored less.
-        contents = ["features", "samples", "sources", "shards of keys", "losses", "notes"]
+        contents = ["features", "samples", "sources", "shards of keys", "losses", "notes", "missing"]
         names = {"image": images.name, "text": texts.name} | dict.fromkeys(self.given, "given")
         self.plan = {**names, "chunk": CHUNK, "dtype": dtype, "versions": versions}
         self.plan["contents"] = contents
@@ -109,6 +123,7 @@ class EncodingRun(SharedWork):
         to_copy = self.processes.first(self._to_copy)
         self._encode_images()
         parts = self._reports()
+        self.processes.together(lambda: self.missing.check(parts))
         losses = self.processes.first(lambda: self._losses(parts))
         self.processes.together(lambda: losses.check(max_lost, repair))
         summary = notes.merged(part.notes for part in parts)
@@ -131,9 +146,14 @@ class EncodingRun(SharedWork):
         return set() if is_whole else sides_to_copy(self.given, self.copy)
 
     def _forget_torn_parts(self) -> None:
-        """Remove the parts of torn tars, and what was made from them, so that the tars are read again."""
-        torn = self.processes.divided(lambda digest: (self.image_store.record(digest) or {}).get("torn"), self.digests)
-        parts = [digest for digest, damage in zip(self.digests, torn, strict=True) if damage is not None]
+        """Remove the parts of torn and missing tars, and what was made from them, so that the tars are read again."""
+
+        def is_incomplete(digest: str) -> bool:
+            record = self.image_store.record(digest) or {}
+            return any(record.get(name) is not None for name in ("torn", "missing"))
+
+        incomplete = self.processes.divided(is_incomplete, self.digests)
+        parts = list(itertools.compress(self.digests, incomplete))
         stale = [self.whole, self.clustering_folder, *(self.image_store.folder / digest for digest in parts)]
         # A learned vocabulary depends on the texts of the torn tars too.
         learned = isinstance(self.texts, Encoder) and self.texts.learn is not None
@@ -165,7 +185,7 @@ class EncodingRun(SharedWork):
             options = encoder, self.image_store, self.dtype, self._advance(running)
 
             def encode_part(digest: str) -> None:
-                encode_images(parts[digest], digest, *options)
+                self.missing.encode(parts[digest], digest, *options)
                 if not (is_whole and self.n_pairs):
                     running.total = round(running.completed * len(mine) / (mine.index(digest) + 1))  # parts have similar sizes
                 if digest == self.digests[0]:  # an error about groups comes only after all parts

@@ -22,7 +22,7 @@ def open_data(
         InputError: the recipe names an encoder or a dtype for precomputed features.
     """
     if features is None:
-        return recipe.open(data), {}
+        return recipe.open(data, may_lack_tars=True), {}
     option, has_images = argument("features"), feature_places(features).image is not None
     source = recipe.open(data, images=not has_images)
     if not isinstance(source, TablePairs):

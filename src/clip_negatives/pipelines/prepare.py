@@ -16,6 +16,7 @@ import platformdirs
 
 from clip_negatives.clustering.fit import check_clusterers, cluster_together
 from clip_negatives.dataset import ImageTextPairs
+from clip_negatives.dataset.missing import MissingLimit
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders import image_encoder as image_encoder_of
 from clip_negatives.encoders import text_encoder as text_encoder_of
@@ -32,7 +33,7 @@ from clip_negatives.storage.clusters_folder import ClustersFolder, read_clusters
 from clip_negatives.storage.folder_kind import FORMAT
 from clip_negatives.storage.limits import MAX_LOST
 from clip_negatives.storage.locks import sole_user
-from clip_negatives.storage.manifest import CLUSTERS_FOLDER, MANIFEST
+from clip_negatives.storage.manifest import CLUSTERS_FOLDER, MANIFEST, MISSING_SHARDS
 from clip_negatives.storage.ownership import claim_work, remove_work
 from clip_negatives.storage.paths import obstacle
 from clip_negatives.storage.provenance import plugins_section, resolved
@@ -43,6 +44,7 @@ CACHE_VARIABLE = "CLIP_NEGATIVES_CACHE"  # environment variable: folder of cache
 
 # How to accept a loss of {} percent when the clusters are prepared for the cache.
 ACCEPTED = "or run clip-negatives prepare with --max-lost {}%, and use its folder as the clusters"
+WITHOUT_MISSING = "Or run clip-negatives prepare with --max-missing-shards {}, and use its folder as the clusters."
 
 
 def prepare(
@@ -66,6 +68,7 @@ def prepare_folder(
     progress: bool = True,
     processes: Processes = ALONE,
     max_lost: float = MAX_LOST,
+    max_missing_shards: int | str = 0,
 ) -> dict[str, Any]:
     """Encode and cluster image-text pairs, write a clusters folder, and return its manifest.
 
@@ -86,15 +89,19 @@ def prepare_folder(
         progress: show progress on stderr, see `clip_negatives.progress`.
         processes: the processes that share the work, see `clip_negatives.distributed.torchrun.joined`.
         max_lost: largest share of samples, 0 .. 1, that may be in the lost part of torn tars or be unreadable.
+        max_missing_shards: largest number of tars, or percentage of the tars such as ``"1%"``, that may not exist or be
+            unreachable. They are left out, and listed in the manifest; the next call reads them.
 
     Raises:
         PluginError: a name or option is unknown.
         DataError: the data or the weights of an encoder cannot be read, or more than `max_lost` of the samples are lost.
+        MissingShardError: more than `max_missing_shards` tars are missing. It is a DataError.
         InputError: a value is out of its range, or the clusterer cannot cluster the features.
         ArtifactError: the folder cannot be written.
         ProcessError: a process was lost.
     """
     recipe = recipe or Recipe()
+    missing = processes.together(lambda: MissingLimit(max_missing_shards))
     folder = processes.together(lambda: CLUSTERS_FOLDER.check(output))
     is_shown = progress and processes.rank == 0
     with shown(is_shown), stage("Reading the data"):
@@ -102,7 +109,7 @@ def prepare_folder(
     processes.together(lambda: recipe.check(source.n_pairs))
     processes.together(lambda: check_share(max_lost))
     keep_features = features is None if keep_features is None else keep_features
-    options: dict[str, Any] = {"keep_features": keep_features, "max_lost": max_lost}
+    options: dict[str, Any] = {"keep_features": keep_features, "max_lost": max_lost, "missing": missing}
     with ExitStack() as stack:
         stack.enter_context(shown(is_shown))
         processes.first(lambda: stack.enter_context(sole_user(folder)))
@@ -138,7 +145,8 @@ def prepare_cached(source: ImageTextPairs, recipe: Recipe | None = None, *, prog
         if (cached := _cached(folder)) is not None:  # another process prepared it meanwhile
             remove_work(work)
             return cached
-        options: dict[str, Any] = {"processes": ALONE, "max_lost": MAX_LOST, "cached": True}
+        options: dict[str, Any] = {"processes": ALONE, "max_lost": MAX_LOST, "missing": MissingLimit(0, WITHOUT_MISSING)}
+        options["cached"] = True
         _encode_and_cluster(source, folder, recipe, {}, keep_features=True, **options)
     return read_clusters(folder)
 
@@ -169,6 +177,7 @@ def _encode_and_cluster(
     keep_features: bool,
     processes: Processes,
     max_lost: float,
+    missing: MissingLimit,
     cached: bool = False,
 ) -> dict[str, Any]:
     """Encode, cluster and write in a work folder that no other run uses; return the manifest."""
@@ -182,7 +191,7 @@ def _encode_and_cluster(
     )
     processes.first(lambda: claim_work(work))
     options: dict[str, Any] = {"max_lost": max_lost, "repair": ACCEPTED if cached else ""}
-    options |= {"copy": keep_features, "processes": processes}
+    options |= {"copy": keep_features, "processes": processes, "missing": missing}
     encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, **options)
     processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
     checkpoint = processes.first(lambda: encoded.clustering_folder / _short_digest(_clusterers(recipe)))
@@ -203,6 +212,8 @@ def _encode_and_cluster(
         "n_broken": encoded.n_broken,
         "n_torn": len(encoded.losses.torn),
     }
+    if encoded.losses.missing:
+        manifest[MISSING_SHARDS] = [shard for shard, _ in encoded.losses.missing]
     del manifest["columns"]  # describes the data, not the clustering
     if given:
         manifest["features"] = processes.first(lambda: manifest_entry(given))
@@ -211,9 +222,11 @@ def _encode_and_cluster(
     with stage("Writing the clusters folder"):
         written = processes.first(lambda: write_clusters_from_files(output, clusterings, files, manifest, cached=cached))
     processes.together(encoded.unmap)
-    if cached or not encoded.losses.torn:  # the next call reads the torn tars again, and keeps the other parts
+    # The next call reads torn and missing tars again, and keeps the other parts.
+    if cached or not (encoded.losses.torn or encoded.losses.missing):
         processes.first(lambda: remove_work(work))
-    for warning in encoded.warnings if processes.rank == 0 else ():
+    left_out = [f"{fault} It is left out." for _, fault in encoded.losses.missing]
+    for warning in (*left_out, *encoded.warnings) if processes.rank == 0 else ():
         log(warning)
     return written
 

@@ -49,16 +49,16 @@ class Recipe:
 
         return encoder_name("image", self.image_encoder), encoder_name("text", self.text_encoder)
 
-    def open(self, data: ImageTextPairs | str | Path, *, images: bool = True) -> ImageTextPairs:
+    def open(self, data: ImageTextPairs | str | Path, *, images: bool = True, may_lack_tars: bool = False) -> ImageTextPairs:
         """Open a path, a URL (see `clip_negatives.dataset.open_pairs`) or a ``datasets.Dataset`` with the recipe's columns.
 
-        Without `images`, a table may lack them, and none is opened.
+        Without `images`, a table may lack them, and none is opened. With `may_lack_tars`, `encode` checks that tars exist.
         """
         from clip_negatives.dataset import dataset_pairs, open_pairs
         from clip_negatives.dataset.hugging_face import is_dataset
 
         if isinstance(data, str | Path):
-            return open_pairs(data, self.columns, images=images)
+            return open_pairs(data, self.columns, images=images, may_lack_tars=may_lack_tars)
         if is_dataset(data):
             return dataset_pairs(data, self.columns, images=images)
         if not hasattr(data, "parts"):

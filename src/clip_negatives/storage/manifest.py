@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ CLUSTERS, SAMPLES = "clusters.safetensors", "samples.parquet"  # of a clusters f
 SHARDS = "shards.parquet"  # of a labels folder
 MANIFEST, PLAN = "manifest.json", "plan.json"  # mark a clusters folder, and a folder of resharded tars
 
+MISSING_SHARDS = "missing_shards"  # entry of a manifest: tars of the data that were left out, because they were missing
 TRIES = 10  # attempts to read a folder while other processes replace it
 PAUSE = 0.02  # seconds before the next attempt; a folder that is being replaced is missing for a shorter time
 OWN_ENTRIES = ("tool", "kind", "format", "package_version", "created", "files")  # about the folder itself, not its clusters
@@ -140,6 +141,15 @@ def check_clusters(path: Path) -> None:
         repair = "Name the clusters folder that the labels were made from: labels work only in training on webdataset streams."
         raise ArtifactError(f"{path} is a labels folder, not a clusters folder. {repair}")
     CLUSTERS_FOLDER.check_is_at(path)
+
+
+def missing_shards(path: Path) -> frozenset[str]:
+    """Return the tars that were missing when a clusters or labels folder was made; none without a readable manifest."""
+    listed: set[str] = set()
+    for name in (MANIFEST, LABELS_FOLDER.manifest):
+        with suppress(OSError, ValueError):
+            listed |= set(read_json(path / name).get(MISSING_SHARDS, ()))
+    return frozenset(listed)
 
 
 def _is_entry(entry: Any) -> bool:

@@ -19,6 +19,7 @@ from clip_negatives.host.options import parse_spec
 from clip_negatives.host.registry import Kind, default_registry
 from clip_negatives.storage.atomic import digest
 from clip_negatives.storage.digests import digest_of, source_digest
+from clip_negatives.storage.manifest import MISSING_SHARDS
 from clip_negatives.storage.ownership import replaced_file
 from clip_negatives.storage.safe_reading import read_json
 
@@ -68,7 +69,8 @@ def clusters_section(manifest: Mapping[str, Any] | None) -> dict[str, Any]:
     if manifest is None:
         return {"content": None}
     files = {name: entry["sha256"] for name, entry in manifest.get("files", {}).items() if name.endswith(".safetensors")}
-    return {"content": digest_of(files), **{name: manifest[name] for name in RECIPE if name in manifest}}
+    missing = {MISSING_SHARDS: manifest[MISSING_SHARDS]} if manifest.get(MISSING_SHARDS) else {}
+    return {"content": digest_of(files), **{name: manifest[name] for name in RECIPE if name in manifest}, **missing}
 
 
 def plugins_section(specs: Iterable[tuple[Kind, str]]) -> dict[str, dict[str, str | None]]:

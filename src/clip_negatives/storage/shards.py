@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.clusters_folder import ClustersFolder
+from clip_negatives.storage.manifest import MISSING_SHARDS
 from clip_negatives.storage.safe_reading import BATCH_ROWS
 from clip_negatives.storage.source_files import SourceFile
 
@@ -51,9 +52,11 @@ class ClusteredShards(KnownShards):
 
     Attributes:
         endings: last path components of each shard, by its name.
+        missing: last path components of the tars that were left out, because they were missing.
     """
 
     endings: Mapping[str, str]
+    missing: Collection[str] = ()
 
     @classmethod
     def of(cls, folder: ClustersFolder) -> ClusteredShards:
@@ -62,11 +65,14 @@ class ClusteredShards(KnownShards):
             return cls(folder.path, 0, {}, {"": ""})
         # A shard without a readable sample is not in the column, but it counts as clustered.
         sources = folder.sources
-        shards = dict.fromkeys([*pc.unique(folder.samples["shard"]).to_pylist(), *(source.file for source in sources)])
+        missing = folder.manifest.get(MISSING_SHARDS, [])
+        clustered = [*pc.unique(folder.samples["shard"]).to_pylist(), *(source.file for source in sources)]
+        shards = dict.fromkeys([*clustered, *missing])
         check_distinct(list(shards))
         depth = distinct_depth(list(shards))
         endings = {shard: last_parts(shard, depth) for shard in shards}
-        return cls(folder.path, depth, {endings[source.file]: source for source in sources}, endings)
+        known = {endings[source.file]: source for source in sources}
+        return cls(folder.path, depth, known, endings, frozenset(endings[shard] for shard in missing))
 
     def check(self, addresses: Sequence[str]) -> None:
         """Raise ArtifactError if a shard was not clustered, or if two shards have the same last path components."""

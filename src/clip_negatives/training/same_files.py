@@ -16,6 +16,8 @@ from clip_negatives.printing import log
 from clip_negatives.storage.atomic import digest
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.clusters_parts import BYTES
+from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
+from clip_negatives.storage.manifest import MISSING_SHARDS
 from clip_negatives.storage.shards import KnownShards
 from clip_negatives.storage.source_files import DIGESTED_FILES, SourceFile, evenly_spread
 from clip_negatives.training.same_data import CHECKED_FILES, map_files
@@ -55,6 +57,19 @@ def check_contents(pairs: Sequence[tuple[str, SourceFile]], folder: Path) -> Non
         if sha256 and source.sha256 and sha256 != source.sha256:
             fault = f"The shard {address} has other content than the clustered shard {source.file}, at the same size."
             raise ArtifactError(f"{fault} {repair}")
+
+
+def warn_of_missing_shards(folder: ClustersOrLabels) -> None:
+    """Warn of tars without labels: they were missing when the clusters were made."""
+    missing = folder.manifest.get(MISSING_SHARDS, [])
+    if missing:
+        is_labels = isinstance(folder, LabelsFolder)
+        effect = "Their pairs have weight 1" if is_labels else "Training skips their samples"
+        again = "clip-negatives prepare and clip-negatives labels" if is_labels else "clip-negatives prepare"
+        log(
+            f"{folder.path} has no labels of {len(missing)} tar{'s' * (len(missing) > 1)}, which were missing in prepare "
+            f"(first: {missing[0]}). {effect}. When the data are complete, run {again} again."
+        )
 
 
 def warn_of_uncompared_shards(shards: KnownShards, addresses: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder,
 from clip_negatives.storage.manifest import LABELS_FOLDER
 from clip_negatives.storage.shards import ClusteredShards
 from clip_negatives.training.same_data import check_columns, spread, warn_of_newer
-from clip_negatives.training.same_files import check_embedded_images, check_images, check_shards
+from clip_negatives.training.same_files import check_embedded_images, check_images, check_shards, warn_of_missing_shards
 from clip_negatives.training.weighting import loss_terms
 
 
@@ -178,6 +178,7 @@ def warn_of_newer_data(folder: ClustersOrLabels, args: Namespace) -> None:
     elif kind_of(args) == "webdataset":
         shards = [shard for shard in expand_urls(args.train_data) if is_plain(shard)]
         warn_of_newer(folder.path, folder.manifest, "tars", spread(pa.array(shards, pa.string())))
+        warn_of_missing_shards(folder)
 
 
 def _try_sampler(folder: ClustersOrLabels | None, kind: str, args: Namespace, options: TrainOptions) -> Additions:

@@ -25,7 +25,8 @@ SIZES, LENGTH = "sizes.json", "__len__"  # files beside the shards: number of sa
 def pairs(args: Namespace, group: str | None = None, data: str | None = None) -> TablePairs | TarPairs:
     """Open `data` (default: the training data), see `columns_of`."""
     with named(OPTIONS):
-        return open_pairs(data or args.train_data, columns_of(args, group), dataset_type=args.dataset_type)
+        columns, location = columns_of(args, group), data or args.train_data
+        return open_pairs(location, columns, dataset_type=args.dataset_type, may_lack_tars=True)  # see `check_paths`
 
 
 def columns_of(args: Namespace, group: str | None = None) -> Columns:
