@@ -12,7 +12,6 @@ import click
 from clip_negatives.cli.output import echo
 from clip_negatives.dataset.missing import MissingLimit
 from clip_negatives.errors import InputError
-from clip_negatives.storage.manifest import MANIFEST, MISSING_SHARDS
 
 CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first; also of torn and missing tars
 BROKEN = "broken.parquet"
@@ -52,6 +51,8 @@ class ShardCount(click.ParamType):  # type: ignore[type-arg]  # generic from cli
 
 def print_losses(manifest: Mapping[str, Any], output: Path) -> None:
     """Print what a clusters folder lacks: skipped samples, torn tars and missing tars."""
+    from clip_negatives.storage.manifest import MANIFEST, MISSING_SHARDS
+
     if manifest["n_broken"] or manifest["n_torn"]:
         _print_skipped(output)
     if missing := manifest.get(MISSING_SHARDS):
