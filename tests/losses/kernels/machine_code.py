@@ -109,7 +109,7 @@ def compiled(name: str, capability: int, dtype: torch.dtype, options: str, *, lo
     flags = what.flags() | flags
     compiler = {option: flags.pop(option) for option in ("num_warps", "num_stages", "maxnreg") if option in flags}
     values = [*what.arguments(every, every), *more, *what.sizes(every, every)]
-    source = ASTSource(kernel, *_signature(kernel.arg_names, values, flags))
+    source = ASTSource(kernel, *signature_of(kernel.arg_names, values, flags))
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=compiler)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -131,7 +131,7 @@ def compiled(name: str, capability: int, dtype: torch.dtype, options: str, *, lo
     }
 
 
-def _signature(names: list[str], values: list[Any], flags: dict[str, Any]) -> tuple[dict, dict, dict]:
+def signature_of(names: list[str], values: list[Any], flags: dict[str, Any]) -> tuple[dict, dict, dict]:
     """Return the types of the arguments, which are constants, and which are multiples of 16, as triton finds them at a call."""
     signature, constants, attributes = {}, {}, {}
     for place, (argument, value) in enumerate(zip(names, values, strict=False)):

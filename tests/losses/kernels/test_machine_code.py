@@ -13,6 +13,7 @@ import pytest
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="no triton on this platform")
 
+ROOT = Path(__file__).resolve().parents[3]
 REGISTERS = {
     (80, ""): 192,
     (80, "tables"): 208,
@@ -32,16 +33,26 @@ Up to 128, two blocks of 256 threads fit on a multiprocessor, up to 255 one.
 """
 
 
+def run_without_interpreter(module: str, cache: Path) -> list[str]:
+    """Return the lines that a program prints, which compiles kernels."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    command = [sys.executable, "-m", f"tests.losses.kernels.{module}"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    program = Path(__file__).with_name("machine_code.py")
-    done = subprocess.run(
-        [sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=1200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in run_without_interpreter("machine_code", tmp_path_factory.mktemp("triton"))]
+
+
+def test_kernels_over_anchors_compile(tmp_path):
+    from clip_negatives.losses.kernels import anchor_kernels
+
+    names = {name for name in vars(anchor_kernels) if name.endswith("_kernel")}
+    assert set(run_without_interpreter("anchor_code", tmp_path)) == names
 
 
 def test_every_kernel_is_compiled_for_every_generation_and_type(compiled):
