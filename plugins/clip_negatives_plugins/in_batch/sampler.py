@@ -32,15 +32,14 @@ class InBatch(BlockSampler):
         """Return the number of batches of an epoch on this rank."""
         return super().__len__() if self._native is None else len(self._native)  # type: ignore[arg-type]
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the loop's own batches, or the batches of the shuffle."""
+    def _batches_after(self, n: int) -> Iterator[list[int]]:
+        """Yield the loop's own batches, or the batches of the shuffle, without the first `n`."""
         if self._native is None:
-            yield from super().__iter__()
+            yield from super()._batches_after(n)
             return
-        first = self._position if self._resumed else 0
         self._resumed = False
-        for position, batch in enumerate(itertools.islice(self._native, first, None), first):
-            self._position = position + 1
+        for position, batch in enumerate(itertools.islice(self._native, n, None), n + 1):
+            self._position = position
             yield list(batch)
 
     def set_epoch(self, epoch: int) -> None:
