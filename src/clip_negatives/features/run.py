@@ -68,7 +68,8 @@ def encode(
     rows have unit norm. Otherwise they are joined and scaled on disk, once.
 
     Each part is encoded by one process and stored in `folder`, on a disk that all processes share. A later call with the same
-    encoders encodes only the missing parts, and returns exactly the same features; parts of other data or encoders are removed.
+    encoders encodes only the parts that are not stored yet, and returns exactly the same features. Parts of other data or
+    encoders are removed.
     Memory holds one part, and the samples that encoders learn from: up to 200,000 texts and raw features of 40,000 images.
     A later call reads torn and missing tars again. DataError if the share of lost samples is larger than `max_lost`, see
     `Losses.check`, or if more tars are missing than allowed.
@@ -119,7 +120,7 @@ class EncodingRun(SharedWork):
     def run(self, max_lost: float, repair: str) -> EncodedFeatures:
         """Encode the missing parts, and merge all parts."""
         self.processes.first(self._claim)
-        self._forget_torn_parts()
+        self._forget_incomplete_parts()
         to_copy = self.processes.first(self._to_copy)
         self._encode_images()
         parts = self._reports()
@@ -145,7 +146,7 @@ class EncodingRun(SharedWork):
         is_whole = PartStore(self.folder, self.folder).record(self.whole.name) is not None
         return set() if is_whole else sides_to_copy(self.given, self.copy)
 
-    def _forget_torn_parts(self) -> None:
+    def _forget_incomplete_parts(self) -> None:
         """Remove the parts of torn and missing tars, and what was made from them, so that the tars are read again."""
 
         def is_incomplete(digest: str) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from clip_negatives.anchor_loss import AnchorLoss
-from clip_negatives.errors import InputError, UnsupportedError
+from clip_negatives.errors import InputError
 from clip_negatives.losses.backends import check_backend, select_backend
+from clip_negatives.losses.checks import check_candidate_terms, check_extras, check_features, check_ring, one_number
 from clip_negatives.losses.kernels import dense, dense_weighted, log_weights
 from clip_negatives.losses.kernels.objective import anchor_losses
 from clip_negatives.losses.kernels.pairs import Extras as Extras
@@ -124,24 +124,24 @@ def weighted_info_nce(
     x, y = image_features, text_features
     has_extras = extra_texts is not None or extra_images is not None
     all_x, all_y, all_terms, offset = candidates or Candidates(x, y)
-    _check_features(x, y, all_x, all_y, offset, chunk_size)
+    check_features(x, y, all_x, all_y, offset, chunk_size)
     terms = terms or LossTerms()
     if candidates is not None:
-        all_terms = _check_candidate_terms(terms, all_terms)
+        all_terms = check_candidate_terms(terms, all_terms)
         all_terms.check(len(all_x), x.device, "candidates.terms")
     terms.check(len(x), x.device)
     if terms.scheduled:
         raise InputError("The terms have a schedule, so their weights depend on the progress. Pass terms.at(progress).")
     if ring:
-        _check_ring(candidates is None and not gathered and not has_extras and text_anchors, terms)
+        check_ring(candidates is None and not gathered and not has_extras and text_anchors, terms)
     if terms.sparse:
         terms, all_terms = with_dense_tables(terms, all_terms)
-    _check_extras("texts", extra_texts, y, len(all_y), terms)
-    _check_extras("images", extra_images, x, len(all_x), terms)
+    check_extras("texts", extra_texts, y, len(all_y), terms)
+    check_extras("images", extra_images, x, len(all_x), terms)
     if extra_images is not None and not text_anchors:
         raise InputError("Extra images are negatives of the texts, so they need text_anchors=True.")
-    scale = _one_number("logit_scale", logit_scale, x.device)
-    bias = None if logit_bias is None else _one_number("logit_bias", logit_bias, x.device)
+    scale = one_number("logit_scale", logit_scale, x.device)
+    bias = None if logit_bias is None else one_number("logit_bias", logit_bias, x.device)
     images, texts = Inputs(x, all_y, scale, bias), Inputs(y, all_x, scale, bias)
     n_columns = len(all_x) * (dist.get_world_size() if ring else 1)
     dtype = torch.promote_types(x.dtype, y.dtype)
@@ -196,82 +196,3 @@ def require_terms(terms: LossTerms | AnchorLoss, name: str) -> LossTerms:
         remedy = "Use clip-negatives compare to see its effect."
         raise InputError(f"{reason}, so its weights are not known before training. {remedy}")
     return terms
-
-
-# The checks never read tensor values: that would wait for a GPU.
-def _check_features(x: Tensor, y: Tensor, all_x: Tensor, all_y: Tensor, offset: int, chunk_size: int | None) -> None:
-    """Check that shapes, dtypes and devices of all features fit together."""
-    if x.ndim != 2 or x.shape != y.shape or 0 in x.shape:
-        raise InputError(f"Image and text features must have one shape (B, D), got {tuple(x.shape)} and {tuple(y.shape)}.")
-    if all_x.shape != all_y.shape or all_x.shape[1:] != x.shape[1:]:
-        shapes = f"shape (G, {x.shape[1]}), got {tuple(all_x.shape)} and {tuple(all_y.shape)}"
-        raise InputError(f"Features of all processes must have one {shapes}. Gather images and texts over the same processes.")
-    if not 0 <= offset <= len(all_x) - len(x):
-        raise InputError(f"candidates.offset must be within 0 .. {len(all_x) - len(x)} (G - B), got {offset}.")
-    if not all(features.is_floating_point() for features in (x, y, all_x, all_y)):
-        raise InputError(f"Features must be floating-point, got {x.dtype} and {y.dtype}.")
-    if not (x.device == y.device == all_x.device == all_y.device):
-        devices = {"image": x, "text": y, "candidate image": all_x, "candidate text": all_y}
-        places = ", ".join(f"{name} on {features.device}" for name, features in devices.items())
-        raise InputError(f"All features must be on one device, got {places}.")
-    if chunk_size is not None and chunk_size < 1:
-        raise InputError(f"chunk_size must be at least 1, got {chunk_size}.")
-
-
-def _check_ring(supported: bool, terms: LossTerms) -> None:
-    """Check that the ring supports the options and the terms, and that there are processes."""
-    if not (supported and dist.is_initialized()):
-        needs = (
-            "a torch.distributed process group, text_anchors=True, gathered=False, no candidates and no extra texts or images"
-        )
-        raise InputError(f"ring=True needs {needs}.")
-    if terms.sparse:
-        raise UnsupportedError("ring=True does not work with tables of neighbouring clusters. Leave ring out.")
-
-
-def _check_extras(kind: str, extra: Extras | None, own: Tensor, n_samples: int, terms: LossTerms) -> None:
-    """Check the tensors and the options of extra texts or images; `n_samples` are the samples of all processes."""
-    if extra is None:
-        return
-    shape = (max((1, *extra.features.shape[:1])), own.shape[1])
-    _check_tensor(f"Features of extra {kind}", extra.features, own.dtype, shape, own.device)
-    if (extra.own_ids is None) != (extra.ids is None):
-        raise InputError("Extras has only one of own_ids and ids. Give both or neither.")
-    for name, ids, size in (("own_ids", extra.own_ids, len(own)), ("ids", extra.ids, len(extra.features))):
-        if ids is not None:
-            _check_tensor(f"Extras.{name}", ids, torch.int64, (size,), own.device)
-    if not extra.log_weight < math.inf:
-        raise InputError(f"Extras.log_weight must be a number below inf, got {extra.log_weight}.")
-    if extra.positive and (kind == "images" or terms.targeted or len(extra.features) % n_samples):
-        raise InputError(
-            "Only extra texts can be positive, the same number for each sample, and without targets by similarity. Use "
-            "positive=False or a weighting without targets."
-        )
-
-
-def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
-    if tensor.dtype != dtype or tensor.shape != shape or tensor.device != device:
-        actual = f"{tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}"
-        raise InputError(f"{name} must be {dtype} of shape {shape} on {device}, got {actual}.")
-
-
-def _check_candidate_terms(terms: LossTerms, all_terms: LossTerms | None) -> LossTerms:
-    """Return the terms of the candidates, after a check that both terms have the same per-sample fields."""
-    if all_terms is None and not terms.per_sample():
-        return terms
-    names, all_names = (set() if part is None else set(part.per_sample()) for part in (terms, all_terms))
-    if all_terms is None or names != all_names:
-        missing = ", ".join(sorted(names ^ all_names))
-        raise InputError(f"terms and candidates.terms must both have {missing}, or neither. Gather them with the features.")
-    for name in names:
-        own, other = getattr(terms, name), getattr(all_terms, name)
-        if own.shape[1:] != other.shape[1:] or own.dtype != other.dtype:
-            raise InputError(f"terms.{name} and candidates.terms.{name} differ in dtype or in their second dimension.")
-    return all_terms
-
-
-def _one_number(name: str, value: Tensor | float, device: torch.device) -> Tensor:
-    """Return a scale or a bias as a tensor of one element on `device`."""
-    if isinstance(value, Tensor) and value.numel() != 1:
-        raise InputError(f"{name} must be one number, got shape {tuple(value.shape)}.")
-    return torch.as_tensor(value, device=device)

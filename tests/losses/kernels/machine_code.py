@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from clip_negatives.losses.kernels import anchor_kernels, problem, slopes, tile_sums
+from clip_negatives.losses.kernels import problem, slopes, tile_sums, wide_tables
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.terms import LossTerms
 
@@ -91,7 +91,7 @@ def given(dtype: torch.dtype, options: set[str], capability: int) -> problem.Pro
         mixed_signs="signs" in options,
     )
     x, bias = torch.zeros(n, 128, dtype=dtype), torch.tensor(1.0) if "bias" in options else None
-    anchor_kernels.wide_table_kernel = Nothing()
+    wide_tables.wide_table_kernel = Nothing()
     problem.capability_of = lambda device: divmod(capability, 10)
     problem.WIDE_TABLE_BYTES, problem.WIDE_TABLE_SHARE = (0, 0) if "direct" in options else (2**20, 0)
     return problem.Problem(Inputs(x, x, torch.tensor(1.0), bias), pairs)

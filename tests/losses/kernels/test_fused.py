@@ -12,7 +12,7 @@ from clip_negatives.interfaces import LossTerms
 from clip_negatives.losses import backends
 from clip_negatives.losses.backends import select_backend
 from clip_negatives.losses.functional import Candidates, Extras, weighted_info_nce
-from clip_negatives.losses.kernels import anchor_kernels, fused, op, slopes, tile_sums
+from clip_negatives.losses.kernels import anchor_kernels, fused, op, slopes, tile_sums, totals, wide_tables
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.sums import PairSums
 from clip_negatives.losses.module import NegativesClipLoss
@@ -218,9 +218,8 @@ def test_kernels_start_on_the_device_of_the_features(monkeypatch):
             return self.kernel[grid]
 
     monkeypatch.setattr(torch.cuda, "device_of", Guard)
-    kernels = [
-        (module, name) for module in (tile_sums, slopes, anchor_kernels) for name in vars(module) if name.endswith("_kernel")
-    ]
+    modules = tile_sums, totals, wide_tables, slopes, anchor_kernels
+    kernels = [(module, name) for module in modules for name in vars(module) if name.endswith("_kernel")]
     for module, name in kernels:
         monkeypatch.setattr(module, name, Spy(getattr(module, name)))
     inputs, terms = problem(9, 8, torch.float32), weights(9).to(DEVICE)

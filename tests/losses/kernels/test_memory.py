@@ -56,13 +56,13 @@ def of_open_clip(n):
 
 
 def of_the_kernels(n, k, monkeypatch):
-    from clip_negatives.losses.kernels import anchor_kernels, fused, problem, slopes, tile_sums
+    from clip_negatives.losses.kernels import anchor_kernels, fused, problem, slopes, tile_sums, totals, wide_tables
 
     class Nothing:
         def __getitem__(self, grid):
             return lambda *given, **how: None
 
-    for module in (tile_sums, slopes, anchor_kernels):
+    for module in (tile_sums, totals, wide_tables, slopes, anchor_kernels):
         for kernel in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, kernel, Nothing())
     monkeypatch.setattr(problem, "interpreted", lambda: False)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from clip_negatives.losses.kernels import anchor_kernels, slopes, tile_sums
+from clip_negatives.losses.kernels import slopes, tile_sums, totals
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.losses.kernels.problem import LOG2_E, Problem
 from clip_negatives.losses.kernels.sums import IMPORTANCE, KEPT, NEGATIVES, TARGET_NORM, PairSums
@@ -77,7 +77,7 @@ def write_sums(problem: Problem, sums: PairSums, chunk_size: int | None) -> None
         for out, partial, programs, n_tiles, shift_strides, block, add in sides:
             sizes = out.shape[1], out.stride(0), n_tiles, programs * block, partial.stride(0), *shift_strides, down * across
             options = parts | {"ADD": add, "BLOCK": block, "TILES": TILES_OF_TOTALS}
-            anchor_kernels.totals_kernel[(programs,)](partial, shifts, *problem.tops, out, *sizes, **options)
+            totals.totals_kernel[(programs,)](partial, shifts, *problem.tops, out, *sizes, **options)
 
 
 def backward(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.losses.backends import interpreted, one_tf32_product
-from clip_negatives.losses.kernels import anchor_kernels
+from clip_negatives.losses.kernels import wide_tables
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 from clip_negatives.terms import LossTerms
 
@@ -141,7 +141,7 @@ def _wide_table(table: Tensor, labels: Tensor, width: int, half: bool) -> Table:
     values = table.new_empty(len(table), width, dtype=torch.float16 if half else torch.float32)
     n, labels = len(labels), labels.contiguous()
     grid = (len(table), -(-n // WIDE_TABLE_BLOCK))
-    anchor_kernels.wide_table_kernel[grid](table, labels, top, values, n, width, *table.stride(), BLOCK=WIDE_TABLE_BLOCK)
+    wide_tables.wide_table_kernel[grid](table, labels, top, values, n, width, *table.stride(), BLOCK=WIDE_TABLE_BLOCK)
     return Table(values, True, top)
 
 

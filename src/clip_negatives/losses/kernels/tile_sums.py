@@ -1,9 +1,6 @@
 """Triton kernel of the sums of each tile of the matrix of all pairs.
 
 * Base 2: logits, tables, limits and levels are in units of log(2), for ``exp2``.
-* Range: the values of a tile are shifted so that the largest becomes ``2^HEADROOM``. Rows and columns then share one
-  exponential for each pair, with room for small values. If the sum of a row or column still underflows, the tile is computed
-  again, with the maximum of each row and column.
 * Masks: without groups and limits, only tiles with positives, or beyond the last row or column, need a mask.
 * No atomics: another kernel adds up the sums of the tiles. Arguments that are None are compiled away.
 """
@@ -23,10 +20,8 @@ from clip_negatives.losses.kernels.tile_logits import (
     tile_position,
     within_limits,
 )
+from clip_negatives.losses.kernels.tile_reductions import store_log_sums, store_target_sums
 
-HEADROOM = tl.constexpr(100.0)
-LEAST = tl.constexpr(2.0**-90)  # below this, a sum may have lost values to underflow in float32
-NOTHING = tl.constexpr(-1.0e30)  # replaces the maximum -inf of a tile without pairs
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
@@ -126,17 +121,17 @@ def _write_sums(
         values = tl.where(negative, values, float("-inf"))
         if IMPORTANCE or COUNT:
             weight = tl.where(negative, weight, float("-inf"))
-    _store_log_sums(values, row_keep, column_keep, row_valid, column_valid, row_out, column_out, shift_out,
+    store_log_sums(values, row_keep, column_keep, row_valid, column_valid, row_out, column_out, shift_out,
                     LOGS, COLUMNS, row_limits is not None)
     if IMPORTANCE:
         row_at, column_at, shift_at = row_out + next_rows, column_out + next_columns, shift_out + n_tiles
-        _store_log_sums(weight, row_keep, column_keep, row_valid, column_valid, row_at, column_at, shift_at,
+        store_log_sums(weight, row_keep, column_keep, row_valid, column_valid, row_at, column_at, shift_at,
                         LOGS, COLUMNS, row_limits is not None)
     if row_groups is not None:
         row_at, column_at, shift_at = row_out + 2 * next_rows, column_out + 2 * next_columns, shift_out + 2 * n_tiles
         # Most rows have no mate in a tile: their sum of 0 is no underflow.
         row_mates, column_mates = tl.sum(mates.to(tl.float32), 1), tl.sum(mates.to(tl.float32), 0)
-        _store_log_sums(tl.where(mates, z, float("-inf")), mates, mates, row_mates > 0, column_mates > 0,
+        store_log_sums(tl.where(mates, z, float("-inf")), mates, mates, row_mates > 0, column_mates > 0,
                         row_at, column_at, shift_at, LOGS, COLUMNS, False)
         mate_logits = tl.where(mates, z, 0.0) * LN_2
         tl.store(row_at + next_rows, tl.sum(mate_logits, 1))
@@ -159,7 +154,7 @@ def _write_sums(
         if at_edge:
             scores = tl.where(incorrect_pairs(rows, columns, n_rows, n_columns, offset), scores, float("-inf"))
         row_at, column_at, shift_at = row_out + 6 * next_rows, column_out + 6 * next_columns, shift_out + 7 * n_tiles
-        _store_target_sums(scores, z * LN_2, row_valid, column_valid, row_at, column_at, shift_at, next_rows, next_columns,
+        store_target_sums(scores, z * LN_2, row_valid, column_valid, row_at, column_at, shift_at, next_rows, next_columns,
                            LOGS, COLUMNS)
 
 
@@ -174,89 +169,3 @@ def _has_underflow(shift_at, n_tiles, IMPORTANCE: tl.constexpr, GROUPS: tl.const
     if TARGETS:
         highest = tl.maximum(highest, tl.load(shift_at + 7 * n_tiles))
     return highest == float("inf")
-
-
-@triton.jit
-def _store_log_sums(
-    values, row_keep, column_keep, row_valid, column_valid, row_at, column_at, shift_at,
-    LOGS: tl.constexpr, COLUMNS: tl.constexpr, LIMITS: tl.constexpr,
-):
-    """Write the sums of powers of two of the rows and columns of a tile, and their shift.
-
-    Values that neither rows nor columns keep are -inf. With LIMITS, rows and columns keep different pairs.
-    """
-    if LOGS:
-        row_values, column_values = values, values
-        if LIMITS:
-            row_values = tl.where(row_keep, values, float("-inf"))
-            if COLUMNS:
-                column_values = tl.where(column_keep, values, float("-inf"))
-        tl.store(row_at, _log_sums(row_values, 1))
-        if COLUMNS:
-            tl.store(column_at, _log_sums(column_values, 0))
-        tl.store(shift_at, float("inf"))
-    else:
-        top = tl.max(values)
-        shift = tl.maximum(top, NOTHING) - HEADROOM
-        power = tl.exp2(values - shift)
-        kept = power
-        if LIMITS:
-            kept = tl.where(row_keep, power, 0.0)
-        row_totals = tl.sum(kept, 1)
-        tl.store(row_at, row_totals)
-        least = tl.min(tl.where(row_valid, row_totals, 1.0))
-        if COLUMNS:
-            kept = power
-            if LIMITS:
-                kept = tl.where(column_keep, power, 0.0)
-            column_totals = tl.sum(kept, 0)
-            tl.store(column_at, column_totals)
-            least = tl.minimum(least, tl.min(tl.where(column_valid, column_totals, 1.0)))
-        tl.store(shift_at, tl.where((least < LEAST) & (top > NOTHING), float("inf"), shift))
-
-
-@triton.jit
-def _store_target_sums(
-    scores, logits, row_valid, column_valid, row_at, column_at, shift_at, next_rows, next_columns,
-    LOGS: tl.constexpr, COLUMNS: tl.constexpr,
-):
-    """Write the mean logits, weighted by powers of two of the scores, and in the next part the sums of these powers."""
-    if LOGS:
-        norms, means = _log_sums_and_means(scores, logits, 1)
-        tl.store(row_at, means)
-        tl.store(row_at + next_rows, norms)
-        if COLUMNS:
-            norms, means = _log_sums_and_means(scores, logits, 0)
-            tl.store(column_at, means)
-            tl.store(column_at + next_columns, norms)
-        tl.store(shift_at, float("inf"))
-    else:
-        top = tl.max(scores)
-        shift = tl.maximum(top, NOTHING) - HEADROOM
-        power = tl.exp2(scores - shift)
-        totals = tl.sum(power, 1)
-        tl.store(row_at, tl.sum(power * logits, 1) / tl.maximum(totals, LEAST))
-        tl.store(row_at + next_rows, totals)
-        least = tl.min(tl.where(row_valid, totals, 1.0))
-        if COLUMNS:
-            totals = tl.sum(power, 0)
-            tl.store(column_at, tl.sum(power * logits, 0) / tl.maximum(totals, LEAST))
-            tl.store(column_at + next_columns, totals)
-            least = tl.minimum(least, tl.min(tl.where(column_valid, totals, 1.0)))
-        tl.store(shift_at, tl.where((least < LEAST) & (top > NOTHING), float("inf"), shift))
-
-
-@triton.jit
-def _log_sums(values, AXIS: tl.constexpr):
-    """Return the base-2 logarithms of the sums of powers of two along an axis, for values of any range."""
-    top = tl.maximum(tl.max(values, AXIS), NOTHING)
-    return tl.log2(tl.sum(tl.exp2(values - tl.expand_dims(top, AXIS)), AXIS)) + top
-
-
-@triton.jit
-def _log_sums_and_means(scores, logits, AXIS: tl.constexpr):
-    """Return `_log_sums` of the scores, and the mean logits weighted by their powers of two."""
-    top = tl.maximum(tl.max(scores, AXIS), NOTHING)
-    power = tl.exp2(scores - tl.expand_dims(top, AXIS))
-    total = tl.sum(power, AXIS)
-    return tl.log2(total) + top, tl.sum(power * logits, AXIS) / tl.maximum(total, LEAST)
