@@ -28,7 +28,7 @@ pytestmark = pytest.mark.keeps_global_rng
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let blocks have at least 64 samples and 4 steps."""
+    """Set the smallest block to 64 samples and 4 steps."""
     monkeypatch.setattr(block_sampling, "MIN_BLOCK_SAMPLES", 64)
     monkeypatch.setattr(block_sampling, "MIN_BLOCK_STEPS", 4)
 

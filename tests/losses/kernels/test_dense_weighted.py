@@ -45,8 +45,8 @@ def test_losses_and_gradients_equal_those_of_the_general_path(monkeypatch, norma
 
     def losses():
         own = (x[3:8], y[3:8]) if candidates else (x, y)
-        found = weighted_info_nce(*own, SCALE, BIAS, **options)
-        return found, gradients(found @ torch.linspace(-1, 2, len(found), dtype=torch.float64), x, y, SCALE, BIAS)
+        losses = weighted_info_nce(*own, SCALE, BIAS, **options)
+        return losses, gradients(losses @ torch.linspace(-1, 2, len(losses), dtype=torch.float64), x, y, SCALE, BIAS)
 
     ours = losses()
     general(monkeypatch)
@@ -60,8 +60,8 @@ def test_autocast_rounds_as_on_the_general_path(monkeypatch, dtype):
 
     def losses():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            found = weighted_info_nce(x, y, 14.3, terms=terms, backend="torch")
-        return found, gradients(found, x, y)
+            loss = weighted_info_nce(x, y, 14.3, terms=terms, backend="torch")
+        return loss, gradients(loss, x, y)
 
     (ours, our_grads) = losses()
     general(monkeypatch)
@@ -132,6 +132,6 @@ def test_checkpointing_and_functional_gradients():
 
     leaf = x.clone().requires_grad_()
     (expected,) = gradients(loss(leaf), leaf)
-    (found,) = gradients(checkpoint(loss, leaf, use_reentrant=False), leaf)
-    assert torch.equal(found, expected)
+    (gradient,) = gradients(checkpoint(loss, leaf, use_reentrant=False), leaf)
+    assert torch.equal(gradient, expected)
     torch.testing.assert_close(torch.func.grad(loss)(x), expected)

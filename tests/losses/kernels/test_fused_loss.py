@@ -39,13 +39,13 @@ def test_gradients_of_both_signs(which, backend):
     terms = weights(n).to(DEVICE) if which == "weighted" else LossTerms()
     terms = terms if which in ("none", "weighted") else terms.replace(**treated(n, which))
     coefficients = torch.randn(2 * n, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    found = []
+    sides = []
     for name, dtype in ((backend, torch.float32), ("torch", torch.float64)):
         inputs = [tensor.detach().to(dtype).requires_grad_() for tensor in problem(n, 24, torch.float32)]
         losses = weighted_info_nce(*inputs, terms=terms, backend=name, reduction="none")
-        found.append(gradients((losses * coefficients).sum(), *inputs))
-    for one, truth in zip(*found, strict=True):
-        torch.testing.assert_close(one.double(), truth, rtol=1e-4, atol=1e-4)
+        sides.append(gradients((losses * coefficients).sum(), *inputs))
+    for gradient, exact in zip(*sides, strict=True):
+        torch.testing.assert_close(gradient.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 @each_dtype

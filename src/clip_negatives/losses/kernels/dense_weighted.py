@@ -20,6 +20,7 @@ from torch import Tensor
 from clip_negatives.losses.kernels import dense, log_weights
 from clip_negatives.losses.kernels.pairs import Inputs, Pairs
 
+# Torch has no public function for this. Without the private one, `bool()` answers False.
 functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", bool)
 LINEAR = 40.0  # log(1 + exp(odds)) equals the odds above this, also in float64
 
