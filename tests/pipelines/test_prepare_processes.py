@@ -207,7 +207,7 @@ def test_killed_runs_go_on_to_what_an_undisturbed_run_makes(shards: str, tmp_pat
             kills += any(process.is_alive() for process in lost)
             for process in lost:
                 process.kill()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 10 + undisturbed
         for process in ranks:
             process.join(max(0, deadline - time.monotonic()))  # those that are left end by themselves,
         for process in ranks:
@@ -219,7 +219,7 @@ def test_killed_runs_go_on_to_what_an_undisturbed_run_makes(shards: str, tmp_pat
             done = now
         else:  # at the end, or before a kill came: once more then
             assert _content(tmp_path / "clusters") == expected
-            done = _parts(work)
+            done = {}  # a kill may have come while the work folder was removed
             if kills < KILLS:
                 shutil.rmtree(tmp_path / "clusters")
     assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "expected", "log"]
