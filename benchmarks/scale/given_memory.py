@@ -82,7 +82,7 @@ def prepare(folder: Path) -> None:
     watcher = threading.Thread(target=watch)
     watcher.start()
     began = time.perf_counter()
-    recipe = Recipe(clusterer="parallel_kmeans:n_clusters=64,n_iter=3")
+    recipe = Recipe(clusterer="kmeans:n_clusters=64,n_iter=3")
     spec = f"{folder}/images.npy,{folder}/texts.npy"
     manifest = prepare_folder(folder / "texts.parquet", folder / "clusters", recipe, features=spec, progress=False)
     is_done.set()

@@ -22,6 +22,7 @@ KINDS = ("kmeans", "prepare", "rates")
 
 N, D, K, SHARDS = 10**9, 512, 100_000, 100_000  # the planned data: pairs, length of a feature, clusters of each side, tars
 HOUR = 3600.0
+SAMPLE, ITERATIONS = 256, 25  # defaults of kmeans: rows per cluster that train the centroids, and iterations
 MOMENTS = {"encoded": "once encoded", "end": "at the end, mapped features among it"}
 
 
@@ -51,22 +52,29 @@ def rate(rows: Sequence[Mapping[str, Any]], step: str) -> float:
 
 
 def products(kmeans: Mapping[str, Any]) -> float:
-    """Return the multiplications per core second of an iteration."""
-    size = kmeans["size"]
-    n = max(size["rates"])
-    return n * size["k"] * size["d"] / float(kmeans["summary"]["processor_seconds_per_iteration"][str(n)])
+    """Return the multiplications per core second of k-means on a sample and of the assignment of all rows."""
+    d, rows = kmeans["size"]["d"], [row for row in kmeans["rows"] if row["by"] == "kmeans" and "options" not in row]
+    largest = max(rows, key=lambda row: row["n"])
+    trained = min(largest["n"], SAMPLE * largest["k"]) * ITERATIONS
+    return float((trained + largest["n"]) * largest["k"] * d / largest["processor_seconds"])
 
 
 def _plan(result: Mapping[str, Any]) -> str:
     kmeans, rows = result["kmeans"], result["rates"]["rows"]
     speed, cells = products(kmeans), round(K**0.5)
-    flat, levels = N * K * D / speed, N * (cells + K / cells) * D / speed
+    flat, levels = K * D / speed, (cells + K / cells) * D / speed  # seconds of a row
+    sample = SAMPLE * K * ITERATIONS
     features = 2 * 2 * N * D / 1e12
     table = [
         ("features, float16, images and texts, on the shared disk", f"{features:.1f} TB", "4 N D bytes"),
         ("labels, in the memory of the first process; then memory-mapped", f"{16 * N / 1e9:.0f} GB", "16 N bytes"),
-        ("an iteration of k-means, each side, flat", f"{flat / HOUR:,.0f} core hours", f"{speed:.1e} products a core's second"),
-        ("the same in two levels", f"{levels / HOUR:.1f} core hours", "(sqrt K + K / sqrt K) centroids a sample"),
+        (
+            f"k-means of a sample, {SAMPLE} K rows of each side, {ITERATIONS} iterations",
+            f"{sample * flat / HOUR:,.0f} core hours",
+            f"{speed:.1e} products a core's second",
+        ),
+        ("the same in two levels", f"{sample * levels / HOUR:.1f} core hours", "(sqrt K + K / sqrt K) centroids a row"),
+        ("assignment of all pairs, each side", f"{N * flat / HOUR:,.0f} core hours", "K centroids a row"),
     ]
     for step, what in (
         ("labels", "labels of the shards"),
@@ -130,37 +138,21 @@ def _step(row: Mapping[str, Any]) -> list[str]:
 
 
 def _kmeans(kmeans: Mapping[str, Any]) -> Iterator[str]:
-    summary, size = kmeans["summary"], kmeans["size"]
-    yield f"### parallel_kmeans, {size['d']} numbers, {size['k']:,} clusters\n"
-    seconds, memory = summary["processor_seconds_per_iteration"], summary["peak_anonymous_mib"]
-    columns = ["samples", "core seconds an iteration", "MiB of the process, mapped features left out"]
-    yield table([[f"{int(n):,}", f"{seconds[n]:.1f}", f"{memory[n]:.0f}"] for n in seconds], columns)
-    strong, weak = summary["strong_efficiency_of_processor"], summary["weak_efficiency_of_processor"]
+    rows = kmeans["rows"]
+    yield f"### kmeans, {kmeans['size']['d']} numbers\n"
     yield (
-        "Efficiency is the core time of one process over that of all: strong for the same work in all "
-        f"({size['strong']:,} samples), weak for the same work each ({size['weak']:,}). Four processes share two cores.\n"
+        "The mean cosine of a row with the mean of its cluster says how good the clusters are. The made-up features are blobs "
+        "around 64 themes, which suits two levels.\n"
     )
-    yield table([[n, f"{strong[n]:.2f}", f"{weak[n]:.2f}"] for n in strong], ["processes", "strong", "weak"])
-    yield (
-        "Beside others, one process; the mean cosine of a sample with its centroid says how good the clusters are. The made-up "
-        "features are blobs around 64 themes, which suits two levels; *without themes* is an earlier run on blobs without.\n"
-    )
-    columns = ["by", "samples", "clusters", "how", "core seconds", "mean cosine"]
-    rows = [_beside(row) for row in [*summary["quality"], *summary["levels"]]]
-    yield table([*rows, *(_beside(row, ", without themes") for row in summary.get("levels_without_themes", ()))], columns)
+    columns = ["by", "rows", "clusters", "core seconds", "MiB, mapped features left out", "mean cosine"]
+    yield table([_clustered(row) for row in rows], columns)
 
 
-def _beside(row: Mapping[str, Any], more: str = "") -> list[str]:
-    told = [f"{row['processor_seconds']:.1f}", f"{row['mean_cosine']:.4f}"]
-    return [row["by"], f"{row['n']:,}", f"{row['n_clusters']:,}", _how(row) + more, *told]
-
-
-def _how(row: Mapping[str, Any]) -> str:
-    if row.get("levels", 1) > 1:
-        return f"{row['levels']} levels"
-    if "batch_size" in row:
-        return f"mini-batches of {row['batch_size']:,}"
-    return str(row.get("init", ""))
+def _clustered(row: Mapping[str, Any]) -> list[str]:
+    options = ", ".join(f"{name}={value}" for name, value in row.get("options", {}).items())
+    by = f"{row['by']}, {options}" if options else str(row["by"])
+    told = [f"{row['processor_seconds']:.1f}", f"{row['mib']:.0f}", f"{row['mean_cosine']:.4f}"]
+    return [by, f"{row['n']:,}", f"{row['k']:,}", *told]
 
 
 def plot(result: Mapping[str, Any], target: Path) -> None:
@@ -175,8 +167,9 @@ def plot(result: Mapping[str, Any], target: Path) -> None:
         for moment, style in (("encoded", "o-"), ("end", "o:")):
             peaks = [max(row[f"peak_mib_{moment}"]) for row in some]
             axes.plot([row["n_samples"] for row in some], peaks, style, label=f"prepare, {series}, {MOMENTS[moment]}")
-    memory = result["kmeans"]["summary"]["peak_anonymous_mib"]
-    axes.plot([int(n) for n in memory], list(memory.values()), "s-", label="parallel_kmeans, mapped features left out")
+    rows = [row for row in result["kmeans"]["rows"] if row["by"] == "kmeans" and "options" not in row]
+    rows = [row for row in rows if row["k"] == result["kmeans"]["size"]["k"]]
+    axes.plot([row["n"] for row in rows], [row["mib"] for row in rows], "s-", label="kmeans, mapped features left out")
     axes.set(xscale="log", xlabel="samples", ylabel="peak memory of a process, MiB", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

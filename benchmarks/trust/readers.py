@@ -31,7 +31,6 @@ from clip_negatives.compare.results import FIGURES, read_run, summarised
 from clip_negatives.dataset import Sample, TarPairs, open_table
 from clip_negatives.dataset.archive import sample_offsets
 from clip_negatives.dataset.images import read_image, read_small_image
-from clip_negatives.distributed.processes import ALONE
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, PluginError
 from clip_negatives.integrations.open_clip.tiny import tiny_model
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
@@ -47,7 +46,6 @@ from clip_negatives.storage.shards import ClusteredShards, ShardRows
 from clip_negatives.storage.source_files import SourceFile
 from clip_negatives.training.method_state import MethodState
 from clip_negatives.training.same_files import check_images, check_shards, warn_of_uncompared_shards
-from clip_negatives_plugins.parallel_kmeans.checkpoint import Checkpoint, State
 
 CORPUS = Path(__file__).resolve().parent / "corpus"  # valid inputs and those that once failed, a folder for each reader
 PARTS: Any = environment().get_template("parts.html.j2").module  # of a report
@@ -190,10 +188,9 @@ def results(scratch: Path) -> Target:
 
 
 def checkpoints(scratch: Path) -> Target:
-    """Return the readers of checkpoints: open_clip's, the loss's, and k-means'."""
-    identity, loss = {"n": 4}, AnchorLoss()
+    """Return the readers of checkpoints: open_clip's, and the loss's."""
+    loss = AnchorLoss()
     loss.register_buffer("seen", torch.zeros(4))
-    Checkpoint(scratch, identity, ALONE).save(State.at(torch.ones(2, 3)))
     MethodState(loss).write(scratch / "loss.safetensors")
     program = type("Program", (), {"__reduce__": lambda self: (os.system, ("true",))})()  # its pickle runs a command
     for name, optimizer in {"epoch": {"state": {}, "param_groups": []}, "program": program}.items():
@@ -204,13 +201,8 @@ def checkpoints(scratch: Path) -> Target:
         (scratch / kind).write_bytes(content)
         if kind.endswith(".pt"):
             load_checkpoint(str(scratch / kind), map_location="cpu")
-        elif kind == "loss.safetensors":
-            MethodState(loss).read(scratch / kind)
         else:
-            state = Checkpoint(scratch, identity, ALONE).load()
-            assert state is not None
-            assert len(state.centroids) == len(state.seen) == len(state.passed)
-            assert state.iteration >= 0 <= state.running < float("inf")
+            MethodState(loss).read(scratch / kind)
 
     return Target((ArtifactError,), changed_files(scratch), read)
 

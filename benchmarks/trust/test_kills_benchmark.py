@@ -29,7 +29,7 @@ TRAINED, TESTED = 96, 16  # pairs of the training data and of the test data
 ENCODERS = "--image-encoder pixels:dim=8 --text-encoder tfidf:dim=8 --group-column item --clusterer kmeans:n_clusters=6"
 TRAINING = "--train-data {data}/train.csv --dataset-type csv --model clip-negatives-tiny --batch-size 32 --lr 4e-3 --warmup 2"
 TRAINING += " --workers 0 --precision fp32 --log-every-n-steps 1"
-PREPARE = f"prepare {{data}}/train.csv out {ENCODERS} --text-clusterer parallel_kmeans:n_clusters=6"
+PREPARE = f"prepare {{data}}/train.csv out {ENCODERS}"
 TRAIN = f"train --clusters {{data}}/clusters -- {TRAINING} --logs . --name out --resume latest --epochs 2 --save-frequency 1"
 COMPARE = f"compare --output out --test-data {{data}}/test.csv --methods in_batch --seeds 1 {ENCODERS} -- {TRAINING} --epochs 1"
 MEASURED = {"seconds_per_step", "train_seconds", "peak_memory_mib", "clusters"}  # differ between two runs of a comparison

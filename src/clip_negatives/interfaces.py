@@ -241,15 +241,8 @@ class LossWeighting(Protocol):
 ClustererFactory = Callable[..., Clusterer]
 """``factory(**options) -> Clusterer``.
 
-Optional methods of the clusterer:
-
-* ``check_samples(n_samples)`` raises an error of `clip_negatives.errors` if it cannot cluster this number of samples. It
-  is called before any sample is encoded.
-* ``fit_parallel(features, *, generator, checkpoint: Path | None)`` clusters on all processes of the default process group.
-  Every process calls it with the same features (memory-mapped, on a shared disk) and a generator in the same state, and gets
-  the same `Clustering`. It may store files for resuming in the folder `checkpoint`, on the shared disk. Files that are already
-  there come from the same features, options and generator state, but maybe from another number of processes. With one process
-  there is no process group.
+Optional method of the clusterer: ``check_samples(n_samples)`` raises an error of `clip_negatives.errors` if it cannot cluster
+this number of samples. It is called before any sample is encoded.
 """
 
 NegativeSamplerFactory = Callable[..., NegativeSampler]

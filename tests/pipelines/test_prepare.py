@@ -20,9 +20,7 @@ from clip_negatives.errors import ArtifactError, DataError, InputError, UnknownN
 from clip_negatives.pipelines import prepare as module
 from clip_negatives.pipelines.prepare import cache_folder, prepare, prepare_cached
 from clip_negatives.pipelines.recipe import Recipe
-from clip_negatives.storage import manifest as manifests
 from clip_negatives.storage import ownership
-from clip_negatives_plugins.parallel_kmeans.checkpoint import Checkpoint
 from tests.pairs import listings, write_csv, write_tars
 
 N = 64
@@ -130,9 +128,8 @@ def test_global_random_numbers_are_left_alone(source: TablePairs, tmp_path: Path
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("clusterer", [CLUSTERER, f"parallel_{CLUSTERER}"])
 def test_work_folder_that_cannot_be_removed_is_no_error(
-    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clusterer: str
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Network file systems keep files that are still mapped, so none is."""
     mapped: list[bool] = []
@@ -145,42 +142,11 @@ def test_work_folder_that_cannot_be_removed_is_no_error(
 
     with monkeypatch.context() as patch:
         patch.setattr(ownership, "_remove", keep)
-        folder = prepare(source, tmp_path / "clusters", Recipe(clusterer=clusterer), keep_features=False, progress=False)
+        folder = prepare(source, tmp_path / "clusters", Recipe(clusterer=CLUSTERER), keep_features=False, progress=False)
     assert folder.clusters.n_samples == N
     assert mapped == [False]
-    prepare(source, tmp_path / "clusters", Recipe(clusterer=clusterer), keep_features=False, progress=False)
+    prepare(source, tmp_path / "clusters", Recipe(clusterer=CLUSTERER), keep_features=False, progress=False)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "data"]
-
-
-@pytest.mark.parametrize("where", ["digest", "flush"])
-def test_clustering_is_kept_when_writing_is_interrupted(
-    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    """While files are hashed they are still where they were; once they are moved, what was clustered stays nonetheless."""
-    kept: list[str] = []
-    real, flush = Checkpoint._write, ownership.flush
-    monkeypatch.setattr(Checkpoint, "_write", lambda self, file, *rest: kept.append(file.name) or real(self, file, *rest))
-
-    def stop(item: Path) -> Any:
-        if where == "digest" or item.name == "manifest.json":
-            raise KeyboardInterrupt
-        return flush(item)
-
-    recipe = Recipe(clusterer="parallel_kmeans:n_clusters=6")
-    with monkeypatch.context() as patch:
-        patch.setattr(*((manifests, "digest", stop) if where == "digest" else (ownership, "flush", stop)))
-        with pytest.raises(KeyboardInterrupt):
-            prepare(source, tmp_path / "clusters", recipe, progress=False)
-    whole = next((tmp_path / ".clusters.features").glob("whole-*"))
-    assert (whole / "samples.parquet").exists() == (where == "digest")
-    assert len(kept) > 2
-    kept.clear()
-    folder = prepare(source, tmp_path / "clusters", recipe, progress=False)
-    assert kept == []
-    assert torch.equal(
-        folder.clusters.image.labels, prepare(source, tmp_path / "other", recipe, progress=False).clusters.image.labels
-    )
-    assert len(kept) > 2
 
 
 @pytest.mark.parametrize("where", ["cluster_together", "write_clusters_from_files"])

@@ -88,19 +88,17 @@ def test_npy_files_give_the_labels_of_encoding(
     assert sorted(item.name for item in tmp_path.iterdir()) == ["clusters", "npy"]
 
 
-@pytest.mark.parametrize("clusterer", ["kmeans:n_clusters=6", "parallel_kmeans:n_clusters=6"])
 def test_scaled_features_and_parts_are_joined_once(
-    csv_file: Path, encoded: ClustersFolder, features: dict[str, NDArray[Any]], tmp_path: Path, clusterer: str
+    csv_file: Path, encoded: ClustersFolder, features: dict[str, NDArray[Any]], tmp_path: Path
 ) -> None:
     scaled = {side: rows * np.linspace(1, 3, N, dtype=np.float32)[:, None] for side, rows in features.items()}
     spec = save(tmp_path / "npy", {**scaled, "text": features["text"]})
-    folder = prepare(csv_file, tmp_path / "a", Recipe(clusterer=clusterer), features=spec, keep_features=True, progress=False)
+    folder = prepare(csv_file, tmp_path / "a", RECIPE, features=spec, keep_features=True, progress=False)
     for side in SIDES:
         stored = getattr(folder.clusters, f"{side}_features")
         torch.testing.assert_close(stored, torch.from_numpy(features[side]))
     assert torch.equal(folder.clusters.text_features, torch.from_numpy(features["text"]))  # type: ignore[arg-type]
-    if clusterer.startswith("kmeans"):
-        assert_same_labels(folder, encoded)
+    assert_same_labels(folder, encoded)
 
 
 def test_folder_of_clip_retrieval(encoded: ClustersFolder, features: dict[str, NDArray[Any]], tmp_path: Path) -> None:

@@ -9,19 +9,12 @@ import shutil
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from clip_negatives import catalogue
-from clip_negatives.clustering import fit as refresh
-from clip_negatives.clustering.fit import cluster_together
-from clip_negatives.distributed.torchrun import joined
 from clip_negatives.features.store import PartStore
-from clip_negatives.interfaces import Clustering
 from clip_negatives.storage.clusters_folder import read_clusters
 from tests.pairs import write_csv, write_tar, write_tars
 from tests.ranks import command, commands, run, start
@@ -62,9 +55,8 @@ def _commands(data: Path, output: Path) -> list[list[object]]:
         ["prepare", data / "pairs.csv", output / "csv", *OPTIONS, "--group-column", "item"],
         ["prepare", tars, output / "tars", "--max-lost", "2%", *OPTIONS],
         ["prepare", tars, output / "half", "--max-lost", "2%", *OPTIONS, "--feature-dtype", "float16", "--drop-features"],
-        ["prepare", tars, output / "parallel", "--max-lost", "2%", *OPTIONS[:-1], "parallel_kmeans:n_clusters=8"],
-        ["reshard", tars, output / "parallel", output / "new", "--samples-per-shard", 20],
-        ["generate", output / "parallel", "--output", output / "pairs.parquet", "--per-image", 2],
+        ["reshard", tars, output / "tars", output / "new", "--samples-per-shard", 20],
+        ["generate", output / "tars", "--output", output / "pairs.parquet", "--per-image", 2],
         ["prepare", f"{data}/broken.tar", output / "none", *OPTIONS],
         ["prepare", tars.replace("4}", "5}"), output / "none", *OPTIONS],
         ["prepare", tars, output / "none", "--max-lost", "2%", *OPTIONS, "--group-column", "brand"],
@@ -79,7 +71,7 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
         (tmp_path / "out").mkdir()
         said[world] = run(world, commands, *_commands(data, tmp_path / "out"), log=tmp_path / f"log-{world}")
         (tmp_path / "out").rename(tmp_path / str(world))
-    for name in ("csv", "tars", "half", "parallel"):
+    for name in ("csv", "tars", "half"):
         one, two, four = (_content(tmp_path / str(world) / name) for world in (1, 2, 4))
         assert one == two == four
     one, two, four = (_written(tmp_path / str(world)) for world in (1, 2, 4))
@@ -105,11 +97,11 @@ def test_folder_is_the_same_for_any_number_of_processes(data: Path, tmp_path: Pa
         "number of samples (90)",
         "1 of 91 samples (1.1%) are lost, more than 1.00%: 1 broken sample (first: bad: the image cannot be read).",
     ]
-    assert lines[14:18:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
-    assert len(lines) == 18 + 2 * len(errors)
+    assert lines[10:14:2] == [f"{out}/new: 90 samples in 4 shards", f"{out}/pairs.parquet: 180 incorrect pairs"]
+    assert len(lines) == 14 + 2 * len(errors)
     for place, words in enumerate(errors):
-        assert words in lines[18 + 2 * place]
-        assert lines[19 + 2 * place] == "exit code 2"
+        assert words in lines[14 + 2 * place]
+        assert lines[15 + 2 * place] == "exit code 2"
     for world in (2, 4):
         for rank in range(1, world):  # one sentence is enough
             assert set(said[world][rank].splitlines()) == {"exit code 0", "exit code 2"}
@@ -128,43 +120,6 @@ def test_rank_that_is_alone_with_its_error_says_it(data: Path, tmp_path: Path) -
     assert sorted(errors)[1:] == ["exit code 2"] * 3
     assert "row 19 of" in min(errors)
     assert min(errors).endswith("Repair it or leave it out.")
-
-
-class Parallel:
-    """Cluster on all processes: the sign of the first dimension, with what each process has to say."""
-
-    def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        raise AssertionError
-
-    def fit_parallel(self, features: Tensor, *, generator: torch.Generator, checkpoint: Path) -> Clustering:
-        drawn = torch.rand(3, generator=generator)
-        print(checkpoint.name, tuple(features.shape), drawn.tolist(), flush=True)  # noqa: T201
-        return Clustering((features[:, 0] > 0).long(), torch.eye(2))
-
-
-class Single:
-    """Cluster on one process."""
-
-    def fit(self, features: Tensor, *, generator: torch.Generator) -> Clustering:
-        print("single", torch.rand(3, generator=generator).tolist(), flush=True)  # noqa: T201
-        return Clustering((features[:, 0] > 0).long(), torch.eye(2))
-
-
-def _cluster(folder: Path) -> None:
-    features = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
-    made_by = {"parallel": Parallel, "single": Single}
-    how = {"clusterer": "single", "text_clusterer": "parallel", "seed": 1, "checkpoint": folder}
-    with mock.patch.object(refresh.registry, "create", lambda kind, spec: made_by[spec]()), joined() as processes:
-        made = cluster_together(features, features, **how, processes=processes)
-    print(len(made), made[-1].labels.tolist(), flush=True)  # noqa: T201
-
-
-def test_clusterer_that_can_runs_on_all_processes(tmp_path: Path) -> None:
-    zero, one = (said.splitlines() for said in run(2, _cluster, tmp_path, log=tmp_path / "log"))
-    assert zero[0].startswith("single")
-    assert zero[1] == one[0]  # drawn from a generator in the same state, though rank 0 had drawn from it before
-    assert zero[1].startswith("text (20, 2)")
-    assert zero[2].removeprefix("2 ") == one[1].removeprefix("1 ")
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +143,7 @@ def _parts(work: Path) -> dict[str, int]:
 def test_killed_runs_go_on_to_what_an_undisturbed_run_makes(shards: str, tmp_path: Path) -> None:
     """Kill one process or all of them at random moments, and go on with another number of them."""
     chance = random.Random(KILLS)
-    line = ["prepare", shards, tmp_path / "clusters", *OPTIONS, "--text-clusterer", "parallel_kmeans:n_clusters=8"]
+    line = ["prepare", shards, tmp_path / "clusters", *OPTIONS]
     work = tmp_path / ".clusters.features"
     run(1, command, ["--version"], log=tmp_path / "log")  # the first processes wait for imports
     began = time.monotonic()
@@ -232,7 +187,7 @@ def test_given_features_on_two_processes(data: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", images / np.linalg.norm(images, axis=1, keepdims=True))
     for part in range(2):
         np.save(tmp_path / f"texts-{part}.npy", texts[part * 45 : (part + 1) * 45])
-    clusterer = ("--clusterer", "parallel_kmeans:n_clusters=8")
+    clusterer = ("--clusterer", "kmeans:n_clusters=8")
     pairs, both, image = data / "pairs.csv", f"{tmp_path}/images.npy,{tmp_path}/texts-*.npy", f"{tmp_path}/images.npy"
     contents = []
     for world_size in (1, 2):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from clip_negatives.errors import InputError
 from clip_negatives_plugins.kmeans import lloyd as module
 from clip_negatives_plugins.kmeans.clusterer import KMeans
+from clip_negatives_plugins.kmeans.engines import TorchEngine
 from clip_negatives_plugins.kmeans.lloyd import Lloyd
 
 pytestmark = [pytest.mark.keeps_global_rng, pytest.mark.gpu]
@@ -18,10 +19,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 class OnDevice(KMeans):
     """The branch for GPUs, on whatever there is."""
 
-    def fit(self, features, *, generator):
-        self._with_faiss = self._with_torch
-        self.device = DEVICE
-        return super().fit(features, generator=generator)
+    def _engine(self):
+        return TorchEngine(self.n_iter, self.n_redo, self.spherical, DEVICE, self.precision)
 
 
 def generator(seed=0):

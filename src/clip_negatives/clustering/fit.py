@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
-from torch import distributed as dist
 
 from clip_negatives.advice import argument
 from clip_negatives.clustering.similarity import similarities
@@ -54,16 +52,10 @@ def cluster_features(
 
 
 def cluster_together(
-    image: Tensor, text: Tensor, *, clusterer: str, text_clusterer: str, seed: int, checkpoint: Path, processes: Processes
+    image: Tensor, text: Tensor, *, clusterer: str, text_clusterer: str, seed: int, processes: Processes
 ) -> list[Clustering]:
-    """Return the clusterings of images and texts; every process of a run calls this with all features.
-
-    A clusterer with ``fit_parallel`` runs and returns on all processes; any other clusterer runs and returns on rank 0 only.
-    `checkpoint` is a folder on a shared disk, used only for these features, options and seed.
-    """
+    """Return the clusterings of images and texts on rank 0, an empty list elsewhere; every process of a run calls this."""
     generator, clusterings = epoch_generator(seed, 0), list[Clustering]()
-    # If only one process of a larger group clusters, it must not wait for the others, which do other work.
-    in_parallel = processes.world_size > 1 or not (dist.is_available() and dist.is_initialized())
 
     def fit(plugin: Clusterer, features: Tensor) -> None:
         with no_exit():  # within the call on rank 0, so that the other processes learn of it
@@ -73,11 +65,7 @@ def cluster_together(
     for name, option, spec, features in sides:
         plugin = registry.create("clusterer", spec)
         with _errors_name(f"{name}s", option, spec), stage(f"Clustering {name}s"):
-            if in_parallel and hasattr(plugin, "fit_parallel"):
-                generator.set_state(processes.first(generator.get_state))  # rank 0 may have drawn from it before
-                clusterings.append(plugin.fit_parallel(features, generator=generator, checkpoint=checkpoint / name))
-            else:
-                processes.first(partial(fit, plugin, features))
+            processes.first(partial(fit, plugin, features))
     return clusterings
 
 

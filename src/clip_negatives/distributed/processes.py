@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor
 from torch import distributed as dist
 
 from clip_negatives.distributed.failures import lost_process_errors, timeout
@@ -19,7 +17,6 @@ from clip_negatives.errors import ClipNegativesError, ProcessError
 
 T = TypeVar("T")
 
-SENT_AT_ONCE = 2**24  # maximum number of tensor elements in one message
 EXCHANGES = "clip_negatives/exchanges/{}"  # key in the store, by rank: number of collective calls that the process has begun
 
 
@@ -66,10 +63,6 @@ class Processes:
         """Return the items of this process: items number rank, rank + world_size, ..."""
         return items[self.rank :: self.world_size]
 
-    def share(self, n: int) -> range:
-        """Return this process's share of the numbers 0 .. n-1: a consecutive block."""
-        return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
-
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, by rank."""
         if self.world_size == 1:
@@ -114,37 +107,6 @@ class Processes:
         if errors:
             raise min(errors, key=lambda failure: isinstance(failure, HaltedError))
         return result  # type: ignore[return-value]  # None only after an error
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Return the sum of the tensors of all processes, all of one shape and dtype; `tensor` may be overwritten."""
-        if self.world_size == 1:
-            return tensor
-        total = tensor.cpu().contiguous()
-        with self._exchange():
-            for part in total.view(-1).split(SENT_AT_ONCE):
-                dist.all_reduce(part, group=self.group)
-        return total.to(tensor.device)
-
-    def broadcast(self, tensor: Tensor) -> Tensor:
-        """Return the tensor of rank 0; the tensors of all processes have one shape and dtype."""
-        if self.world_size == 1:
-            return tensor
-        sent = tensor.cpu().contiguous()
-        with self._exchange():
-            dist.broadcast(sent, src=0, group=self.group)
-        return sent.to(tensor.device)
-
-    def concatenate(self, part: Tensor) -> Tensor:
-        """Return the parts of all processes by rank, joined along the first dimension, on the CPU; lengths may differ."""
-        if self.world_size == 1:
-            return part
-        parts = [part.new_empty(length, *part.shape[1:], device="cpu") for length in self.gather(len(part))]
-        parts[self.rank].copy_(part)
-        with self._exchange():
-            for rank, rows in enumerate(parts):
-                for chunk in rows.split(SENT_AT_ONCE) if len(rows) else ():
-                    dist.broadcast(chunk, src=rank, group=self.group)
-        return torch.cat(parts)
 
     @contextmanager
     def _exchange(self) -> Iterator[None]:

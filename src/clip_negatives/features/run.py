@@ -115,7 +115,6 @@ class EncodingRun(SharedWork):
         self.image_store, self.text_store = (PartStore(folder / name, folder) for name in ("images", f"texts{suffix}"))
         name = "copied" if self.given and copy else "whole"
         self.whole, self.halt = folder / f"{name}-{self.fingerprint[:16]}", folder / "halt"
-        self.clustering_folder = folder / f"clustering-{self.fingerprint[:16]}"
 
     def run(self, max_lost: float, repair: str) -> EncodedFeatures:
         """Encode the missing parts, and merge all parts."""
@@ -137,9 +136,7 @@ class EncodingRun(SharedWork):
             self.processes.first(lambda: self._assemble(counts, losses, to_copy))
         n_broken = sum(part.n_broken for part in parts)
         warnings = [*notes.sentences(summary, losses.n_usable), *frequent]
-        return EncodedFeatures(
-            self.whole, self.clustering_folder, self.fingerprint, losses.n_usable, n_broken, losses, warnings, self.given
-        )
+        return EncodedFeatures(self.whole, self.fingerprint, losses.n_usable, n_broken, losses, warnings, self.given)
 
     def _to_copy(self) -> set[str]:
         """Check the precomputed features, and return the sides to copy: none if an earlier run completed the copy."""
@@ -155,7 +152,7 @@ class EncodingRun(SharedWork):
 
         incomplete = self.processes.divided(is_incomplete, self.digests)
         parts = list(itertools.compress(self.digests, incomplete))
-        stale = [self.whole, self.clustering_folder, *(self.image_store.folder / digest for digest in parts)]
+        stale = [self.whole, *(self.image_store.folder / digest for digest in parts)]
         # A learned vocabulary depends on the texts of the torn tars too.
         learned = isinstance(self.texts, Encoder) and self.texts.learn is not None
         stale += [self.text_store.folder] if learned else [self.text_store.folder / digest for digest in parts]
@@ -168,7 +165,7 @@ class EncodingRun(SharedWork):
         stores, kept = [self.image_store.folder, self.text_store.folder], set[Path]()
         if file.is_file() and file.read_text() == plan:
             parts = (store / digest for store in stores for digest in self.digests)
-            kept = {file, self.whole, self.clustering_folder, *stores, *parts}
+            kept = {file, self.whole, *stores, *parts}
         claim_work(self.folder)
         clear_work(self.folder, kept)
         for store in filter(Path.exists, stores):

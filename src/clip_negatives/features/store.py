@@ -86,7 +86,6 @@ class EncodedFeatures:
     Attributes:
         folder: folder of ``samples.parquet``, ``sources.parquet``, ``features.safetensors`` and, if samples are broken,
             ``broken.parquet``.
-        clustering_folder: folder of unfinished clusterings of these features, for the next call; it may not exist yet.
         fingerprint: fingerprint of the data and the precomputed features.
         losses: torn tars and samples that cannot be read.
         warnings: sentences about samples that are used.
@@ -94,7 +93,6 @@ class EncodedFeatures:
     """
 
     folder: Path
-    clustering_folder: Path
     fingerprint: str
     n_samples: int
     n_broken: int

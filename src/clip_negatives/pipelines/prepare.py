@@ -194,13 +194,11 @@ def _encode_and_cluster(
     options |= {"copy": keep_features, "processes": processes, "missing": missing}
     encoded = encode(source, images, texts, work, dtype=recipe.feature_dtype, **options)
     processes.together(lambda: check_clusterers(encoded.n_samples, **recipe.clusterers))
-    checkpoint = processes.first(lambda: encoded.clustering_folder / _short_digest(_clusterers(recipe)))
     clusterings = cluster_together(
         encoded.image,
         encoded.text,
         **recipe.clusterers,
         seed=recipe.seed,
-        checkpoint=checkpoint,
         processes=processes,
     )
     manifest = {
