@@ -37,7 +37,8 @@ class Task:
         """
         match = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise InputError(f"{argument('task')} must be NUMBER/COUNT with NUMBER from 1 to COUNT, such as 3/100, got {text!r}.")
+            form = "NUMBER/COUNT with NUMBER from 1 to COUNT, such as 3/100"
+            raise InputError(f"{argument('task')} must be {form}, got {text!r}.")
         return cls(int(match[1]), int(match[2]))
 
     @classmethod

@@ -69,9 +69,7 @@ def _in_order(folder: TaskFolder, task: Task) -> Iterator[tuple[int, bool]]:
         yield from ((number, False) for number in task.others(numbers) if folder.names[number] not in complete)
 
 
-def _work_on(
-    number: int, claims: Claims, report: TaskReport, work: Callable[[int], None], earlier: Record | None
-) -> None:
+def _work_on(number: int, claims: Claims, report: TaskReport, work: Callable[[int], None], earlier: Record | None) -> None:
     """Complete a part, unless another task has it or has completed it since its record was `earlier`."""
     name = claims.folder.names[number]
     with claims.claimed(name) as is_mine:

@@ -82,8 +82,8 @@ class TaskFolder:
             self.write(PLAN, (json.dumps(plan) + "\n").encode())
         stored = self._stored_plan()  # another task may have written it at the same time
         if stored != plan:
-            old, new = ({**entry["settings"], "data": _digest(entry["parts"])} for entry in (stored or plan, plan))
-            fault = f"{self.url} was begun with other settings: {in_words(differences(_named(old), _named(new)))}"
+            different = in_words(differences(_sections(stored or {}), _sections(plan)))
+            fault = f"{self.url} was begun with other settings: {different}"
             raise ArtifactError(f"{fault}. Use the same settings in all tasks, or name another folder.")
         return replace(self, names=names, plan=_digest(plan))
 
@@ -203,9 +203,9 @@ class TaskFolder:
         raise ArtifactError(f"{self.url} cannot be used: {fault}. Name another folder.")
 
 
-def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings under the names that a difference shows."""
-    return {**settings, "data": {"parts": settings["data"]}}
+def _sections(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a plan and a digest of its parts."""
+    return {**plan.get("settings", {}), "data": {"parts": _digest(plan.get("parts"))}}
 
 
 def _digest(content: Any) -> str:
@@ -217,8 +217,9 @@ def _errors(url: str, *passed: type[Exception]) -> Iterator[None]:
     """Turn the errors of file systems, except for those in `passed`, into an ArtifactError."""
     try:
         yield
-    except (ClipNegativesError, *passed):
-        raise
     except Exception as error:  # each file system has its own errors
+        if isinstance(error, (ClipNegativesError, *passed)):
+            raise
         reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
-        raise ArtifactError(f"{url} cannot be read or written: {reason.rstrip('.')}. Correct it, or check the access.") from error
+        fault = f"{url} cannot be read or written: {reason.rstrip('.')}"
+        raise ArtifactError(f"{fault}. Check the address and the permissions.") from error
