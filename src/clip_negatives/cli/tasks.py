@@ -84,9 +84,8 @@ def centroids(parts: str, output: Path, recipe: Recipe, points_per_cluster: int,
     early.check_output_folder(output, "centroids")
     from clip_negatives.pipelines.sampled_centroids import write_centroids
 
-    written = write_centroids(
-        parts, output, **recipe.clusterers, seed=recipe.seed, points_per_cluster=points_per_cluster, **limits
-    )
+    clusterers: dict[str, Any] = {"clusterer": recipe.clusterer, "text_clusterer": recipe.text_clusterer, "seed": recipe.seed}
+    written = write_centroids(parts, output, **clusterers, points_per_cluster=points_per_cluster, **limits)
     clusters = f"{written['n_image_clusters']} image clusters, {written['n_text_clusters']} text clusters"
     echo(f"{output}: {clusters}, from {written['n_sampled']} of {written['n_samples']} pairs")
     show_next("assign", parts, output, "ASSIGNMENTS")
@@ -130,7 +129,7 @@ def _task(text: str | None) -> Task:
 
 
 def _print_report(report: TaskReport, folder: str, done: str) -> None:
-    echo(f"{folder}: {report.n_done} parts {done} by this task, {report.n_left} of {report.n_parts} not complete")
+    echo(f"{folder}: {len(report.done)} parts {done} by this task, {report.n_left} of {report.n_parts} not complete")
     for line in (*report.warnings, *report.faults[:FAULTS_SHOWN]):
         echo(line, err=True)
     if (rest := len(report.faults) - FAULTS_SHOWN) > 0:

@@ -1,9 +1,9 @@
 """Encoders: models that turn images and texts into the features that are clustered.
 
 A text, the spec, names an encoder. ``pixels``, ``tfidf`` and ``hashing`` need no weights; ``efficientnet-lite0`` and ``minilm``
-come with the extra ``[encoders]``. ``timm:NAME``, ``timm:NAME@FILE``, ``transformers:FOLDER`` and ``sentence_transformers:FOLDER`` use
-any model of these libraries. ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``, ``open_clip:local-dir:FOLDER`` and
-``open_clip:hf-hub:NAME`` use the image tower or the text tower of a CLIP model.
+come with the extra ``[encoders]``. ``timm:NAME``, ``timm:NAME@FILE``, ``transformers:FOLDER`` and
+``sentence_transformers:FOLDER`` use any model of these libraries. ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``,
+``open_clip:local-dir:FOLDER`` and ``open_clip:hf-hub:NAME`` use the image tower or the text tower of a CLIP model.
 """
 
 from __future__ import annotations

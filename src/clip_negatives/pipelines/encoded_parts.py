@@ -24,7 +24,7 @@ from clip_negatives.dataset import ImageTextPairs, Part, TablePairs
 from clip_negatives.dataset.missing import MissingLimit
 from clip_negatives.distributed.task import Task
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
-from clip_negatives.errors import DataError, MissingShardError, UnsupportedError
+from clip_negatives.errors import DataError, InputError, MissingShardError, UnsupportedError
 from clip_negatives.features.encoding import CHUNK, encode_images, encode_texts
 from clip_negatives.features.losses import Losses, PartReport, check_share
 from clip_negatives.features.run import DTYPES, REPEATED
@@ -59,17 +59,17 @@ def encode_parts(
 ) -> TaskReport:
     """Encode the parts of a data set that are not complete yet, as one of several independent tasks.
 
-    The tasks may run at any time, on any machines that reach `data` and `parts`; they need no process group. A part is a
-    tar, or a block of rows of a table that names the tars of its samples. A part that changed since, and a torn or missing tar, is
-    read again by the task that it belongs to.
+    The tasks may run at any time, on any machines that reach `data` and `parts`. They need no process group. A part is a
+    tar, or a block of rows of a table that names the tars of its samples. A part that changed since, and a torn or missing
+    tar, is read again by the task that it belongs to.
 
     Args:
         data: the pairs, see `Recipe.open`.
         parts: folder to fill, a path or a URL of fsspec.
         recipe: encoders, dtype of the features and columns. The clusterers and the seed are not used.
         task: this task.
-        max_lost: largest share of samples, 0 .. 1, that may be lost in the parts of this task.
-        max_missing_shards: largest number or percentage of all tars that may be missing in the parts of this task.
+        max_lost: largest share of samples, 0 .. 1, that may be lost in the parts that this task handled.
+        max_missing_shards: largest number or percentage of all tars that may be missing in the parts that this task handled.
         progress: show progress on stderr.
 
     Returns:
@@ -82,6 +82,8 @@ def encode_parts(
     """
     missing = MissingLimit(max_missing_shards)
     check_share(max_lost)
+    if recipe.feature_dtype not in DTYPES:
+        raise InputError(f"Expected feature_dtype {' or '.join(DTYPES)}, got {recipe.feature_dtype!r}.")
     source = recipe.open(data, may_lack_tars=True)
     listed, folder = source.parts(), parts_folder(parts)
     _check_tars(source)
@@ -92,22 +94,22 @@ def encode_parts(
     encoding = PartEncoding(folder, listed, *encoders, DTYPES[recipe.feature_dtype])
     with shown(progress):
         report = work_through(folder, task, "Encoding parts", is_done=encoding.is_done, work=encoding.encode)
-    own = [record for name in task.own(names) if (record := folder.record(name)) is not None]
-    add_losses(report, own, missing, max_lost)
+    handled = {*task.own(names), *report.done}
+    known = [name for name in names if name in handled]
+    records = [record for name in known if (record := folder.record(name)) is not None]
+    if records:
+        _add_losses(report, records, missing, max_lost)
     return report
 
 
-def add_losses(report: TaskReport, records: Sequence[Record], missing: MissingLimit, max_lost: float) -> None:
+def _add_losses(report: TaskReport, records: Sequence[Record], missing: MissingLimit, max_lost: float) -> None:
     """Add torn and missing tars and broken samples to a report: as faults above the limits, else as warnings."""
-    reports = [PartReport.of(record) for record in records]
-    losses = Losses.of(reports) if reports else None
-    if losses is None:
-        return
+    losses = Losses.of([PartReport.of(record) for record in records])
     faults = [fault for _, fault in losses.missing]
     try:
         missing.check(faults, report.n_parts)
     except MissingShardError as error:
-        report.faults += [*faults, str(error)] if len(faults) > 1 else [str(error)]
+        report.faults += [str(error), *faults[1:]]
     else:
         report.warnings += [f"{fault} It is left out." for fault in faults]
     try:

@@ -18,14 +18,14 @@ class TaskReport:
 
     Attributes:
         n_parts: number of all parts.
-        n_done: number of parts that this task completed.
+        done: names of the parts that this task completed.
         n_left: number of parts that are not complete; other tasks may be working on them.
         faults: what is wrong with the parts that this task could not complete, or that lost too much.
         warnings: what is left out within the limits.
     """
 
     n_parts: int
-    n_done: int = 0
+    done: list[str] = field(default_factory=list)
     n_left: int = 0
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -81,5 +81,5 @@ def _work_on(number: int, claims: Claims, report: TaskReport, work: Callable[[in
             except DataError as error:
                 report.faults.append(str(error))
                 return
-            report.n_done += 1
+            report.done.append(name)
     claims.release(name)
