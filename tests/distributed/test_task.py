@@ -35,13 +35,17 @@ def slurm(**values: str) -> dict[str, str]:
         (slurm(ID="0", COUNT="100", MIN="0"), "1/100"),
         (slurm(ID="100", COUNT="100", MIN="1", STEP="1"), "100/100"),
         (slurm(ID="12", COUNT="4", MIN="0", STEP="4"), "4/4"),
+        ({"RANK": "2", "WORLD_SIZE": "8"}, "3/8"),
+        ({"RANK": "2", "WORLD_SIZE": "8", **slurm(ID="0", COUNT="2")}, "1/2"),
     ],
 )
-def test_task_of_a_slurm_array(variables: dict[str, str], text: str) -> None:
+def test_task_of_a_slurm_array_or_of_torchrun(variables: dict[str, str], text: str) -> None:
     assert str(Task.of_environment(variables)) == text
 
 
-@pytest.mark.parametrize("variables", [slurm(ID="x", COUNT="2"), slurm(ID="1"), slurm(ID="9", COUNT="2", MIN="3")])
+@pytest.mark.parametrize(
+    "variables", [slurm(ID="x", COUNT="2"), slurm(ID="1"), slurm(ID="9", COUNT="2", MIN="3"), {"WORLD_SIZE": "x"}]
+)
 def test_array_whose_tasks_have_no_successive_numbers_is_an_error(variables: dict[str, str]) -> None:
     with pytest.raises(InputError, match="Use task="):
         Task.of_environment(variables)

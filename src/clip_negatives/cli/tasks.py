@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 FAULTS_SHOWN = 20
 
-task_option = click.option("--task", metavar="I/N", help="Task I of N, from 1.  [default: that of the Slurm array, or 1/1]")
+task_option = click.option(
+    "--task", metavar="I/N", help="Task I of N, from 1.  [default: that of the Slurm array or of torchrun, or 1/1]"
+)
 
 
 @parameters.command(

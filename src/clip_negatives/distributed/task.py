@@ -14,6 +14,7 @@ from clip_negatives.errors import InputError
 T = TypeVar("T")
 
 SLURM = "SLURM_ARRAY_TASK_"  # first part of the variables of a Slurm array
+SLURM_DEFAULTS = {"ID": "", "COUNT": "", "MIN": "0", "STEP": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +44,21 @@ class Task:
 
     @classmethod
     def of_environment(cls, variables: Mapping[str, str] = os.environ) -> Task:
-        """Return the task of a Slurm array, or the only task outside an array; InputError if the variables are invalid."""
-        if f"{SLURM}ID" not in variables:
-            return cls()
-        names = {"ID": "0", "COUNT": "", "MIN": "0", "STEP": "1"}
+        """Return the task of a Slurm array or a process of torchrun, else the only task; InputError for invalid variables."""
+        texts = [variables.get(f"{SLURM}{name}", default) for name, default in SLURM_DEFAULTS.items()]
+        is_array = f"{SLURM}ID" in variables
+        if not is_array:
+            texts = [variables.get("RANK", "0"), variables.get("WORLD_SIZE", "1"), "0", "1"]
+        origin = f"{SLURM}ID" if is_array else "RANK"
         try:
-            identifier, count, least, step = (int(variables.get(f"{SLURM}{name}", default)) for name, default in names.items())
+            identifier, count, least, step = map(int, texts)
             number = (identifier - least) // step + 1
         except (ValueError, ZeroDivisionError):
             number, count = 0, 0
         if not 1 <= number <= count:
-            fault = f"The variables {SLURM}ID, _COUNT, _MIN and _STEP do not number the tasks from 1 to their count"
+            fault = f"The value of {origin} and the count beside it are no number of a task and a number of tasks"
             raise InputError(f"{fault}. Use {argument('task')}, such as 3/100.")
-        return cls(number, count, f"{SLURM}ID")
+        return cls(number, count, origin if is_array or count > 1 else "")
 
     def __str__(self) -> str:
         """Return the text that `parse` reads."""

@@ -80,8 +80,9 @@ def check_assigned(table: str, centroids: Mapping[str, str]) -> None:
         return  # a table of another program
     folder = _assignments_folder(table).opened()
     folder.records()
+    settings = folder.settings()
     for side, file in centroids.items():
-        if folder.settings()[f"{side}s"]["centroids"] != digest(Path(file)):
+        if settings.get(f"{side}s") != {"centroids": digest(Path(file))}:
             raise ArtifactError(f"{table} was not made with the centroids {file}. Name {side}.npy of its centroids folder.")
 
 

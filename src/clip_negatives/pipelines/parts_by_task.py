@@ -56,7 +56,7 @@ def work_through(
             if record is None or (is_own and not is_done(number, record)):
                 _work_on(number, claims, report, work, earlier=record)
             running.advance(int(is_own))
-    report.n_left = len(folder.names) - len(folder.listed() & set(folder.names))
+    report.n_left = len(folder.names) - len(folder.listed())
     return report
 
 

@@ -54,9 +54,11 @@ class Claims:
         remove_stored(self.folder.system, f"{self.folder.root}/{_file(name)}")
 
     def _take(self, name: str) -> bool:
+        if self._is_living(name):
+            return False
         if self.folder.create(_file(name), self._content()):
             return True
-        if self._is_living(name):
+        if self._is_living(name):  # another task was faster
             return False
         self.folder.write(_file(name), self._content())
         return True

@@ -120,10 +120,12 @@ class TaskFolder:
         return [record for record in records if record is not None]
 
     def listed(self) -> set[str]:
-        """Return the names of the parts that have a record, in one listing."""
+        """Return the names of the parts that have a record; an object store is listed instead of asked for each part."""
+        if self.is_local:
+            return {name for name in self.names if Path(self.root, name, RECORD).is_file()}
         with _errors(self.url):
-            files = self.system.find(self.root) if self.system.exists(self.root) else []
-        return {file.rsplit("/", 2)[-2] for file in files if file.endswith(f"/{RECORD}")}
+            files = self.system.find(self.root)
+        return {file.rsplit("/", 2)[-2] for file in files if file.endswith(f"/{RECORD}")} & set(self.names)
 
     def publish(self, name: str, files: Path, record: Mapping[str, Any]) -> None:
         """Copy the files of a local folder into a part, and complete it with its record."""
