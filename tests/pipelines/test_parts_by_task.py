@@ -15,11 +15,13 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from clip_negatives import Columns
 from clip_negatives.clustering.fit import cluster_features
 from clip_negatives.distributed.task import Task
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
@@ -33,7 +35,7 @@ from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.pipelines.sampled_centroids import write_centroids
 from clip_negatives.storage import claims
 from clip_negatives.storage.task_folder import TaskFolder
-from tests.pairs import listings, write_tars
+from tests.pairs import listings, write_csv, write_tars
 
 N, SHARDS, K = 48, 6, 4
 RECIPE = Recipe(image_encoder="pixels:size=4,dim=0", text_encoder="hashing:dim=32")
@@ -286,6 +288,20 @@ def test_table_without_tars_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("image,text\na.png,a\n")
     with pytest.raises(DataError, match=r"does not name the tars of its samples.*shard"):
         encode(str(tmp_path / "pairs.csv"), tmp_path / "parts")
+
+
+def test_table_that_names_tars_gives_the_labels_of_its_rows(home: Path, tmp_path: Path) -> None:
+    frame = pd.read_csv(write_csv(tmp_path, 24), sep="\t")
+    frame["uid"], frame["tar"] = [f"{row:04d}" for row in range(24)], [f"{row // 12:05d}.tar" for row in range(24)]
+    frame.to_csv(tmp_path / "named.csv", index=False, sep="\t")
+    columns = Columns(key="uid", shard="tar")
+    recipe = Recipe(*RECIPE.encoders, columns=columns)
+    assert len(encode(tmp_path / "named.csv", tmp_path / "parts", recipe=recipe, max_lost=0).done) == 1
+    write_centroids(tmp_path / "parts", tmp_path / "centroids", clusterer="kmeans:n_clusters=3", progress=False)
+    assign(tmp_path, tmp_path / "assignments")
+    files = ",".join(str(tmp_path / "centroids" / f"{side}.npy") for side in ("image", "text"))
+    labels = write_given_labels(str(tmp_path / "assignments"), files, tmp_path / "labels")
+    assert [len(labels.shards.of(f"{shard:05d}.tar")) for shard in range(2)] == [12, 12]
 
 
 def test_missing_and_torn_tars_do_not_stop_a_task(home: Path, tmp_path: Path) -> None:
