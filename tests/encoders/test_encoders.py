@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -68,6 +69,23 @@ def test_tfidf_needs_no_spaces_between_words() -> None:
     assert ((encoded @ encoded.T).fill_diagonal_(-2).argmax(dim=1) == torch.tensor([1, 0, 3, 2])).all()
 
 
+def test_hashing_gives_a_text_the_same_features_in_any_data_set() -> None:
+    encoder = text_encoder("hashing:dim=64")
+    encoded = encoder.encode(TEXTS)
+    assert encoded.shape == (96, 64)
+    assert encoded.dtype == torch.float32
+    assert torch.equal(encoded[5:6], encoder.encode(TEXTS[5:6]))
+    assert nearest_is_same_item(encoded) > 4 * CHANCE
+    assert torch.equal(encoder.encode([""]), torch.zeros(1, 64))
+
+
+def test_pixels_without_components_are_thumbnails_minus_grey() -> None:
+    encoder = image_encoder("pixels:size=2,dim=0")
+    assert encoder.fit is None
+    image = Image.new("RGB", (8, 6), (255, 0, 51))
+    torch.testing.assert_close(encoder.encode([image]), torch.tensor([[0.5, -0.5, -0.3] * 4]))
+
+
 def test_tfidf_with_few_or_strange_texts() -> None:
     encoder = text_encoder("tfidf")
     assert features(encoder, ["one shoe", "one hat", "a hat"]).shape == (3, 2)
@@ -112,7 +130,9 @@ def test_name_changes_with_the_content_of_weights(tmp_path: Path) -> None:
         ("image", "pixels:sise=8", OptionError, "Did you mean 'size'"),
         ("image", "pixels:size=big", OptionError, "Expected int for option 'size'"),
         ("image", "pixels:size=0", OptionError, ">= 1"),
+        ("image", "pixels:dim=-1", OptionError, "dim >= 0"),
         ("text", "tfidf:dim=0", OptionError, ">= 1"),
+        ("text", "hashing:dim=0", OptionError, ">= 1"),
         ("image", "efficientnet-lite0:image_size=8", OptionError, ">= 32"),
         ("image", "timm", OptionError, "Write timm:MODEL"),
         ("image", "timm:resnet19", UnknownNameError, "resnet18"),

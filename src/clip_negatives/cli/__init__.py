@@ -32,6 +32,7 @@ COMMANDS = {
     "choose": "choosing",
     "completion": "completion",
     "labels": "labels",
+    **dict.fromkeys(("assign", "centroids", "encode"), "tasks"),
     "plugins": "plugins",
 }
 
@@ -41,9 +42,9 @@ WRITERS = ("click.utils", "rich.console", __name__)  # modules that write to std
 # What Ctrl-C leaves, and how to continue.
 CONTINUED = "Finished parts are kept. Run the same command again to continue."
 KEPT = {
-    **dict.fromkeys(("check", "generate", "prepare", "reshard"), CONTINUED),
+    **dict.fromkeys(("assign", "check", "encode", "generate", "prepare", "reshard"), CONTINUED),
     **dict.fromkeys(("inspect", "meter"), "Encoded data are kept. Run the same command again to continue."),
-    **dict.fromkeys(("catalogue", "labels"), "Nothing was written. Run the same command again."),
+    **dict.fromkeys(("catalogue", "centroids", "labels"), "Nothing was written. Run the same command again."),
     "choose": "Finished runs are kept. Run the same command again to continue.",
     "train": "Encoded data and checkpoints are kept. To continue from a checkpoint, add --name RUN --resume latest.",
 }

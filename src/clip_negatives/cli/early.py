@@ -109,13 +109,14 @@ def check_output_file(path: Path) -> None:
         check_writable(output_file.check_output_file(path))
 
 
-def check_output_folder(path: Path, kind: Literal["clusters", "labels", "report", "shards"]) -> None:
+def check_output_folder(path: Path, kind: Literal["centroids", "clusters", "labels", "report", "shards"]) -> None:
     """Raise ArtifactError if a folder cannot be written, or has files and is not of this kind."""
     if _is_alone():
         from clip_negatives.storage import manifest
         from clip_negatives.storage.paths import check_resumable, check_writable
 
-        folders = {folder.name: folder for folder in (manifest.CLUSTERS_FOLDER, manifest.LABELS_FOLDER, manifest.REPORT_FOLDER)}
+        formats = manifest.CLUSTERS_FOLDER, manifest.LABELS_FOLDER, manifest.REPORT_FOLDER, manifest.CENTROIDS_FOLDER
+        folders = {folder.name: folder for folder in formats}
         check_writable(check_resumable(path, manifest.PLAN) if kind == "shards" else folders[kind].check(path))
 
 

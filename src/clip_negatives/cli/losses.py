@@ -1,4 +1,4 @@
-"""Options of `prepare` for lost samples and missing tars, and the summary of them that it prints."""
+"""Options for lost samples and missing tars, and the summary of them that `prepare` prints."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 from clip_negatives.cli.output import echo
 from clip_negatives.dataset.missing import MissingLimit
 from clip_negatives.errors import InputError
+from clip_negatives.storage.limits import MAX_LOST
 
 CAUSES_SHOWN = 5  # number of causes of skipped samples that are printed, the most frequent first; also of torn and missing tars
 BROKEN = "broken.parquet"
@@ -47,6 +48,21 @@ class ShardCount(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         except InputError:
             self.fail(f"{text!r} is not a number of tars. Write for example 3 or 1%.", param, ctx)
         return text
+
+
+max_lost_option = click.option(
+    "--max-lost",
+    default=f"{MAX_LOST:.0%}",
+    type=Share(),
+    help="Largest share of samples that may be lost: unreadable, or in torn tars.",
+)
+max_missing_option = click.option(
+    "--max-missing-shards",
+    default="0",
+    type=ShardCount(),
+    metavar="N|P%",
+    help="Largest number or percentage of tars that may be missing or unreachable.",
+)
 
 
 def print_losses(manifest: Mapping[str, Any], output: Path) -> None:

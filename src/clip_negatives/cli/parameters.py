@@ -131,15 +131,22 @@ _KEYS = (
 column_options = collected("columns", Columns, *_COLUMNS, _GROUP)
 column_and_key_options = collected("columns", Columns, *_COLUMNS, _GROUP, *_KEYS)
 
-# Passes a `Recipe` as the argument `recipe`. Column options go above this decorator: they become part of the recipe.
-recipe_options = collected(
-    "recipe",
-    Recipe,
+_ENCODERS = (
     click.option("--image-encoder", default=Recipe.image_encoder, help="Image encoder for clustering."),
     click.option("--text-encoder", default=Recipe.text_encoder, help="Text encoder for clustering."),
+)
+_CLUSTERERS = (
     _plugin_option("--clusterer", "clusterer", Recipe.clusterer),
     click.option("--text-clusterer", type=PluginName("clusterer"), help="Clusterer of the captions.  [default: --clusterer]"),
 )
+feature_dtype_option = click.option(
+    "--feature-dtype", default=Recipe.feature_dtype, type=click.Choice(["float32", "float16"]), help="Dtype of the features."
+)
+
+# These pass a `Recipe` as the argument `recipe`. Column options go above this decorator: they become part of the recipe.
+recipe_options = collected("recipe", Recipe, *_ENCODERS, *_CLUSTERERS)
+encoder_options = collected("recipe", Recipe, *_ENCODERS)
+clusterer_options = collected("recipe", Recipe, *_CLUSTERERS)
 
 
 def command(*examples: str, notes: str = "", make: Command = click.command, **options: Any) -> Command:

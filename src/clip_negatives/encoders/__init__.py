@@ -1,9 +1,9 @@
 """Encoders: models that turn images and texts into the features that are clustered.
 
-A text, the spec, names an encoder. ``pixels`` and ``tfidf`` need no weights; ``efficientnet-lite0`` and ``minilm`` come with
-the extra ``[encoders]``. ``timm:NAME``, ``timm:NAME@FILE``, ``transformers:FOLDER`` and ``sentence_transformers:FOLDER`` use
-any model of these libraries. ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``, ``open_clip:local-dir:FOLDER`` and
-``open_clip:hf-hub:NAME`` use the image tower or the text tower of a CLIP model.
+A text, the spec, names an encoder. ``pixels``, ``tfidf`` and ``hashing`` need no weights; ``efficientnet-lite0`` and ``minilm``
+come with the extra ``[encoders]``. ``timm:NAME``, ``timm:NAME@FILE``, ``transformers:FOLDER`` and
+``sentence_transformers:FOLDER`` use any model of these libraries. ``open_clip:MODEL/PRETRAINED``, ``open_clip:MODEL/FILE``,
+``open_clip:local-dir:FOLDER`` and ``open_clip:hf-hub:NAME`` use the image tower or the text tower of a CLIP model.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _ENCODERS = {
     },
     "text": {
         "tfidf": "clip_negatives.encoders.tfidf:tfidf",
+        "hashing": "clip_negatives.encoders.hashing:hashing",
         "minilm": "clip_negatives.encoders.transformers:minilm",
         "transformers": "clip_negatives.encoders.transformers:from_folder",
         "sentence_transformers": "clip_negatives.encoders.transformers:from_sentence_transformers",

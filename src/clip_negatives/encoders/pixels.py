@@ -14,9 +14,12 @@ from clip_negatives.errors import OptionError
 
 
 def pixels(size: int = 16, dim: int = 64) -> Encoder:
-    """Return an encoder: at most `dim` principal components of thumbnails of `size` x `size` pixels."""
-    if size < 1 or dim < 1:
-        raise OptionError(f"Expected size >= 1 and dim >= 1 for 'pixels', got {size} and {dim}.")
+    """Return an encoder: at most `dim` principal components of thumbnails of `size` x `size` pixels.
+
+    With ``dim=0``, it learns nothing: the features are the pixels of the thumbnail, minus mid-grey.
+    """
+    if size < 1 or dim < 0:
+        raise OptionError(f"Expected size >= 1 and dim >= 0 for 'pixels', got {size} and {dim}.")
 
     def encode(images: Sequence[Image.Image]) -> Tensor:
         small = [np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32) for image in images]
@@ -30,4 +33,4 @@ def pixels(size: int = 16, dim: int = 64) -> Encoder:
         model = PCA(min(dim, *raw.shape), random_state=0).fit(raw.numpy())
         return lambda features: torch.from_numpy(model.transform(features.numpy()).astype(np.float32))
 
-    return Encoder(encode, fit=fit)
+    return Encoder(encode, fit=fit) if dim else Encoder(lambda images: encode(images) - 0.5)

@@ -20,6 +20,7 @@ from clip_negatives.dataset.assignments import Assignments
 from clip_negatives.errors import DataError
 from clip_negatives.features.npy import NpyFeatures
 from clip_negatives.interfaces import Clustering
+from clip_negatives.pipelines.assigned_parts import check_assigned
 from clip_negatives.pipelines.given_shards import shard_sources
 from clip_negatives.printing import log
 from clip_negatives.progress import stage
@@ -57,9 +58,11 @@ def write_given_labels(
 
     Raises:
         DataError: the table or the centroids cannot be used, or the tars are not those in the table.
-        ArtifactError: `output` cannot be written.
+        ArtifactError: `output` cannot be written, or `table` is a folder of
+            `clip_negatives.pipelines.assigned_parts.assign_parts` that is not complete, or was made with other centroids.
     """
     output = LABELS_FOLDER.check(output)
+    check_assigned(table, dict(zip(MODALITIES, centroid_files(centroids), strict=True)))
     assignments, sides = Assignments.open(table, columns or AssignmentColumns()), centroids_of(centroids)
     work = output.with_name(f".{output.name}.rows")
     with ExitStack() as stack:

@@ -133,6 +133,7 @@ LABELS_FOLDER = FolderFormat("labels", "labels.json", (CLUSTERS, SHARDS), comman
 
 
 REPORT_FOLDER = OwnedFolder("report", "report.json")
+CENTROIDS_FOLDER = OwnedFolder("centroids", "centroids.json")
 
 
 def check_clusters(path: Path) -> None:

@@ -9,6 +9,7 @@ It deletes only files that this package wrote:
 | `new_folder` | nothing: its path must not exist | |
 | `replaced_file` | the file at a path | `storage.output_file` found that we wrote it, or it is inside a folder of ours |
 | `remove_file` | a file of a run | the run wrote it |
+| `remove_stored` | a record or a claim of a part, also in an object store | it is in a folder with our plan |
 | `clear_work`, `remove_inside`, `move_from_work` | contents of a work folder | the folder has our mark, `WORK` |
 | `remove_work` | a work folder | the folder has our mark |
 
@@ -25,6 +26,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.atomic import flush, writing
@@ -171,6 +173,12 @@ def replaced_file(path: str | Path) -> Iterator[Path]:
 def remove_file(file: Path) -> None:
     """Remove a file that this run wrote, if it is still there."""
     file.unlink(missing_ok=True)
+
+
+def remove_stored(system: Any, file: str) -> None:
+    """Remove a file in a file system of fsspec, if it is still there."""
+    with suppress(FileNotFoundError):
+        system.rm_file(file)
 
 
 def claim_work(folder: Path) -> None:

@@ -1,0 +1,85 @@
+"""Work on the parts of a data set by independent tasks: each takes its own parts first, then parts that no other task has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from clip_negatives.distributed.task import Task
+from clip_negatives.errors import DataError
+from clip_negatives.progress import stage
+from clip_negatives.storage.claims import Claims
+from clip_negatives.storage.task_folder import Record, TaskFolder
+
+
+@dataclass(slots=True)
+class TaskReport:
+    """Outcome of a task.
+
+    Attributes:
+        n_parts: number of all parts.
+        done: names of the parts that this task completed.
+        n_left: number of parts that are not complete; other tasks may be working on them.
+        faults: what is wrong with the parts that this task could not complete, or that lost too much.
+        warnings: what is left out within the limits.
+    """
+
+    n_parts: int
+    done: list[str] = field(default_factory=list)
+    n_left: int = 0
+    faults: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def work_through(
+    folder: TaskFolder,
+    task: Task,
+    title: str,
+    *,
+    is_done: Callable[[int, Record], bool],
+    work: Callable[[int], None],
+) -> TaskReport:
+    """Complete parts until every part is complete or claimed by another task; the task goes on after a part with a DataError.
+
+    Args:
+        folder: the begun folder.
+        task: this task.
+        title: title of the progress.
+        is_done: returns whether the record of one of the task's own parts is up to date; it gets the number of the part.
+        work: completes the part of a number.
+    """
+    report, claims = TaskReport(len(folder.names)), Claims(folder, str(task))
+    with stage(title, len(task.own(folder.names)), "parts") as running:
+        for number, is_own in _in_order(folder, task):
+            name = folder.names[number]
+            record = folder.record(name)
+            if record is None or (is_own and not is_done(number, record)):
+                _work_on(number, claims, report, work, earlier=record)
+            running.advance(int(is_own))
+    report.n_left = len(folder.names) - len(folder.listed())
+    return report
+
+
+def _in_order(folder: TaskFolder, task: Task) -> Iterator[tuple[int, bool]]:
+    """Yield the number of each part that may be left to do, and whether it is one of the task's own."""
+    numbers = range(len(folder.names))
+    yield from ((number, True) for number in task.own(numbers))
+    if task.count > 1:
+        complete = folder.listed()
+        yield from ((number, False) for number in task.others(numbers) if folder.names[number] not in complete)
+
+
+def _work_on(number: int, claims: Claims, report: TaskReport, work: Callable[[int], None], earlier: Record | None) -> None:
+    """Complete a part, unless another task has it or has completed it since its record was `earlier`."""
+    name = claims.folder.names[number]
+    with claims.claimed(name) as is_mine:
+        if not is_mine:
+            return
+        if claims.folder.record(name) == earlier:
+            try:
+                work(number)
+            except DataError as error:
+                report.faults.append(str(error))
+                return
+            report.done.append(name)
+    claims.release(name)
