@@ -67,7 +67,7 @@ def encode(data: str, parts: str, task: str | None, dataset_type: str, recipe: R
 
 @parameters.command(
     "clip-negatives centroids parts/ centroids/ --clusterer kmeans:n_clusters=10000",
-    "clip-negatives centroids s3://bucket/parts centroids/ --clusterer parallel_kmeans:n_clusters=100000,levels=2",
+    "clip-negatives centroids s3://bucket/parts centroids/ --clusterer kmeans:n_clusters=100000,levels=2",
 )
 @click.argument("parts")
 @click.argument("output", metavar="CENTROIDS", type=parameters.FOLDER)

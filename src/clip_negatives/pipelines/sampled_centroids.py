@@ -84,7 +84,7 @@ def write_centroids(
     with shown(progress), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.sample.") as name:
         scratch = Path(name)
         image, text = (sampled_features(folder, side, counts, size, seed, scratch) for side in MODALITIES)
-        clusterings = cluster_together(image, text, **specs, seed=seed, checkpoint=scratch / "clustering", processes=ALONE)
+        clusterings = cluster_together(image, text, **specs, seed=seed, processes=ALONE)
     centroids = {side: clustering.centroids for side, clustering in zip(MODALITIES, clusterings, strict=True)}
     about = {
         "clusterer": resolved("clusterer", specs["clusterer"]),
