@@ -40,7 +40,6 @@ from clip_negatives.storage.sharded_samples import ShardedSamples
 from clip_negatives.training.same_data import map_files
 
 SAMPLE_TABLE = "samples.arrow"  # memory-mapped keys and texts of all samples, in the work folder
-END_OF_TAR = bytes(1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +165,9 @@ class _Job:
         """Write the settings to the output, or check that an earlier run had the same settings."""
         is_new = self.output.size(PLAN) is None
         if not is_new and (listed := differences(self.output.read_json(PLAN), origin)):
-            fault = f"{self.output.address('')} was written with other tars, clusters or settings: {in_words(listed)}"
+            fault = (
+                f"{self.output.address('').rstrip('/')} was written with other tars, clusters or settings: {in_words(listed)}"
+            )
             raise InputError(f"{fault}. Use those of the earlier command, or choose another output folder.")
         claim_work(self.output.work)
         if is_new:

@@ -19,7 +19,7 @@ from clip_negatives.pipelines.new_shards import NewShards, shard_name
 from clip_negatives.progress import stage
 from clip_negatives.storage.ownership import clear_work
 from clip_negatives.storage.paths import entries
-from clip_negatives.storage.sample_buckets import MAX_BUCKETS, Bucket, BucketWriter, WrittenPart
+from clip_negatives.storage.sample_buckets import MAX_BUCKETS, Bucket, BucketWriter, WrittenPart, check_all_read
 
 END_OF_TAR = bytes(1024)
 
@@ -40,10 +40,12 @@ class Shuffle(SharedWork):
 
     def read_tars(self) -> None:
         """Copy the samples of the old tars to buckets. Tars that an earlier run read completely are not read again."""
-        parts = self.processes.first(self._written)
-        done = {tar for part in parts for tar in part.tars}
-        mine = set(self.processes.mine([tar for tar in self._tars.addresses if tar not in done]))
-        folder, buckets = self._output.work / f"{self._stamp}{secrets.token_hex(4)}", self._buckets_of_samples()
+        done = {tar for part in self.processes.first(self._written) for tar in part.tars}
+        left = [tar for tar in self._tars.addresses if tar not in done]
+        if not left:
+            return
+        mine, buckets = set(self.processes.mine(left)), self._buckets_of_samples()
+        folder = self._output.work / f"{self._stamp}{secrets.token_hex(4)}"
         with ExitStack() as stack, stage(self._title("Reading the tars"), len(mine), "tars") as running:
             writer = self.processes.together(lambda: stack.enter_context(BucketWriter(folder, self._n_buckets)))
             advance = self._advance(running)
@@ -58,6 +60,7 @@ class Shuffle(SharedWork):
     def write_shards(self) -> None:
         """Write the new tars that are missing or of another size."""
         parts = self.processes.first(self._written)
+        self.processes.together(lambda: check_all_read(parts, self._tars.addresses, self._output.work))
         mine = self.processes.share(len(self._plan))
         with stage(self._title("Writing shards"), len(mine), "shards") as running:
             advance = self._advance(running)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_negatives.advice import argument
 from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.atomic import writing
 from clip_negatives.storage.safe_reading import parse_json
@@ -148,10 +149,24 @@ def _files(folder: Path, n_buckets: int) -> list[Path]:
 def _read_index(part: WrittenPart, bucket: int) -> NDArray[Any]:
     file = _files(part.folder, part.n_buckets)[2 * bucket + 1]
     n_samples, length = part.lengths[2 * bucket : 2 * bucket + 2]
-    entries = np.fromfile(file, ENTRY, length // ENTRY.itemsize) if length else np.empty(0, ENTRY)
+    try:
+        entries = np.fromfile(file, ENTRY, length // ENTRY.itemsize) if length else np.empty(0, ENTRY)
+    except OSError as error:
+        raise _unseen(file.parents[1]) from error
     if entries.nbytes != length or entries["size"].sum() != n_samples:
         raise _damaged(file)
     return entries
+
+
+def check_all_read(parts: Sequence[WrittenPart], tars: Collection[str], work: Path) -> None:
+    """Raise ArtifactError if parts of other processes cannot be seen in the work folder."""
+    if set(tars) - {tar for part in parts for tar in part.tars}:
+        raise _unseen(work)
+
+
+def _unseen(work: Path) -> ArtifactError:
+    fault = f"{work} does not have the files that other processes wrote"
+    return ArtifactError(f"{fault}. Name a folder that all processes see: {argument('work_folder')} FOLDER.")
 
 
 def _damaged(file: Path) -> ArtifactError:
