@@ -64,7 +64,7 @@ class NewShards:
 
     def __init__(self, folder: Path, work_folder: Path | None) -> None:
         self._folder = folder
-        self.work = (work_folder or folder.parent) / f".{folder.name}.buckets"
+        self.work = _work(folder.parent, folder.name) if work_folder is None else _distinct_work(work_folder, str(folder))
         self.labels, self.locked = folder / LABELS, folder
 
     def address(self, name: str) -> str:
@@ -110,8 +110,7 @@ class StoredShards(NewShards):
 
     def __init__(self, url: str, work_folder: Path) -> None:
         self._url = url
-        name = f"{url.rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
-        self.work = self.locked = work_folder / f".{name}.buckets"
+        self.work = self.locked = _distinct_work(work_folder, url)
         self.labels = self.work / LABELS
         with self._errors():
             self._system, self._path = fsspec.core.url_to_fs(url)
@@ -176,3 +175,12 @@ class StoredShards(NewShards):
         except Exception as error:  # each file system has its own errors
             fault = f"{self._url} cannot be read or written: {one_line(error) or type(error).__name__}"
             raise ArtifactError(f"{fault.rstrip('.')}. Check that it is reachable, and run the command again.") from error
+
+
+def _work(parent: Path, name: str) -> Path:
+    return parent / f".{name}.buckets"
+
+
+def _distinct_work(parent: Path, output: str) -> Path:
+    """Return the work folder of an output elsewhere; outputs of the same name have their own."""
+    return _work(parent, f"{output.rpartition('/')[2]}-{hashlib.sha256(output.encode()).hexdigest()[:8]}")

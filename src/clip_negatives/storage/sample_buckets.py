@@ -170,4 +170,6 @@ def _unseen(work: Path) -> ArtifactError:
 
 
 def _damaged(file: Path) -> ArtifactError:
-    return ArtifactError(f"The file {file} is damaged. Delete the folder {file.parents[1]}, and run the command again.")
+    return ArtifactError(
+        f"The bucket {file.with_suffix('')} is damaged. Delete the folder {file.parents[1]}, and run the command again."
+    )
