@@ -178,10 +178,11 @@ class _Job:
         if self.output.size(SIZES) is None:
             return False
         try:
-            tars = self.output.read_labels().shards.sources.values()
+            tars = list(self.output.read_labels().shards.sources.values())
         except ArtifactError:  # missing or damaged
             return False
-        if done := all(self.output.size(tar.file) == tar.size for tar in tars):
+        sizes = map_files(lambda tar: self.output.size(tar.file), tars, chunk=1)
+        if done := sizes == [tar.size for tar in tars]:
             remove_work(self.output.work)
         return done
 
