@@ -42,10 +42,15 @@ class ClusteredTars:
     def compared(self) -> dict[str, SourceFile]:
         """Compare size and digest of each tar with those of the clustered tar, and return them by the address of the tar."""
         with stage("Comparing the tars with the clusters", len(self.addresses), "tars") as running:
-            tars = map_files(shard_source, self.addresses.values(), chunk=1)
-            for shard, tar in zip(self.addresses, tars, strict=True):
-                check_same(tar, self._known(shard), self._folder)
+
+            def source(address: str) -> SourceFile:
+                tar = shard_source(address)
                 running.advance()
+                return tar
+
+            tars = map_files(source, self.addresses.values(), chunk=1)
+        for shard, tar in zip(self.addresses, tars, strict=True):
+            check_same(tar, self._known(shard), self._folder)
         if unknown := [address for shard, address in self.addresses.items() if self._known(shard).size is None]:
             log(
                 f"{len(unknown)} of {len(tars)} tars are compared with the clustered tars by the keys of their samples alone, "
