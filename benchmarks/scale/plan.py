@@ -86,7 +86,7 @@ def _plan(result: Mapping[str, Any]) -> str:
         told = f"{N / rate(rows, step) / HOUR:.1f} core hours"
         table.append((what, told, f"{rate(rows, step):,.0f} samples a core's second"))
     lines = "".join(f"| {' | '.join(row)} |\n" for row in table)
-    numbers = {"ratio": flat / levels, "features": features, "opened": float(SHARDS) ** 2, "plan": 24 * N / 1e9}
+    numbers = {"ratio": flat / levels, "features": features, "plan": 24 * N / 1e9}
     return ABOUT["plan"].format(n=N, k=K, shards=SHARDS, rows=lines, **numbers)
 
 

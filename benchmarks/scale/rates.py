@@ -1,15 +1,18 @@
-"""Measure labels, pairs, new shards and plans of an epoch: python benchmarks/scale/rates.py [--small].
+"""Measure labels, pairs, new shards and plans of an epoch: python benchmarks/scale/rates.py [--small] [STEP ...].
 
-The clusters folders have N made-up samples in tars of 10,000. Each step runs in a process of its own with one thread. Rates are
-by processor time. Memory is the peak above the memory before the step, without mapped files.
+Without a step (labels, plan, reshard, many), all are measured; otherwise, the result file keeps the rows of the others. The
+clusters folders have N made-up samples in tars of 10,000. Each step runs in a process of its own with one thread. Rates are by
+processor time. Memory is the peak above the memory before the step, without mapped files.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 import webdataset
+from counted_store import counts
 from run import result_file, write_json
 from watch import watched
 
@@ -39,6 +43,7 @@ from clip_negatives.storage.ownership import claim_work
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARD = 10_000  # samples of a tar
+RESHARDED = 500  # samples of a tar that is resharded
 SIZES: dict[str, dict[str, Any]] = {
     "full": {"labels": [10**5, 10**6], "plan": [10**6, 10**7], "reshard": [20_000, 40_000], "many": [20_000, 100_000]},
     "small": {"labels": [2000], "plan": [20_000], "reshard": [400], "many": [300]},
@@ -49,17 +54,20 @@ DIM = 64  # size of the centroids
 
 def main() -> None:
     """Measure every step at every size and write the result file."""
-    small = "--small" in sys.argv
+    small, chosen = "--small" in sys.argv, {*sys.argv[1:]} & STEPS.keys() or STEPS.keys()
     sizes, shard = SIZES["small" if small else "full"], 100 if small else SHARD
     (ROOT / ".benchmarks").mkdir(exist_ok=True)
-    steps = [(step, n) for kind, step in STEPS.items() for n in sizes[kind]]
+    steps = [(STEPS[kind], n) for kind in STEPS if kind in chosen for n in sizes[kind]]
     rows = []
     for step, n in steps:
         with tempfile.TemporaryDirectory(dir=ROOT / ".benchmarks") as home:
             rows += _alone(step, Path(home), n, shard)
         print(*rows[-1:], flush=True)
-    result = {"shard": shard, "load": os.getloadavg()[0], "rows": rows}
-    write_json(result_file("scale-rates.json", small=small), result)
+    file = result_file("scale-rates.json", small=small)
+    names = {row["step"] for row in rows}
+    kept = json.loads(file.read_text())["rows"] if chosen != STEPS.keys() and file.exists() else []
+    rows = [row for row in kept if row["step"] not in names] + rows
+    write_json(file, {"shard": shard, "load": os.getloadavg()[0], "rows": rows})
 
 
 def _alone(step: Callable[..., list[dict[str, Any]]], home: Path, n: int, shard: int) -> list[dict[str, Any]]:
@@ -131,7 +139,8 @@ def plan(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
 
 
 def shards_anew(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
-    """Reshard tars of made-up images."""
+    """Reshard tars of made-up images, on a disk and from one object store to another; count openings, requests and bytes."""
+    shard = min(shard, RESHARDED)
     image = np.random.default_rng(0).bytes(IMAGE_BYTES)
     for start in range(0, n, shard):
         with webdataset.TarWriter(str(home / f"{start // shard:06d}.tar"), encoder=False) as tar:
@@ -139,8 +148,16 @@ def shards_anew(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
                 tar.write({"__key__": f"{row:09d}", "jpg": image, "txt": b"a text"})
     clusters = write_folder(home, n, shard)
     tars = str(home / f"{{000000..{(n - 1) // shard:06d}}}.tar")
-    work = partial(reshard, tars, clusters, home / "new", samples_per_shard=shard)
-    return [measured("reshard", n, work, image_bytes=IMAGE_BYTES)]
+    size = sum(file.stat().st_size for file in home.glob("*.tar"))
+    data = {"image_bytes": IMAGE_BYTES, "tars": -(-n // shard), "data_bytes": size}
+    opened = Counter[str]()
+    sys.addaudithook(lambda event, about: opened.update([event]) if event == "open" and str(home) in str(about[0]) else None)
+    work = partial(reshard, clusters_folder=clusters, samples_per_shard=shard)
+    rows = [measured("reshard", n, partial(work, tars, output=home / "new"), **data)]
+    rows[0]["openings"] = opened["open"]
+    stored = partial(work, f"counted://{tars}", output=f"counted://{home}/stored", work_folder=home / "waiting")
+    rows.append(measured("reshard in an object store", n, stored, **data) | counts)
+    return rows
 
 
 def many_clusters(home: Path, k: int, shard: int) -> list[dict[str, Any]]:

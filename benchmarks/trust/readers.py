@@ -29,8 +29,9 @@ from clip_negatives.compare.output import results_table
 from clip_negatives.compare.queries import NAME, Queries, read_queries, write_queries
 from clip_negatives.compare.results import FIGURES, read_run, summarised
 from clip_negatives.dataset import Sample, TarPairs, open_table
-from clip_negatives.dataset.archive import sample_offsets
+from clip_negatives.dataset.archive import DAMAGED, raw_samples
 from clip_negatives.dataset.images import read_image, read_small_image
+from clip_negatives.dataset.urls import ShardStream
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, PluginError
 from clip_negatives.integrations.open_clip.tiny import tiny_model
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
@@ -127,6 +128,13 @@ def images(scratch: Path) -> Target:
     return Target((DataError,), {"image": pick(files) | pick(files).flatmap(bytes_of) | huge}, read)
 
 
+class _AllKeys:
+    """A container that has every key."""
+
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
 def tars(scratch: Path) -> Target:
     """Return the readers of tars."""
     file = scratch / "pairs.tar"
@@ -134,7 +142,8 @@ def tars(scratch: Path) -> Target:
 
     def read(kind: str, content: bytes) -> None:
         file.write_bytes(content)
-        sample_offsets(str(file))
+        with file.open("rb") as stream, suppress(*DAMAGED):
+            list(raw_samples(ShardStream(stream, str(file)), _AllKeys()))
         for sample in (sample for part in TarPairs(str(file), group_field="item").parts() for sample in part.samples()):
             text = (sample.text + (sample.group or "")) if isinstance(sample, Sample) else ""
             (sample.key + text).encode()

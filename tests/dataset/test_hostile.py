@@ -9,14 +9,16 @@ import struct
 import tarfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from PIL import EpsImagePlugin, Image
 
 from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table
-from clip_negatives.dataset.archive import sample_offsets
+from clip_negatives.dataset.archive import DAMAGED, raw_samples
 from clip_negatives.dataset.images import count_pixels, limited_batches, pillow_limit, read_image, read_small_image
+from clip_negatives.dataset.urls import ShardStream, open_url
 from clip_negatives.errors import DataError
 from clip_negatives.storage.limits import VARIABLE, limit
 from tests.pairs import png, write_csv, write_tar
@@ -26,7 +28,8 @@ PICTURE = png(Image.new("RGB", (2, 2)))
 
 def read(file: Path, *, group: str | None = None) -> dict[str, str | None]:
     """Return the reason of each broken sample of a tar, and None for each other sample, by key."""
-    sample_offsets(str(file))
+    with file.open("rb") as stream, suppress(*DAMAGED):
+        list(raw_samples(ShardStream(stream, str(file)), ("one", "two")))
     samples: list[Sample | BrokenSample] = [
         sample for part in TarPairs(str(file), group_field=group).parts() for sample in part.samples()
     ]
@@ -131,7 +134,7 @@ def test_data_that_are_not_regular_files(tmp_path: Path, kind: str, scheme: str)
         with pytest.raises(DataError, match=f"^The {name} {location} is not a regular file. Check its path.$"):
             open_pairs(location, dataset_type=dataset_type)
     with pytest.raises(DataError, match="is not a regular file"):
-        sample_offsets(location)
+        open_url(location)
 
 
 def test_links_to_regular_files(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from open_clip_train.data import group_by_keys_nothrow
 
 from clip_negatives import Columns
 from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table
-from clip_negatives.dataset.archive import sample_offsets
+from clip_negatives.dataset.archive import raw_samples
 from clip_negatives.errors import DataError
 from clip_negatives.storage.limits import DEFAULTS, VARIABLE
 from tests.pairs import listings, png, write_csv, write_tar, write_tars
@@ -76,8 +76,50 @@ def test_a_name_that_comes_twice_begins_another_sample_as_in_open_clip(tmp_path:
         False,
         "an earlier sample of the tar has the same key",
     ]
-    offsets = sample_offsets(str(tmp_path / "a.tar"))
-    assert offsets["one"] == (0, offsets["two"][0] // 2)
+    content = (tmp_path / "a.tar").read_bytes()
+    raw = list(raw_samples(io.BytesIO(content), {"one", "two"}))
+    assert [key for key, _ in raw] == ["one", "one", "two", "one"]
+    joined = b"".join(sample for _, sample in raw)
+    assert content == joined.ljust(len(content), b"\0")
+    assert dict(raw_samples(io.BytesIO(content), {"two"})) == {"one": b"", "two": raw[2][1]}
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("compression", ["", "gz", "xz"])
+def test_raw_samples_have_all_their_headers(tmp_path: Path, form: int, compression: str) -> None:
+    """A name of more than 100 characters takes further headers, which belong to the file after them."""
+    members = {f"{'folder/' * 30}{name}": data for key in ("a", "b") for name, data in _pair(key).items()}
+    alone = {}
+    for key in ("a", "b"):
+        with tarfile.open(tmp_path / f"{key}.tar", "w", format=form) as tar:
+            _add(tar, {name: data for name, data in members.items() if name.rpartition("/")[2].startswith(f"{key}.")})
+            alone[f"{'folder/' * 30}{key}"] = tar.offset
+    with tarfile.open(tmp_path / "both.tar", f"w:{compression}", format=form) as tar:
+        _add(tar, members)
+    expected = {key: (tmp_path / f"{key[-1]}.tar").read_bytes()[:size] for key, size in alone.items()}
+    with (tmp_path / "both.tar").open("rb") as stream:
+        assert dict(raw_samples(stream, expected)) == expected
+
+
+def test_raw_samples_before_the_damage_are_whole(tmp_path: Path) -> None:
+    content = write_tar(tmp_path / "a.tar", {**_pair("one"), **_pair("two")}).read_bytes()
+    whole = dict(raw_samples(io.BytesIO(content), {"one", "two"}))
+    size = len(whole["one"])
+    for length in (size + 100, size + 600, size + len(whole["two"]) - 600):
+        samples = raw_samples(io.BytesIO(content[:length]), whole)
+        assert next(samples) == ("one", whole["one"])
+        with pytest.raises(tarfile.ReadError):
+            assert all(len(sample) < len(whole["two"]) for _, sample in samples)
+    without_padding = io.BytesIO(content[: size + len(whole["two"]) - 1])
+    samples = raw_samples(without_padding, whole)
+    assert [next(samples), next(samples)] == list(whole.items())
+
+
+def _add(tar: tarfile.TarFile, members: dict[str, bytes]) -> None:
+    for name, data in members.items():
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
 
 
 def test_missing_tar(tmp_path: Path) -> None:

@@ -80,9 +80,7 @@ def test_a_failure_that_passes_is_repeated(server: tuple[str, Counter[tuple[str,
 def test_a_read_goes_on_where_it_failed(server: tuple[str, Counter[tuple[str, str]]]) -> None:
     address, _ = server
     with open_url(f"{address}/cut/big.tar") as stream:
-        stream.seek(1000)
-        assert stream.read(500) == BIG[1000:1500]
-        assert stream.tell() == 1500
+        assert stream.read(1500) == BIG[:1500]
         assert stream.read() == BIG[1500:]
         assert stream.read() == b""
 

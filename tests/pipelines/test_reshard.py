@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from clip_negatives import read_clusters
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
-from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnsupportedError
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
@@ -68,7 +67,7 @@ def test_every_sample_once_and_a_share_of_every_cluster(folder: Path, tmp_path: 
         assert len(rows) == size
         share = labels[rows].bincount(minlength=4) - labels.bincount() * size / N
         assert float(share.abs().max()) <= 2
-    assert not (tmp_path / ".new.places").exists()
+    assert not (tmp_path / ".new.buckets").exists()
 
 
 def test_labels_of_the_new_shards(folder: Path, tmp_path: Path) -> None:
@@ -106,25 +105,6 @@ def test_two_processes_one_after_the_other_and_an_interruption(
     assert again.shards == N // SIZE
 
 
-def test_shares_of_processes_make_the_whole(folder: Path, tmp_path: Path) -> None:
-    """Two ranks, played one after the other: each writes its own shards and no other."""
-    from clip_negatives.pipelines.reshard import _Job
-
-    whole = tmp_path / "whole"
-    reshard(tars(folder), folder / "clusters", whole, samples_per_shard=SIZE)
-    job = _Job(tars(folder), folder / "clusters", tmp_path / "new", "cluster_similarity", SIZE, 0)
-    job.work.mkdir()
-    job.claim(job.origin())
-    for rank in range(2):
-        job.tars.find_samples(Processes(rank, 2))
-    plan = job.plan()
-    for rank in range(2):
-        job.write_shards(plan, Processes(rank, 2))
-        assert len(list((tmp_path / "new").glob("*.tar"))) == (2, 4)[rank]
-    for file in whole.glob("*.tar"):
-        assert (tmp_path / "new" / file.name).read_bytes() == file.read_bytes()
-
-
 def test_copies_under_another_address(folder: Path, tmp_path: Path) -> None:
     """Also where the name alone tells which tar is meant, and through a file system of fsspec."""
     for file in folder.glob("*.tar"):
@@ -138,7 +118,6 @@ def test_copies_under_another_address(folder: Path, tmp_path: Path) -> None:
     [
         ({"samples_per_shard": 0}, InputError, "must be at least 1"),
         ({"sampler": "in_batch"}, UnsupportedError, "in_batch does not compose batches"),
-        ({"data": "pipe:cat a.tar"}, UnsupportedError, "Name the tars by path or URL"),
         ({"data": "pairs-000000.tar"}, DataError, "Name all tars that were clustered"),
     ],
 )
@@ -249,14 +228,14 @@ def test_files_of_another_system_between_those_of_a_sample(folder: Path, tmp_pat
     assert done.samples == len(written)
 
 
-def test_places_of_another_run_are_not_taken(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buckets_of_another_run_are_not_used(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was interrupted, its shards taken away, and then other data under the same names."""
     home = tmp_path / "home"
     shutil.copytree(folder, home)
     prepare(open_pairs(tars(home)), home / "clusters", Recipe(clusterer="kmeans:n_clusters=4"), progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "clip_negatives.pipelines.reshard._Job.write_shards", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt)
+            "clip_negatives.pipelines.shuffle.Shuffle.write_shards", lambda *rest: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             reshard(tars(home), home / "clusters", home / "new", samples_per_shard=SIZE)

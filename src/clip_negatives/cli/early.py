@@ -109,15 +109,27 @@ def check_output_file(path: Path) -> None:
         check_writable(output_file.check_output_file(path))
 
 
-def check_output_folder(path: Path, kind: Literal["centroids", "clusters", "labels", "report", "shards"]) -> None:
+def check_output_folder(path: Path, kind: Literal["centroids", "clusters", "labels", "report"]) -> None:
     """Raise ArtifactError if a folder cannot be written, or has files and is not of this kind."""
     if _is_alone():
         from clip_negatives.storage import manifest
-        from clip_negatives.storage.paths import check_resumable, check_writable
+        from clip_negatives.storage.paths import check_writable
 
         formats = manifest.CLUSTERS_FOLDER, manifest.LABELS_FOLDER, manifest.REPORT_FOLDER, manifest.CENTROIDS_FOLDER
         folders = {folder.name: folder for folder in formats}
-        check_writable(check_resumable(path, manifest.PLAN) if kind == "shards" else folders[kind].check(path))
+        check_writable(folders[kind].check(path))
+
+
+def check_new_shards(output: str, work_folder: Path | None) -> None:
+    """Raise ArtifactError if the folder of new tars or its work folder cannot be written; URLs are checked later."""
+    if _is_alone():
+        from clip_negatives.storage.manifest import PLAN
+        from clip_negatives.storage.paths import check_resumable, check_writable, output_path
+
+        if "://" not in output:
+            check_writable(check_resumable(output, PLAN))
+        if work_folder is not None:
+            check_writable(output_path(work_folder))
 
 
 def _is_alone() -> bool:

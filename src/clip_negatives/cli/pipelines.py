@@ -150,31 +150,46 @@ def generate(clusters: Path, output: Path, **options: Any) -> None:
     "clip-negatives reshard 'shards/{000..099}.tar' clusters/ topics/ \\\n    --sampler one_cluster --samples-per-shard 1000",
     "torchrun --nproc-per-node 8 -m clip_negatives reshard \\\n"
     "    's3://bucket/{00000..09999}.tar' clusters/ /shared/resharded",
+    "torchrun --nproc-per-node 8 -m clip_negatives reshard \\\n"
+    "    's3://bucket/{00000..09999}.tar' clusters/ s3://bucket/resharded --work-folder /shared",
 )
 @click.argument("data")
 @click.argument("clusters", type=parameters.FOLDER)
-@click.argument("output", type=parameters.FOLDER)
+@click.argument("output")
 @parameters.sampler_option
 @click.option("--samples-per-shard", default=10_000, help="Samples per new shard.")
 @click.option("--seed", default=0, help="Seed of the sampler.")
-def reshard(data: str, clusters: Path, output: Path, **options: Any) -> None:
+@click.option(
+    "--work-folder",
+    type=parameters.FOLDER,
+    help="Local folder with space for a copy of the data, seen by all processes.  [default: the folder that OUTPUT is in]",
+)
+def reshard(data: str, clusters: Path, output: str, **options: Any) -> None:
     """Write new webdataset shards for better batches.
 
     Each new tar holds the samples of one batch of the sampler. DATA names webdataset
-    tars, and CLUSTERS is their clusters folder. OUTPUT gets the new tars, sizes.json
-    for open_clip, and the labels folder labels/. To continue after an interruption,
-    run the same command again. Processes started by torchrun share the work.
+    tars, and CLUSTERS is their clusters folder. OUTPUT, a folder or the URL of an
+    object store, gets the new tars, sizes.json for open_clip, and the labels folder
+    labels/. Each tar of DATA is read once.
+    To continue after an interruption, run the same command again. Processes
+    started by torchrun share the work.
     """
     data = early.clustered_data(data, "webdataset", clusters)
     early.check_clusters(clusters)
-    early.check_output_folder(output, "shards")
+    early.check_new_shards(output, options["work_folder"])
     from clip_negatives.distributed.torchrun import joined
+    from clip_negatives.pipelines.new_shards import is_store
     from clip_negatives.pipelines.reshard import reshard as write_shards
 
     with joined() as processes:
         result = write_shards(data, clusters, output, **options, processes=processes)
     if processes.rank == 0:
         echo(f"{output}: {result.samples} samples in {result.shards} shards")
-        tars = numbered([str(output / f"{number:06d}.tar") for number in range(result.shards)]) or TARS
+        output = output.rstrip("/")
+        tars = numbered([f"{output}/{number:06d}.tar" for number in range(result.shards)]) or TARS
         after = "--train-data", tars, "--train-num-samples", str(result.samples), *MODEL
-        show_next("train", "--clusters", output / "labels", "--sampler", "in_batch", after=after)
+        labels = f"{output}/labels"
+        if is_store(output):
+            echo(f"Training reads labels from a disk. Copy {labels} to a folder, here labels.", err=True)
+            labels = "labels"
+        show_next("train", "--clusters", labels, "--sampler", "in_batch", after=after)

@@ -1,4 +1,4 @@
-"""Read files or byte ranges of a tar stream as webdataset does, but with size limits and detection of damage.
+"""Read the files of a tar stream, or their bytes, as webdataset does, but with size limits and detection of damage.
 
 `tarfile` mistakes a damaged header for the end of the tar, and allocates any size that a header claims.
 """
@@ -8,14 +8,13 @@ from __future__ import annotations
 import re
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Container, Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from webdataset.tariterators import base_plus_ext
 
-from clip_negatives.dataset.urls import ShardStream, open_url
-from clip_negatives.errors import DataError
+from clip_negatives.dataset.urls import READ_BYTES
 from clip_negatives.storage.limits import limit
 
 T = TypeVar("T")
@@ -95,37 +94,75 @@ def tar_errors() -> Iterator[None]:
         raise tarfile.ReadError(f"invalid header: {type(error).__name__}") from error
 
 
-def sample_offsets(address: str) -> dict[str, tuple[int, int]]:
-    """Return the offset and size of each sample of a tar, by key; stop at damage."""
-    offsets: dict[str, tuple[int, int]] = {}
-    try:
-        with tar_errors(), open_url(address) as opened:
-            stream: Any = ShardStream(opened, address)
-            tar = tarfile.open(fileobj=stream, mode="r:", tarinfo=Member)  # noqa: SIM115  (the stream is closed)
-            for key, sample in grouped(_sample_files(tar)):
-                members = list(sample.values())
-                start, blocks = members[0].offset, -(-members[-1].size // tarfile.BLOCKSIZE)
-                # Of samples with the same key, `prepare` uses the first.
-                offsets.setdefault(key, (start, members[-1].offset_data + blocks * tarfile.BLOCKSIZE - start))
-    except DAMAGED:
-        pass  # prepare reported the damage, and clustered only the samples before it
-    return offsets
+class _RecordingStream:
+    """The content of a tar. It keeps the bytes that `tarfile` read, from byte `start` on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.start, self._kept = stream, 0, bytearray()
+
+    def read(self, size: int) -> bytes:
+        block: bytes = self._stream.read(size)
+        self._kept += block
+        return block
+
+    def seek(self, offset: int) -> None:
+        """Skip bytes; forget them and the earlier ones."""
+        self._stream.seek(offset)
+        self.start, self._kept = self.tell(), bytearray()
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def kept_from(self, offset: int) -> bytes:
+        """Return the kept bytes from an offset on."""
+        return bytes(self._kept[offset - self.start :])
 
 
-def _sample_files(tar: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for member in tar:
-        if member.isreg() and not SKIPPED.match(member.name):
-            yield member.name, member
+class _RecordedTar(tarfile.TarFile):
+    """A tar, plain or compressed, that is read once; its `content` records the bytes of its members."""
+
+    def __init__(self, name: str | None, mode: Any, fileobj: Any, **options: Any) -> None:
+        self.content = _RecordingStream(fileobj)
+        super().__init__(name, mode, self.content, **options)  # type: ignore[arg-type]
+
+    def member_bytes(self, member: tarfile.TarInfo) -> bytes:
+        """Return the header and the data of the current member, up to the next header."""
+        while (left := self.offset - self.content.tell()) > 0 and self.content.read(min(left, READ_BYTES)):
+            pass
+        is_cut = self.content.tell() - member.offset_data < member.size
+        if left >= tarfile.BLOCKSIZE or (left > 0 and is_cut):
+            raise tarfile.ReadError("unexpected end of data")
+        return self.content.kept_from(member.offset) + bytes(left)  # the end of the tar may lack zeros
 
 
-def read_range(stream: IO[bytes], start: int, size: int, name: str) -> bytes:
-    """Return a byte range of an open tar, or raise DataError if the tar is too short or cannot be read."""
-    reader = ShardStream(stream, name)
-    try:
-        reader.seek(start)
-        content = reader.read(size)
-    except EOFError:
-        content = b""
-    if len(content) != size:
-        raise DataError(f"The tar {name} changed while it was read: it is too short. Run the command again.")
-    return content
+def raw_samples(stream: Any, keys: Container[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the key and the bytes of each sample of a tar: headers and data of its files, in order.
+
+    If the key is not in `keys`, bytes may be missing. Damage raises a `DAMAGED` error after the samples before it; the last of
+    them may lack files.
+    """
+    damage: list[Exception] = []
+
+    def members() -> Iterator[tuple[str, bytes]]:
+        try:
+            yield from _raw_members(stream, keys)
+        except DAMAGED as error:
+            damage.append(error)
+
+    for key, sample in grouped(members()):
+        yield key, b"".join(sample.values())
+    if damage:
+        raise damage[0]
+
+
+def _raw_members(stream: Any, keys: Container[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield name and bytes of each regular file; b"" if its key is not in `keys` when the file begins."""
+    with tar_errors(), _RecordedTar.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
+            if member.isreg() and not SKIPPED.match(member.name):
+                yield member.name, tar.member_bytes(member) if base_plus_ext(member.name)[0] in keys else b""
+            tar.content.seek(tar.offset)

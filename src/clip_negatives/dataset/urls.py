@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import stat
 import textwrap
@@ -179,21 +178,28 @@ class ShardStream:
             raise EOFError
         return block
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a byte; DataError if the shard has no random access, EOFError if no file is that large."""
-        try:
-            return self._stream.seek(offset, whence)
-        except Exception as error:
-            if isinstance(error, OverflowError) or getattr(error, "errno", None) == errno.EINVAL:
-                raise EOFError from error
-            if isinstance(error, ValueError):  # of a web server without ranges
-                fault = f"The tar {self._url} cannot be read in another order: {error}"
-                raise DataError(f"{fault}. Copy it to a disk, or to a server with random access.") from error
-            raise unreadable("tar", self._url, error) from error
 
-    def tell(self) -> int:
-        """Return the number of the next byte."""
-        return self._stream.tell()
+class MeasuredStream(ShardStream):
+    """A shard whose size and digest become known while it is read, for shards such as ``pipe:`` that do not tell their size."""
+
+    def __init__(self, stream: IO[bytes], url: str) -> None:
+        super().__init__(stream, url)
+        self._first = self._last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes; see `ShardStream.read`."""
+        block = super().read(size)
+        self._first += block[: END_BYTES - len(self._first)]
+        self._last = (self._last + block)[-END_BYTES:]
+        return block
+
+    def source(self) -> SourceFile:
+        """Read the rest of the shard, and return its size and digest, see `shard_source`."""
+        while self.read(READ_BYTES):
+            pass
+        n_last = max(0, min(self.n_read - END_BYTES, END_BYTES))
+        content = self._first + self._last[len(self._last) - n_last :]
+        return SourceFile(self._url, self.n_read, hashlib.sha256(content).hexdigest())
 
 
 def missing(kind: str, url: str) -> DataError:

@@ -61,17 +61,6 @@ class WebStream:
         self._place += len(block)
         return block
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a byte; ValueError if the server does not tell the size of the file."""
-        self._stream = self._stream or repeated(self._url, self._opened)
-        self._stream.seek(offset, whence)
-        self._place = self._stream.tell()
-        return self._place
-
-    def tell(self) -> int:
-        """Return the number of the next byte."""
-        return self._place
-
     def close(self) -> None:
         """Close the connection."""
         if self._stream is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +25,7 @@ class SharedWork:
     processes: Processes
     halt: Path
 
-    def _for_each(self, work: Callable[[T], None], items: Sequence[T]) -> None:
+    def _for_each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
         """Do the work for this process's items; an error on one process soon stops all processes."""
 
         def work_on_all() -> None:

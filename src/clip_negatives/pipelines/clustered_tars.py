@@ -1,114 +1,122 @@
-"""Read the samples of clustered tars in any order."""
+"""Read the clustered samples of tars, each tar once and forward."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Iterator
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from clip_negatives.dataset.archive import read_range, sample_offsets
-from clip_negatives.dataset.urls import open_url, shard_stamp
-from clip_negatives.distributed.processes import Processes
-from clip_negatives.errors import DataError, UnsupportedError
+from clip_negatives.dataset.archive import DAMAGED, raw_samples
+from clip_negatives.dataset.urls import MeasuredStream, ShardStream, open_url, shard_size, shard_source, unreadable
+from clip_negatives.errors import DataError
+from clip_negatives.printing import log
 from clip_negatives.progress import stage
-from clip_negatives.storage.ownership import replaced_file
 from clip_negatives.storage.sharded_samples import ShardedSamples
 from clip_negatives.storage.shards import last_parts
+from clip_negatives.storage.source_files import SourceFile
+from clip_negatives.training.same_data import map_files
+from clip_negatives.training.same_files import check_same
 
 
 class ClusteredTars:
     """The tars of a clusters folder, at their current addresses.
 
-    Call `find_samples` first: it stores offset and size of each sample in the work folder.
+    Attributes:
+        addresses: address of each tar that has clustered samples, by its name in the clusters.
     """
 
-    def __init__(self, source: ShardedSamples, shards: list[str], work: Path) -> None:
-        """Check the tars.
+    def __init__(self, source: ShardedSamples, shards: list[str]) -> None:
+        """Find the address of each tar.
 
         Raises:
-            UnsupportedError: a tar is a ``pipe:``.
             DataError: `shards` lack a clustered tar.
             ArtifactError: the samples of a tar do not stand together in the clusters.
         """
         source.check_together()
-        self.source, self._work = source, work
-        self._addresses = _addresses(shards)
-        self._stamps: dict[int, str] = {}
-        for shard in source.sources():
-            self.address(shard)
+        self._source, self._folder, self._sources = source, source.path, source.sources()
+        known = _by_ending(shards)
+        for shard in self._sources:
+            _address(shard, known)
+        self.addresses = {shard: _address(shard, known) for shard, *_ in source.shards()}
 
-    def address(self, shard: str) -> str:
-        """Return the current address of a clustered shard."""
-        for depth in range(shard.count("/") + 1, 0, -1):
-            if (address := self._addresses.get(last_parts(shard, depth))) is not None:
-                return address
-        raise DataError(f"The data do not include the clustered tar {shard}. Name all tars that were clustered.")
+    def compared(self) -> dict[str, SourceFile]:
+        """Compare size and digest of each tar with those of the clustered tar, and return them by the address of the tar."""
+        with stage("Comparing the tars with the clusters", len(self.addresses), "tars") as running:
 
-    def find_samples(self, processes: Processes) -> None:
-        """Store the offset and size of each sample in its tar, int64; each process reads its share of the tars."""
-        with stage("Finding the samples in the tars", len(self.source.sources()), "tars") as running:
-            for number, (shard, keys, *_) in enumerate(self.source.shards()):
-                file = self._offsets_file(number, shard)
-                if number % processes.world_size == processes.rank and not file.exists():
-                    self._write_offsets(shard, keys.to_pylist(), file)
+            def source(address: str) -> SourceFile:
+                tar = shard_source(address)
                 running.advance()
+                return tar
 
-    def _write_offsets(self, shard: str, names: list[str], file: Path) -> None:
-        offsets = sample_offsets(self.address(shard))
-        if (missing := next((key for key in names if key not in offsets), None)) is not None:
-            raise DataError(f"{self.address(shard)} no longer has the sample {missing}. Run clip-negatives prepare again.")
-        with replaced_file(file) as partial, partial.open("wb") as stream:
-            np.save(stream, np.array([offsets[key] for key in names], dtype=np.int64))
+            tars = map_files(source, self.addresses.values(), chunk=1)
+        for shard, tar in zip(self.addresses, tars, strict=True):
+            check_same(tar, self._known(shard), self._folder)
+        if unknown := [address for shard, address in self.addresses.items() if self._known(shard).size is None]:
+            log(
+                f"{len(unknown)} of {len(tars)} tars are compared with the clustered tars by the keys of their samples alone, "
+                f"because the clusters do not have their sizes, as for pipe:. The first one is {unknown[0]}"
+            )
+        return {tar.file: tar for tar in tars}
 
-    def sizes(self) -> NDArray[Any]:
-        """Return the bytes of each sample, int64, shape (N,)."""
-        return np.concatenate([self._offsets(number)[:, 1] for number in range(len(self._shards))])
+    def samples(self, shards: Collection[str]) -> Iterator[tuple[str, pa.Array, slice]]:
+        """Yield the name of each of these tars, and the keys and rows of its samples."""
+        for shard, keys, rows, _ in self._source.shards():
+            if shard in shards and isinstance(rows, slice):
+                yield shard, keys, rows
 
-    def read(self, rows: NDArray[Any]) -> Iterator[bytes]:
-        """Yield the bytes of samples in the order of `rows`; open each tar once."""
-        samples: dict[int, bytes] = {}
-        ordered, starts = np.sort(rows), np.array(list(self._shards.values()))
-        numbers = np.searchsorted(starts, ordered, "right") - 1
-        names = list(self._shards)
-        for number in np.unique(numbers).tolist():
-            offsets = self._offsets(number)
-            with open_url(self.address(names[number])) as stream:
-                for row in ordered[numbers == number].tolist():
-                    start, size = offsets[row - starts[number]].tolist()
-                    samples[row] = read_range(stream, start, size, names[number])
-        for row in rows.tolist():
-            yield samples.pop(row)
+    def read(self, shard: str, keys: pa.Array, rows: slice, add: Callable[[int, bytes], None]) -> None:
+        """Read a tar, and call `add` with the row and the bytes of each clustered sample.
 
-    @cached_property
-    def _shards(self) -> dict[str, int]:
-        """Return the first row of each shard."""
-        return {shard: rows.start for shard, _, rows, _ in self.source.shards() if isinstance(rows, slice)}
+        Args:
+            shard: name of the tar in the clusters.
+            keys: keys of its samples. Of samples with the same key, the first one is used, as in `prepare`.
+            rows: rows of its samples.
+            add: function that keeps a sample.
 
-    def _offsets(self, number: int) -> NDArray[Any]:
-        """Return offset and size of each sample of a shard, int64, shape (samples, 2), memory-mapped."""
-        offsets: NDArray[Any] = np.load(self._offsets_file(number, list(self._shards)[number]), mmap_mode="r")
-        return offsets
+        Raises:
+            ArtifactError: the tar is not the clustered one.
+            DataError: the tar cannot be read, or lacks a clustered sample.
+        """
+        address, missing = self.addresses[shard], dict(zip(keys.to_pylist(), range(rows.start, rows.stop), strict=True))
+        is_measured, is_damaged = shard_size(address) is None, False
+        try:
+            with open_url(address) as opened:
+                stream = MeasuredStream(opened, address) if is_measured else ShardStream(opened, address)
+                try:
+                    for key, sample in raw_samples(stream, missing):
+                        if (row := missing.pop(key, None)) is not None:
+                            add(row, sample)
+                    if isinstance(stream, MeasuredStream):
+                        check_same(stream.source(), self._known(shard), self._folder)
+                except DAMAGED:  # prepare reported the damage, and clustered only the samples before it
+                    is_damaged = True
+        except OSError as error:
+            raise unreadable("tar", address, error) from error
+        if is_damaged and is_measured:  # its last sample may be cut
+            fault = f"The tar {address} is damaged, or its command failed, after {stream.n_read} bytes"
+            raise DataError(f"{fault}. Run the command again, or name the tar by its path or URL.")
+        if missing:
+            fault = "is damaged and lacks" if is_damaged else "lacks"
+            raise DataError(
+                f"The tar {address} {fault} the clustered sample {next(iter(missing))}. Run clip-negatives prepare again."
+            )
 
-    def _offsets_file(self, number: int, shard: str) -> Path:
-        """Return the file with the offsets of a shard's samples; its name depends on the tar and the clusters."""
-        if number not in self._stamps:
-            address, manifest = self.address(shard), self.source.manifest
-            origin = f"{manifest.get('data')} {manifest.get('created')} {address} "
-            self._stamps[number] = hashlib.sha256(origin.encode() + shard_stamp(address)).hexdigest()[:16]
-        return self._work / f"{number:06d}-{self._stamps[number]}.npy"
+    def _known(self, shard: str) -> SourceFile:
+        return self._sources.get(shard, SourceFile(shard, None, ""))
 
 
-def _addresses(shards: list[str]) -> dict[str, str]:
+def _by_ending(shards: list[str]) -> dict[str, str]:
     """Return the address of a shard by the last components of its path, as far as they are unique."""
-    if piped := next((shard for shard in shards if shard.startswith("pipe:")), None):
-        raise UnsupportedError(f"{piped} is a pipe, which does not allow random access. Name the tars by path or URL.")
     addresses: dict[str, set[str]] = {}
     for shard in shards:
         for depth in range(1, shard.count("/") + 2):
             addresses.setdefault(last_parts(shard, depth), set()).add(shard)
     return {ending: shard for ending, (shard, *duplicates) in addresses.items() if not duplicates}
+
+
+def _address(shard: str, addresses: dict[str, str]) -> str:
+    """Return the current address of a clustered shard."""
+    for depth in range(shard.count("/") + 1, 0, -1):
+        if (address := addresses.get(last_parts(shard, depth))) is not None:
+            return address
+    raise DataError(f"The data do not include the clustered tar {shard}. Name all tars that were clustered.")

@@ -41,22 +41,27 @@ def check_shards(shards: KnownShards, addresses: Sequence[str]) -> None:
 def check_contents(pairs: Sequence[tuple[str, SourceFile]], folder: Path) -> None:
     """Compare shards, given by address, each with a clustered one; see `check_shards`. `folder` has the clusters."""
     clustered = [(address, source) for address, source in pairs if source.size is not None]
-    repair = f"Use the shards that were clustered, or make {folder} again from these: clip-negatives prepare."
     comparable: list[tuple[str, SourceFile, int]] = []
     sizes = map_files(lambda pair: shard_size(pair[0]), clustered, chunk=1)
     for (address, source), size in zip(clustered, sizes, strict=True):
-        if size is None:
-            continue
-        if size != source.size:
-            fault = f"The shard {address} has {size} bytes, but the clustered shard {source.file} had {source.size}."
-            raise ArtifactError(f"{fault} {repair}")
-        comparable.append((address, source, size))
+        check_same(SourceFile(address, size, ""), source, folder)
+        if size is not None:
+            comparable.append((address, source, size))
     digested = [comparable[place] for place in evenly_spread(len(comparable), DIGESTED_FILES)]
     digests = map_files(lambda entry: shard_digest(entry[0], entry[2]), digested, chunk=1)
-    for (address, source, _), sha256 in zip(digested, digests, strict=True):
-        if sha256 and source.sha256 and sha256 != source.sha256:
-            fault = f"The shard {address} has other content than the clustered shard {source.file}, at the same size."
-            raise ArtifactError(f"{fault} {repair}")
+    for (address, source, size), sha256 in zip(digested, digests, strict=True):
+        check_same(SourceFile(address, size, sha256), source, folder)
+
+
+def check_same(shard: SourceFile, source: SourceFile, folder: Path) -> None:
+    """Raise ArtifactError if a shard has another size or digest than the clustered one; unknown values are not compared."""
+    repair = f"Use the shards that were clustered, or make {folder} again from these: clip-negatives prepare."
+    if None not in (shard.size, source.size) and shard.size != source.size:
+        fault = f"The shard {shard.file} has {shard.size} bytes, but the clustered shard {source.file} had {source.size}."
+        raise ArtifactError(f"{fault} {repair}")
+    if shard.sha256 and source.sha256 and shard.sha256 != source.sha256:
+        fault = f"The shard {shard.file} has other content than the clustered shard {source.file}, at the same size."
+        raise ArtifactError(f"{fault} {repair}")
 
 
 def warn_of_missing_shards(folder: ClustersOrLabels) -> None:
