@@ -136,19 +136,19 @@ def read_table(location: str, kind: str, separator: str | None = None, texts: Se
 
 def _parquet(location: str) -> Table:
     from pyarrow.dataset import dataset
+    from pyarrow.types import is_binary, is_large_binary, is_struct
 
     from clip_negatives.dataset.remote_parquet import remote_files
-    from pyarrow.types import is_binary, is_large_binary, is_struct
 
     if is_plain(location):
         if not Path(location).is_dir():
             check_local_file("parquet file", location)
-        system, files = None, parquet_files(location)
+        system, source = None, parquet_files(location)
     else:
         check_reachable("parquet file", location)
-        system, files = remote_files(location)
+        system, source = remote_files(location)
     try:
-        data = dataset(files, filesystem=system, format="parquet")
+        data = dataset(source, filesystem=system, format="parquet")
     except pa.ArrowInvalid as error:
         raise DataError(f"{location} is not parquet: {' '.join(str(error).split()).rstrip('.')}. Correct the file.") from error
     except Exception as error:  # of pyarrow, and of each file system

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import fsspec
 import pyarrow as pa
 from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -17,7 +19,7 @@ class _RepeatedReads(FSSpecHandler):  # type: ignore[misc]  # pyarrow has no typ
         return pa.PythonFile(RemoteStream(self.fs.unstrip_protocol(path)), mode="r")
 
 
-def remote_files(location: str) -> tuple[PyFileSystem, list[str] | str]:
+def remote_files(location: str) -> tuple[Any, Any]:
     """Return the file system of a URL, and a list of its file, or its folder."""
     system, path = fsspec.core.url_to_fs(location)
     return PyFileSystem(_RepeatedReads(system)), path if system.isdir(path) else [path]
