@@ -8,7 +8,7 @@ import fsspec
 import pyarrow as pa
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 
-from clip_negatives.dataset.web import RemoteStream
+from clip_negatives.dataset.web import RemoteStream, is_web
 
 
 class _RepeatedReads(FSSpecHandler):  # type: ignore[misc]  # pyarrow has no types
@@ -22,4 +22,5 @@ class _RepeatedReads(FSSpecHandler):  # type: ignore[misc]  # pyarrow has no typ
 def remote_files(location: str) -> tuple[Any, Any]:
     """Return the file system of a URL, and a list of its file, or its folder."""
     system, path = fsspec.core.url_to_fs(location)
-    return PyFileSystem(_RepeatedReads(system)), path if system.isdir(path) else [path]
+    is_folder = not is_web(location) and system.isdir(path)  # a web server would send the whole file
+    return PyFileSystem(_RepeatedReads(system)), path if is_folder else [path]
