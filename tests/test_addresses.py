@@ -146,7 +146,7 @@ def test_labels_compare_tars_at_addresses_of_several_kinds(place: dict[str, str]
     pd.DataFrame(table).to_parquet("table.parquet")
     given = ["--from", "table.parquet", "--centroids", "image.npy,text.npy"]
     _works("labels", "labels", *given, "--data", _at(TARS["several kinds"], place))
-    sizes = [source.size for source in read_labels(Path("labels")).sources]
+    sizes = [source.size for source in read_labels(Path("labels")).shards.sources.values()]
     local = [(Path(place["LOCAL"]) / f"pairs-{shard:06d}.tar").stat().st_size for shard in range(SHARDS)]
     assert sizes == [*local[:3], None]  # a command has no size
     absent = place["HTTP"] + "/none/absent"
