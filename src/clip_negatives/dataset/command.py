@@ -13,6 +13,10 @@ class FailedCommandError(Exception):
     """A command that failed; the message says how it ended."""
 
 
+class CommandError(EOFError):
+    """The command of a ``pipe:`` failed after some output, so its tar may be incomplete; the message says how it ended."""
+
+
 class CommandStream(io.RawIOBase):
     """The output of a running command; see `open_command`."""
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from clip_negatives.dataset.archive import DAMAGED, files, grouped
 from clip_negatives.dataset.captions import RawSample, contents, ending_of, json_fields, why_no_caption, with_caption
+from clip_negatives.dataset.command import CommandError
 from clip_negatives.dataset.images import AHEAD, ImageTooLargeError, count_pixels, limited_batches, read_image
 from clip_negatives.dataset.notes import NO_GROUP, Note
 from clip_negatives.dataset.pairs import BrokenSample, Sample, TornTar
-from clip_negatives.dataset.urls import CommandError, ShardStream, is_plain, open_url, shard_source, shard_stamp
+from clip_negatives.dataset.urls import ShardStream, is_plain, open_url, shard_source, shard_stamp
 from clip_negatives.dataset.values import MISSING
 from clip_negatives.storage.limits import OF_SAMPLES, limit
 from clip_negatives.storage.safe_reading import parse_json

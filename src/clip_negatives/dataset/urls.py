@@ -19,7 +19,7 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.implementations.local import LocalFileSystem
 
-from clip_negatives.dataset.command import PIPE, FailedCommandError, open_command
+from clip_negatives.dataset.command import PIPE, CommandError, FailedCommandError, open_command
 from clip_negatives.dataset.pairs import file_stamp
 from clip_negatives.dataset.web import RemoteStream, read_bytes, repeated
 from clip_negatives.errors import DataError, MissingShardError
@@ -31,10 +31,6 @@ CHANGES = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "la
 END_BYTES = 65_536  # of each end of a shard that its digest covers
 READ_BYTES = 2**20  # of a shard that are read at a time for its digest
 MAX_READS_AFTER_END = 100  # empty reads at the end of a stream before the shard counts as damaged
-
-
-class CommandError(EOFError):
-    """The command of a ``pipe:`` failed after some output, so its tar may be incomplete; the message says how it ended."""
 
 
 def expand_urls(urls: str) -> list[str]:
