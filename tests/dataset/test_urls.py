@@ -14,11 +14,11 @@ import fsspec
 import pytest
 
 from clip_negatives import Columns
-from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table, urls, web
+from clip_negatives.dataset import BrokenSample, Sample, TarPairs, open_pairs, open_table, web
 from clip_negatives.dataset.archive import raw_samples
 from clip_negatives.dataset.pairs import TornTar
 from clip_negatives.dataset.urls import open_url
-from clip_negatives.errors import DataError
+from clip_negatives.errors import DataError, MissingShardError
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
 from tests.pairs import write_csv, write_tars
@@ -103,7 +103,7 @@ def test_csv_of_an_object_store(tmp_path: Path) -> None:
     there, here = open_pairs("memory://pairs.csv", Columns(group="item")), open_table(file, Columns(group="item"))
     assert (there.texts, there.groups) == (here.texts, here.groups)
     assert there.fingerprint() == here.fingerprint()
-    with pytest.raises(DataError, match=r"The csv file memory://none\.csv cannot be read"):
+    with pytest.raises(DataError, match=r"The csv file memory://none\.csv does not exist"):
         open_pairs("memory://none.csv")
     with pytest.raises(DataError, match=r"separated by '\\t'\. Use Columns\(separator="):
         open_table("memory://pairs.csv", Columns(separator=","))
@@ -138,29 +138,56 @@ def test_shard_that_goes_away_is_an_error_and_not_a_broken_sample(
             return super().read(size)
 
     whole = fsspec.filesystem("memory").cat("/bucket/pairs-000000.tar")
-    monkeypatch.setattr(urls.fsspec, "open", lambda url, mode: type("Opened", (), {"open": lambda self: Gone(whole)})())
+    monkeypatch.setattr(web, "PAUSES", ())
+    monkeypatch.setattr(web.fsspec, "open", lambda url, mode: type("Opened", (), {"open": lambda self: Gone(whole)})())
     with pytest.raises(DataError, match=r"The tar memory://bucket/pairs-000000\.tar cannot be read: no answer"):
         _pairs("memory://bucket/pairs-000000.tar")
 
 
 @pytest.mark.parametrize(
-    ("ending", "cause"), [("; sleep 0.5; exit 3", "its command failed"), (" || true", "it is torn or damaged")]
+    ("ending", "cause"),
+    [
+        ("; exit 3", "its command failed with exit code 3"),
+        ("; kill -9 $$", "its command was ended by signal 9"),
+        (" || true", "it is torn or damaged"),
+    ],
 )
 def test_tar_of_a_command_that_failed_is_torn(memory: str, tmp_path: Path, ending: str, cause: str) -> None:
-    """Nothing, half of a tar, and a whole one."""
+    """Half of a tar, and a whole one."""
     whole = fsspec.filesystem("memory").cat("/bucket/pairs-000000.tar")
     (tmp_path / "a.tar").write_bytes(whole)
-    for size, complete in ((0, False), (len(whole) // 2, False), (len(whole), True)):
+    for size in (len(whole) // 2, len(whole)):
         pipe = f"pipe:head -c {size} {tmp_path}/a.tar{ending}"
         (part,) = TarPairs(pipe).parts()
         *samples, last = part.samples()
-        if complete and cause == "it is torn or damaged":
+        if size == len(whole) and "true" in ending:
             assert isinstance(last, Sample)
             continue
         assert isinstance(last, TornTar)
         assert (last.key, last.reason, last.share) == (pipe, cause, None)
-        assert bool(samples) == (size > 0)
+        assert len(samples) == sum(isinstance(sample, Sample) for sample in samples) > 0
+        assert size < len(whole) or len(samples) == N // 2
         assert len(part.digest()) == 64
+
+
+def test_command_that_fails_before_any_output_is_an_unreachable_tar(tars: Path, tmp_path: Path) -> None:
+    pipe = f"pipe:cat {tars}/none.tar"
+    (part,) = TarPairs(pipe).parts()
+    fault = rf"^The tar {pipe} cannot be read: its command failed with exit code 1\. Run the command after pipe: by itself"
+    for read in (part.digest, lambda: list(part.samples())):
+        with pytest.raises(MissingShardError, match=fault):
+            read()
+    recipe, data = Recipe(clusterer="kmeans:n_clusters=2"), TarPairs(f"{pipe}::{tars}/pairs-000001.tar")
+    with pytest.raises(MissingShardError, match=r"exit code 1\. .* To leave out this tar, use max_missing_shards=1"):
+        prepare(data, tmp_path / "clusters", recipe, progress=False)
+    folder = prepare(data, tmp_path / "clusters", recipe, progress=False, max_missing_shards=1)
+    assert folder.manifest["missing_shards"] == [pipe]
+    assert len(folder.samples) == N // 2
+
+
+def test_command_whose_output_is_not_needed_any_more_is_ended(tars: Path) -> None:
+    with open_url(f"pipe:cat {tars}/pairs-000000.tar; exec sleep 600") as stream:
+        assert len(stream.read(512)) == 512
 
 
 class Server(http.server.BaseHTTPRequestHandler):

@@ -90,8 +90,11 @@ def test_the_process_is_as_before(arguments: list[str], options: dict[str, Any],
         "open_clip_train.main.get_latest_checkpoint",
         "open_clip_train.data.CsvDataset",
         "open_clip_train.data.get_dataset_fn",
-        "open_clip_train.data.tar_file_expander",
-        "webdataset.tariterators.tar_file_expander",
+        *(
+            f"{module}.{name}"
+            for module in ("open_clip_train.data", "webdataset.tariterators")
+            for name in ("url_opener", "tar_file_expander")
+        ),
         "torch.nn.parallel.DistributedDataParallel",
         "torch.save",
         "PIL",

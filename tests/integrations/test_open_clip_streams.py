@@ -18,7 +18,7 @@ import torch
 
 from clip_negatives import read_clusters, write_clusters
 from clip_negatives.dataset import open_pairs
-from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, UnsupportedError
+from clip_negatives.errors import ArtifactError, ClipNegativesError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, train
 from clip_negatives.pipelines.given_labels import write_given_labels
 from clip_negatives.pipelines.prepare import prepare
@@ -136,18 +136,6 @@ def test_other_text_under_a_known_key_stops(arguments: list[str], shards: str, t
     piped = _of_stream(arguments, "::".join(f"pipe:cat {name}" for name in names))
     with pytest.raises(ArtifactError, match=r"^The text of the sample '\S+' of pipe:cat .* is not the one that was clustered"):
         train([*piped, "--name", "run", "--workers", workers], TrainOptions(clusters=folder, sampler="in_batch"))
-
-
-def test_addresses_that_webdataset_reads_otherwise(
-    arguments: list[str], shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clusters, _ = _labelled(shards, tmp_path)
-    options = TrainOptions(clusters=clusters, sampler="in_batch")
-    with pytest.raises(DataError, match=r"webdataset cannot open local://.*: it has no local: .*Use pipe:"):
-        train([*_of_stream(arguments, f"local://{shards}"), "--name", "run"], options)
-    monkeypatch.setenv("GOPEN_REWRITE", "/a=/b")
-    with pytest.raises(UnsupportedError, match="GOPEN_REWRITE is set"):
-        train([*_of_stream(arguments, shards), "--name", "run"], options)
 
 
 def test_clusters_of_csv_identify_no_sample_of_a_tar(

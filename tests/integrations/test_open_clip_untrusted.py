@@ -18,10 +18,11 @@ from webdataset.handlers import reraise_exception
 
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
-from clip_negatives.integrations.open_clip import TrainOptions, train
-from clip_negatives.integrations.open_clip.guest import LIMITED_TARS, NO_GHOSTSCRIPT, replaced
+from clip_negatives.integrations.open_clip import TrainOptions, stream_tars, train
+from clip_negatives.integrations.open_clip.guest import NO_GHOSTSCRIPT, replaced
 from clip_negatives.integrations.open_clip.seam import load_main
-from clip_negatives.integrations.open_clip.untrusted import expand_tars, load_checkpoint
+from clip_negatives.integrations.open_clip.stream_tars import expand_tars
+from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 from clip_negatives.pipelines.prepare import prepare
 from tests.pairs import write_tar
 
@@ -72,6 +73,9 @@ def test_no_image_is_handed_to_ghostscript() -> None:
         image.convert("RGB")
 
 
+OUR_TARS = stream_tars.replacements(frozenset())
+
+
 def _read(*tars: str, handler: Any = log_and_continue) -> list[tuple[str, bytes]]:
     """Return what open_clip reads of tars, file by file."""
     files = open_clip_train.data.tar_file_expander(
@@ -85,7 +89,7 @@ def test_sound_tars_are_read_as_open_clip_reads_them(shards: str) -> None:
     theirs = _read(*tars)
     assert len(theirs) == 3 * ROWS
     whole = open_clip_train.data.tar_file_expander
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         assert open_clip_train.data.tar_file_expander is expand_tars
         assert _read(*tars) == theirs
         samples = list(open_clip_train.data.tarfile_to_samples_nothrow([{"url": tar} for tar in tars]))
@@ -108,7 +112,7 @@ def _hostile(file: Path, *, pax: bool) -> str:
 def test_headers_that_claim_exabytes_end_their_tar_alone(tmp_path: Path, pax: bool) -> None:
     """webdataset looks for the end of one for ever."""
     sound = str(write_tar(tmp_path / "sound.tar", {"c.txt": b"hat"}))
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         assert _read(_hostile(tmp_path / "hostile.tar", pax=pax), sound) == [("a.txt", b"shoe"), ("c.txt", b"hat")]
 
 
@@ -118,7 +122,7 @@ def test_what_is_no_tar_is_left_to_the_handler(tmp_path: Path, content: bytes, c
     file = tmp_path / "no.tar"
     file.write_bytes(content)
     sound = str(write_tar(tmp_path / "sound.tar", {"c.txt": b"hat"}))
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         assert _read(str(file), sound) == [("c.txt", b"hat")]
     assert "no.tar" in caplog.text
     with pytest.raises(DataError, match=r"no\.tar"):
@@ -127,7 +131,7 @@ def test_what_is_no_tar_is_left_to_the_handler(tmp_path: Path, content: bytes, c
 
 def test_validation_reads_within_limits_too(tmp_path: Path) -> None:
     hostile = _hostile(tmp_path / "hostile.tar", pax=False)
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         samples = list(webdataset.tariterators.tarfile_samples([{"url": hostile}], handler=log_and_continue))
     assert [sample["txt"] for sample in samples] == [b"shoe"]
 
@@ -145,7 +149,7 @@ def test_files_are_selected_and_renamed_as_webdataset_does(tmp_path: Path) -> No
 def test_a_sample_is_left_out_where_what_it_needs_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIP_NEGATIVES_LIMITS", "member_bytes=4")
     whole = {"a.png": b"1", "a.txt": b"shoe", "a.json": b"12345", "b.png": b"1", "b.txt": b"hat", "b.npy": b"12345"}
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         assert _read(str(write_tar(tmp_path / "large.tar", whole))) == [("b.png", b"1"), ("b.txt", b"hat")]
 
 
@@ -154,7 +158,7 @@ def test_members_over_the_limit_are_left_out_with_a_sentence(
 ) -> None:
     monkeypatch.setenv("CLIP_NEGATIVES_LIMITS", "member_bytes=4")
     tar = str(write_tar(tmp_path / "large.tar", {"a.png": b"12345", "a.txt": b"shoe", "b.txt": b"hat"}))
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         assert _read(tar) == [("b.txt", b"hat")]
         assert "is larger than the limit of 4 bytes" in caplog.text
         with pytest.raises(DataError, match=r"a\.png in .* is larger"):
@@ -165,7 +169,7 @@ def test_members_over_the_limit_are_left_out_with_a_sentence(
 def test_tars_that_end_before_their_end_end_the_stream_where_the_handler_says(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "torn.tar", {"a.txt": b"shoe", "b.txt": bytes(2048)})
     tar.write_bytes(tar.read_bytes()[:2500])
-    with replaced(*LIMITED_TARS):
+    with replaced(*OUR_TARS):
         assert _read(str(tar), str(tar)) == [("a.txt", b"shoe")] * 2
         assert _read(str(tar), str(tar), handler=lambda _: False) == [("a.txt", b"shoe")]
 

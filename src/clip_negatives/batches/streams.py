@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[tuple[Any, BatchSamples]]:
         """Yield each batch with its samples."""
-        try:
+        with worker_errors():
             for *batch, last in self._loader:
                 if isinstance(last, Tensor):
                     yield tuple(batch), self._labelled(last)
@@ -128,10 +129,6 @@ class StreamLoader:
                 else:
                     *batch, shards, keys = batch
                     yield tuple(batch), self._keyed(self._rows, shards, keys, last)
-        except (ArtifactError, DataError) as error:
-            # The message of an error from a worker begins with a traceback; its last line is the original message.
-            kind = type(error)
-            raise kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")) from error
 
     def _keyed(self, rows: ShardRows, shards: list[str], keys: list[str], texts: list[str]) -> BatchSamples:
         """Return the ids of samples; `texts` are digests."""
@@ -162,6 +159,19 @@ class StreamLoader:
                 f"None of the first {self.unlabelled} samples has labels: the labels belong to other shards. "
                 "Run clip-negatives labels on clusters of the training shards."
             )
+
+
+@contextmanager
+def worker_errors() -> Iterator[None]:
+    """Turn an error from a loader process into the original one: its message begins with a traceback."""
+    try:
+        yield
+    except (ArtifactError, DataError) as error:
+        kind = type(error)
+        message = str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+        if message == str(error):
+            raise
+        raise kind(message) from error
 
 
 def other_text(shard: str, key: str, folder: Path) -> ArtifactError:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from webdataset.tariterators import base_plus_ext
 
-from clip_negatives.dataset.urls import READ_BYTES
+from clip_negatives.dataset.urls import READ_BYTES, ShardStream
 from clip_negatives.storage.limits import limit
 
 T = TypeVar("T")
@@ -43,13 +43,14 @@ class Member(tarfile.TarInfo):
         return member
 
 
-def files(stream: Any, endings: Collection[str] | None) -> Iterator[tuple[str, bytes | None]]:
+def files(stream: ShardStream, endings: Collection[str] | None) -> Iterator[tuple[str, bytes | None]]:
     """Yield name and content of each regular file of a tar, plain or compressed, in order; damage raises a `DAMAGED` error.
 
     The content is b"" if the ending of the name is not in `endings` (None: all endings), and None if the file is too large.
     """
     max_bytes = limit("member_bytes")
-    with tar_errors(), tarfile.open(fileobj=stream, mode="r|*", tarinfo=Member) as tar:
+    opened: Any = stream  # has what `tarfile` needs of a file
+    with tar_errors(), tarfile.open(fileobj=opened, mode="r|*", tarinfo=Member) as tar:
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
             if not member.isreg() or SKIPPED.match(member.name):
@@ -61,6 +62,7 @@ def files(stream: Any, endings: Collection[str] | None) -> Iterator[tuple[str, b
                 yield member.name, None
             elif (content := tar.extractfile(member)) is not None:
                 yield member.name, content.read()
+    stream.finish()
 
 
 def grouped(members: Iterable[tuple[str, T]]) -> Iterator[tuple[str, dict[str, T]]]:

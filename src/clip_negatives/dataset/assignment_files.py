@@ -41,5 +41,7 @@ def centroid_files(spec: str) -> list[str]:
     if len(files) != 2 or not all(files):
         raise DataError(f"{argument('centroids')} must be IMAGES.npy,TEXTS.npy, got {spec!r}.")
     for file in files:
+        if not is_plain(file):
+            raise DataError(f"{file} is a URL, but centroids are read from a local disk. Copy it there.")
         check_local_file("npy file", file)
     return files

@@ -5,14 +5,12 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
 from clip_negatives.dataset.columns import SEPARATORS, argument_of
-from clip_negatives.dataset.urls import check_local_file, unreadable
+from clip_negatives.dataset.urls import check_local_file, open_decompressed, unreadable
 from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,8 +35,11 @@ def read_csv(path: Path | str, separator: str | None = None, texts: Sequence[str
     check_local_file("csv file", str(path))
     try:
         separator = separator or found_separator(path)
-        # open_clip's own call, so that the rows are the same
-        frame = pd.read_csv(path, sep=separator, dtype=dict.fromkeys(texts, str) or None)
+        with _source(path) as source:
+            # open_clip's own call, so that the rows are the same
+            frame = pd.read_csv(source, sep=separator, dtype=dict.fromkeys(texts, str) or None)
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         raise DataError(_encoding_fault(path)) from error
     except (ValueError, re.error) as error:  # ValueError: also the errors of pandas
@@ -71,14 +72,15 @@ def found_separator(path: Path | str) -> str:
     """Return the most frequent of `SEPARATORS` in the first line of a file; a tab if there is none."""
     import pandas as pd
 
-    header = " ".join(map(str, pd.read_csv(path, sep=NO_SEPARATOR, nrows=0).columns))
+    with _source(path) as source:
+        header = " ".join(map(str, pd.read_csv(source, sep=NO_SEPARATOR, nrows=0).columns))
     return max(SEPARATORS, key=header.count)
 
 
 def _encoding_fault(path: Path | str) -> str:
     """Return an error message with the first line that is not UTF-8, and how to repair the file."""
     is_utf_8 = False  # whether an earlier line has a character that only UTF-8 writes so
-    with _opened(path) as stream:
+    with open_decompressed(str(path), "csv file") as stream:
         for number, line in enumerate(stream, 1):
             if number == 1 and line.startswith(UTF_16):
                 return f"{path} is not in UTF-8 but in UTF-16. Convert it with: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE"
@@ -95,5 +97,6 @@ def _encoding_fault(path: Path | str) -> str:
     return f"{path} is not in UTF-8. Convert it."  # it changed while it was read
 
 
-def _opened(path: Path | str) -> Any:
-    return fsspec.open(str(path), "rb", compression="infer")
+def _source(path: Path | str) -> AbstractContextManager[Any]:
+    """Return what pandas reads: a path as in open_clip, or the opened file of a URL, whose failed reads are repeated."""
+    return nullcontext(path) if isinstance(path, Path) else open_decompressed(path, "csv file")

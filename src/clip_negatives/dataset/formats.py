@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -9,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
 import pyarrow as pa
 
 from clip_negatives.advice import argument
 from clip_negatives.dataset.csv import read_csv
 from clip_negatives.dataset.kinds import COMPRESSED, ENDINGS, KINDS, METADATA, SAVED, SAVED_SPLITS
-from clip_negatives.dataset.urls import check_local_file, expand_urls, is_plain, unreadable
+from clip_negatives.dataset.urls import check_local_file, check_reachable, expand_urls, is_plain, open_decompressed, unreadable
 from clip_negatives.errors import DataError
 
 if TYPE_CHECKING:
@@ -138,12 +138,17 @@ def _parquet(location: str) -> Table:
     from pyarrow.dataset import dataset
     from pyarrow.types import is_binary, is_large_binary, is_struct
 
-    if is_plain(location) and not Path(location).is_dir():
-        check_local_file("parquet file", location)
-    files = parquet_files(location) if is_plain(location) else []
+    from clip_negatives.dataset.remote_parquet import remote_files
+
+    if is_plain(location):
+        if not Path(location).is_dir():
+            check_local_file("parquet file", location)
+        system, source = None, parquet_files(location)
+    else:
+        check_reachable("parquet file", location)
+        system, source = remote_files(location)
     try:
-        system, path = fsspec.core.url_to_fs(location)
-        data = dataset(files or path, filesystem=system, format="parquet")
+        data = dataset(source, filesystem=system, format="parquet")
     except pa.ArrowInvalid as error:
         raise DataError(f"{location} is not parquet: {' '.join(str(error).split()).rstrip('.')}. Correct the file.") from error
     except Exception as error:  # of pyarrow, and of each file system
@@ -174,13 +179,14 @@ def _read_jsonl(path: Path | str) -> pd.DataFrame:
     """Return the objects of the lines; numbers stay as they are written."""
     import pandas as pd
 
-    check_local_file("jsonl file", str(path))
     rows, number = list[dict[str, Any]](), 0
     try:
-        with fsspec.open(str(path), "rt", compression="infer", encoding="utf-8-sig") as stream:
+        with io.TextIOWrapper(open_decompressed(str(path), "jsonl file"), encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, 1):  # noqa: B007 - the error names it
                 if line.strip():
                     rows.append(dict(json.loads(line)))
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         place = f"{path} is not in UTF-8, after line {number} or in one of the next lines"
         raise DataError(f"{place}: {' '.join(str(error).split())}. Convert it.") from error

@@ -57,7 +57,10 @@ def _pair(names: str, spec: str) -> tuple[str, str]:
 
 def _files(pattern: str) -> tuple[str, ...]:
     if not is_plain(pattern):
-        raise DataError(f"{pattern} is a URL, but features are memory-mapped from local files. Copy it to a local disk.")
+        if glob.has_magic(pattern) or not pattern.endswith(".npy"):
+            fault = f"{pattern} names no npy file: at a URL, {argument('features')} takes no * and no folder"
+            raise DataError(f"{fault}. Name one file that ends in .npy, or copy the files to a disk.")
+        return (pattern,)
     if not pattern.endswith(".npy"):
         fault = "does not exist" if not Path(pattern).exists() else "is neither a folder nor an .npy file"
         raise DataError(f"{pattern} {fault}. {argument('features')} must be {FORMS}.")

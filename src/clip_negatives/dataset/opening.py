@@ -29,7 +29,7 @@ def open_pairs(
     Args:
         location: a csv, jsonl or parquet file, a folder of images with ``metadata.csv``, ``.jsonl`` or ``.parquet``, a folder
             of parquet files, a folder of ``datasets.Dataset.save_to_disk``, or tars in webdataset format (braces and ``::`` as
-            in open_clip). Files may be URLs of fsspec.
+            in open_clip). Files may be URLs of fsspec, and tars ``pipe:`` commands.
         columns: the columns; unnamed ones are detected by common names.
         dataset_type: one of `clip_negatives.dataset.kinds.KINDS`; "auto": by the ending, or by the files of a folder.
         images: whether images are needed. If not, a table may lack them, and none is opened.

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from clip_negatives.dataset.archive import DAMAGED, files, grouped
 from clip_negatives.dataset.captions import RawSample, contents, ending_of, json_fields, why_no_caption, with_caption
+from clip_negatives.dataset.command import CommandError
 from clip_negatives.dataset.images import AHEAD, ImageTooLargeError, count_pixels, limited_batches, read_image
 from clip_negatives.dataset.notes import NO_GROUP, Note
 from clip_negatives.dataset.pairs import BrokenSample, Sample, TornTar
-from clip_negatives.dataset.urls import CommandError, ShardStream, is_plain, open_url, shard_source, shard_stamp, unreadable
+from clip_negatives.dataset.urls import ShardStream, is_plain, open_url, shard_source, shard_stamp
 from clip_negatives.dataset.values import MISSING
 from clip_negatives.storage.limits import OF_SAMPLES, limit
 from clip_negatives.storage.safe_reading import parse_json
@@ -22,7 +23,6 @@ from clip_negatives.storage.source_files import SourceFile
 
 EXTENSIONS = ("jpg", "png", "jpeg", "webp")  # image endings, in open_clip's order of preference
 ENDINGS = (*EXTENSIONS, "txt", "json")  # endings of the files that are read
-COMMAND_FAILED = "its command failed"  # of a ``pipe:``
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,13 @@ class TarPart:
         """Yield the samples; for a torn tar, the last item is a `TornTar`."""
         damage: list[TornTar] = []
         keys = set[str]()
-        try:
-            with open_url(self.name) as opened:
-                for key, members in grouped(self._files(ShardStream(opened, self.name), damage)):
-                    sample = with_caption({"__key__": key, "__url__": self.name, **members}, self.text_field)
-                    if damage and not _is_pair(sample):  # cut sample: its other files are lost
-                        continue
-                    yield self._checked(sample, is_cut=bool(damage), is_repeated=key in keys)
-                    keys.add(key)
-        except OSError as error:
-            if not self.name.startswith("pipe:"):
-                raise unreadable("tar", self.name, error) from error
-            damage = [self._torn(COMMAND_FAILED, None)]
+        with open_url(self.name) as opened:
+            for key, members in grouped(self._files(ShardStream(opened, self.name), damage)):
+                sample = with_caption({"__key__": key, "__url__": self.name, **members}, self.text_field)
+                if damage and not _is_pair(sample):  # cut sample: its other files are lost
+                    continue
+                yield self._checked(sample, is_cut=bool(damage), is_repeated=key in keys)
+                keys.add(key)
         yield from damage
 
     def _files(self, stream: ShardStream, damage: list[TornTar]) -> Iterator[tuple[str, bytes | None]]:
@@ -73,13 +68,13 @@ class TarPart:
         try:
             yield from files(stream, {*ENDINGS, ending_of(self.text_field)})
         except DAMAGED as error:
-            cause = COMMAND_FAILED if isinstance(error, CommandError) else "it is torn or damaged"
+            cause = str(error) if isinstance(error, CommandError) else "it is torn or damaged"
             damage.append(self._torn(cause, stream.n_read))
 
-    def _torn(self, cause: str, n_read: int | None) -> TornTar:
+    def _torn(self, cause: str, n_read: int) -> TornTar:
         """Return the record of a torn tar; `n_read` is the number of bytes before the damage."""
         size = Path(self.name).stat().st_size if is_plain(self.name) else None
-        if size is None or n_read is None or not 0 < n_read < size:  # the full size of a cut tar is unknown
+        if size is None or not 0 < n_read < size:  # the full size of a cut tar is unknown
             return TornTar(self.name, cause, self.name)
         return TornTar(self.name, cause, self.name, share=n_read / size)
 

@@ -1,8 +1,9 @@
-"""Shards (tars) by address: a local path, a ``pipe:`` command as in webdataset, or a URL of fsspec."""
+"""Data files by address: a local path, a URL of fsspec or, for tars, a ``pipe:`` command as in webdataset."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import stat
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,13 @@ from typing import IO, Any, cast
 
 import braceexpand
 import fsspec
+from fsspec.compression import compr
+from fsspec.core import get_compression
 from fsspec.implementations.local import LocalFileSystem
 
+from clip_negatives.dataset.command import PIPE, CommandError, FailedCommandError, open_command
 from clip_negatives.dataset.pairs import file_stamp
-from clip_negatives.dataset.web import WebStream, is_web, read_bytes, repeated
+from clip_negatives.dataset.web import RemoteStream, read_bytes, repeated
 from clip_negatives.errors import DataError, MissingShardError
 from clip_negatives.storage.source_files import SourceFile
 
@@ -26,10 +30,6 @@ CHANGES = ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "la
 END_BYTES = 65_536  # of each end of a shard that its digest covers
 READ_BYTES = 2**20  # of a shard that are read at a time for its digest
 MAX_READS_AFTER_END = 100  # empty reads at the end of a stream before the shard counts as damaged
-
-
-class CommandError(EOFError):
-    """The command of a ``pipe:`` failed, so its tar may be incomplete."""
 
 
 def expand_urls(urls: str) -> list[str]:
@@ -42,7 +42,7 @@ def expand_urls(urls: str) -> list[str]:
 
 def is_plain(url: str) -> bool:
     """Return whether a URL is a local path."""
-    return "://" not in url and not url.startswith("pipe:")
+    return "://" not in url and not url.startswith(PIPE)
 
 
 def check_local_file(kind: str, url: str) -> None:
@@ -81,30 +81,30 @@ def shard_stamp(url: str) -> bytes:
     """Return size and modification time of a shard, or similar metadata of its file system.
 
     The whole shard is read, and its SHA-256 returned, for ``pipe:`` and if the file system does not tell when a file changed.
+    MissingShardError if it cannot be read.
     """
     check_local_file("tar", url)
     if is_plain(url):
         with _errors(url):
             return file_stamp(url)
-    if not url.startswith("pipe:"):
+    if not url.startswith(PIPE):
         info = _info(url)
         if changes := [str(info[name]) for name in CHANGES if info.get(name)]:
             return repr([info.get("size"), *changes]).encode()
     sha256 = hashlib.sha256()
     try:
-        with _errors(url), open_url(url) as stream:
+        with open_url(url) as opened:
+            stream = ShardStream(opened, url)
             while block := stream.read(READ_BYTES):
                 sha256.update(block)
-    except DataError as error:
-        if not _is_failed_command(url, error):
-            raise
-        sha256.update(b"failed")  # the output before the failure is used, see `CommandError`
+    except CommandError:
+        sha256.update(b"failed")  # the output before the failure is used
     return sha256.digest()
 
 
 def shard_size(url: str) -> int | None:
     """Return the size of a shard in bytes; None for ``pipe:`` and for file systems that do not tell it."""
-    if url.startswith("pipe:"):
+    if url.startswith(PIPE):
         return None
     check_local_file("tar", url)
     if is_plain(url):
@@ -137,23 +137,27 @@ def shard_source(url: str) -> SourceFile:
     return SourceFile(url, size, "" if size is None else shard_digest(url, size))
 
 
-def open_url(url: str) -> IO[bytes]:
-    """Open a shard for sequential reading, or raise DataError if it is missing, unreachable or not a regular file."""
-    check_local_file("tar", url)
-    with _errors(url):
+def open_url(url: str, kind: str = "tar") -> IO[bytes]:
+    """Open a file for sequential reading, or raise DataError if it is missing, unreachable or not a regular file."""
+    check_local_file(kind, url)
+    with _errors(url, kind):
         if is_plain(url):
             return Path(url).open("rb")
-        if url.startswith("pipe:"):
-            from webdataset import gopen  # imports torch
+        if url.startswith(PIPE):
+            return cast("IO[bytes]", open_command(url))
+        return cast("IO[bytes]", RemoteStream(url))
 
-            return cast("IO[bytes]", gopen(url))
-        if is_web(url):
-            return cast("IO[bytes]", WebStream(url))
-        return cast("IO[bytes]", fsspec.open(url, "rb").open())
+
+def open_decompressed(url: str, kind: str) -> IO[bytes]:
+    """Open a file like `open_url`, decompressed by its ending such as ``.gz``."""
+    opened = open_url(url, kind)
+    stream = io.BufferedReader(opened, READ_BYTES) if isinstance(opened, io.RawIOBase) else opened
+    compression = get_compression(url, "infer")
+    return stream if compression is None else cast("IO[bytes]", compr[compression](stream, mode="rb"))
 
 
 class ShardStream:
-    """A shard, opened by `open_url`, whose errors are DataErrors; a failed command is a CommandError.
+    """A shard, opened by `open_url`, whose errors are DataErrors; a command that fails after some output is a CommandError.
 
     Attributes:
         n_read: number of bytes read.
@@ -168,8 +172,8 @@ class ShardStream:
             with _errors(self._url):
                 block = self._stream.read(size)
         except DataError as error:
-            if _is_failed_command(self._url, error):
-                raise CommandError(*error.args) from error
+            if self.n_read and isinstance(error.__cause__, FailedCommandError):
+                raise CommandError(str(error.__cause__)) from error
             raise
         self.n_read += len(block)
         self._reads_after_end = 0 if block else self._reads_after_end + 1
@@ -177,6 +181,12 @@ class ShardStream:
         if self._reads_after_end > MAX_READS_AFTER_END:
             raise EOFError
         return block
+
+    def finish(self) -> None:
+        """Read the rest of a command's output after the end of the tar; CommandError if the command failed."""
+        if self._url.startswith(PIPE):
+            while self.read(READ_BYTES):
+                pass
 
 
 class MeasuredStream(ShardStream):
@@ -210,17 +220,17 @@ def missing(kind: str, url: str) -> DataError:
 def unreadable(kind: str, url: str, error: Exception) -> DataError:
     """Return the error for a file ("tar" or "csv file") that cannot be read."""
     reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
-    is_cut = isinstance(error, EOFError)  # of compressed files
-    repair = "It seems to be cut off. Copy it again" if is_cut else "Check that it is reachable, and run the command again"
+    if isinstance(error, EOFError):  # of compressed files
+        repair = "It seems to be cut off. Copy it again"
+    elif isinstance(error, FailedCommandError):
+        repair = "Run the command after pipe: by itself, and correct it"
+    else:
+        repair = "Check that it is reachable, and run the command again"
     return _error_of(kind)(f"The {kind} {url} cannot be read: {reason.rstrip('.')}. {repair}.")
 
 
 def _error_of(kind: str) -> type[DataError]:
     return MissingShardError if kind == "tar" else DataError
-
-
-def _is_failed_command(url: str, error: DataError) -> bool:
-    return url.startswith("pipe:") and isinstance(error.__cause__, OSError)
 
 
 def _info(url: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from clip_negatives.dataset import formats
 from clip_negatives.dataset.urls import check_reachable
 from clip_negatives.errors import InputError
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
-from clip_negatives.storage.manifest import LABELS_FOLDER, check_clusters, missing_shards
+from clip_negatives.storage.manifest import LABELS_FOLDER, check_clusters
 from clip_negatives.storage.paths import obstacle
 
 LATEST = "latest"  # value of `--resume` that is not a file
@@ -68,11 +68,10 @@ def check_paths(arguments: Sequence[str], options: TrainOptions) -> None:
         ArtifactError: the clusters folder is missing.
     """
     args = parsed(arguments)
-    missing = frozenset[str]() if options.clusters is None else missing_shards(options.clusters)
     for data in filter(None, (args.train_data, args.val_data)):
         if args.dataset_type != "synthetic":
             with named(OPTIONS):
-                formats.check_exists(data, args.dataset_type, missing)
+                formats.check_exists(data, args.dataset_type, options.known_missing)
     if args.resume == LATEST and not args.name:
         raise InputError("--resume latest needs the name of the run. Add --name.")
     if args.resume and args.resume != LATEST and "://" not in args.resume and not Path(args.resume).is_file():

@@ -12,6 +12,7 @@ import open_clip_train.main
 import torch
 
 from clip_negatives.advice import argument
+from clip_negatives.dataset.urls import check_shards, expand_urls
 from clip_negatives.encoders.open_clip import MODELS, SCHEMES
 from clip_negatives.errors import DataError, InputError, MissingPackageError, UnknownNameError, UnsupportedError
 from clip_negatives.host.option_checks import check_choice
@@ -111,6 +112,9 @@ def _check_data(args: Namespace, options: TrainOptions) -> None:
             f"{argument('refresh_every')} needs a table, not {kind} data, to encode every sample again. Leave it out."
         )
     steps = steps_of_epoch(args)
+    for data in filter(None, (args.train_data, args.val_data)):
+        if kind_of(args, data) == "webdataset":
+            check_shards([shard for shard in expand_urls(data) if shard not in options.known_missing])
     check_validation(args)
     if args.accum_freq > steps:
         raise DataError(

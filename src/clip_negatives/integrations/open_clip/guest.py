@@ -16,17 +16,15 @@ from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
-import open_clip_train.data
 import torch
-import webdataset.tariterators
 from PIL import EpsImagePlugin
 from torch import distributed as dist
 from torch.nn import parallel
 
 from clip_negatives.dataset.images import pillow_limit
-from clip_negatives.integrations.open_clip import table_dataset
+from clip_negatives.integrations.open_clip import stream_tars, table_dataset
 from clip_negatives.integrations.open_clip.checkpoints import atomic_save, latest_checkpoint
-from clip_negatives.integrations.open_clip.untrusted import expand_tars, load_checkpoint
+from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 
 
 class CpuDistributedDataParallel(parallel.DistributedDataParallel):
@@ -40,21 +38,22 @@ class CpuDistributedDataParallel(parallel.DistributedDataParallel):
 # Replacements, each `(module, name, value)`.
 CPU_DDP = (parallel, "DistributedDataParallel", CpuDistributedDataParallel)
 NO_GHOSTSCRIPT = (EpsImagePlugin, "gs_binary", False)  # an EPS image is a program: it must not start Ghostscript
-LIMITED_TARS = [(module, "tar_file_expander", expand_tars) for module in (open_clip_train.data, webdataset.tariterators)]
 
 
 @contextmanager
-def installed(main: ModuleType, negatives: Any, dataset_type: str = "auto") -> Iterator[None]:
+def installed(
+    main: ModuleType, negatives: Any, dataset_type: str = "auto", known_missing: frozenset[str] = frozenset()
+) -> Iterator[None]:
     """Make the replacements of a run of ``open_clip_train.main``, and restore everything at the end.
 
-    `dataset_type` is the value of ``--dataset-type``.
+    `dataset_type` is the value of ``--dataset-type``; `known_missing` are the tars that were missing in `prepare`.
     """
     replacements: list[tuple[Any, str, Any]] = [
         *((main, name, getattr(negatives, name)) for name in ("get_data", "create_loss", "train_one_epoch")),
         (main, "pt_load", load_checkpoint),  # a damaged checkpoint stops with an error message
         (main, "get_latest_checkpoint", latest_checkpoint(main)),  # in folders of any name
         *table_dataset.replacements(dataset_type),  # tables of more kinds than csv; a pipe in place of an image does not block
-        *LIMITED_TARS,  # tars are read within our limits
+        *stream_tars.replacements(known_missing),  # tars are opened as in `prepare`, and read within our limits
         NO_GHOSTSCRIPT,
         CPU_DDP,
         (torch, "save", atomic_save(torch.save)),  # a killed process or a full disk leaves no partial checkpoint

@@ -26,6 +26,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     options = options or TrainOptions()
     check_paths(arguments, options)  # before the slow imports
     options.check()
+    from clip_negatives.batches.streams import worker_errors
     from clip_negatives.distributed.failures import lost_process_errors
     from clip_negatives.integrations.open_clip import (
         checkpoints,
@@ -53,7 +54,8 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     run_lock = sole_user(Path(args.logs) / args.name, wait=False) if args.name and train_set.rank() == 0 else nullcontext()
     try:
         negatives = seam.Negatives(main, options, folder, record, warning)
-        with run_lock, lost_process_errors(), guest.installed(main, negatives, args.dataset_type), no_exit():
+        changes = guest.installed(main, negatives, args.dataset_type, options.known_missing)
+        with run_lock, lost_process_errors(), changes, no_exit(), worker_errors():
             outcome = main.main([*FOUND, *arguments])
     except OSError as error:
         file = f" {error.filename}" if error.filename else f" in {args.logs}"

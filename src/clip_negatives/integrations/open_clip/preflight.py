@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import torch
-from webdataset.gopen import gopen_schemes
 
 from clip_negatives.advice import argument
 from clip_negatives.anchor_loss import AnchorLoss
@@ -19,7 +16,7 @@ from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.dataset import TablePairs
 from clip_negatives.dataset.stored_images import EmbeddedImages
 from clip_negatives.dataset.urls import check_local_file, expand_urls, is_plain
-from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError, UnsupportedError
+from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError, UnsupportedError
 from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import pairs, rank, world_size
@@ -139,7 +136,6 @@ def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
             raise ArtifactError(f"{fault} Run clip-negatives prepare on the tars.")
         shards = folder.shards if isinstance(folder, LabelsFolder) else ClusteredShards.of(folder)
         addresses = expand_urls(args.train_data)
-        _check_readable_by_webdataset(addresses)
         shards.check(addresses)
         check_shards(shards, addresses)
     elif kind_of(args) == "table" and isinstance(folder, ClustersFolder):
@@ -148,23 +144,6 @@ def check_same_files(folder: ClustersOrLabels, args: Namespace) -> None:
             source = pairs(args)
             if isinstance(source, TablePairs) and isinstance(source.stored, EmbeddedImages):
                 check_embedded_images(folder, source.stored)
-
-
-def _check_readable_by_webdataset(addresses: Sequence[str]) -> None:
-    """Check that webdataset can open these addresses, and does not rewrite them."""
-    if os.environ.get("GOPEN_REWRITE"):
-        raise UnsupportedError(
-            "GOPEN_REWRITE is set, so webdataset would read other shards than those that were compared. Unset it, and name the "
-            "shards themselves."
-        )
-    for address in addresses:
-        scheme = urlparse(address).scheme
-        if scheme not in {"", "file", *gopen_schemes}:
-            known = ", ".join(sorted(name for name in gopen_schemes if name.isalnum()))
-            raise DataError(
-                f"webdataset cannot open {address}: it has no {scheme}: ({known}). Use pipe: with a command that prints the "
-                "shard, such as 'pipe:aws s3 cp s3://bucket/0.tar -'."
-            )
 
 
 def warn_of_newer_data(folder: ClustersOrLabels, args: Namespace) -> None:

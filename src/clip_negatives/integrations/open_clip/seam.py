@@ -78,7 +78,8 @@ def load_main() -> ModuleType:
     import open_clip_train.main
 
     main: ModuleType = open_clip_train.main
-    missing = None if hasattr(open_clip_train.data, "tar_file_expander") else "tar_file_expander"
+    names = "url_opener", "tar_file_expander"
+    missing = next((name for name in names if not hasattr(open_clip_train.data, name)), None)
     for name, parameters in EXPECTED.items():
         function = getattr(main, name, None)
         if not callable(function) or not set(parameters) <= set(inspect.signature(function).parameters):

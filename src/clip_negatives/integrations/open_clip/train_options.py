@@ -11,6 +11,7 @@ from clip_negatives.advice import argument
 from clip_negatives.errors import InputError
 from clip_negatives.host.method import Method, check_temperature
 from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.storage.manifest import missing_shards
 
 if TYPE_CHECKING:
     from clip_negatives.step import BatchSamples
@@ -49,6 +50,11 @@ class TrainOptions(Method):
     def has_teacher(self) -> bool:
         """Return whether a second model encodes the batches."""
         return self.teacher is not None or self.ema is not None
+
+    @property
+    def known_missing(self) -> frozenset[str]:
+        """Return the tars that were missing when the clusters were made."""
+        return frozenset() if self.clusters is None else missing_shards(self.clusters)
 
     def check(self) -> None:
         """Check ranges and names of plugins; all other checks need open_clip's arguments."""
