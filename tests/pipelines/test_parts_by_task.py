@@ -208,9 +208,10 @@ def test_part_of_a_living_task_is_left_to_it(home: Path, unfinished: Path) -> No
     assert contents(unfinished) == contents(home / "parts")
 
 
-def test_part_of_a_task_that_was_killed_is_taken_over(home: Path, unfinished: Path) -> None:
+@pytest.mark.parametrize("age", [claims.STALE + 1, -1e6])
+def test_part_of_a_task_that_was_killed_is_taken_over_whatever_its_clock(home: Path, unfinished: Path, age: float) -> None:
     name = parts_folder(unfinished).opened().names[-1]
-    file = claim(unfinished, name, age=claims.STALE + 1)
+    file = claim(unfinished, name, age=age)
     assert encode(tars(home), unfinished, "1/2").done == [name]
     assert not file.exists()
 
@@ -379,6 +380,50 @@ def test_damaged_parts_are_not_complete(home: Path, tmp_path: Path) -> None:
     assert encode(tars(home), parts).done == [name]
     assert assign(tmp_path, tmp_path / "assignments").done == [name]
     assert contents(tmp_path / "assignments") == contents(home / "assignments")
+
+
+def test_damaged_features_of_the_same_size_are_an_error(home: Path, tmp_path: Path) -> None:
+    parts = shutil.copytree(home / "parts", tmp_path / "parts")
+    names = parts_folder(parts).opened().names
+    rows = np.load(parts / names[1] / "text.npy", mmap_mode="r+")
+    rows[3, 5] = np.nan
+    rows.flush()
+    with (parts / names[4] / "image.npy").open("r+b") as stream:
+        stream.write(b"xxxxxx")
+    shutil.copytree(home / "centroids", tmp_path / "centroids")
+    failed = assign(tmp_path, tmp_path / "assignments")
+    assert (failed.n_left, len(failed.faults)) == (2, 2)
+    for name, fault, words in zip((names[1], names[4]), failed.faults, ("a feature is NaN or infinite", ""), strict=True):
+        assert re.search(
+            rf"Part {name} of .* is damaged: {words}.*Remove its folder, and run clip-negatives encode again", fault
+        )
+        shutil.rmtree(parts / name)
+    assert encode(tars(home), parts).done == [names[1], names[4]]
+    assert len(assign(tmp_path, tmp_path / "assignments").done) == 2
+    assert contents(tmp_path / "assignments") == contents(home / "assignments")
+
+
+def test_part_that_is_encoded_again_while_it_is_assigned_is_not_assigned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clip_negatives.pipelines import assigned_parts
+
+    data = write_tars(tmp_path, 8, shards=1)
+    encode(data, tmp_path / "parts")
+    write_centroids(tmp_path / "parts", tmp_path / "centroids", clusterer="kmeans:n_clusters=2", progress=False)
+    whole = assigned_parts.nearest
+    with monkeypatch.context() as patches:
+
+        def encode_meanwhile(*arguments: Any) -> Any:
+            os.utime(tmp_path / "pairs-000000.tar", ns=(0, 0))
+            encode(data, tmp_path / "parts")
+            return whole(*arguments)
+
+        patches.setattr(assigned_parts, "nearest", encode_meanwhile)
+        failed = assign(tmp_path, tmp_path / "assignments")
+        assert (failed.done, failed.n_left) == ([], 1)
+        assert "changed while it was read. Run this command again." in failed.faults[0]
+    assert len(assign(tmp_path, tmp_path / "assignments").done) == 1
 
 
 def test_centroids_of_other_parts_are_an_error(home: Path, tmp_path: Path) -> None:
