@@ -456,6 +456,11 @@ def test_clusterer_without_a_number_of_clusters_is_an_error(home: Path, tmp_path
         write_centroids(home / "parts", tmp_path / "centroids", clusterer="kmeans", progress=False)
 
 
+def test_clusterer_with_a_limit_that_assign_does_not_keep_is_an_error(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"limits clusters by max_share, but assign takes the nearest.*clip-negatives prepare"):
+        write_centroids(home / "parts", tmp_path / "c", clusterer="kmeans:n_clusters=4,max_share=0.3", progress=False)
+
+
 @pytest.mark.parametrize("counts", [[7], [10, 0, 20, 10], [1] * 30, [50, 1, 1, 0, 13], [0, 0, 5]])
 def test_each_part_gives_its_share_of_the_sample(counts: list[int]) -> None:
     for size in range(1, sum(counts) + 1):
