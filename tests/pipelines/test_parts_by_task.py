@@ -201,7 +201,8 @@ def claim(folder: Path, name: str, age: float = 0.0, task: str = "2/2") -> Path:
 
 
 def test_part_of_a_living_task_is_left_to_it(home: Path, unfinished: Path) -> None:
-    assert encode(tars(home), unfinished, "1/2") == TaskReport(SHARDS, n_left=1)
+    left = parts_folder(unfinished).opened().names[-1]
+    assert encode(tars(home), unfinished, "1/2") == TaskReport(SHARDS, n_left=1, claimed=[left])
     with pytest.raises(ArtifactError, match=rf"1 of {SHARDS} parts of .* are not complete.*clip-negatives encode again"):
         write_centroids(unfinished, unfinished.parent / "c", clusterer="kmeans:n_clusters=4", progress=False)
     assert encode(tars(home), unfinished, "2/2") == report(unfinished, [SHARDS - 1])  # started again
