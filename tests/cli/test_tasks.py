@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,19 @@ def test_missing_tar_ends_with_code_1_and_the_option_that_accepts_it(data: str) 
     assert "pairs-000002.tar does not exist. Check its path. To leave out this tar, use --max-missing-shards 1." in shown.stderr
     accepted = run("encode", data, "parts", *ENCODERS, "--max-missing-shards", "1")
     assert "pairs-000002.tar does not exist. Check its path. It is left out.\n" in accepted.stderr
+
+
+def test_claim_of_a_killed_task_is_named_as_the_reason_that_parts_are_left(data: str) -> None:
+    run("encode", data, "parts", *ENCODERS)
+    (record,) = Path("parts").glob("000002-*/part.json")
+    record.unlink()
+    claim = Path("parts/claims", f"{record.parent.name}.json")
+    claim.write_text(json.dumps({"task": "2/2", "host": "other", "time": time.time()}))
+    shown = run("encode", data, "parts", *ENCODERS)
+    assert shown.stdout == "parts: 0 parts encoded by this task, 1 of 4 not complete\n"
+    assert (
+        "Other tasks have claimed 1 of these parts. If one was killed or failed, run it again, or wait 15 min" in shown.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -201,16 +201,18 @@ def claim(folder: Path, name: str, age: float = 0.0, task: str = "2/2") -> Path:
 
 
 def test_part_of_a_living_task_is_left_to_it(home: Path, unfinished: Path) -> None:
-    assert encode(tars(home), unfinished, "1/2") == TaskReport(SHARDS, n_left=1)
+    left = parts_folder(unfinished).opened().names[-1]
+    assert encode(tars(home), unfinished, "1/2") == TaskReport(SHARDS, n_left=1, claimed=[left])
     with pytest.raises(ArtifactError, match=rf"1 of {SHARDS} parts of .* are not complete.*clip-negatives encode again"):
         write_centroids(unfinished, unfinished.parent / "c", clusterer="kmeans:n_clusters=4", progress=False)
     assert encode(tars(home), unfinished, "2/2") == report(unfinished, [SHARDS - 1])  # started again
     assert contents(unfinished) == contents(home / "parts")
 
 
-def test_part_of_a_task_that_was_killed_is_taken_over(home: Path, unfinished: Path) -> None:
+@pytest.mark.parametrize("age", [claims.STALE + 1, -1e6])
+def test_part_of_a_task_that_was_killed_is_taken_over_whatever_its_clock(home: Path, unfinished: Path, age: float) -> None:
     name = parts_folder(unfinished).opened().names[-1]
-    file = claim(unfinished, name, age=claims.STALE + 1)
+    file = claim(unfinished, name, age=age)
     assert encode(tars(home), unfinished, "1/2").done == [name]
     assert not file.exists()
 
@@ -381,6 +383,50 @@ def test_damaged_parts_are_not_complete(home: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "assignments") == contents(home / "assignments")
 
 
+def test_damaged_features_of_the_same_size_are_an_error(home: Path, tmp_path: Path) -> None:
+    parts = shutil.copytree(home / "parts", tmp_path / "parts")
+    names = parts_folder(parts).opened().names
+    rows = np.load(parts / names[1] / "text.npy", mmap_mode="r+")
+    rows[3, 5] = np.nan
+    rows.flush()
+    with (parts / names[4] / "image.npy").open("r+b") as stream:
+        stream.write(b"xxxxxx")
+    shutil.copytree(home / "centroids", tmp_path / "centroids")
+    failed = assign(tmp_path, tmp_path / "assignments")
+    assert (failed.n_left, len(failed.faults)) == (2, 2)
+    for name, fault, words in zip((names[1], names[4]), failed.faults, ("a feature is NaN or infinite", ""), strict=True):
+        assert re.search(
+            rf"Part {name} of .* is damaged: {words}.*Remove its folder, and run clip-negatives encode again", fault
+        )
+        shutil.rmtree(parts / name)
+    assert encode(tars(home), parts).done == [names[1], names[4]]
+    assert len(assign(tmp_path, tmp_path / "assignments").done) == 2
+    assert contents(tmp_path / "assignments") == contents(home / "assignments")
+
+
+def test_part_that_is_encoded_again_while_it_is_assigned_is_not_assigned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clip_negatives.pipelines import assigned_parts
+
+    data = write_tars(tmp_path, 8, shards=1)
+    encode(data, tmp_path / "parts")
+    write_centroids(tmp_path / "parts", tmp_path / "centroids", clusterer="kmeans:n_clusters=2", progress=False)
+    whole = assigned_parts.nearest
+    with monkeypatch.context() as patches:
+
+        def encode_meanwhile(*arguments: Any) -> Any:
+            os.utime(tmp_path / "pairs-000000.tar", ns=(0, 0))
+            encode(data, tmp_path / "parts")
+            return whole(*arguments)
+
+        patches.setattr(assigned_parts, "nearest", encode_meanwhile)
+        failed = assign(tmp_path, tmp_path / "assignments")
+        assert (failed.done, failed.n_left) == ([], 1)
+        assert "changed while it was read. Run this command again." in failed.faults[0]
+    assert len(assign(tmp_path, tmp_path / "assignments").done) == 1
+
+
 def test_centroids_of_other_parts_are_an_error(home: Path, tmp_path: Path) -> None:
     encode(tars(home), tmp_path / "parts", recipe=Recipe("pixels:size=2,dim=0", "hashing:dim=8"))
     with pytest.raises(ArtifactError, match="has the centroids of other features"):
@@ -409,6 +455,11 @@ def test_damaged_centroids_are_an_error(home: Path, tmp_path: Path) -> None:
 def test_clusterer_without_a_number_of_clusters_is_an_error(home: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"clusterer= kmeans does not set the number of clusters.*kmeans:n_clusters=NUMBER"):
         write_centroids(home / "parts", tmp_path / "centroids", clusterer="kmeans", progress=False)
+
+
+def test_clusterer_with_a_limit_that_assign_does_not_keep_is_an_error(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"limits clusters by max_share, but assign takes the nearest.*clip-negatives prepare"):
+        write_centroids(home / "parts", tmp_path / "c", clusterer="kmeans:n_clusters=4,max_share=0.3", progress=False)
 
 
 @pytest.mark.parametrize("counts", [[7], [10, 0, 20, 10], [1] * 30, [50, 1, 1, 0, 13], [0, 0, 5]])

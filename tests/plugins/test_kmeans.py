@@ -83,6 +83,16 @@ def test_samples_are_in_the_nearest_cluster() -> None:
     torch.testing.assert_close(found.centroids.norm(dim=1), torch.ones(20))
 
 
+@pytest.mark.parametrize("n_levels", [1, 2])
+def test_centroids_of_as_many_training_rows_have_unit_length(n_levels: int) -> None:
+    points = features(40) * torch.linspace(0.5, 3, 40)[:, None]
+    found = KMeans(n_clusters=10, max_samples_per_cluster=1, levels=n_levels).fit(points, generator=generator())
+    torch.testing.assert_close(found.centroids.norm(dim=1), torch.ones(10))
+    if n_levels == 1:
+        nearest = (F.normalize(points, dim=1) @ found.centroids.T).argmax(1)
+        assert torch.equal(found.labels, nearest)
+
+
 def test_seeds() -> None:
     points = features()
     first = KMeans(n_clusters=20).fit(points, generator=generator())

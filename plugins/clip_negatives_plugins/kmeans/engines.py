@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip_negatives.clustering.options import load_faiss
@@ -43,7 +44,9 @@ class FaissEngine:
         points = {"max_points_per_centroid": len(sample), "min_points_per_centroid": 1}
         engine = load_faiss().Kmeans(sample.shape[1], k, **options, **points)
         engine.train(sample.contiguous().numpy())
-        return torch.tensor(engine.centroids).view(k, sample.shape[1])
+        centroids = torch.tensor(engine.centroids).view(k, sample.shape[1])
+        # faiss copies the rows if there are K.
+        return F.normalize(centroids, dim=1) if self.spherical and len(sample) == k else centroids
 
     def assign(self, features: Tensor, centroids: Tensor) -> Assignment:
         """Return the nearest centroid of each row, the rows block by block."""

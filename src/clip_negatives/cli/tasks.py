@@ -132,6 +132,11 @@ def _task(text: str | None) -> Task:
 
 def _print_report(report: TaskReport, folder: str, done: str) -> None:
     echo(f"{folder}: {len(report.done)} parts {done} by this task, {report.n_left} of {report.n_parts} not complete")
+    if report.claimed:
+        from clip_negatives.storage.claims import STALE
+
+        wait = f"If one was killed or failed, run it again, or wait {STALE / 60:.0f} minutes and run this command again"
+        echo(f"Other tasks have claimed {len(report.claimed)} of these parts. {wait}.", err=True)
     for line in (*report.warnings, *report.faults[:FAULTS_SHOWN]):
         echo(line, err=True)
     if (rest := len(report.faults) - FAULTS_SHOWN) > 0:

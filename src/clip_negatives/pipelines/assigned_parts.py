@@ -109,27 +109,40 @@ class PartAssignment:
             scratch.mkdir()
             files.mkdir()
             columns = self._columns(name, record, scratch)
+            if self.features.record(name) != record:  # files of two states may have been read
+                raise DataError(f"Part {name} of {self.features.url} changed while it was read. Run this command again.")
             pq.write_table(pa.table(columns), files / FILE, compression="zstd")
             self.folder.publish(name, files, {"count": record["count"], "features": _digest(record)})
 
     def _columns(self, name: str, record: Record, scratch: Path) -> dict[str, Any]:
-        samples = pq.read_table(self.features.local(name, SAMPLES, scratch), columns=["key", "shard"])
-        columns = {"key": samples["key"], "shard": samples["shard"]}
-        for side in MODALITIES:
-            rows = np.load(self.features.local(name, f"{side}.npy", scratch), mmap_mode="r", allow_pickle=False)
-            if not len(rows) == len(samples) == record["count"]:
-                fault = f"Part {name} of {self.features.url} has {len(rows)} {side} features, but {len(samples)} samples"
-                raise DataError(f"{fault}. Remove the part, and run {ENCODE} again.")
-            columns[f"{side}_cluster"] = pa.array(nearest(rows, self.centroids[side]))
+        """Return the columns of the assignments of a part; DataError if a file is missing or damaged."""
+        try:
+            samples = pq.read_table(self.features.local(name, SAMPLES, scratch), columns=["key", "shard"])
+            columns = {"key": samples["key"], "shard": samples["shard"]}
+            for side in MODALITIES:
+                rows = np.load(self.features.local(name, f"{side}.npy", scratch), mmap_mode="r", allow_pickle=False)
+                if not len(rows) == len(samples) == record["count"]:
+                    raise ValueError(f"it has {len(rows)} {side} features, but {len(samples)} samples")
+                columns[f"{side}_cluster"] = pa.array(nearest(rows, self.centroids[side]))
+        except (OSError, ValueError, EOFError) as error:
+            fault = f"Part {name} of {self.features.url} is damaged: {str(error).rstrip('.')}"
+            raise DataError(f"{fault}. Remove its folder, and run {ENCODE} again.") from error
         return columns
 
 
 def nearest(rows: NDArray[Any], centroids: Tensor) -> NDArray[np.int32]:
-    """Return the number of the centroid with the highest cosine for each row; `centroids` have unit length."""
+    """Return the number of the centroid with the highest cosine for each row; `centroids` have unit length.
+
+    Raises:
+        ValueError: a row has NaN or infinity.
+    """
     labels, step = np.zeros(len(rows), np.int32), max(1, COSINES_AT_ONCE // len(centroids))
     for start in range(0, len(rows), step):
         block = torch.from_numpy(np.array(rows[start : start + step])).to(centroids.device).float()
-        labels[start : start + step] = (block @ centroids.T).argmax(dim=1).int().cpu().numpy()
+        cosines, numbers = (block @ centroids.T).max(dim=1)
+        if not bool(cosines.isfinite().all()):
+            raise ValueError("a feature is NaN or infinite")
+        labels[start : start + step] = numbers.int().cpu().numpy()
     return labels
 
 

@@ -67,7 +67,8 @@ def read_rows(folder: TaskFolder, name: str, side: str, rows: NDArray[np.int64])
             return np.asarray(stored[rows])
         return _read_remote_rows(folder, f"{folder.root}/{name}/{side}.npy", rows)
     except (OSError, ValueError, EOFError, IndexError) as error:
-        raise ArtifactError(f"{side}.npy of part {name} of {folder.url} cannot be read: {error}. Encode it again.") from error
+        repair = f"Remove the folder of this part, and run {folder.command} again."
+        raise ArtifactError(f"{side}.npy of part {name} of {folder.url} cannot be read: {error}. {repair}") from error
 
 
 def _read_remote_rows(folder: TaskFolder, path: str, rows: NDArray[np.int64]) -> NDArray[Any]:

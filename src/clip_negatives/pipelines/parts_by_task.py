@@ -20,6 +20,7 @@ class TaskReport:
         n_parts: number of all parts.
         done: names of the parts that this task completed.
         n_left: number of parts that are not complete; other tasks may be working on them.
+        claimed: names of the parts that are not complete and that another task has claimed.
         faults: what is wrong with the parts that this task could not complete, or that lost too much.
         warnings: what is left out within the limits.
     """
@@ -27,6 +28,7 @@ class TaskReport:
     n_parts: int
     done: list[str] = field(default_factory=list)
     n_left: int = 0
+    claimed: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -56,7 +58,9 @@ def work_through(
             if record is None or (is_own and not is_done(number, record)):
                 _work_on(number, claims, report, work, earlier=record)
             running.advance(int(is_own))
-    report.n_left = len(folder.names) - len(folder.listed())
+    complete = folder.listed()
+    report.n_left = len(folder.names) - len(complete)
+    report.claimed = [name for name in report.claimed if name not in complete]
     return report
 
 
@@ -74,6 +78,7 @@ def _work_on(number: int, claims: Claims, report: TaskReport, work: Callable[[in
     name = claims.folder.names[number]
     with claims.claimed(name) as is_mine:
         if not is_mine:
+            report.claimed.append(name)
             return
         if claims.folder.record(name) == earlier:
             try:

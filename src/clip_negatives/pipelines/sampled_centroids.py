@@ -66,7 +66,7 @@ def write_centroids(
     Raises:
         ArtifactError: parts are not complete or damaged, or `output` cannot be written.
         DataError: more samples or tars are lost than allowed, or no sample is left.
-        InputError: a value is out of its range, or the clusterer cannot cluster the sample.
+        InputError: a value is out of its range, or the clusterer cannot cluster the sample, or limits the size of clusters.
         PluginError: a clusterer or an option is unknown.
     """
     specs = {"clusterer": clusterer, "text_clusterer": text_clusterer or clusterer}
@@ -127,12 +127,18 @@ def read_centroids(location: str | Path) -> Centroids:
 
 
 def _wanted_points(specs: Mapping[str, str], points_per_cluster: int) -> int:
-    """Return the size of the sample; InputError if a clusterer does not tell the number of clusters."""
+    """Return the size of the sample; InputError if a clusterer does not tell the number of clusters, or has `max_share`."""
     if points_per_cluster < 1:
         raise InputError(f"{argument('points_per_cluster')} must be at least 1, got {points_per_cluster}.")
     numbers = []
     for option, spec in specs.items():
-        number = getattr(registry.create("clusterer", spec), "n_clusters", None)
+        made = registry.create("clusterer", spec)
+        if getattr(made, "max_share", None) is not None:
+            fault = (
+                f"{argument(option)} {spec} limits clusters by max_share, but assign takes the nearest centroid of each sample"
+            )
+            raise InputError(f"{fault}. Leave out max_share, or use clip-negatives prepare.")
+        number = getattr(made, "n_clusters", None)
         if not isinstance(number, int):
             fault = f"{argument(option)} {spec} does not set the number of clusters, which must not depend on the sample"
             raise InputError(f"{fault}. Write {spec.partition(':')[0]}:n_clusters=NUMBER.")

@@ -2,7 +2,7 @@
 
 A claim is exclusive where the file system can create a file only if it is missing. Elsewhere, two tasks may do a part twice,
 which is harmless: both write the same part. A task takes over its own claim of an earlier start, and a claim without a renewal
-for `STALE` seconds, whose task was killed.
+for `STALE` seconds, whose task was killed. So is a claim whose time is `STALE` seconds or more ahead: a clock was wrong.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from threading import Event, Thread
 
 from clip_negatives.errors import ArtifactError
-from clip_negatives.storage.ownership import remove_stored
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.task_folder import CLAIMS, TaskFolder
 
@@ -51,7 +50,7 @@ class Claims:
 
     def release(self, name: str) -> None:
         """Remove the claim on a part that is complete."""
-        remove_stored(self.folder.system, f"{self.folder.root}/{_file(name)}")
+        self.folder.remove(_file(name))
 
     def _take(self, name: str) -> bool:
         if self._is_living(name):
@@ -67,7 +66,7 @@ class Claims:
         """Return whether another task holds the claim and has renewed it lately."""
         try:
             claim = parse_json(self.folder.read(_file(name)) or b"")
-            return bool(claim["task"] != self.task and time.time() - claim["time"] < STALE)
+            return bool(claim["task"] != self.task and abs(time.time() - claim["time"]) < STALE)
         except (ValueError, KeyError, TypeError):  # torn, or removed in the meantime
             return False
 

@@ -130,8 +130,7 @@ class TaskFolder:
     def publish(self, name: str, files: Path, record: Mapping[str, Any]) -> None:
         """Copy the files of a local folder into a part, and complete it with its record."""
         sizes = {file.name: file.stat().st_size for file in sorted(files.iterdir())}
-        with _errors(self.url):  # a part whose files are replaced is not complete
-            remove_stored(self.system, f"{self.root}/{name}/{RECORD}")
+        self.remove(f"{name}/{RECORD}")  # a part whose files are replaced is not complete
         for file in sizes:
             self._copy(files / file, f"{name}/{file}")
         content = {**record, "plan": self.plan, "bytes": sizes}
@@ -167,6 +166,11 @@ class TaskFolder:
             return
         with _errors(self.url):
             self.system.pipe_file(f"{self.root}/{file}", content)
+
+    def remove(self, file: str) -> None:
+        """Remove a record or a claim, if it is still there."""
+        with _errors(self.url):
+            remove_stored(self.system, f"{self.root}/{file}")
 
     def create(self, file: str, content: bytes) -> bool:
         """Write a small file if it is missing, and return whether it was written; False if the file system cannot do this."""
