@@ -383,6 +383,28 @@ def test_damaged_parts_are_not_complete(home: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "assignments") == contents(home / "assignments")
 
 
+@pytest.mark.parametrize("change", [{"count": 3}, {"torn": "x"}, {"digest": None}])
+def test_part_with_a_changed_record_is_written_again(home: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    parts = shutil.copytree(home / "parts", tmp_path / "parts")
+    name = parts_folder(parts).opened().names[1]
+    record = json.loads((parts / name / "part.json").read_text())
+    (parts / name / "part.json").write_text(json.dumps({**record, **change}))
+    assert encode(tars(home), parts).done == [name]
+    assert contents(parts) == contents(home / "parts")
+
+
+def test_same_relative_names_in_another_directory_are_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_tars(tmp_path / name, 4, shards=2)
+    monkeypatch.chdir(tmp_path / "one")
+    encode("pairs-{000000..000001}.tar", tmp_path / "parts", "1/2")
+    encode(f"{tmp_path}/one/pairs-{{000000..000001}}.tar", tmp_path / "parts", "2/2")
+    monkeypatch.chdir(tmp_path / "two")
+    with pytest.raises(ArtifactError, match="the parts of the data differ"):
+        encode("pairs-{000000..000001}.tar", tmp_path / "parts", "2/2")
+
+
 def test_damaged_features_of_the_same_size_are_an_error(home: Path, tmp_path: Path) -> None:
     parts = shutil.copytree(home / "parts", tmp_path / "parts")
     names = parts_folder(parts).opened().names

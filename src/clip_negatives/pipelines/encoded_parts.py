@@ -22,6 +22,7 @@ from clip_negatives import __version__
 from clip_negatives.advice import argument
 from clip_negatives.dataset import ImageTextPairs, Part, TablePairs
 from clip_negatives.dataset.missing import MissingLimit
+from clip_negatives.dataset.urls import is_plain
 from clip_negatives.distributed.task import Task
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import DataError, InputError, MissingShardError, UnsupportedError
@@ -161,11 +162,12 @@ class PartEncoding:
 
 
 def _names(parts: Sequence[Part]) -> list[str]:
-    """Return the names of the folders of the parts: number, and digest of the name; DataError if a part repeats."""
+    """Return the names of the folders of the parts: number, and digest of the absolute name; DataError if a part repeats."""
     counts = Counter(part.name for part in parts)
     if repeated := next((name for name, count in counts.items() if count > 1), None):
         raise DataError(f"{repeated} is named twice. {REPEATED['tars'].rpartition('. ')[2]}")
-    digests = (hashlib.sha256(part.name.encode("utf-8", "surrogateescape")).hexdigest() for part in parts)
+    absolute = (str(Path(part.name).absolute()) if is_plain(part.name) else part.name for part in parts)
+    digests = (hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest() for name in absolute)
     return [f"{number:06d}-{digest[:16]}" for number, digest in enumerate(digests)]
 
 

@@ -32,6 +32,7 @@ from clip_negatives.storage.provenance import differences, in_words
 from clip_negatives.storage.safe_reading import parse_json
 
 PLAN, RECORD, CLAIMS = "plan.json", "part.json", "claims"
+SELF_DIGEST = "record_sha256"  # in a record: digest of its other entries
 CONNECTIONS = 16  # threads that read from an object store at a time
 
 Record = dict[str, Any]
@@ -106,7 +107,8 @@ class TaskFolder:
             record: Record = parse_json(content)
             sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
             is_complete = all(sizes.get(file) == size for file, size in record["bytes"].items())
-            return record if is_complete and record["plan"] == self.plan else None
+            is_unchanged = record.pop(SELF_DIGEST) == _digest(record)
+            return record if is_complete and is_unchanged and record["plan"] == self.plan else None
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -134,6 +136,7 @@ class TaskFolder:
         for file in sizes:
             self._copy(files / file, f"{name}/{file}")
         content = {**record, "plan": self.plan, "bytes": sizes}
+        content[SELF_DIGEST] = _digest(content)
         self.write(f"{name}/{RECORD}", (json.dumps(content, indent=1) + "\n").encode())
 
     def local(self, name: str, file: str, scratch: Path) -> Path:
