@@ -240,7 +240,7 @@ def test_damaged_files_and_wrong_specs_are_named(csv_file: Path, features: dict[
         (f"{tmp_path}/two/*.npy,{text}", r"two/1.npy has features of \d+ dimensions, but .*two/0.npy of \d+"),
         (f"{tmp_path}/absent", "absent does not exist. features= must be a folder of clip-retrieval"),
         (str(csv_file), "pairs.csv is neither a folder nor an .npy file"),
-        (f"s3://bucket/a.npy,{text}", "is a URL, but features are memory-mapped from local files"),
+        (f"memory://absent/a.npy,{text}", "The npy file memory://absent/a.npy does not exist"),
         (str(tmp_path), "has neither img_emb/"),
         (",", "must be a folder of clip-retrieval, IMAGES.npy,TEXTS.npy or columns:IMAGE,TEXT, got ','"),
         ("columns:title,title", "pairs.csv cannot hold features in a column. Save it as parquet"),
