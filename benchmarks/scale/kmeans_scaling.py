@@ -109,7 +109,9 @@ def work(file: str, d: int, case: Row) -> Row:
 
 
 def run(file: Path, d: int, case: Row) -> Row:
-    """Measure one case in a new process."""
+    """Measure one case in a new process, or in this one at the small size."""
+    if "--small" in sys.argv:
+        return work(str(file), d, case)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--case", str(file), str(d), json.dumps(case)]
     done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
