@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clip_negatives.losses.backends import one_tf32_product
-from clip_negatives_plugins.kmeans import clusterer
+from clip_negatives_plugins.kmeans import engines
 from tests.info_nce import loss_of
 from tests.losses.kernels.exactness import DEVICE, needs_triton, problem, run
 
@@ -49,7 +49,7 @@ def test_the_older_way_to_allow_tf32():
 def test_kmeans_allows_tf32_and_puts_back_what_was(wanted):
     with precision("ieee" if wanted else "tf32"):
         before = torch.backends.cuda.matmul.fp32_precision
-        with clusterer._tensor_cores(wanted):
+        with engines._tensor_cores(wanted):
             assert one_tf32_product() == wanted
         assert torch.backends.cuda.matmul.fp32_precision == before
 
