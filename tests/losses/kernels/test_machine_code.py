@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="no triton o
 
 ROOT = Path(__file__).resolve().parents[3]
 REGISTERS = {
-    (80, ""): 192,
+    (80, ""): 208,
     (80, "tables"): 208,
     (90, ""): 128,
     (90, "tables"): 128,
@@ -27,7 +27,7 @@ REGISTERS = {
     (90, "groups"): 128,
     (90, "targets"): 128,
 }
-"""Bounds of registers a thread for bfloat16, for triton 3.6 and 3.8.
+"""Bounds of registers a thread for bfloat16, for triton 3.6, 3.8 and 3.9.
 
 Up to 128, two blocks of 256 threads fit on a multiprocessor, up to 255 one.
 """
