@@ -32,4 +32,5 @@ def run_tasks(session: SparkSession, work: Callable[..., T], *arguments: Any, n_
     def run(number: int) -> T:
         return work(*arguments, task=Task(number, n_tasks), **options)
 
-    return session.sparkContext.parallelize(range(1, n_tasks + 1), n_tasks).map(run).collect()
+    results: list[T] = session.sparkContext.parallelize(range(1, n_tasks + 1), n_tasks).map(run).collect()
+    return results
