@@ -14,7 +14,7 @@ from clip_negatives.cli.next_command import show_next
 from clip_negatives.cli.output import echo
 from clip_negatives.cli.pipelines import ENCODERS
 from clip_negatives.distributed.task import Task
-from clip_negatives.pipelines.recipe import Recipe
+from clip_negatives.pipelines.recipe import POINTS_PER_CLUSTER, Recipe
 
 if TYPE_CHECKING:
     from clip_negatives.pipelines.parts_by_task import TaskReport
@@ -72,7 +72,9 @@ def encode(data: str, parts: str, task: str | None, dataset_type: str, recipe: R
 @click.argument("parts")
 @click.argument("output", metavar="CENTROIDS", type=parameters.FOLDER)
 @parameters.clusterer_options
-@click.option("--points-per-cluster", default=256, type=click.IntRange(min=1), help="Samples to draw for each cluster.")
+@click.option(
+    "--points-per-cluster", default=POINTS_PER_CLUSTER, type=click.IntRange(min=1), help="Samples to draw for each cluster."
+)
 @click.option("--seed", default=Recipe.seed, help="Seed of the sample and the clustering.")
 @max_lost_option
 @max_missing_option

@@ -13,6 +13,8 @@ from clip_negatives.errors import InputError
 if TYPE_CHECKING:
     from clip_negatives.dataset import ImageTextPairs
 
+POINTS_PER_CLUSTER = 256  # samples that train each centroid, as in faiss: more hardly change it
+
 
 @dataclass(frozen=True)  # without slots: `Recipe.clusterer` is the default, for signatures and the command line
 class Recipe:

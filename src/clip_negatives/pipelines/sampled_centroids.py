@@ -23,6 +23,7 @@ from clip_negatives.features.losses import Losses, PartReport, check_share
 from clip_negatives.host import registry
 from clip_negatives.pipelines.encoded_parts import parts_folder
 from clip_negatives.pipelines.part_rows import sampled_features
+from clip_negatives.pipelines.recipe import POINTS_PER_CLUSTER
 from clip_negatives.progress import shown
 from clip_negatives.storage.consistency import MODALITIES
 from clip_negatives.storage.limits import MAX_LOST
@@ -31,7 +32,6 @@ from clip_negatives.storage.provenance import plugins_section, resolved
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.task_folder import Record, TaskFolder
 
-POINTS_PER_CLUSTER = 256  # more hardly change centroids: the limit of faiss
 REPAIR = "and run clip-negatives encode again, or accept the loss with {}"
 
 
