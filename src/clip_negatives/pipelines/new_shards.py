@@ -22,6 +22,7 @@ from clip_negatives.storage.manifest import CLUSTERS, LABELS_FOLDER, PLAN, SHARD
 from clip_negatives.storage.ownership import remove_file, replaced_file
 from clip_negatives.storage.paths import check_resumable, files_in, output_path
 from clip_negatives.storage.safe_reading import one_line, parse_json, read_json
+from clip_negatives.storage.store_errors import store_errors
 
 # Files of the output, besides its settings: number of samples of each shard (for open_clip), and labels folder.
 SIZES, LABELS = "sizes.json", "labels"
@@ -112,7 +113,7 @@ class StoredShards(NewShards):
         self._url = url
         self.work = self.locked = _distinct_work(work_folder, url)
         self.labels = self.work / LABELS
-        with self._errors():
+        with store_errors(self._url):
             self._system, self._path = fsspec.core.url_to_fs(url)
             self._system.invalidate_cache(self._path)
             files = self._system.ls(self._path, detail=False) if self._system.exists(self._path) else []
@@ -126,7 +127,7 @@ class StoredShards(NewShards):
     def size(self, name: str) -> int | None:
         """Return the size of an object, None if it does not exist."""
         path = f"{self._path}/{name}"
-        with self._errors():
+        with store_errors(self._url):
             self._system.invalidate_cache(path)
             try:
                 return int(self._system.info(path)["size"])
@@ -140,7 +141,7 @@ class StoredShards(NewShards):
         try:
             with writing(file):
                 yield file
-            with self._errors():
+            with store_errors(self._url):
                 self._system.put_file(str(file), f"{self._path}/{name}")
         finally:
             remove_file(file)
@@ -148,7 +149,7 @@ class StoredShards(NewShards):
     def read_labels(self) -> LabelsFolder:
         """Download the labels folder without the labels, and return it; ArtifactError if it is missing or damaged."""
         self.labels.mkdir(exist_ok=True)
-        with self._errors():
+        with store_errors(self._url):
             for name in (CLUSTERS, SHARDS, LABELS_FOLDER.manifest):
                 self._system.get_file(f"{self._path}/{LABELS}/{name}", str(self.labels / name))
         return read_labels(self.labels)
@@ -156,25 +157,16 @@ class StoredShards(NewShards):
     def publish_labels(self) -> None:
         """Upload the labels folder, its manifest last."""
         names = sorted(files_in(self.labels), key=lambda name: name == LABELS_FOLDER.manifest)
-        with self._errors():
+        with store_errors(self._url):
             for group in (names[:-1], names[-1:]):
                 self._system.put(
                     [str(self.labels / name) for name in group], [f"{self._path}/{LABELS}/{name}" for name in group]
                 )
 
     def _json(self, name: str) -> dict[str, Any]:
-        with self._errors():
+        with store_errors(self._url):
             content = self._system.cat_file(f"{self._path}/{name}", end=limit("json_bytes"))
         return dict(parse_json(content))
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn the errors of a file system of fsspec into ArtifactErrors."""
-        try:
-            yield
-        except Exception as error:  # each file system has its own errors
-            fault = f"{self._url} cannot be read or written: {one_line(error) or type(error).__name__}"
-            raise ArtifactError(f"{fault.rstrip('.')}. Check that it is reachable, and run the command again.") from error
 
 
 def _work(parent: Path, name: str) -> Path:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,14 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from clip_negatives.errors import ArtifactError, ClipNegativesError
+from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.atomic import writing
 from clip_negatives.storage.folder_kind import FORMAT
 from clip_negatives.storage.ownership import remove_stored, replaced_file
 from clip_negatives.storage.paths import TOOL
 from clip_negatives.storage.provenance import differences, in_words
 from clip_negatives.storage.safe_reading import parse_json
+from clip_negatives.storage.store_errors import store_errors
 
 PLAN, RECORD, CLAIMS = "plan.json", "part.json", "claims"
 SELF_DIGEST = "record_sha256"  # in a record: digest of its other entries
@@ -62,7 +62,7 @@ class TaskFolder:
     @classmethod
     def at(cls, url: str | Path, kind: str, command: str) -> TaskFolder:
         """Return the folder of a path or URL, without reading it; ArtifactError if its file system is not known."""
-        with _errors(str(url)):
+        with store_errors(str(url)):
             # Listings must be new: other tasks write at the same time.
             system, root = fsspec.core.url_to_fs(str(url), use_listings_cache=False)
         return cls(str(url), kind, command, system, root.rstrip("/"))
@@ -75,7 +75,7 @@ class TaskFolder:
         """
         plan = {"tool": TOOL, "kind": self.kind, "format": FORMAT, "settings": dict(settings), "parts": list(names)}
         if self._stored_plan() is None:
-            with _errors(self.url):
+            with store_errors(self.url):
                 entries = self.system.ls(self.root, detail=False) if self.system.exists(self.root) else []
             is_foreign = any(entry.rpartition("/")[2][:1] != "." for entry in entries)  # others are of `replaced_file`
             if is_foreign and self._stored_plan() is None:  # another task may have written it in the meantime
@@ -102,7 +102,7 @@ class TaskFolder:
         """Return the record of a complete part, None if the part is missing or torn, or belongs to another plan."""
         folder = f"{self.root}/{name}"
         try:
-            with _errors(self.url, FileNotFoundError):
+            with store_errors(self.url, FileNotFoundError):
                 content, entries = self.system.cat_file(f"{folder}/{RECORD}"), self.system.ls(folder, detail=True)
             record: Record = parse_json(content)
             sizes = {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
@@ -125,7 +125,7 @@ class TaskFolder:
         """Return the names of the parts that have a record; an object store is listed instead of asked for each part."""
         if self.is_local:
             return {name for name in self.names if Path(self.root, name, RECORD).is_file()}
-        with _errors(self.url):
+        with store_errors(self.url):
             files = self.system.find(self.root)
         return {file.rsplit("/", 2)[-2] for file in files if file.endswith(f"/{RECORD}")} & set(self.names)
 
@@ -144,7 +144,7 @@ class TaskFolder:
         stored = f"{self.root}/{name}/{file}"
         if self.is_local:
             return Path(stored)
-        with _errors(self.url):
+        with store_errors(self.url):
             self.system.get_file(stored, str(scratch / file))
         return scratch / file
 
@@ -156,7 +156,7 @@ class TaskFolder:
     def read(self, file: str) -> bytes | None:
         """Return the content of a small file; None if it is missing."""
         try:
-            with _errors(self.url, FileNotFoundError):
+            with store_errors(self.url, FileNotFoundError):
                 return bytes(self.system.cat_file(f"{self.root}/{file}"))
         except FileNotFoundError:
             return None
@@ -167,12 +167,12 @@ class TaskFolder:
             with replaced_file(f"{self.root}/{file}") as partial:
                 partial.write_bytes(content)
             return
-        with _errors(self.url):
+        with store_errors(self.url):
             self.system.pipe_file(f"{self.root}/{file}", content)
 
     def remove(self, file: str) -> None:
         """Remove a record or a claim, if it is still there."""
-        with _errors(self.url):
+        with store_errors(self.url):
             remove_stored(self.system, f"{self.root}/{file}")
 
     def create(self, file: str, content: bytes) -> bool:
@@ -186,7 +186,7 @@ class TaskFolder:
                     return True
             return False
         cannot = FileExistsError, TypeError, ValueError, NotImplementedError
-        with suppress(*cannot), _errors(self.url, *cannot):
+        with suppress(*cannot), store_errors(self.url, *cannot):
             self.system.pipe_file(path, content, mode="create")
             return True
         return False
@@ -196,7 +196,7 @@ class TaskFolder:
             with replaced_file(f"{self.root}/{file}") as partial:
                 shutil.copyfile(source, partial)
             return
-        with _errors(self.url):
+        with store_errors(self.url):
             self.system.put_file(str(source), f"{self.root}/{file}")
 
     def _stored_plan(self) -> dict[str, Any] | None:
@@ -219,16 +219,3 @@ def _sections(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-@contextmanager
-def _errors(url: str, *passed: type[Exception]) -> Iterator[None]:
-    """Turn the errors of file systems, except for those in `passed`, into an ArtifactError."""
-    try:
-        yield
-    except Exception as error:  # each file system has its own errors
-        if isinstance(error, (ClipNegativesError, *passed)):
-            raise
-        reason = textwrap.shorten(getattr(error, "strerror", None) or str(error), 200) or type(error).__name__
-        fault = f"{url} cannot be read or written: {reason.rstrip('.')}"
-        raise ArtifactError(f"{fault}. Check the address and the permissions.") from error
