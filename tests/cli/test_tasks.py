@@ -33,10 +33,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_labels_of_independent_tasks(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run("encode", data, "parts", *ENCODERS, "--task", "1/2")
-    assert first.stdout == "parts: 4 parts encoded by this task, 0 of 4 not complete\n"
+    assert first.stdout == "parts: 4 parts encoded by this task, 4 of 4 complete\n"
     assert "Next: clip-negatives centroids parts CENTROIDS --clusterer kmeans:n_clusters=NUMBER" in first.stderr
     second = run("encode", data, "parts", *ENCODERS, "--task", "2/2")
-    assert second.stdout == "parts: 0 parts encoded by this task, 0 of 4 not complete\n"
+    assert second.stdout == "parts: 0 parts encoded by this task, 4 of 4 complete\n"
     made = run("centroids", "parts", "centroids", "--clusterer", "kmeans:n_clusters=4", "--points-per-cluster", "6")
     assert made.stdout == "centroids: 4 image clusters, 4 text clusters, from 24 of 32 pairs\n"
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
@@ -51,7 +51,7 @@ def test_labels_of_independent_tasks(data: str, monkeypatch: pytest.MonkeyPatch)
 def test_missing_tar_ends_with_code_1_and_the_option_that_accepts_it(data: str) -> None:
     Path("pairs-000002.tar").unlink()
     shown = run("encode", data, "parts", *ENCODERS, code=1)
-    assert shown.stdout == "parts: 4 parts encoded by this task, 0 of 4 not complete\n"
+    assert shown.stdout == "parts: 4 parts encoded by this task, 4 of 4 complete\n"
     assert "pairs-000002.tar does not exist. Check its path. To leave out this tar, use --max-missing-shards 1." in shown.stderr
     accepted = run("encode", data, "parts", *ENCODERS, "--max-missing-shards", "1")
     assert "pairs-000002.tar does not exist. Check its path. It is left out.\n" in accepted.stderr
@@ -64,7 +64,7 @@ def test_claim_of_a_killed_task_is_named_as_the_reason_that_parts_are_left(data:
     claim = Path("parts/claims", f"{record.parent.name}.json")
     claim.write_text(json.dumps({"task": "2/2", "host": "other", "time": time.time()}))
     shown = run("encode", data, "parts", *ENCODERS)
-    assert shown.stdout == "parts: 0 parts encoded by this task, 1 of 4 not complete\n"
+    assert shown.stdout == "parts: 0 parts encoded by this task, 3 of 4 complete\n"
     assert (
         "Other tasks have claimed 1 of these parts. If one was killed or failed, run it again, or wait 15 min" in shown.stderr
     )

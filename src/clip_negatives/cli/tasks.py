@@ -133,7 +133,8 @@ def _task(text: str | None) -> Task:
 
 
 def _print_report(report: TaskReport, folder: str, done: str) -> None:
-    echo(f"{folder}: {len(report.done)} parts {done} by this task, {report.n_left} of {report.n_parts} not complete")
+    n_complete = report.n_parts - report.n_left
+    echo(f"{folder}: {len(report.done)} parts {done} by this task, {n_complete} of {report.n_parts} complete")
     if report.claimed:
         from clip_negatives.storage.claims import STALE
 
