@@ -26,7 +26,7 @@ elif GPU:
     SHAPES = [(n, 512, 1000) for n in (1024, 4096, 8192, 16384, 32768, 65536, 131072)]
     SHAPES += [(32768, d, 1000) for d in (768, 1024)] + [(32768, 512, k) for k in (64, 16384)]
 else:
-    SHAPES = [(n, 512, 256) for n in (64, 256, 1024, 4096, 8192)]
+    SHAPES = [(n, 512, 256) for n in (64, 256, 1024, 4096)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "{}x{}, {} clusters".format(*shape))

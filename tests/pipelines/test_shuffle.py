@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import gzip
+import json
 import logging
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
+from clip_negatives import read_clusters
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
+from clip_negatives.distributed.task import Task
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.pipelines import clustered_tars, shuffle
+from clip_negatives.pipelines.given_labels import write_given_labels
 from clip_negatives.pipelines.new_shards import NewShards
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.pipelines.reshard import reshard
+from clip_negatives.storage import claims
+from clip_negatives.storage.labels_folder import write_labels
+from clip_negatives.storage.sharded_labels import labelled_tars
 from tests.pairs import write_tars
 
 N, TARS, SIZE = 48, 4, 12
@@ -123,7 +136,7 @@ def stop_before_writing(folder: Path, output: Path) -> Path:
         kill_at(patch, shuffle.Shuffle, "write_shards", 0)
         with pytest.raises(Killed):
             again(folder, output)
-    (part,) = (item for item in output.with_name(f".{output.name}.buckets").iterdir() if item.is_dir())
+    (part,) = output.with_name(f".{output.name}.buckets").glob("*/part-*")
     return part
 
 
@@ -151,12 +164,87 @@ def test_changed_bucket_file_is_an_error(name: str, folder: Path, tmp_path: Path
     assert content(tmp_path / "new") == content(folder / "expected")
 
 
-def test_files_of_other_processes_that_cannot_be_seen_are_an_error(folder: Path, tmp_path: Path) -> None:
-    """As on machines that do not share the work folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle.Shuffle, "_written", lambda self: [])
-        with pytest.raises(ArtifactError, match=r"other processes wrote.*work_folder="):
+def test_tasks_share_the_work_and_write_the_same_files(folder: Path, tmp_path: Path) -> None:
+    """Three processes at once, of which one is killed; then another number of tasks."""
+    code = (
+        "import sys; from clip_negatives.distributed.task import Task; from clip_negatives.pipelines.reshard import reshard; "
+        f"reshard({tars(folder)!r}, {str(folder / 'clusters')!r}, {str(tmp_path / 'new')!r}, "
+        f"samples_per_shard={SIZE}, task=Task.parse(sys.argv[1]))"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, f"{number}/3"]) for number in (1, 2, 3)]
+    work = tmp_path / ".new.buckets"
+    while not list(work.glob("*/part-*")) and any(process.poll() is None for process in running):
+        time.sleep(0.01)
+    running[0].kill()
+    running[0].wait()
+    assert [process.wait() for process in running[1:]] == [0, 0]
+    assert content(tmp_path / "new") == content(folder / "expected")
+    assert not work.exists()
+
+
+def test_task_waits_for_a_claim_and_takes_it_over_when_it_is_stale(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Counter[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, shuffle.Shuffle, "read_tars", 0)
+        with pytest.raises(Killed):
             again(folder, tmp_path / "new")
+    (home,) = (item for item in (tmp_path / ".new.buckets").iterdir() if item.is_dir())
+    monkeypatch.setattr(claims, "STALE", 1.5)
+    monkeypatch.setattr("clip_negatives.pipelines.parts_by_task.POLLED", 0.05)
+    (home / "claims").mkdir()
+    for name in ("tar-000001", "bucket-000"):
+        (home / "claims" / f"{name}.json").write_text(json.dumps({"task": "2/2", "host": "other", "time": time.time()}))
+    started = time.monotonic()
+    again(folder, tmp_path / "new", task=Task(1, 2))
+    assert time.monotonic() - started > 1
+    assert opened == dict.fromkeys(NAMES, 1)
+    assert "waiting for other tasks, which have claimed tar-000001 and 0 other parts" in caplog.text
+    assert content(tmp_path / "new") == content(folder / "expected")
+
+
+def test_failed_part_is_left_to_other_tasks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(clustered_tars, "open_url", lambda url: (_ for _ in ()).throw(OSError("no network")))
+        with pytest.raises(DataError, match=r"pairs-000000\.tar cannot be read: no network"):
+            again(folder, tmp_path / "new", task=Task(1, 2))
+    started = time.monotonic()
+    again(folder, tmp_path / "new", task=Task(2, 2))
+    assert time.monotonic() - started < claims.STALE / 10
+    assert content(tmp_path / "new") == content(folder / "expected")
+
+
+def test_labels_folder_gives_the_same_shards_as_its_clusters(folder: Path, tmp_path: Path) -> None:
+    write_labels(folder / "clusters", tmp_path / "labels")
+    reshard(tars(folder), tmp_path / "labels", tmp_path / "new", samples_per_shard=SIZE)
+    assert content(tmp_path / "new") == content(folder / "expected")
+
+
+def test_shards_of_other_labels_are_not_mixed(folder: Path, tmp_path: Path) -> None:
+    """The centroids and the number of samples of each cluster are the same; two samples have changed clusters."""
+    rows = pa.concat_tables([table.append_column("shard", pa.array([tar] * len(table))) for tar, table in labels_of(folder)])
+    changed = rows["image_label"].to_pylist()
+    first, second = 0, next(row for row, label in enumerate(changed) if label != changed[0])
+    centroids = ",".join(write_centroids(folder, tmp_path))
+    for name in ("before", "after"):
+        pq.write_table(rows.set_column(1, "image_label", pa.array(changed, pa.int32())), tmp_path / f"{name}.parquet")
+        write_given_labels(str(tmp_path / f"{name}.parquet"), centroids, tmp_path / name)
+        changed[first], changed[second] = changed[second], changed[first]
+    reshard(tars(folder), tmp_path / "before", tmp_path / "new", samples_per_shard=SIZE)
+    with pytest.raises(InputError, match="was written with other tars, clusters or settings"):
+        reshard(tars(folder), tmp_path / "after", tmp_path / "new", samples_per_shard=SIZE)
+
+
+def labels_of(folder: Path) -> Iterator[tuple[str, pa.Table]]:
+    return labelled_tars(folder / "clusters").tables()
+
+
+def write_centroids(folder: Path, home: Path) -> list[str]:
+    """Write the centroids of the clusters, and return their files."""
+    clusters = read_clusters(folder / "clusters").clusters
+    for name in ("image", "text"):
+        np.save(home / f"{name}.npy", getattr(clusters, name).centroids.numpy())
+    return [str(home / f"{name}.npy") for name in ("image", "text")]
 
 
 def test_tars_of_a_pipe_are_compared_while_they_are_read(
@@ -193,7 +281,7 @@ def test_tars_without_a_known_size_are_compared_by_keys(folder: Path, tmp_path: 
     key = (tmp_path / NAMES[2]).read_bytes()[:100].partition(b".png")[0]
     changed = (tmp_path / NAMES[2]).read_bytes().replace(key, key[:-1] + b"x")
     (tmp_path / NAMES[2]).write_bytes(_with_checksums(changed))
-    with pytest.raises(DataError, match=rf"{NAMES[2]} lacks the clustered sample {key.decode()}\. Run clip-negatives prepare"):
+    with pytest.raises(DataError, match=rf"{NAMES[2]} lacks the clustered sample {key.decode()}\. Cluster the data again"):
         again(tmp_path, tmp_path / "other", data)
 
 

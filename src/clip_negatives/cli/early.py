@@ -72,6 +72,14 @@ def check_clusters(path: Path) -> None:
         manifest.check_clusters(path)
 
 
+def check_labelled(path: Path) -> None:
+    """Raise ArtifactError if `path` is neither a clusters folder nor a labels folder."""
+    from clip_negatives.storage.manifest import LABELS_FOLDER
+
+    if not LABELS_FOLDER.is_at(path):
+        check_clusters(path)
+
+
 def is_data(location: str, dataset_type: str = "auto") -> bool:
     """Return whether a path or URL is a data set, not a clusters folder."""
     from clip_negatives.dataset.formats import kind_of

@@ -11,6 +11,7 @@ from clip_negatives.cli import early, parameters
 from clip_negatives.cli.losses import max_lost_option, max_missing_option, print_losses
 from clip_negatives.cli.next_command import COLUMNS, METHOD, MODEL, TARS, numbered, show_next
 from clip_negatives.cli.output import echo
+from clip_negatives.cli.task_option import chosen_task, task_option
 from clip_negatives.dataset.missing import naming_option
 from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.progress import stage
@@ -147,49 +148,50 @@ def generate(clusters: Path, output: Path, **options: Any) -> None:
 
 @parameters.command(
     "clip-negatives reshard 'shards/{000..099}.tar' clusters/ resharded/",
-    "clip-negatives reshard 'shards/{000..099}.tar' clusters/ topics/ \\\n    --sampler one_cluster --samples-per-shard 1000",
-    "torchrun --nproc-per-node 8 -m clip_negatives reshard \\\n"
-    "    's3://bucket/{00000..09999}.tar' clusters/ /shared/resharded",
-    "torchrun --nproc-per-node 8 -m clip_negatives reshard \\\n"
-    "    's3://bucket/{00000..09999}.tar' clusters/ s3://bucket/resharded --work-folder /shared",
+    "clip-negatives reshard 'shards/{000..099}.tar' labels/ topics/ \\\n    --sampler one_cluster --samples-per-shard 1000",
+    "clip-negatives reshard 's3://bucket/{00000..09999}.tar' labels/ s3://bucket/resharded \\\n"
+    "    --work-folder /shared --task 3/100",
 )
 @click.argument("data")
 @click.argument("clusters", type=parameters.FOLDER)
 @click.argument("output")
+@task_option
 @parameters.sampler_option
 @click.option("--samples-per-shard", default=10_000, help="Samples per new shard.")
 @click.option("--seed", default=0, help="Seed of the sampler.")
 @click.option(
     "--work-folder",
     type=parameters.FOLDER,
-    help="Local folder with space for a copy of the data, seen by all processes.  [default: the folder that OUTPUT is in]",
+    help="Local folder with space for a copy of the data, seen by all tasks.  [default: the folder that OUTPUT is in]",
 )
-def reshard(data: str, clusters: Path, output: str, **options: Any) -> None:
+def reshard(data: str, clusters: Path, output: str, task: str | None, **options: Any) -> None:
     """Write new webdataset shards for better batches.
 
     Each new tar holds the samples of one batch of the sampler. DATA names webdataset
-    tars, and CLUSTERS is their clusters folder. OUTPUT, a folder or the URL of an
-    object store, gets the new tars, sizes.json for open_clip, and the labels folder
-    labels/. Each tar of DATA is read once.
-    To continue after an interruption, run the same command again. Processes
-    started by torchrun share the work.
+    tars, and CLUSTERS is their clusters folder or labels folder. OUTPUT, a folder or
+    the URL of an object store, gets the new tars, sizes.json for open_clip, and the
+    labels folder labels/. Each tar of DATA is read once.
+    Several tasks may share the work. Each ends when OUTPUT is complete. To continue
+    after an interruption, run the same command again.
     """
     data = early.clustered_data(data, "webdataset", clusters)
-    early.check_clusters(clusters)
+    early.check_labelled(clusters)
     early.check_new_shards(output, options["work_folder"])
-    from clip_negatives.distributed.torchrun import joined
+    chosen = chosen_task(task)
     from clip_negatives.pipelines.new_shards import is_store
     from clip_negatives.pipelines.reshard import reshard as write_shards
+    from clip_negatives.progress import shown
 
-    with joined() as processes:
-        result = write_shards(data, clusters, output, **options, processes=processes)
-    if processes.rank == 0:
-        echo(f"{output}: {result.samples} samples in {result.shards} shards")
-        output = output.rstrip("/")
-        tars = numbered([f"{output}/{number:06d}.tar" for number in range(result.shards)]) or TARS
-        after = "--train-data", tars, "--train-num-samples", str(result.samples), *MODEL
-        labels = f"{output}/labels"
-        if is_store(output):
-            echo(f"Training reads labels from a disk. Copy {labels} to a folder, here labels.", err=True)
-            labels = "labels"
-        show_next("train", "--clusters", labels, "--sampler", "in_batch", after=after)
+    with shown(True):
+        result = write_shards(data, clusters, output, **options, task=chosen)
+    echo(f"{output}: {result.samples} samples in {result.shards} shards")
+    if chosen.number > 1:
+        return
+    output = output.rstrip("/")
+    tars = numbered([f"{output}/{number:06d}.tar" for number in range(result.shards)]) or TARS
+    after = "--train-data", tars, "--train-num-samples", str(result.samples), *MODEL
+    labels = f"{output}/labels"
+    if is_store(output):
+        echo(f"Training reads labels from a disk. Copy {labels} to a folder, here labels.", err=True)
+        labels = "labels"
+    show_next("train", "--clusters", labels, "--sampler", "in_batch", after=after)

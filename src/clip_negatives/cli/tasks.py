@@ -13,17 +13,13 @@ from clip_negatives.cli.losses import max_lost_option, max_missing_option
 from clip_negatives.cli.next_command import show_next
 from clip_negatives.cli.output import echo
 from clip_negatives.cli.pipelines import ENCODERS
-from clip_negatives.distributed.task import Task
+from clip_negatives.cli.task_option import chosen_task, task_option
 from clip_negatives.pipelines.recipe import POINTS_PER_CLUSTER, Recipe
 
 if TYPE_CHECKING:
     from clip_negatives.pipelines.parts_by_task import TaskReport
 
 FAULTS_SHOWN = 20
-
-task_option = click.option(
-    "--task", metavar="I/N", help="Task I of N, from 1.  [default: that of the Slurm array or of torchrun, or 1/1]"
-)
 
 
 @parameters.command(
@@ -50,7 +46,7 @@ def encode(data: str, parts: str, task: str | None, dataset_type: str, recipe: R
     tars first, then tars that no other task has taken. To continue after an
     interruption, run the same command again.
     """
-    chosen = _task(task)
+    chosen = chosen_task(task)
     from clip_negatives.dataset import open_pairs
     from clip_negatives.dataset.missing import naming_option
     from clip_negatives.pipelines.encoded_parts import encode_parts
@@ -111,7 +107,7 @@ def assign(parts: str, centroids: str, assignments: str, task: str | None) -> No
     is the folder to fill; `labels --from` reads it. Each of the three is a path, or a
     URL such as s3://. To continue after an interruption, run the same command again.
     """
-    chosen = _task(task)
+    chosen = chosen_task(task)
     from clip_negatives.pipelines.assigned_parts import assign_parts
 
     report = assign_parts(parts, centroids, assignments, task=chosen)
@@ -120,16 +116,6 @@ def assign(parts: str, centroids: str, assignments: str, task: str | None) -> No
         files = ",".join(f"{centroids.rstrip('/')}/{side}.npy" for side in ("image", "text"))
         show_next("labels", "LABELS", "--from", assignments, "--centroids", files)
     _exit(report)
-
-
-def _task(text: str | None) -> Task:
-    """Return the task of the option or of the environment; print where the environment names it."""
-    if text is not None:
-        return Task.parse(text)
-    task = Task.of_environment()
-    if task.origin:
-        echo(f"Task {task}, from {task.origin}", err=True)
-    return task
 
 
 def _print_report(report: TaskReport, folder: str, done: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,13 @@ from clip_negatives.advice import argument
 from clip_negatives.dataset.images import file_size
 from clip_negatives.errors import ArtifactError, InputError
 from clip_negatives.storage.atomic import writing
-from clip_negatives.storage.labels_folder import LabelsFolder, read_labels
+from clip_negatives.storage.labels_folder import read_labels
 from clip_negatives.storage.limits import limit
 from clip_negatives.storage.manifest import CLUSTERS, LABELS_FOLDER, PLAN, SHARDS
 from clip_negatives.storage.ownership import remove_file, replaced_file
 from clip_negatives.storage.paths import check_resumable, files_in, output_path
 from clip_negatives.storage.safe_reading import one_line, parse_json, read_json
+from clip_negatives.storage.source_files import SourceFile
 from clip_negatives.storage.store_errors import store_errors
 
 # Files of the output, besides its settings: number of samples of each shard (for open_clip), and labels folder.
@@ -95,9 +97,9 @@ class NewShards:
         with self.writing(name) as partial:
             partial.write_text(json.dumps(content) + "\n")
 
-    def read_labels(self) -> LabelsFolder:
-        """Return the labels folder; ArtifactError if it is missing or damaged."""
-        return read_labels(self.labels)
+    def labelled(self) -> list[SourceFile]:
+        """Return the tars in the labels folder; ArtifactError if it is missing or damaged."""
+        return list(read_labels(self.labels).shards.sources.values())
 
     def publish_labels(self) -> None:
         """Bring the labels folder, once it is written, to its place."""
@@ -146,13 +148,13 @@ class StoredShards(NewShards):
         finally:
             remove_file(file)
 
-    def read_labels(self) -> LabelsFolder:
-        """Download the labels folder without the labels, and return it; ArtifactError if it is missing or damaged."""
-        self.labels.mkdir(exist_ok=True)
-        with store_errors(self._url):
-            for name in (CLUSTERS, SHARDS, LABELS_FOLDER.manifest):
-                self._system.get_file(f"{self._path}/{LABELS}/{name}", str(self.labels / name))
-        return read_labels(self.labels)
+    def labelled(self) -> list[SourceFile]:
+        """Download the labels folder without the labels, and return its tars; ArtifactError if it is missing or damaged."""
+        with tempfile.TemporaryDirectory(prefix="clip-negatives-") as home:
+            with store_errors(self._url):
+                for name in (CLUSTERS, SHARDS, LABELS_FOLDER.manifest):
+                    self._system.get_file(f"{self._path}/{LABELS}/{name}", f"{home}/{name}")
+            return list(read_labels(home).shards.sources.values())
 
     def publish_labels(self) -> None:
         """Upload the labels folder, its manifest last."""

@@ -1,15 +1,19 @@
-"""Work on the parts of a data set by independent tasks: each takes its own parts first, then parts that no other task has."""
+"""Work that independent tasks share: each takes its own parts first, then parts that no other task has claimed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from clip_negatives.distributed.task import Task
 from clip_negatives.errors import DataError
+from clip_negatives.printing import log
 from clip_negatives.progress import stage
-from clip_negatives.storage.claims import Claims
+from clip_negatives.storage.claims import RENEWED, STALE, Claims
 from clip_negatives.storage.task_folder import Record, TaskFolder
+
+POLLED = 2.0  # seconds between two looks at what other tasks have done
 
 
 @dataclass(slots=True)
@@ -88,3 +92,54 @@ def _work_on(number: int, claims: Claims, report: TaskReport, work: Callable[[in
                 return
             report.done.append(name)
     claims.release(name)
+
+
+def share_until_done(
+    names: Sequence[str],
+    task: Task,
+    claims: Claims,
+    *,
+    done: Callable[[], Collection[str]],
+    work: Callable[[str], None],
+) -> None:
+    """Complete parts together with the other tasks, and wait until all are complete.
+
+    Claims on complete parts stay, because other machines may see the files of a part later than its claim.
+
+    Args:
+        names: names of all parts, in an order that all tasks share.
+        task: this task.
+        claims: claims of this task.
+        done: returns the names of the parts that are complete on the disk.
+        work: completes a part. After an error, other tasks may try the part.
+    """
+    is_waiting = False
+    while True:
+        complete, looked = done(), time.monotonic()
+        left = [name for name in (*task.own(names), *task.others(names)) if name not in complete]
+        if not left:
+            return
+        completed = 0
+        for name in left:
+            if time.monotonic() - looked > RENEWED:  # before claims on parts that are complete by now look abandoned
+                complete, looked = done(), time.monotonic()
+            if name not in complete and _tried(name, claims, work):
+                completed += 1
+        if not completed:
+            if not is_waiting:
+                wait = f"A task that was killed on another machine is replaced after {STALE / 60:.0f} minutes"
+                log(f"waiting for other tasks, which have claimed {left[0]} and {len(left) - 1} other parts. {wait}.")
+            is_waiting = True
+            time.sleep(POLLED)
+
+
+def _tried(name: str, claims: Claims, work: Callable[[str], None]) -> bool:
+    """Complete a part unless another task has claimed it, and return whether this task did."""
+    with claims.claimed(name) as is_mine:
+        if is_mine:
+            try:
+                work(name)
+            except BaseException:
+                claims.release(name)
+                raise
+    return is_mine

@@ -2,96 +2,112 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from contextlib import ExitStack
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-from torch import Tensor
 
-from clip_negatives.distributed.processes import Processes
-from clip_negatives.features.shared_work import SharedWork
+from clip_negatives.distributed.task import Task
 from clip_negatives.pipelines.clustered_tars import ClusteredTars
 from clip_negatives.pipelines.new_shards import NewShards, shard_name
+from clip_negatives.pipelines.parts_by_task import share_until_done
+from clip_negatives.pipelines.shard_plan import ShardPlan
 from clip_negatives.progress import stage
-from clip_negatives.storage.ownership import clear_work
+from clip_negatives.storage.claims import Claims
+from clip_negatives.storage.ownership import remove_inside, replaced_file
 from clip_negatives.storage.paths import entries
-from clip_negatives.storage.sample_buckets import MAX_BUCKETS, Bucket, BucketWriter, WrittenPart, check_all_read
+from clip_negatives.storage.safe_reading import read_json
+from clip_negatives.storage.sample_buckets import MAX_BUCKETS, Bucket, BucketWriter, WrittenPart
+from clip_negatives.storage.task_folder import TaskFolder
+from clip_negatives.training.same_data import map_files
 
 END_OF_TAR = bytes(1024)
+PART = "part-"  # beginning of the names of the folders with buckets; each task has its own
 
 
-class Shuffle(SharedWork):
-    """The copies of samples from old tars to new tars, which the processes share."""
+class Shuffle:
+    """The copies of samples from old tars to new tars, which independent tasks share.
 
-    def __init__(self, plan: list[Tensor], tars: ClusteredTars, output: NewShards, origin: str, processes: Processes) -> None:
-        """Take the samples of each new tar, and a digest of everything that determines the new tars."""
-        self._plan, self._tars, self._output, self.processes = plan, tars, output, processes
+    Each task writes buckets of its own. New tars are written once the samples of all old tars are in buckets.
+    """
+
+    def __init__(self, plan: ShardPlan, tars: ClusteredTars, output: NewShards, folder: Path, task: Task) -> None:
+        """Take the folder where tasks meet; it is inside the work folder of the output."""
+        self._plan, self._tars, self._output, self._folder, self._task = plan, tars, output, folder, task
+        self._claims = Claims(TaskFolder.at(folder, "buckets", "clip-negatives reshard"), str(task))
         self._n_buckets = min(MAX_BUCKETS, len(plan))
-        self._stamp = f"{origin[:16]}-{self._n_buckets}-"  # beginning of the names of the parts
-        self.halt = output.work / "halt"
-
-    def clear(self) -> None:
-        """Remove what other shuffles left in the work folder."""
-        clear_work(self._output.work, self._parts())
+        self._bucket_of = np.arange(len(plan)) * self._n_buckets // len(plan)  # of each new tar
 
     def read_tars(self) -> None:
         """Copy the samples of the old tars to buckets. Tars that an earlier run read completely are not read again."""
-        done = {tar for part in self.processes.first(self._written) for tar in part.tars}
-        left = [tar for tar in self._tars.addresses if tar not in done]
-        if not left:
+        tars = {f"tar-{number:06d}": tar for number, tar in enumerate(self._plan.old_tars)}
+        numbers = {tar: name for name, tar in tars.items()}
+
+        def done() -> set[str]:
+            return {numbers[tar] for part in self._written() for tar in part.tars} if self._folder.exists() else set(tars)
+
+        if not set(tars) - done():
             return
-        mine, buckets = set(self.processes.mine(left)), self._buckets_of_samples()
-        folder = self._output.work / f"{self._stamp}{secrets.token_hex(4)}"
-        with ExitStack() as stack, stage(self._title("Reading the tars"), len(mine), "tars") as running:
-            writer = self.processes.together(lambda: stack.enter_context(BucketWriter(folder, self._n_buckets)))
-            advance = self._advance(running)
+        with (
+            BucketWriter(self._folder / f"{PART}{secrets.token_hex(8)}", self._n_buckets) as writer,
+            stage("Reading the tars", len(self._task.own(list(tars))), "tars") as running,
+        ):
 
-            def read(tar: tuple[str, pa.Array, slice]) -> None:
-                self._tars.read(*tar, lambda row, sample: writer.add(buckets[row], row, sample))
-                writer.complete(tar[0])
-                advance(1)
+            def read(name: str) -> None:
+                start, stop = self._plan.old_tars[tars[name]]
+                buckets = self._bucket_of[self._plan.new_tar_of[start:stop]].tolist()
+                keys = self._plan.keys_of(tars[name])
+                self._tars.read(tars[name], keys, lambda row, sample: writer.add(buckets[row - start], row, sample))
+                writer.complete(tars[name])
+                running.advance()
 
-            self._for_each(read, self._tars.samples(mine))
+            share_until_done(list(tars), self._task, self._claims, done=done, work=read)
 
     def write_shards(self) -> None:
         """Write the new tars that are missing or of another size."""
-        parts = self.processes.first(self._written)
-        self.processes.together(lambda: check_all_read(parts, self._tars.addresses, self._output.work))
-        mine = self.processes.share(len(self._plan))
-        with stage(self._title("Writing shards"), len(mine), "shards") as running:
-            advance = self._advance(running)
+        shards_of = {f"bucket-{bucket:03d}": np.flatnonzero(self._bucket_of == bucket) for bucket in range(self._n_buckets)}
+        self._forget_changed(list(shards_of))
+        parts = self._written()
+        mine = sum(len(shards_of[name]) for name in self._task.own(list(shards_of)))
+        with stage("Writing shards", mine, "shards") as running:
 
-            def write(shard: tuple[int, Bucket]) -> None:
-                number, bucket = shard
-                rows, name = self._plan[number].numpy(), shard_name(number)
-                if self._output.size(name) != bucket.n_bytes(rows) + len(END_OF_TAR):
-                    with self._output.writing(name) as partial, partial.open("wb") as stream:
-                        stream.writelines(bucket.read(rows))
-                        stream.write(END_OF_TAR)
-                advance(1)
+            def done() -> set[str]:
+                is_over = not self._folder.exists()  # another task has finished the output
+                return {name for name in shards_of if is_over or self._sizes_file(name).exists()}
 
-            grouped = groupby(mine, key=self._bucket)
-            self._for_each(
-                write,
-                ((number, bucket) for place, numbers in grouped for bucket in [Bucket(place, parts)] for number in numbers),
-            )
+            def write(name: str) -> None:
+                bucket = Bucket(int(name.rpartition("-")[2]), parts)
+                sizes: dict[str, int] = {}
+                for number in shards_of[name].tolist():
+                    sizes[shard_name(number)] = self._write_shard(number, bucket)
+                    running.advance()
+                with replaced_file(self._sizes_file(name)) as partial:
+                    partial.write_text(json.dumps(sizes))
 
-    def _bucket(self, number: int) -> int:
-        """Return the bucket of a new tar."""
-        return number * self._n_buckets // len(self._plan)
+            share_until_done(list(shards_of), self._task, self._claims, done=done, work=write)
 
-    def _buckets_of_samples(self) -> NDArray[np.uint8]:
-        buckets = np.empty(sum(map(len, self._plan)), np.uint8)
-        for number, rows in enumerate(self._plan):
-            buckets[rows.numpy()] = self._bucket(number)
-        return buckets
+    def _write_shard(self, number: int, bucket: Bucket) -> int:
+        """Write a new tar unless it is there, and return its size."""
+        rows, name = self._plan.rows_of(number), shard_name(number)
+        size = bucket.n_bytes(rows) + len(END_OF_TAR)
+        if self._output.size(name) != size:
+            with self._output.writing(name) as partial, partial.open("wb") as stream:
+                stream.writelines(bucket.read(rows))
+                stream.write(END_OF_TAR)
+        return size
 
-    def _parts(self) -> list[Path]:
-        return sorted(folder for folder in entries(self._output.work) if folder.name.startswith(self._stamp))
+    def _forget_changed(self, buckets: list[str]) -> None:
+        """Remove the sizes of complete buckets of which a new tar is missing or has another size."""
+        for file in filter(Path.exists, map(self._sizes_file, buckets)):
+            sizes = read_json(file)
+            if map_files(self._output.size, sizes, chunk=1) != list(sizes.values()):
+                remove_inside(self._output.work, [file])
+
+    def _sizes_file(self, bucket: str) -> Path:
+        """Return the file with the sizes of the new tars of a bucket, which is written when all of them are complete."""
+        return self._folder / f"{bucket}.json"
 
     def _written(self) -> list[WrittenPart]:
-        return [WrittenPart.of(folder, self._n_buckets) for folder in self._parts()]
+        folders = sorted(folder for folder in entries(self._folder) if folder.name.startswith(PART))
+        return [WrittenPart.of(folder, self._n_buckets) for folder in folders]

@@ -1,21 +1,27 @@
 """Claims of independent tasks: a small file says that a task works on a part, so that other tasks leave the part to it.
 
 A claim is exclusive where the file system can create a file only if it is missing. Elsewhere, two tasks may do a part twice,
-which is harmless: both write the same part. A task takes over its own claim of an earlier start, and a claim without a renewal
-for `STALE` seconds, whose task was killed. So is a claim whose time is `STALE` seconds or more ahead: a clock was wrong.
+which is harmless: both write the same part. A task takes over claims of tasks that were killed:
+
+* its own claim of an earlier start, unless the same task runs twice on this machine;
+* a claim of a process that no longer runs on this machine;
+* a claim without a renewal for `STALE` seconds, or whose time is as much ahead: a clock was wrong.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
+from typing import Any
 
 from clip_negatives.errors import ArtifactError
+from clip_negatives.storage.paths import is_running
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.task_folder import CLAIMS, TaskFolder
 
@@ -49,7 +55,7 @@ class Claims:
             thread.join()
 
     def release(self, name: str) -> None:
-        """Remove the claim on a part that is complete."""
+        """Remove the claim on a part."""
         self.folder.remove(_file(name))
 
     def _take(self, name: str) -> bool:
@@ -66,9 +72,16 @@ class Claims:
         """Return whether another task holds the claim and has renewed it lately."""
         try:
             claim = parse_json(self.folder.read(_file(name)) or b"")
-            return bool(claim["task"] != self.task and abs(time.time() - claim["time"]) < STALE)
+            return bool(not self._is_free(claim) and abs(time.time() - claim["time"]) < STALE)
         except (ValueError, KeyError, TypeError):  # torn, or removed in the meantime
             return False
+
+    def _is_free(self, claim: Mapping[str, Any]) -> bool:
+        """Return whether a claim is this task's own, or of a process that no longer runs."""
+        is_own = bool(claim["task"] == self.task)
+        if claim["host"] != socket.gethostname():
+            return is_own
+        return not is_running(claim["process"]) or (is_own and claim["process"] == os.getpid())
 
     def _renew(self, name: str, ended: Event) -> None:
         while not ended.wait(RENEWED):
@@ -76,7 +89,8 @@ class Claims:
                 self.folder.write(_file(name), self._content())
 
     def _content(self) -> bytes:
-        return json.dumps({"task": self.task, "host": socket.gethostname(), "time": time.time()}).encode()
+        claim = {"task": self.task, "host": socket.gethostname(), "process": os.getpid(), "time": time.time()}
+        return json.dumps(claim).encode()
 
 
 def _file(name: str) -> str:

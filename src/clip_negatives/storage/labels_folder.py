@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.consistency import MODALITIES, check_counts, tensor_specs
 from clip_negatives.storage.manifest import CLUSTERS, LABELS_FOLDER, OWN_ENTRIES, SHARDS
 from clip_negatives.storage.safe_reading import check_file, read_table, read_tensors
-from clip_negatives.storage.sharded_samples import ShardedSamples
+from clip_negatives.storage.sharded_samples import LABEL_COLUMNS, ShardedSamples
 from clip_negatives.storage.shards import KnownShards, check_distinct, distinct_depth, last_parts
 from clip_negatives.storage.source_files import SourceFile
 
@@ -64,6 +64,16 @@ class ShardLabels(KnownShards):
         entry = self.files.get(self.ending(address))
         return {} if entry is None else _read_shard(self.folder / entry[0], entry[1], self.n_clusters)
 
+    def tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the name of each shard, and its labels as `ShardedSamples.tables` does; memory holds one shard at a time.
+
+        Raises:
+            ArtifactError: a labels file is damaged.
+        """
+        for ending, (file, sha256) in self.files.items():
+            name = self.sources[ending].file if self.sources else ending
+            yield name, _read_table(self.folder / file, sha256, self.n_clusters)
+
 
 @dataclass(frozen=True)  # without slots: `clusters` is stored in the instance
 class LabelsFolder:
@@ -87,8 +97,6 @@ class LabelsFolder:
         return Clusters(self.image, self.text, **similarities(self.image, self.text))
 
 
-DIGEST = "text_digest"  # column of a labels file; older versions did not write it
-
 ClustersOrLabels = ClustersFolder | LabelsFolder  # folder that a training run reads its clusters from
 
 
@@ -99,9 +107,8 @@ def write_labels(clusters_folder: str | Path, output: str | Path) -> LabelsFolde
         ArtifactError: the clusters folder is damaged or not made from tars, or `output` cannot be written.
     """
     source = ShardedSamples(Path(clusters_folder))
-    tables = ((shard, source.table(keys, rows, texts)) for shard, keys, rows, texts in source.shards())
     origin = {**source.manifest, "clusters_created": source.manifest.get("created")}
-    return write_shard_labels((source.image, source.text), tables, output, source.sources(), origin)
+    return write_shard_labels((source.image, source.text), source.tables(), output, source.sources(), origin)
 
 
 def write_shard_labels(
@@ -115,7 +122,7 @@ def write_shard_labels(
 
     Args:
         clusterings: image and text clusters.
-        shards: name and `ShardedSamples.table` of each shard.
+        shards: name and labels of each shard, see `ShardedSamples.tables`.
         output: the folder.
         sources: size and digest of each shard, by its name.
         origin: manifest of the clusters, read after the last shard; its `OWN_ENTRIES` are left out.
@@ -180,14 +187,20 @@ def _read_labels(path: Path) -> LabelsFolder:
 
 @functools.lru_cache(maxsize=1)  # a stream reads its shards one after another
 def _read_shard(file: Path, sha256: str, n_clusters: tuple[int, int]) -> Mapping[str, tuple[int, int, str]]:
+    keys, *labels = (column.to_pylist() for column in _read_table(file, sha256, n_clusters).columns)
+    return dict(zip(keys, zip(*labels, strict=True), strict=True))
+
+
+def _read_table(file: Path, sha256: str, n_clusters: tuple[int, int]) -> pa.Table:
+    """Read a labels file; text digests are "" if an older version wrote it."""
+    key, *labels, text_digest = LABEL_COLUMNS
     try:
         check_file(file)
         if digest(file) != sha256:
             raise ValueError("changed after it was written")
-        labels = dict(zip(("image_label", "text_label"), n_clusters, strict=True))
-        table = read_table(file, ("__key__",), (DIGEST,), labels)
+        table = read_table(file, (key,), (text_digest,), dict(zip(labels, n_clusters, strict=True)))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"The labels {file} cannot be read: {error}. Run clip-negatives labels again.") from error
-    keys, *columns = (table[name].to_pylist() for name in ("__key__", *labels))
-    digests = table[DIGEST].to_pylist() if DIGEST in table.column_names else [""] * len(keys)
-    return dict(zip(keys, zip(*columns, digests, strict=True), strict=True))
+    if text_digest not in table.column_names:
+        table = table.append_column(text_digest, pa.array([""] * table.num_rows, pa.string()))
+    return table.select(list(LABEL_COLUMNS))

@@ -1,6 +1,6 @@
 """Samples on their way from old tars to new tars, grouped in files on a disk: a shuffle of data larger than memory.
 
-A bucket has the samples of some consecutive new tars. Each process writes a part: a folder with two files for each bucket.
+A bucket has the samples of some consecutive new tars. Each task writes a part: a folder with two files for each bucket.
 
 | file | content |
 |---|---|
@@ -8,7 +8,7 @@ A bucket has the samples of some consecutive new tars. Each process writes a par
 | ``000.index`` | row, size and CRC-32 of each of them |
 | ``tars.jsonl`` | for each old tar that was copied as a whole: its name, and the lengths of all other files after it |
 
-If a process is killed, its part counts up to the last of these lengths that its files still have.
+If a task is killed, its part counts up to the last of these lengths that its files still have.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_negatives.advice import argument
 from clip_negatives.errors import ArtifactError
 from clip_negatives.storage.atomic import writing
 from clip_negatives.storage.safe_reading import parse_json
@@ -38,7 +37,7 @@ PACKED = struct.Struct("<qqI")  # the same, for one entry
 
 
 class BucketWriter:
-    """A part that this process writes, as a context manager."""
+    """A part that this task writes, as a context manager."""
 
     def __init__(self, folder: Path, n_buckets: int) -> None:
         self._folder, self._stack = folder, ExitStack()
@@ -80,7 +79,7 @@ class WrittenPart:
 
     @classmethod
     def of(cls, folder: Path, n_buckets: int) -> WrittenPart:
-        """Read what a process wrote, which may have been killed; ignore what follows a cut or damaged place."""
+        """Read what a task wrote, which may have been killed; ignore what follows a cut or damaged place."""
         sizes = [file.stat().st_size if file.exists() else 0 for file in _files(folder, n_buckets)]
         tars, lengths = list[str](), [0] * len(sizes)
         lines = (folder / TARS).read_bytes().splitlines() if (folder / TARS).exists() else []
@@ -152,24 +151,13 @@ def _read_index(part: WrittenPart, bucket: int) -> NDArray[Any]:
     try:
         entries = np.fromfile(file, ENTRY, length // ENTRY.itemsize) if length else np.empty(0, ENTRY)
     except OSError as error:
-        raise _unseen(file.parents[1]) from error
+        raise _damaged(file) from error
     if entries.nbytes != length or entries["size"].sum() != n_samples:
         raise _damaged(file)
     return entries
 
 
-def check_all_read(parts: Sequence[WrittenPart], tars: Collection[str], work: Path) -> None:
-    """Raise ArtifactError if parts of other processes cannot be seen in the work folder."""
-    if set(tars) - {tar for part in parts for tar in part.tars}:
-        raise _unseen(work)
-
-
-def _unseen(work: Path) -> ArtifactError:
-    fault = f"{work} does not have the files that other processes wrote"
-    return ArtifactError(f"{fault}. Name a folder that all processes see: {argument('work_folder')} FOLDER.")
-
-
 def _damaged(file: Path) -> ArtifactError:
     return ArtifactError(
-        f"The bucket {file.with_suffix('')} is damaged. Delete the folder {file.parents[1]}, and run the command again."
+        f"The bucket {file.with_suffix('')} is damaged. Delete the folder {file.parents[2]}, and run the command again."
     )

@@ -21,6 +21,8 @@ from clip_negatives.storage.manifest import CLUSTERS_FOLDER, SAMPLES
 from clip_negatives.storage.safe_reading import read_batches
 from clip_negatives.storage.source_files import SourceFile
 
+LABEL_COLUMNS = ("__key__", "image_label", "text_label", "text_digest")  # of the labels of a shard
+
 
 class ShardedSamples:
     """Samples of a clusters folder made from tars. Memory holds one shard at a time, unless the samples are scattered."""
@@ -36,7 +38,16 @@ class ShardedSamples:
 
     @property
     def clusters(self) -> Clusters:
-        """Return the clusters; the similarities between them are computed on first use."""
+        """Return the clusters, with samples in the order of `tables`; similarities are computed on first use.
+
+        Raises:
+            ArtifactError: the samples of a tar are scattered.
+        """
+        if self.is_scattered:
+            raise ArtifactError(
+                f"In {self.path}, the samples of a tar do not stand together. Sort the table and its features by tar, and run "
+                "clip-negatives prepare again."
+            )
         return self._parts.clusters
 
     def sources(self) -> dict[str, SourceFile]:
@@ -57,11 +68,18 @@ class ShardedSamples:
                 last = shard
         return False
 
-    def shards(self) -> Iterator[tuple[str, pa.Array, slice | Tensor, pa.Array]]:
-        """Yield the name of each shard, and keys, rows and texts of its samples.
+    def tables(self) -> Iterator[tuple[str, pa.Table]]:
+        """Yield the name of each shard, and keys, labels and text digests of its samples, as a labels file stores them.
 
         One shard is in memory at a time, or the whole table if the samples `is_scattered`.
         """
+        for shard, keys, rows, texts in self._shards():
+            image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.image, self.text))
+            digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
+            yield shard, pa.table(dict(zip(LABEL_COLUMNS, (keys, image, text, digests), strict=True)))
+
+    def _shards(self) -> Iterator[tuple[str, pa.Array, slice | Tensor, pa.Array]]:
+        """Yield the name of each shard, and keys, rows and texts of its samples."""
         if self.is_scattered:
             yield from self._gathered()
             return
@@ -71,22 +89,8 @@ class ShardedSamples:
             yield shard, keys, slice(start, start + len(keys)), texts
             start += len(keys)
 
-    def check_together(self) -> None:
-        """Raise ArtifactError if the samples of a tar are scattered."""
-        if self.is_scattered:
-            raise ArtifactError(
-                f"In {self.path}, the samples of a tar do not stand together. Sort the table and its features by tar, and run "
-                "clip-negatives prepare again."
-            )
-
-    def table(self, keys: pa.Array, rows: slice | Tensor, texts: pa.Array) -> pa.Table:
-        """Return keys, labels and text digests of samples, as a labels file stores them."""
-        image, text = (side.labels[rows].numpy().astype(np.int32) for side in (self.image, self.text))
-        digests = pa.array((text_digest(value.encode()) for value in texts.to_pylist()), pa.string())
-        return pa.table({"__key__": keys, "image_label": pa.array(image), "text_label": pa.array(text), "text_digest": digests})
-
     def _gathered(self) -> Iterator[tuple[str, pa.Array, Tensor, pa.Array]]:
-        """Yield as `shards` does, from samples that are scattered."""
+        """Yield as `_shards` does, from samples that are scattered."""
         table = pa.Table.from_batches(self._batches("key", "text", "shard"))
         shards = table["shard"].combine_chunks().dictionary_encode()
         numbers = shards.indices.to_numpy()
