@@ -11,7 +11,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 BLOCK_BYTES = 5 * 2**20  # read ahead; more in newer versions of s3fs
 
-counts = Counter[str]()  # of the requests, and of the bytes read and written
+counts = Counter[str]()  # of the requests, of those that write or list, and of the bytes read and written
 
 
 def read_range(path: str, start: int | None, end: int | None) -> bytes:
@@ -38,6 +38,7 @@ class CountedStore(AbstractFileSystem):
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Return name, size and time of an object."""
         path = self._strip_protocol(path)
+        counts.update({"requests": 1})
         status = Path(path).stat()
         kind = "directory" if Path(path).is_dir() else "file"
         return {"name": path, "size": status.st_size, "type": kind, "mtime": status.st_mtime_ns}
@@ -45,6 +46,7 @@ class CountedStore(AbstractFileSystem):
     def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
         """Return the objects in a folder."""
         found = [self.info(str(item)) for item in Path(self._strip_protocol(path)).iterdir()]
+        counts.update({"requests": 1 - len(found), "writes": 1})  # one answer lists all
         return found if detail else [entry["name"] for entry in found]
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
@@ -53,10 +55,24 @@ class CountedStore(AbstractFileSystem):
 
     def put_file(self, lpath: str, rpath: str, *_: Any, **__: Any) -> None:
         """Upload an object."""
-        content, target = Path(lpath).read_bytes(), Path(self._strip_protocol(rpath))
+        self.pipe_file(rpath, Path(lpath).read_bytes())
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
+        """Write an object; with the mode "create", only if it does not exist."""
+        target = Path(self._strip_protocol(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-        counts.update({"requests": 1, "bytes_written": len(content)})
+        counts.update({"requests": 1, "writes": 1, "bytes_written": len(value)})
+        with target.open("xb" if mode == "create" else "wb") as stream:
+            stream.write(value)
+
+    def get_file(self, rpath: str, lpath: str, *_: Any, **__: Any) -> None:
+        """Download an object."""
+        Path(lpath).write_bytes(self.cat_file(rpath))
+
+    def rm_file(self, path: str) -> None:
+        """Remove an object."""
+        counts.update({"requests": 1})
+        Path(self._strip_protocol(path)).unlink()
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> CountedFile:
         options["block_size"] = BLOCK_BYTES

@@ -61,7 +61,7 @@ def main() -> None:
     rows = []
     for step, n in steps:
         with tempfile.TemporaryDirectory(dir=ROOT / ".benchmarks") as home:
-            rows += _alone(step, Path(home), n, shard)
+            rows += alone(step, Path(home), n, shard)
         print(*rows[-1:], flush=True)
     file = result_file("scale-rates.json", small=small)
     names = {row["step"] for row in rows}
@@ -70,7 +70,7 @@ def main() -> None:
     write_json(file, {"shard": shard, "load": os.getloadavg()[0], "rows": rows})
 
 
-def _alone(step: Callable[..., list[dict[str, Any]]], home: Path, n: int, shard: int) -> list[dict[str, Any]]:
+def alone(step: Callable[..., list[dict[str, Any]]], home: Path, n: int, shard: int) -> list[dict[str, Any]]:
     """Run a step in a process of its own with one thread."""
     with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (1,)) as pool:
         return pool.apply(step, (home, n, shard))

@@ -28,6 +28,14 @@ def test_rates() -> None:
     assert all(row["per_second"] > 0 for row in rows)
 
 
+def test_tasks() -> None:
+    """Time, memory and traffic of each command are measured."""
+    rows = rows_of("tasks.py", "scale-tasks.json")
+    assert [row["step"] for row in rows] == ["encode", "centroids", "assign", "labels of tasks"]
+    assert all(row["cpu_seconds"] > 0 for row in rows)
+    assert all(row["requests"] > 0 and row["bytes_read"] > 0 for row in rows[:3])
+
+
 def test_same_files() -> None:
     """`prepare` and the start of a training are measured with and without the comparison."""
     rows = rows_of("same_files.py", "scale-same-files.json")

@@ -46,8 +46,9 @@ def test_training_on_the_tars(arguments: list[str], shards: str, tmp_path: Path)
     recipe = Recipe(clusterer=RECIPE.clusterer, columns=Columns(key="image_path", shard="tar"))
     made = prepare(folder, tmp_path / "clusters", recipe, features=folder, progress=False)
     write_labels(tmp_path / "clusters", tmp_path / "labels")
-    with pytest.raises(ArtifactError, match=r"the samples of a tar do not stand together. Sort the table"):
+    with pytest.raises(ArtifactError, match=r"the samples of a tar do not stand together. Write a labels folder"):
         reshard(shards, tmp_path / "clusters", tmp_path / "resharded", samples_per_shard=64)
+    assert reshard(shards, tmp_path / "labels", tmp_path / "resharded", samples_per_shard=64).samples == ROWS
     stream, tars = _of_stream(arguments, shards), TarPairs(shards)
     row_of = {(Path(shard).name, key): row for row, (shard, key) in enumerate(zip(tars.shard_of, tars.keys, strict=True))}
     identities = zip(made.samples["shard"].to_pylist(), made.samples["key"].to_pylist(), strict=True)

@@ -45,8 +45,8 @@ class ShardedSamples:
         """
         if self.is_scattered:
             raise ArtifactError(
-                f"In {self.path}, the samples of a tar do not stand together. Sort the table and its features by tar, and run "
-                "clip-negatives prepare again."
+                f"In {self.path}, the samples of a tar do not stand together. Write a labels folder of it with clip-negatives "
+                "labels, and name that folder instead."
             )
         return self._parts.clusters
 
