@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import stage_plan
 from sections import save_svg, sections, table
+from stage_plan import SHARDS, D, K, N
 
 from clip_negatives.storage.source_files import DIGESTED_FILES
 from clip_negatives.training.same_data import CHECKED_FILES
@@ -18,11 +21,8 @@ HERE = Path(__file__).parent
 ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
-KINDS = ("kmeans", "prepare", "rates")
+KINDS = ("kmeans", "prepare", "rates", "tasks")
 
-N, D, K, SHARDS = 10**9, 512, 100_000, 100_000  # the planned data: pairs, length of a feature, clusters of each side, tars
-HOUR = 3600.0
-SAMPLE, ITERATIONS = 256, 25  # defaults of kmeans: rows per cluster that train the centroids, and iterations
 MOMENTS = {"encoded": "once encoded", "end": "at the end, mapped features among it"}
 
 
@@ -39,55 +39,11 @@ def page() -> str:
     for name, result in results.items():
         load = f"a machine of {result['kmeans']['machine']['cores']} cores that did other work meanwhile"
         parts.append(ABOUT["introduction"].format(n=N, shards=SHARDS, d=D, k=K, load=load))
-        parts.append(_plan(result))
+        parts.append(stage_plan.section(result))
         parts += _measured(name, result)
     parts += [_same_files(file) for file in sorted(RESULTS.glob("*/scale-same-files.json"))]
     parts += [_reading(file) for file in sorted(RESULTS.glob("*/scale-reading.json"))]
     return "\n".join(parts)
-
-
-def rate(rows: Sequence[Mapping[str, Any]], step: str) -> float:
-    """Return the samples per core second of a step, at the largest measured size."""
-    return float(max((row for row in rows if row["step"] == step), key=lambda row: row["n"])["per_second"])
-
-
-def products(kmeans: Mapping[str, Any]) -> float:
-    """Return the multiplications per core second of k-means on a sample and of the assignment of all rows."""
-    d, rows = kmeans["size"]["d"], [row for row in kmeans["rows"] if row["by"] == "kmeans" and "options" not in row]
-    largest = max(rows, key=lambda row: row["n"])
-    trained = min(largest["n"], SAMPLE * largest["k"]) * ITERATIONS
-    return float((trained + largest["n"]) * largest["k"] * d / largest["processor_seconds"])
-
-
-def _plan(result: Mapping[str, Any]) -> str:
-    kmeans, rows = result["kmeans"], result["rates"]["rows"]
-    speed, cells = products(kmeans), round(K**0.5)
-    flat, levels = K * D / speed, (cells + K / cells) * D / speed  # seconds of a row
-    sample = SAMPLE * K * ITERATIONS
-    features = 2 * 2 * N * D / 1e12
-    table = [
-        ("features, float16, images and texts, on the shared disk", f"{features:.1f} TB", "4 N D bytes"),
-        ("labels, in the memory of the first process; then memory-mapped", f"{16 * N / 1e9:.0f} GB", "16 N bytes"),
-        (
-            f"k-means of a sample, {SAMPLE} K rows of each side, {ITERATIONS} iterations",
-            f"{sample * flat / HOUR:,.0f} core hours",
-            f"{speed:.1e} products a core's second",
-        ),
-        ("the same in two levels", f"{sample * levels / HOUR:.1f} core hours", "(sqrt K + K / sqrt K) centroids a row"),
-        ("assignment of all pairs, each side", f"{N * flat / HOUR:,.0f} core hours", "K centroids a row"),
-    ]
-    for step, what in (
-        ("labels", "labels of the shards"),
-        ("look up labels", "looking labels up while streaming, an epoch"),
-        ("reshard", "new shards, but for the disk"),
-        ("generate", "one incorrect pair for each image"),
-        ("plan of an epoch", "the plan of an epoch, on csv, in each process"),
-    ):
-        told = f"{N / rate(rows, step) / HOUR:.1f} core hours"
-        table.append((what, told, f"{rate(rows, step):,.0f} samples a core's second"))
-    lines = "".join(f"| {' | '.join(row)} |\n" for row in table)
-    numbers = {"ratio": flat / levels, "features": features, "plan": 24 * N / 1e9}
-    return ABOUT["plan"].format(n=N, k=K, shards=SHARDS, rows=lines, **numbers)
 
 
 def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
@@ -101,10 +57,32 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield table([_prepared(row) for row in result["prepare"]["rows"]], columns)
     yield f"![memory against the number of samples](images/scale/{name}.svg)\n"
     yield from _kmeans(result["kmeans"])
+    yield from _tasks(result["tasks"])
     yield "### Labels, pairs, new shards, plans\n"
     yield "Of the memory, tables between many clusters take most: 8 K² bytes, and as much for their weights.\n"
     columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
     yield table([_step(row) for row in result["rates"]["rows"]], columns)
+
+
+def _tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
+    """Return what each command of independent tasks took, and by which power of the number of pairs it grows."""
+    yield "### Independent tasks\n"
+    yield ABOUT["tasks"].format(**{**tasks, "shard": f"{tasks['shard']:,}"})
+    rows, previous = [], dict[str, Mapping[str, Any]]()
+    for row in tasks["rows"]:
+        before = previous.get(row["step"])
+        powers = [_power(before, row, name) if before else "" for name in ("cpu_seconds", "mib")]
+        traffic = [f"{row.get(name, 0) / row['n']:,.0f}" for name in ("bytes_read", "bytes_written")]
+        told = [f"{row['cpu_seconds']:.1f}", powers[0], f"{row['mib']:.0f}", powers[1], *traffic, f"{row.get('requests', 0):,}"]
+        rows.append([row["step"], f"{row['n']:,}", *told])
+        previous[row["step"]] = row
+    time, memory = "core seconds", "MiB beyond what was there"
+    yield table(rows, ["step", "pairs", time, "power", memory, "power", "bytes read a pair", "written a pair", "requests"])
+
+
+def _power(before: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
+    """Return p, where the figure grows like the number of pairs to the power of p."""
+    return f"{math.log(row[name] / before[name]) / math.log(row['n'] / before['n']):.2f}"
 
 
 def _same_files(file: Path) -> str:

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,16 @@ def main() -> None:
     for step, sizes in ((encode, encoded), (cluster, made)):
         for n in sizes:
             with tempfile.TemporaryDirectory(dir=ROOT / ".benchmarks") as home:
-                rows += alone(step, Path(home), n, min(SHARD, max(n // 10, n // 2000)))
+                rows += alone(step, Path(home), n, min(SHARD, n // 10))
             print(*(f"{row['step']} {row['n']:,}: {row['cpu_seconds']:.1f} s" for row in rows[-3:]), sep=", ", flush=True)
     about = {"clusters": CLUSTERS, "dim": DIM, "shard": SHARD, "side": SIDE, "load": os.getloadavg()[0]}
     write_json(result_file("scale-tasks.json", small=small), {**about, "rows": rows})
 
 
-def counted(name: str, n: int, work: Any) -> dict[str, Any]:
+def counted(name: str, n: int, shard: int, work: Callable[[], Any]) -> dict[str, Any]:
     """Do some work on n samples, and return its time, memory and traffic."""
     counts.clear()
-    return measured(name, n, work) | counts
+    return measured(name, n, work, tars=-(-n // shard)) | counts
 
 
 def encode(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
@@ -69,7 +70,7 @@ def encode(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
     tars = f"counted://{home}/{{000000..{(n - 1) // shard:06d}}}.tar"
     recipe = Recipe(image_encoder="pixels:dim=0", text_encoder="hashing", feature_dtype="float16")
     encode_parts(f"counted://{home}/000000.tar", home / "first", recipe, progress=False)  # imports what is needed
-    row = counted("encode", n, lambda: encode_parts(tars, f"counted://{home}/parts", recipe, progress=False))
+    row = counted("encode", n, shard, lambda: encode_parts(tars, f"counted://{home}/parts", recipe, progress=False))
     return [{**row, "image_bytes": len(jpeg.getvalue())}]
 
 
@@ -90,7 +91,7 @@ def cluster(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
         write_given_labels(f"{home}/assignments", files, home / "labels")
 
     steps = (("centroids", centroids), ("assign", assign), ("labels of tasks", labels))
-    return [counted(name, n, work) for name, work in steps]
+    return [counted(name, n, shard, work) for name, work in steps]
 
 
 def write_parts(home: Path, n: int, shard: int) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from clip_negatives import Columns
 from clip_negatives.clustering.fit import cluster_features
+from clip_negatives.dataset.urls import expand_urls, shard_source
 from clip_negatives.distributed.task import Task
 from clip_negatives.errors import ArtifactError, DataError, InputError, UnsupportedError
 from clip_negatives.pipelines import part_rows
@@ -112,6 +113,25 @@ def test_parts_and_assignments_in_an_object_store(home: Path, tmp_path: Path, st
     assert (tmp_path / "centroids" / "image.npy").read_bytes() == (home / "centroids" / "image.npy").read_bytes()
     assign_parts(f"{store}/parts", home / "centroids", f"{store}/assignments", task=Task(2, 2), progress=False)
     assert contents(f"{store}/assignments") == contents(home / "assignments")
+    for side in ("image", "text"):
+        fsspec.filesystem("memory").put_file(str(home / "centroids" / f"{side}.npy"), f"{store}/centroids/{side}.npy")
+    written = [
+        write_given_labels(f"{place}/assignments", f"{place}/centroids/image.npy,{place}/centroids/text.npy", tmp_path / name)
+        for place, name in ((home, "local"), (store, "stored"))
+    ]
+    assert written[0].manifest["assignments"] == written[1].manifest["assignments"]
+    assert written[0].shards.sources == written[1].shards.sources
+    with pytest.raises(ArtifactError, match=r"not made with the centroids memory://bucket/centroids/text\.npy"):
+        write_given_labels(
+            f"{store}/assignments", f"{store}/centroids/text.npy,{store}/centroids/image.npy", tmp_path / "other"
+        )
+
+
+def test_labels_know_the_tars_that_were_encoded(home: Path, tmp_path: Path) -> None:
+    spec = ",".join(str(home / "centroids" / f"{side}.npy") for side in ("image", "text"))
+    labels = write_given_labels(str(home / "assignments"), spec, tmp_path / "labels")
+    expected = {Path(file).name: shard_source(file) for file in expand_urls(tars(home))}
+    assert labels.shards.sources == expected
 
 
 def test_second_run_does_nothing(home: Path) -> None:

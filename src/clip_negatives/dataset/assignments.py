@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.dataset as ds
 from pyarrow import csv
@@ -18,8 +18,9 @@ from clip_negatives.dataset.assignment_files import files_of
 from clip_negatives.dataset.assignment_values import labels_of, split_ids, strings_of
 from clip_negatives.dataset.columns import argument_of
 from clip_negatives.dataset.csv import found_separator
+from clip_negatives.dataset.remote_parquet import remote_files
 from clip_negatives.dataset.tar_names import tar_names
-from clip_negatives.dataset.urls import unreadable
+from clip_negatives.dataset.urls import is_plain, unreadable
 from clip_negatives.errors import DataError
 from clip_negatives.storage.digests import text_digest
 from clip_negatives.storage.safe_reading import ROWS_PER_BYTE, one_line
@@ -49,17 +50,20 @@ class Assignments:
     def open(cls, location: str, columns: AssignmentColumns) -> Assignments:
         """Open a table and find its columns; DataError if it cannot be read, or lacks a column."""
         files, kind = files_of(location)
+        system = None if is_plain(location) else remote_files(location)[0]
+        if system is not None:
+            files = [fsspec.core.url_to_fs(file)[1] for file in files]
         base = location if Path(location).is_dir() else None
         separator = _separator(files[0], columns.separator) if kind == "csv" else ""
         with _errors(location):
-            used = place_columns(columns, _dataset(files, base, separator, {}).schema.names, location)
+            used = place_columns(columns, _dataset(files, system, base, separator, {}).schema.names, location)
             types = {name: NUMBERS.get(role, pa.string()) for role, name in used.items()}
-            return cls(location, used, columns.shard_pattern, _dataset(files, base, separator, types))
+            return cls(location, used, columns.shard_pattern, _dataset(files, system, base, separator, types))
 
     @property
     def likely_rows(self) -> int:
         """Return the number of rows; for csv files, an estimate from their size."""
-        size = sum(Path(file).stat().st_size for file in self._data.files)
+        size = sum(int(file.size) for file in self._files())
         if isinstance(self._data.format, ds.CsvFileFormat):
             return size // BYTES_PER_ROW
         with _errors(self.location):
@@ -70,10 +74,16 @@ class Assignments:
         return rows
 
     @property
-    def written(self) -> str:
-        """Return when the newest file of the table was written, in ISO format."""
-        newest = max(Path(file).stat().st_mtime for file in self._data.files)
-        return datetime.fromtimestamp(newest, timezone.utc).isoformat(timespec="seconds")
+    def written(self) -> str | None:
+        """Return when the newest file of the table was written, in ISO format; None if its file system does not tell."""
+        times = [file.mtime for file in self._files() if file.mtime is not None]
+        return max(times).isoformat(timespec="seconds") if times else None
+
+    def _files(self) -> Sequence[Any]:
+        """Return size and time of each file."""
+        with _errors(self.location):
+            found: Sequence[Any] = self._data.filesystem.get_file_info(self._data.files)
+        return found
 
     def blocks(self) -> Iterator[pa.Table]:
         """Yield the rows in blocks, with the columns shard, key, image_label, text_label and, if known, text_digest.
@@ -117,14 +127,15 @@ def _separator(file: str, named: str | None) -> str:
     return separator
 
 
-def _dataset(files: Sequence[str], base: str | None, separator: str, types: dict[str, pa.DataType]) -> Any:
+def _dataset(files: Sequence[str], system: Any, base: str | None, separator: str, types: dict[str, pa.DataType]) -> Any:
     """Open files as one table; `types` are those of the columns of csv files, so that leading zeros stay."""
     kind: Any = "parquet"
     if separator:
         parsing = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         kind = ds.CsvFileFormat(parsing, convert_options=csv.ConvertOptions(column_types=types))
     # A folder such as image_label=3 names the value of a column of its files.
-    return ds.dataset(list(files), format=kind, partitioning=None if base is None else "hive", partition_base_dir=base)
+    partitioning = None if base is None else "hive"
+    return ds.dataset(list(files), filesystem=system, format=kind, partitioning=partitioning, partition_base_dir=base)
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def check_local_file(kind: str, url: str) -> None:
 def check_reachable(kind: str, url: str) -> None:
     """Raise DataError if a file, at any URL of fsspec, is missing, unreachable or not a regular file."""
     check_local_file(kind, url)
-    with _errors(url, kind):
+    with reading_from(url, kind):
         system, path = fsspec.core.url_to_fs(url)
         repeated(url, lambda: system.info(path))
 
@@ -85,7 +85,7 @@ def shard_stamp(url: str) -> bytes:
     """
     check_local_file("tar", url)
     if is_plain(url):
-        with _errors(url):
+        with reading_from(url):
             return file_stamp(url)
     if not url.startswith(PIPE):
         info = _info(url)
@@ -93,13 +93,25 @@ def shard_stamp(url: str) -> bytes:
             return repr([info.get("size"), *changes]).encode()
     sha256 = hashlib.sha256()
     try:
-        with open_url(url) as opened:
-            stream = ShardStream(opened, url)
-            while block := stream.read(READ_BYTES):
-                sha256.update(block)
+        _read_all(url, "tar", sha256)
     except CommandError:
         sha256.update(b"failed")  # the output before the failure is used
     return sha256.digest()
+
+
+def content_digest(url: str, kind: str = "npy file") -> str:
+    """Return the SHA-256 of a whole file, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    _read_all(url, kind, sha256)
+    return sha256.hexdigest()
+
+
+def _read_all(url: str, kind: str, sha256: hashlib._Hash) -> None:
+    """Add the content of a file to a digest."""
+    with open_url(url, kind) as opened:
+        stream = ShardStream(opened, url)
+        while block := stream.read(READ_BYTES):
+            sha256.update(block)
 
 
 def shard_size(url: str) -> int | None:
@@ -108,7 +120,7 @@ def shard_size(url: str) -> int | None:
         return None
     check_local_file("tar", url)
     if is_plain(url):
-        with _errors(url):
+        with reading_from(url):
             return Path(url).stat().st_size
     size = _info(url).get("size")
     return size if isinstance(size, int) else None
@@ -117,7 +129,7 @@ def shard_size(url: str) -> int | None:
 def shard_digest(url: str, size: int) -> str:
     """Return the SHA-256 of the first and the last `END_BYTES` of a shard of this size; "" if it has no random access."""
     first, last = min(size, END_BYTES), max(0, min(size - END_BYTES, END_BYTES))
-    with _errors(url):
+    with reading_from(url):
         if is_plain(url):
             with Path(url).open("rb") as stream:
                 content = stream.read(first)
@@ -140,7 +152,7 @@ def shard_source(url: str) -> SourceFile:
 def open_url(url: str, kind: str = "tar") -> IO[bytes]:
     """Open a file for sequential reading, or raise DataError if it is missing, unreachable or not a regular file."""
     check_local_file(kind, url)
-    with _errors(url, kind):
+    with reading_from(url, kind):
         if is_plain(url):
             return Path(url).open("rb")
         if url.startswith(PIPE):
@@ -169,7 +181,7 @@ class ShardStream:
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes; DataError if they cannot be read, EOFError after too many reads at the end."""
         try:
-            with _errors(self._url):
+            with reading_from(self._url):
                 block = self._stream.read(size)
         except DataError as error:
             if self.n_read and isinstance(error.__cause__, FailedCommandError):
@@ -235,14 +247,15 @@ def _error_of(kind: str) -> type[DataError]:
 
 def _info(url: str) -> dict[str, Any]:
     """Return what the file system of a remote shard tells about it now."""
-    with _errors(url):
+    with reading_from(url):
         system, path = fsspec.core.url_to_fs(url)
         system.invalidate_cache(path)
         return dict(repeated(url, lambda: system.info(path)))
 
 
 @contextmanager
-def _errors(url: str, kind: str = "tar") -> Iterator[None]:
+def reading_from(url: str, kind: str = "tar") -> Iterator[None]:
+    """Turn an error of a file system in the block into a DataError, or a MissingShardError for a tar."""
     try:
         yield
     except FileNotFoundError as error:

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clip_negatives.dataset.assignment_files import ENDINGS
+from clip_negatives.dataset.urls import content_digest, is_plain
 from clip_negatives.distributed.task import Task
 from clip_negatives.encoders.encoder import device
 from clip_negatives.errors import ArtifactError, DataError
@@ -26,9 +28,9 @@ from clip_negatives.pipelines.encoded_parts import parts_folder
 from clip_negatives.pipelines.parts_by_task import TaskReport, work_through
 from clip_negatives.pipelines.sampled_centroids import read_centroids
 from clip_negatives.progress import shown
-from clip_negatives.storage.atomic import digest
 from clip_negatives.storage.consistency import MODALITIES
 from clip_negatives.storage.manifest import SAMPLES
+from clip_negatives.storage.source_files import SourceFile
 from clip_negatives.storage.task_folder import PLAN, Record, TaskFolder
 
 FILE = "assignments.parquet"
@@ -74,16 +76,21 @@ def assign_parts(
         return work_through(folder, task, "Assigning parts", is_done=assigning.is_done, work=assigning.assign)
 
 
-def check_assigned(table: str, centroids: Mapping[str, str]) -> None:
-    """Raise ArtifactError if a folder of `assign_parts` is not complete, or made with other centroids than these files."""
-    if not (Path(table) / PLAN).is_file():
-        return  # a table of another program
+def assigned_tars(table: str, centroids: Mapping[str, str]) -> dict[str, SourceFile]:
+    """Return size and digest of each tar of a folder of `assign_parts`; nothing for a table of another program.
+
+    Raises:
+        ArtifactError: the folder is not complete, or made with other centroids than these files.
+    """
+    is_file = not Path(table).is_dir() if is_plain(table) else table.lower().endswith(ENDINGS["parquet"])
+    if is_file or _assignments_folder(table).read(PLAN) is None:
+        return {}
     folder = _assignments_folder(table).opened()
-    folder.records()
-    settings = folder.settings()
+    records, settings = folder.records(), folder.settings()
     for side, file in centroids.items():
-        if settings.get(f"{side}s") != {"centroids": digest(Path(file))}:
+        if settings.get(f"{side}s") != {"centroids": content_digest(file)}:
             raise ArtifactError(f"{table} was not made with the centroids {file}. Name {side}.npy of its centroids folder.")
+    return {file: SourceFile(file, size, digest) for record in records for file, size, digest in record["sources"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ class PartAssignment:
             if self.features.record(name) != record:  # files of two states may have been read
                 raise DataError(f"Part {name} of {self.features.url} changed while it was read. Run this command again.")
             pq.write_table(pa.table(columns), files / FILE, compression="zstd")
-            self.folder.publish(name, files, {"count": record["count"], "features": _digest(record)})
+            self.folder.publish(name, files, _record_of(record))
 
     def _columns(self, name: str, record: Record, scratch: Path) -> dict[str, Any]:
         """Return the columns of the assignments of a part; DataError if a file is missing or damaged."""
@@ -144,6 +151,11 @@ def nearest(rows: NDArray[Any], centroids: Tensor) -> NDArray[np.int32]:
             raise ValueError("a feature is NaN or infinite")
         labels[start : start + step] = numbers.int().cpu().numpy()
     return labels
+
+
+def _record_of(features: Record) -> Record:
+    """Return the record of the assignments of features: what they were made of."""
+    return {"count": features["count"], "sources": features["sources"], "features": _digest(features)}
 
 
 def _assignments_folder(url: str | Path) -> TaskFolder:

@@ -20,7 +20,7 @@ from clip_negatives.dataset.assignments import Assignments
 from clip_negatives.errors import DataError
 from clip_negatives.features.npy import NpyFeatures
 from clip_negatives.interfaces import Clustering
-from clip_negatives.pipelines.assigned_parts import check_assigned
+from clip_negatives.pipelines.assigned_parts import assigned_tars
 from clip_negatives.pipelines.given_shards import shard_sources
 from clip_negatives.printing import log
 from clip_negatives.progress import stage
@@ -49,12 +49,14 @@ def write_given_labels(
     files beside the output; memory holds a part of them at a time. Clusters without a sample are left out.
 
     Args:
-        table: parquet or csv file, or a folder of them, with key, tar, image cluster and text cluster of each sample.
-        centroids: ``IMAGES.npy,TEXTS.npy``, row k the centroid of cluster k. They may have any length above 0: similarities
-            are cosines.
+        table: parquet or csv file, or a folder of them, with key, tar, image cluster and text cluster of each sample; at a URL,
+            parquet only.
+        centroids: ``IMAGES.npy,TEXTS.npy``, paths or URLs, row k the centroid of cluster k. They may have any length above 0:
+            similarities are cosines.
         output: the labels folder.
         columns: columns of the table; None: common names.
-        data: the tars to train on. If given, they are compared with those in the table, and their sizes are stored.
+        data: the tars to train on. If given, they are compared with those in the table, and their sizes are stored. For a
+            folder of `assign_parts`, the sizes that the tars had in `encode_parts` are stored without it.
 
     Raises:
         DataError: the table or the centroids cannot be used, or the tars are not those in the table.
@@ -62,7 +64,7 @@ def write_given_labels(
             `clip_negatives.pipelines.assigned_parts.assign_parts` that is not complete, or was made with other centroids.
     """
     output = LABELS_FOLDER.check(output)
-    check_assigned(table, dict(zip(MODALITIES, centroid_files(centroids), strict=True)))
+    encoded = assigned_tars(table, dict(zip(MODALITIES, centroid_files(centroids), strict=True)))
     assignments, sides = Assignments.open(table, columns or AssignmentColumns()), centroids_of(centroids)
     work = output.with_name(f".{output.name}.rows")
     with ExitStack() as stack:
@@ -71,10 +73,10 @@ def write_given_labels(
         stack.callback(remove_work, work)
         clear_work(work)
         buckets, counts = _grouped(assignments, sides, work)
-        sources = shard_sources(list(buckets.numbers), data)
+        sources = shard_sources(list(buckets.numbers), data, encoded)
         kept = {name: torch.from_numpy(count > 0) for name, count in counts.items()}
         clusterings = [_clustering(name, sides[name][1], counts[name], kept[name]) for name in MODALITIES]
-        origin: dict[str, Any] = {"clusters_created": assignments.written}
+        origin: dict[str, Any] = {"clusters_created": written} if (written := assignments.written) else {}
         rows = _tables(buckets, {name: mask for name, mask in kept.items() if not bool(mask.all())}, origin)
         return write_shard_labels((clusterings[0], clusterings[1]), rows, output, sources, origin)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from clip_negatives.advice import argument
 from clip_negatives.dataset.urls import expand_urls, is_plain, shard_source
@@ -14,8 +14,10 @@ from clip_negatives.storage.source_files import SourceFile
 from clip_negatives.training.same_data import map_files
 
 
-def shard_sources(shards: Sequence[str], data: str | None) -> dict[str, SourceFile]:
-    """Return size and digest of each shard of the table, by its name; unknown without `data`.
+def shard_sources(shards: Sequence[str], data: str | None, encoded: Mapping[str, SourceFile]) -> dict[str, SourceFile]:
+    """Return size and digest of each shard of the table, by its name.
+
+    They are those of `data`, or else those in `encoded`, or else unknown.
 
     Raises:
         DataError: a name in the table is not that of a tar, or the tars of `data` are not those in the table.
@@ -27,7 +29,7 @@ def shard_sources(shards: Sequence[str], data: str | None) -> dict[str, SourceFi
         known[ending] = shard
     if data is None:
         _check_names(shards)
-        return {shard: SourceFile(shard, None, "") for shard in shards}
+        return {shard: encoded.get(shard, SourceFile(shard, None, "")) for shard in shards}
     given = dict[str, str]()
     for address in expand_urls(data):
         if other := given.get(ending := last_parts(address, depth)):
