@@ -67,7 +67,7 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
 def _tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
     """Return what each command of independent tasks took, and by which power of the number of pairs it grows."""
     yield "### Independent tasks\n"
-    yield ABOUT["tasks"].format(**{**tasks, "shard": f"{tasks['shard']:,}"})
+    yield ABOUT["tasks"].format(**tasks)
     rows, previous = [], dict[str, Mapping[str, Any]]()
     for row in tasks["rows"]:
         before = previous.get(row["step"])

@@ -1,5 +1,6 @@
-"""Measure the commands of independent tasks over an object store: python benchmarks/scale/tasks.py [--small].
+"""Measure the commands of independent tasks over an object store: python benchmarks/scale/tasks.py [--small] [STEP ...].
 
+Without a step (encode, cluster), both are measured; otherwise, the result file keeps the rows of the other.
 `encode` reads tars of made-up images. The other commands read made-up features, which are written without `encode`. Each size
 runs in a process of its own with one thread. Rates are by processor time. Memory is the peak above the memory before the step,
 without mapped files. The store counts requests and bytes; it is on the local disk, so its time is not that of a network.
@@ -8,6 +9,7 @@ without mapped files. The store counts requests and bytes; it is on the local di
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import tempfile
@@ -33,23 +35,32 @@ from clip_negatives.pipelines.given_labels import write_given_labels
 from clip_negatives.pipelines.sampled_centroids import write_centroids
 from clip_negatives.storage.manifest import SAMPLES
 
-SHARD, SIDE = 10_000, 224  # samples of a tar; pixels of the sides of its images
+SIDE = 224  # pixels of the sides of an image
 DIM, CLUSTERS = 64, 256  # of the made-up features
-SIZES = {"full": ([2000, 20_000], [10**5, 10**6, 10**7]), "small": ([40], [4000])}
+SIZES = {
+    "full": {"encode": ([4000, 16_000], 1000), "cluster": ([10**5, 10**6, 10**7], 10_000)},  # pairs, and those of a tar
+    "small": {"encode": ([40], 10), "cluster": ([4000], 400)},
+}
 
 
 def main() -> None:
     """Measure all commands at every size, and write the result file."""
     small = "--small" in sys.argv
-    encoded, made = SIZES["small" if small else "full"]
+    sizes = SIZES["small" if small else "full"]
+    chosen = {*sys.argv[1:]} & STEPS.keys() or STEPS.keys()
     rows: list[dict[str, Any]] = []
-    for step, sizes in ((encode, encoded), (cluster, made)):
-        for n in sizes:
+    for step in (name for name in STEPS if name in chosen):
+        counts, shard = sizes[step]
+        for n in counts:
             with tempfile.TemporaryDirectory(dir=ROOT / ".benchmarks") as home:
-                rows += alone(step, Path(home), n, min(SHARD, n // 10))
-            print(*(f"{row['step']} {row['n']:,}: {row['cpu_seconds']:.1f} s" for row in rows[-3:]), sep=", ", flush=True)
-    about = {"clusters": CLUSTERS, "dim": DIM, "shard": SHARD, "side": SIDE, "load": os.getloadavg()[0]}
-    write_json(result_file("scale-tasks.json", small=small), {**about, "rows": rows})
+                rows += alone(STEPS[step], Path(home), n, shard)
+            print(*rows[-1:], flush=True)
+    file = result_file("scale-tasks.json", small=small)
+    names = {row["step"] for row in rows}
+    kept = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows += [row for row in kept if row["step"] not in names]
+    about = {"clusters": CLUSTERS, "dim": DIM, "side": SIDE, "load": os.getloadavg()[0]}
+    write_json(file, {**about, "rows": rows})
 
 
 def counted(name: str, n: int, shard: int, work: Callable[[], Any]) -> dict[str, Any]:
@@ -60,18 +71,27 @@ def counted(name: str, n: int, shard: int, work: Callable[[], Any]) -> dict[str,
 
 def encode(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
     """Encode tars by encoders that take little time, so that reading and writing are measured."""
-    jpeg = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 255, (SIDE // 8, SIDE // 8, 3), np.uint8)
-    Image.fromarray(noise).resize((SIDE, SIDE)).save(jpeg, "JPEG", quality=90)
-    for start in range(0, n, shard):
-        with webdataset.TarWriter(str(home / f"{start // shard:06d}.tar"), encoder=False) as tar:
-            for row in range(start, min(n, start + shard)):
-                tar.write({"__key__": f"{row:09d}", "jpg": jpeg.getvalue(), "txt": f"a text of sample {row}".encode()})
+    image_bytes = write_tars(home, n, shard, SIDE)
     tars = f"counted://{home}/{{000000..{(n - 1) // shard:06d}}}.tar"
     recipe = Recipe(image_encoder="pixels:dim=0", text_encoder="hashing", feature_dtype="float16")
     encode_parts(f"counted://{home}/000000.tar", home / "first", recipe, progress=False)  # imports what is needed
     row = counted("encode", n, shard, lambda: encode_parts(tars, f"counted://{home}/parts", recipe, progress=False))
-    return [{**row, "image_bytes": len(jpeg.getvalue())}]
+    return [{**row, "image_bytes": image_bytes}]
+
+
+def write_tars(home: Path, n: int, shard: int, side: int) -> int:
+    """Write tars of n made-up images with captions, and return the size of an image."""
+    home.mkdir(exist_ok=True)
+    generator, sizes = np.random.default_rng(0), []
+    for start in range(0, n, shard):
+        with webdataset.TarWriter(str(home / f"{start // shard:06d}.tar"), encoder=False) as tar:
+            for row in range(start, min(n, start + shard)):
+                jpeg = io.BytesIO()
+                noise = generator.integers(0, 255, (8, 8, 3), np.uint8)
+                Image.fromarray(noise).resize((side, side)).save(jpeg, "JPEG", quality=90)
+                sizes.append(len(jpeg.getvalue()))
+                tar.write({"__key__": f"{row:09d}", "jpg": jpeg.getvalue(), "txt": f"a text of sample {row}".encode()})
+    return round(sum(sizes) / len(sizes))
 
 
 def cluster(home: Path, n: int, shard: int) -> list[dict[str, Any]]:
@@ -112,6 +132,8 @@ def write_parts(home: Path, n: int, shard: int) -> None:
                 np.save(Path(scratch) / f"{side}.npy", blocks[(number + place) % len(blocks)][: len(rows)])
             folder.publish(name, Path(scratch), {**NOTHING, "count": len(rows), "missing": None, "digest": name})
 
+
+STEPS: dict[str, Callable[..., list[dict[str, Any]]]] = {"encode": encode, "cluster": cluster}
 
 if __name__ == "__main__":
     main()
