@@ -134,6 +134,20 @@ def test_labels_know_the_tars_that_were_encoded(home: Path, tmp_path: Path) -> N
     assert labels.shards.sources == expected
 
 
+def test_tar_without_a_usable_sample_is_known_to_the_labels(tmp_path: Path) -> None:
+    data = write_tars(tmp_path, N, shards=SHARDS)
+    file = tmp_path / f"pairs-{SHARDS - 1:06d}.tar"
+    file.write_bytes(file.read_bytes().replace(b"IHDR", b"IHDX"))
+    encode(data, tmp_path / "parts", max_lost=0.5)
+    write_centroids(
+        tmp_path / "parts", tmp_path / "centroids", clusterer=f"kmeans:n_clusters={K}", max_lost=0.5, progress=False
+    )
+    assign(tmp_path, tmp_path / "assignments")
+    spec = ",".join(str(tmp_path / "centroids" / f"{side}.npy") for side in ("image", "text"))
+    labels = write_given_labels(str(tmp_path / "assignments"), spec, tmp_path / "labels", data=data)
+    assert sorted(labels.shards.files) == sorted(path.name for path in tmp_path.glob("pairs-*.tar") if path != file)
+
+
 def test_second_run_does_nothing(home: Path) -> None:
     times = {file: file.stat().st_mtime_ns for name in ("parts", "assignments") for file in (home / name).rglob("*")}
     for task in ("1/1", "2/3"):

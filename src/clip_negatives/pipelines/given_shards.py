@@ -35,7 +35,8 @@ def shard_sources(shards: Sequence[str], data: str | None, encoded: Mapping[str,
         if other := given.get(ending := last_parts(address, depth)):
             raise DataError(f"{argument('data')} names two tars {ending}: {other} and {address}. Name each tar once.")
         given[ending] = address
-    _check_same(known, given)
+    without_samples = {last_parts(tar, depth) for tar in encoded} - known.keys()
+    _check_same(known, {ending: tar for ending, tar in given.items() if ending not in without_samples})
     addresses = [given[ending] for ending in known]
     with stage("Reading the tars"):
         return dict(zip(known.values(), map_files(shard_source, addresses, chunk=1), strict=True))
