@@ -25,7 +25,7 @@ from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
 from clip_negatives.distributed.task import Task
 from clip_negatives.errors import ArtifactError, DataError, InputError
-from clip_negatives.pipelines import clustered_tars, shuffle
+from clip_negatives.pipelines import clustered_tars, parts_by_task, shuffle
 from clip_negatives.pipelines.given_labels import write_given_labels
 from clip_negatives.pipelines.new_shards import NewShards
 from clip_negatives.pipelines.prepare import prepare
@@ -191,7 +191,8 @@ def test_task_waits_for_a_claim_and_takes_it_over_when_it_is_stale(
             again(folder, tmp_path / "new")
     (home,) = (item for item in (tmp_path / ".new.buckets").iterdir() if item.is_dir())
     monkeypatch.setattr(claims, "STALE", 1.5)
-    monkeypatch.setattr("clip_negatives.pipelines.parts_by_task.POLLED", 0.05)
+    monkeypatch.setattr(parts_by_task, "POLLED", 0.05)
+    monkeypatch.setattr(parts_by_task, "PATIENCE", 0.2)
     (home / "claims").mkdir()
     for name in ("tar-000001", "bucket-000"):
         (home / "claims" / f"{name}.json").write_text(json.dumps({"task": "2/2", "host": "other", "time": time.time()}))
@@ -199,7 +200,7 @@ def test_task_waits_for_a_claim_and_takes_it_over_when_it_is_stale(
     again(folder, tmp_path / "new", task=Task(1, 2))
     assert time.monotonic() - started > 1
     assert opened == dict.fromkeys(NAMES, 1)
-    assert "waiting for other tasks, which have claimed tar-000001 and 0 other parts" in caplog.text
+    assert "waiting for other tasks, which have claimed 1 parts, such as tar-000001" in caplog.text
     assert content(tmp_path / "new") == content(folder / "expected")
 
 

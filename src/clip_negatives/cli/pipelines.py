@@ -184,9 +184,9 @@ def reshard(data: str, clusters: Path, output: str, task: str | None, **options:
 
     with shown(True):
         result = write_shards(data, clusters, output, **options, task=chosen)
-    echo(f"{output}: {result.samples} samples in {result.shards} shards")
-    if chosen.number > 1:
+    if chosen.is_of_torchrun and chosen.number > 1:  # the first process speaks for all
         return
+    echo(f"{output}: {result.samples} samples in {result.shards} shards")
     output = output.rstrip("/")
     tars = numbered([f"{output}/{number:06d}.tar" for number in range(result.shards)]) or TARS
     after = "--train-data", tars, "--train-num-samples", str(result.samples), *MODEL

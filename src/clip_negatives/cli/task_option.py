@@ -13,10 +13,10 @@ task_option = click.option(
 
 
 def chosen_task(text: str | None) -> Task:
-    """Return the task of the option or of the environment; print where the environment names it."""
+    """Return the task of the option or of the environment; print a task that a Slurm array sets."""
     if text is not None:
         return Task.parse(text)
     task = Task.of_environment()
-    if task.origin:
+    if task.origin and not task.is_of_torchrun:
         echo(f"Task {task}, from {task.origin}", err=True)
     return task

@@ -13,6 +13,7 @@ from clip_negatives.errors import InputError
 
 T = TypeVar("T")
 
+TORCHRUN = "RANK"  # variable of torchrun
 SLURM = "SLURM_ARRAY_TASK_"  # first part of the variables of a Slurm array
 SLURM_DEFAULTS = {"ID": "", "COUNT": "", "MIN": "0", "STEP": "1"}
 
@@ -48,8 +49,8 @@ class Task:
         texts = [variables.get(f"{SLURM}{name}", default) for name, default in SLURM_DEFAULTS.items()]
         is_array = f"{SLURM}ID" in variables
         if not is_array:
-            texts = [variables.get("RANK", "0"), variables.get("WORLD_SIZE", "1"), "0", "1"]
-        origin = f"{SLURM}ID" if is_array else "RANK"
+            texts = [variables.get(TORCHRUN, "0"), variables.get("WORLD_SIZE", "1"), "0", "1"]
+        origin = f"{SLURM}ID" if is_array else TORCHRUN
         try:
             identifier, count, least, step = map(int, texts)
             number = (identifier - least) // step + 1
@@ -59,6 +60,11 @@ class Task:
             fault = f"The value of {origin} and the count beside it are no number of a task and a number of tasks"
             raise InputError(f"{fault}. Use {argument('task')}, such as 3/100.")
         return cls(number, count, origin if is_array or count > 1 else "")
+
+    @property
+    def is_of_torchrun(self) -> bool:
+        """Return whether torchrun started this task, together with the others."""
+        return self.origin == TORCHRUN
 
     def __str__(self) -> str:
         """Return the text that `parse` reads."""

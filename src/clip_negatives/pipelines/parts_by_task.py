@@ -13,7 +13,8 @@ from clip_negatives.progress import stage
 from clip_negatives.storage.claims import RENEWED, STALE, Claims
 from clip_negatives.storage.task_folder import Record, TaskFolder
 
-POLLED = 2.0  # seconds between two looks at what other tasks have done
+POLLED = 1.0  # seconds between two looks at what other tasks have done
+PATIENCE = 30.0  # seconds to wait for other tasks before a log line
 
 
 @dataclass(slots=True)
@@ -113,7 +114,8 @@ def share_until_done(
         done: returns the names of the parts that are complete on the disk.
         work: completes a part. After an error, other tasks may try the part.
     """
-    is_waiting = False
+    waits_since: float | None = None
+    has_told = False
     while True:
         complete, looked = done(), time.monotonic()
         left = [name for name in (*task.own(names), *task.others(names)) if name not in complete]
@@ -123,13 +125,13 @@ def share_until_done(
         for name in left:
             if time.monotonic() - looked > RENEWED:  # before claims on parts that are complete by now look abandoned
                 complete, looked = done(), time.monotonic()
-            if name not in complete and _tried(name, claims, work):
-                completed += 1
-        if not completed:
-            if not is_waiting:
-                wait = f"A task that was killed on another machine is replaced after {STALE / 60:.0f} minutes"
-                log(f"waiting for other tasks, which have claimed {left[0]} and {len(left) - 1} other parts. {wait}.")
-            is_waiting = True
+            completed += name not in complete and _tried(name, claims, work)
+        waits_since = None if completed else waits_since or looked
+        if waits_since is not None:
+            if not has_told and time.monotonic() - waits_since > PATIENCE:
+                wait = f"If one was killed on another machine, it is replaced after {STALE / 60:.0f} minutes"
+                log(f"waiting for other tasks, which have claimed {len(left)} parts, such as {left[0]}. {wait}.")
+                has_told = True
             time.sleep(POLLED)
 
 
