@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sections import save_svg, sections, table
-
-from clip_negatives.storage.source_files import DIGESTED_FILES
-from clip_negatives.training.same_data import CHECKED_FILES
+from page_parts import ABOUT, PARTS
+from sections import save_svg, table
 
 HERE = Path(__file__).parent
-ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 KINDS = ("kmeans", "prepare", "rates")
@@ -41,8 +38,7 @@ def page() -> str:
         parts.append(ABOUT["introduction"].format(n=N, shards=SHARDS, d=D, k=K, load=load))
         parts.append(_plan(result))
         parts += _measured(name, result)
-    parts += [_same_files(file) for file in sorted(RESULTS.glob("*/scale-same-files.json"))]
-    parts += [_reading(file) for file in sorted(RESULTS.glob("*/scale-reading.json"))]
+    parts += [part(file) for name, part in PARTS.items() for file in sorted(RESULTS.glob(f"*/scale-{name}.json"))]
     return "\n".join(parts)
 
 
@@ -105,26 +101,6 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield "Of the memory, tables between many clusters take most: 8 K² bytes, and as much for their weights.\n"
     columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
     yield table([_step(row) for row in result["rates"]["rows"]], columns)
-
-
-def _same_files(file: Path) -> str:
-    """Return the cost of the comparison of image files with the clustered ones."""
-    result = json.loads(file.read_text())
-    rows = [[row["step"], f"{row['wall']['added']:.2f}", f"{row['wall']['ratio']:.3f}"] for row in result["rows"]]
-    limits = {"checked": CHECKED_FILES, "digested": DIGESTED_FILES}
-    about = ABOUT["same_files"].format(n=result["n_samples"], machine=file.parent.name, **limits)
-    return about + table(rows, ["step", "seconds of the comparison", "time with comparison / without"])
-
-
-def _reading(file: Path) -> str:
-    """Return the rates of reading each format."""
-    result = json.loads(file.read_text())
-    names = "format", "ours_per_second", "plain_per_second", "ratio", "lowest_ratio", "ratio_of_fastest"
-    rows = [[str(row[name]) for name in names] for row in result["rows"]]
-    about = ABOUT["reading"].format(n=result["n_samples"], side=result["side"], machine=file.parent.name)
-    return about + table(
-        rows, ["format", "samples a second", "of a plain loop", "median ratio", "lowest ratio", "ratio of the fastest runs"]
-    )
 
 
 def _prepared(row: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from clip_negatives.advice import argument, named
 from clip_negatives.errors import DataError
 from clip_negatives.features import ahead
 from clip_negatives.features.ahead import read_ahead
@@ -69,6 +70,14 @@ def test_error_comes_after_the_items_before_it() -> None:
     with pytest.raises(DataError, match="second item"):
         next(reading)
     assert _readers() == []
+
+
+def test_errors_name_the_options_of_the_command() -> None:
+    def items() -> Iterator[str]:
+        yield argument("image")
+
+    with named({"image": "--csv-img-key"}):
+        assert list(read_ahead(items(), 1)) == ["--csv-img-key"]
 
 
 def test_closing_does_not_wait_for_a_slow_read(monkeypatch: pytest.MonkeyPatch) -> None:

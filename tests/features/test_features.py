@@ -368,17 +368,17 @@ def test_files_do_not_depend_on_reading_ahead(
 ) -> None:
     """All files are the same bytes as those of a run that reads one batch after another."""
 
-    def files(work: Path) -> dict[str, bytes]:
+    def files(data: TablePairs | TarPairs, work: Path) -> dict[str, bytes]:
         _encode(data, work)
         return {str(file.relative_to(work)): file.read_bytes() for file in work.rglob("*") if file.is_file()}
 
     for name, data in (("table", source), ("tars", TarPairs(write_tars(tmp_path, 30)))):
-        ahead = files(tmp_path / name)
+        ahead = files(data, tmp_path / name)
         with monkeypatch.context() as patches:
             patches.setattr(encoding, "read_ahead", lambda items, count: (item for item in items))
             for module in (tables, tar_part):
                 patches.setattr(module, "reading_threads", lambda: n_threads)
-            assert files(tmp_path / f"{name} serially") == ahead
+            assert files(data, tmp_path / f"{name} serially") == ahead
 
 
 def test_broken_image_of_a_table_is_named_with_its_row(source: TablePairs, tmp_path: Path) -> None:

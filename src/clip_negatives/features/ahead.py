@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextvars import copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
@@ -40,7 +41,8 @@ def read_ahead(items: Iterable[T], count: int) -> Generator[T]:
         else:
             results.put(_End())
 
-    thread = Thread(target=read, name="clip-negatives-read-ahead", daemon=True)
+    # The words of errors depend on the context.
+    thread = Thread(target=copy_context().run, args=(read,), name="clip-negatives-read-ahead", daemon=True)
     thread.start()
     try:
         while not isinstance(item := results.get(), _End):

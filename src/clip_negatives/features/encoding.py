@@ -49,9 +49,7 @@ def encode_images(
     with store.adding(digest) as (folder, record):
         prepared = closing(read_ahead(_prepared(readable(part.samples(), broken), encoder), AHEAD))
         with prepared as batches, (folder / VECTORS).open("wb") as vectors, (folder / KEYS).open("wb") as keys:
-            for first in batches:
-                chunk: list[Sample] = []
-                inputs = _collected(itertools.chain([first], itertools.islice(batches, max(1, CHUNK // BATCH) - 1)), chunk)
+            for chunk, inputs in _chunks(batches):
                 if encoder is None:
                     record["count"] = record.get("count", 0) + sum(map(len, inputs))
                 else:
@@ -64,17 +62,35 @@ def encode_images(
                 advance(len(chunk))
         if tables:
             pq.write_table(pa.concat_tables(tables), folder / SAMPLES, compression="zstd")
-        sources = part.source_files()  # before the check that no file changed
-        torn = next((sample for sample in broken if isinstance(sample, TornTar)), None)
-        if torn is None and part.digest() != digest:
-            raise DataError(f"{part.name} changed while it was read. Start again.")
         record.setdefault("count", 0)
-        record["broken"] = [(sample.key, sample.reason, sample.shard) for sample in broken if sample is not torn]
-        record["lost"] = [(sample.key, sample.reason) for sample in broken if sample.is_lost and sample is not torn]
-        record["torn"] = None if torn is None else (torn.key, torn.reason, torn.share)
-        record["missing"] = None
-        record["notes"] = summary
-        record["sources"] = [(source.file, source.size, source.sha256) for source in sources]
+        record |= {**_losses(part, digest, broken), "missing": None, "notes": summary}
+
+
+def _losses(part: Part, digest: str, broken: Sequence[BrokenSample]) -> Record:
+    """Return the fields of a part that was read: broken samples and source files; DataError if the part has changed since."""
+    sources = part.source_files()  # before the check that no file changed
+    torn = next((sample for sample in broken if isinstance(sample, TornTar)), None)
+    if torn is None and part.digest() != digest:
+        raise DataError(f"{part.name} changed while it was read. Start again.")
+    return {
+        "broken": [(sample.key, sample.reason, sample.shard) for sample in broken if sample is not torn],
+        "lost": [(sample.key, sample.reason) for sample in broken if sample.is_lost and sample is not torn],
+        "torn": None if torn is None else (torn.key, torn.reason, torn.share),
+        "sources": [(source.file, source.size, source.sha256) for source in sources],
+    }
+
+
+def _chunks(batches: Iterator[Prepared]) -> Iterator[tuple[list[Sample], Iterator[Any]]]:
+    """Yield the samples of a chunk, and its prepared images. The samples are complete when all images of the chunk are used."""
+
+    def images(batches: Iterable[Prepared], chunk: list[Sample]) -> Iterator[Any]:
+        for samples, inputs in batches:
+            chunk += samples
+            yield inputs
+
+    for first in batches:
+        chunk: list[Sample] = []
+        yield chunk, images(itertools.chain([first], itertools.islice(batches, max(1, CHUNK // BATCH) - 1)), chunk)
 
 
 def _prepared(samples: Iterable[Sample], encoder: Encoder | None) -> Iterator[Prepared]:
@@ -88,13 +104,6 @@ def _without_image(sample: Sample) -> Sample:
     """Return a sample with notes on its image instead of the image."""
     of_image = () if sample.image is None else notes.image_notes(sample.image)
     return dataclasses.replace(sample, image=None, notes=(*sample.notes, *of_image))
-
-
-def _collected(batches: Iterable[Prepared], chunk: list[Sample]) -> Iterator[Any]:
-    """Yield the prepared images of batches, and append their samples to `chunk`."""
-    for samples, inputs in batches:
-        chunk += samples
-        yield inputs
 
 
 def _pixels(sample: Sample) -> int:
