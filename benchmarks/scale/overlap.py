@@ -3,7 +3,7 @@
 The images and captions of `reading.py` are encoded by a small network of timm and by MiniLM, as `prepare` and `encode` do it.
 The encoder has one thread. Each share is a rate divided by the encoder's own rate, on prepared images or texts in memory: the
 median of several rounds, each of which runs all ways in changing order. Shares by wall-clock time need two free cores. Shares
-by processor time do not: they count what the encoder's thread does besides encoding, such as reading if no thread reads ahead.
+by processor time do not: they count what the encoder's thread does besides encoding, but not its waiting.
 """
 
 from __future__ import annotations

@@ -46,24 +46,17 @@ def overlap(file: Path) -> str:
     about = ABOUT["overlap"].format(
         n=result["n_samples"], side=result["side"], images=images, texts=texts, machine=file.parent.name
     )
-    columns = [
-        "samples",
-        "a second",
-        "share by processor time",
-        "share by clock",
-        "ms of the encoder's thread",
-        "of other threads",
-    ]
-    return about + table(rows, columns)
+    shares, times = ("share by processor time", "share by clock"), ("ms of the encoder's thread", "ms of other threads")
+    return about + table(rows, ["samples", "a second", *shares, *times])
 
 
 def streams(file: Path) -> str:
     """Return the false negatives of batches that are composed in different ways."""
     result = json.loads(file.read_text())
-    cases = list(dict.fromkeys((row["data"], row["tars"], row["batch"]) for row in result["rows"]))
-    figures = {(row["way"], row["data"], row["tars"], row["batch"]): f"{row['per_anchor']:.3f}" for row in result["rows"]}
-    ways = dict.fromkeys(way for way, *_ in figures)
-    columns = [f"{data}, tars {tars}, batch {batch:,}" for data, tars, batch in cases]
+    names = "data", "tars", "processes", "batch"
+    figures = {(row["way"], *(row[name] for name in names)): f"{row['per_anchor']:.3f}" for row in result["rows"]}
+    ways, cases = dict.fromkeys(way for way, *_ in figures), sorted({tuple(case) for _, *case in figures})
+    columns = [f"{data}, tars {tars}, {processes} x {batch:,}" for data, tars, processes, batch in cases]
     rows = [[way, *(figures.get((way, *case), "") for case in cases)] for way in ways]
     return ABOUT["streams"].format(**result["sizes"]) + table(rows, ["batches from", *columns])
 

@@ -1,7 +1,8 @@
 """Count the false negatives of batches that are composed in different ways: python benchmarks/scale/streams.py [--small].
 
 No image is read: labels and groups are enough. The data are the catalogue, and a million made-up samples of which a few groups
-are large. Their tars are sorted by topic, or hold random samples. A batch is that of one worker of one process.
+are large. Their tars are sorted by topic, or hold random samples. The
+processes compose their batches separately, except for the sampler on a table. An image meets the texts of all processes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from clip_negatives.interfaces import Clustering, Clusters, SamplingContext
 
 Samples = NDArray[np.int64]  # sample numbers in the order of a stream
 
-BATCHES, BUFFERS = (256, 4096), (1000, 5000, 20_000)
+BUFFERS = (1000, 5000, 20_000)
+# Samples of a batch, and processes.
+CASES = {"catalogue": [(256, 1), (4096, 1)], "made up": [(256, 1), (256, 8), (4096, 1)]}
 N, CLUSTERS, GROUPS, TOPICS, DIM = 10**6, 4000, 100_000, 200, 32  # of the made-up data
 STRAY = 0.1  # share of samples in another cluster than the rest of their group
 COUNTED = 200  # batches that are counted, evenly over the epoch
@@ -100,16 +103,24 @@ def counted(data: Data, order: str) -> Iterator[dict[str, Any]]:
     stream = shards_shuffled(samples, data.per_tar, random_numbers)
     plain = shuffled(stream)
     resharded = shuffled(planned(data, data.per_tar).ravel())
-    for size in BATCHES:
+    for size, processes in CASES[data.name]:
         ways: dict[str, Callable[[], Samples]] = {
             "stream of open_clip": lambda size=size: cut(plain, size),
             "reshard, stream of open_clip": lambda size=size: cut(resharded, size),
             **{f"buffer of {n:,}": lambda size=size, n=n: composed(data, stream, n, size) for n in BUFFERS if n > size},
             "random samples of all": lambda size=size: cut(random_numbers.permutation(samples), size),
-            "sampler on a table": lambda size=size: planned(data, size),
         }
         for way, batches in ways.items():
-            yield {"batch": size, "way": way, "per_anchor": round(false_negatives(data.groups[batches()]), 4)}
+            count = false_negatives(data.groups[together(batches(), processes)])
+            yield {"batch": size, "processes": processes, "way": way, "per_anchor": round(count, 4)}
+        count = false_negatives(data.groups[planned(data, size * processes)])
+        yield {"batch": size, "processes": processes, "way": "sampler on a table", "per_anchor": round(count, 4)}
+
+
+def together(batches: Samples, processes: int) -> Samples:
+    """Return the batches of several processes, which read different tars, as one, shape (steps, processes * size)."""
+    steps, size = len(batches) // processes, batches.shape[1]
+    return batches[: steps * processes].reshape(processes, steps, size).swapaxes(0, 1).reshape(steps, processes * size)
 
 
 def shards_shuffled(samples: Samples, per_tar: int, random_numbers: np.random.Generator) -> Samples:
