@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,14 +10,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stage_plan
-from sections import save_svg, sections, table
+from page_parts import ABOUT, PARTS
+from sections import save_svg, table
 from stage_plan import SHARDS, D, K, N
 
-from clip_negatives.storage.source_files import DIGESTED_FILES
-from clip_negatives.training.same_data import CHECKED_FILES
-
 HERE = Path(__file__).parent
-ABOUT = sections(HERE / "sections.md")
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
 KINDS = ("kmeans", "prepare", "rates", "tasks")
@@ -41,8 +37,7 @@ def page() -> str:
         parts.append(ABOUT["introduction"].format(n=N, shards=SHARDS, d=D, k=K, load=load))
         parts.append(stage_plan.section(result))
         parts += _measured(name, result)
-    parts += [_same_files(file) for file in sorted(RESULTS.glob("*/scale-same-files.json"))]
-    parts += [_reading(file) for file in sorted(RESULTS.glob("*/scale-reading.json"))]
+    parts += [part(file) for name, part in PARTS.items() for file in sorted(RESULTS.glob(f"*/scale-{name}.json"))]
     return "\n".join(parts)
 
 
@@ -57,52 +52,10 @@ def _measured(name: str, result: Mapping[str, Any]) -> Iterator[str]:
     yield table([_prepared(row) for row in result["prepare"]["rows"]], columns)
     yield f"![memory against the number of samples](images/scale/{name}.svg)\n"
     yield from _kmeans(result["kmeans"])
-    yield from _tasks(result["tasks"])
     yield "### Labels, pairs, new shards, plans\n"
     yield "Of the memory, tables between many clusters take most: 8 K² bytes, and as much for their weights.\n"
     columns = ["step", "samples", "clusters", "a core's second", "MiB beyond what was there"]
     yield table([_step(row) for row in result["rates"]["rows"]], columns)
-
-
-def _tasks(tasks: Mapping[str, Any]) -> Iterator[str]:
-    """Return what each command of independent tasks took, and by which power of the number of pairs it grows."""
-    yield "### Independent tasks\n"
-    yield ABOUT["tasks"].format(**tasks)
-    rows, previous = [], dict[str, Mapping[str, Any]]()
-    for row in tasks["rows"]:
-        before = previous.get(row["step"])
-        powers = [_power(before, row, name) if before else "" for name in ("cpu_seconds", "mib")]
-        traffic = [f"{row.get(name, 0) / row['n']:,.0f}" for name in ("bytes_read", "bytes_written")]
-        told = [f"{row['cpu_seconds']:.1f}", powers[0], f"{row['mib']:.0f}", powers[1], *traffic, f"{row.get('requests', 0):,}"]
-        rows.append([row["step"], f"{row['n']:,}", *told])
-        previous[row["step"]] = row
-    time, memory = "core seconds", "MiB beyond what was there"
-    yield table(rows, ["step", "pairs", time, "power", memory, "power", "bytes read a pair", "written a pair", "requests"])
-
-
-def _power(before: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
-    """Return p, where the figure grows like the number of pairs to the power of p."""
-    return f"{math.log(row[name] / before[name]) / math.log(row['n'] / before['n']):.2f}"
-
-
-def _same_files(file: Path) -> str:
-    """Return the cost of the comparison of image files with the clustered ones."""
-    result = json.loads(file.read_text())
-    rows = [[row["step"], f"{row['wall']['added']:.2f}", f"{row['wall']['ratio']:.3f}"] for row in result["rows"]]
-    limits = {"checked": CHECKED_FILES, "digested": DIGESTED_FILES}
-    about = ABOUT["same_files"].format(n=result["n_samples"], machine=file.parent.name, **limits)
-    return about + table(rows, ["step", "seconds of the comparison", "time with comparison / without"])
-
-
-def _reading(file: Path) -> str:
-    """Return the rates of reading each format."""
-    result = json.loads(file.read_text())
-    names = "format", "ours_per_second", "plain_per_second", "ratio", "lowest_ratio", "ratio_of_fastest"
-    rows = [[str(row[name]) for name in names] for row in result["rows"]]
-    about = ABOUT["reading"].format(n=result["n_samples"], side=result["side"], machine=file.parent.name)
-    return about + table(
-        rows, ["format", "samples a second", "of a plain loop", "median ratio", "lowest ratio", "ratio of the fastest runs"]
-    )
 
 
 def _prepared(row: Mapping[str, Any]) -> list[str]:

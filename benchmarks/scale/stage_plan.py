@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sections import sections, table
+from page_parts import ABOUT
+from sections import table
 
 from clip_negatives.pipelines.assigned_parts import COSINES_AT_ONCE
 from clip_negatives.storage import sample_buckets, shard_buckets
-
-ABOUT = sections(Path(__file__).parent / "sections.md")
 
 N, D, K, SHARDS = 10**9, 512, 100_000, 100_000  # the planned data: pairs, length of a feature, clusters of each side, tars
 IMAGE_BYTES = 20_000  # of an image in a tar

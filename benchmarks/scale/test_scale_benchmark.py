@@ -55,3 +55,23 @@ def test_reading() -> None:
     rows = rows_of("reading.py", "scale-reading.json")
     assert [row["format"] for row in rows] == ["csv", "jsonl", "parquet", "imagefolder", "datasets", "webdataset"]
     assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_overlap() -> None:
+    """Images and texts are encoded while a thread reads ahead, without this thread, and from a `DataLoader`."""
+    rows = rows_of("overlap.py", "scale-overlap.json")
+    assert [row["way"] for row in rows if row["share"] == row["share_by_processor_time"] == 1] == [
+        "images, encoder",
+        "texts, encoder",
+    ]
+    assert all(row["encoder_thread_ms"] > 0 for row in rows)
+
+
+def test_streams() -> None:
+    """The false negatives of every way to compose batches are counted; a full shuffle of sorted tars has fewer."""
+    rows = rows_of("streams.py", "scale-streams.json")
+    counts = {(row["data"], row["tars"], row["batch"], row["way"]): row["per_anchor"] for row in rows}
+    for data in ("catalogue", "made up"):
+        streamed = counts[data, "sorted by topic", 256, "stream of open_clip"]
+        assert counts[data, "sorted by topic", 256, "random samples of all"] < streamed
+        assert counts[data, "sorted by topic", 256, "sampler on a table"] < streamed

@@ -10,7 +10,8 @@ from unittest import mock
 
 import pytest
 
-from clip_negatives.distributed import torchrun
+from clip_negatives.distributed import environment, torchrun
+from clip_negatives.distributed.environment import reading_threads
 from clip_negatives.distributed.failures import TIMEOUT_VARIABLE
 from clip_negatives.distributed.torchrun import joined
 from clip_negatives.errors import InputError, ProcessError
@@ -81,3 +82,16 @@ def test_one_process_reports_an_error(tmp_path: Path) -> None:
     zero, one, two = (text.splitlines() for text in run(3, _join, "refused", "slow", log=tmp_path))
     assert zero == two == ["exit code 2", "total 3.0"]
     assert one == ["Expected another share.", "total 3.0"]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "processes", "threads"), [(16, None, 20), (16, "8", 6), (16, "64", 5), (128, "1", 32), (1, None, 5)]
+)
+def test_processes_of_a_machine_share_its_cpus(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, processes: str | None, threads: int
+) -> None:
+    monkeypatch.setattr(environment.os, "sched_getaffinity", lambda process: set(range(cpus)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert reading_threads() == threads

@@ -105,6 +105,11 @@ def test_tfidf_with_few_or_strange_texts() -> None:
         ("image", "efficientnet-lite0", "efficientnet-lite0:image_size=128"),
         ("image", "timm:resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
         ("image", "open_clip:ViT-B-32/laion2b_s34b_b79k", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+        ("text", "minilm:precision=amp", "minilm:precision=amp"),
+        ("image", "efficientnet-lite0:precision=fp32", "efficientnet-lite0:image_size=128"),
+        ("image", "timm:resnet18.a1_in1k,precision=amp_bf16", "timm:resnet18.a1_in1k,precision=amp_bf16"),
+        ("text", "open_clip:hf-hub:org/model,precision=amp", "open_clip:hf-hub:org/model,precision=amp"),
+        ("text", "open_clip:hf-hub:org/model,precision=fp32", "open_clip:hf-hub:org/model"),
     ],
 )
 def test_name_has_every_option(modality: Any, spec: str, name: str) -> None:
@@ -135,6 +140,9 @@ def test_name_changes_with_the_content_of_weights(tmp_path: Path) -> None:
         ("text", "hashing:dim=0", OptionError, ">= 1"),
         ("image", "efficientnet-lite0:image_size=8", OptionError, ">= 32"),
         ("image", "timm", OptionError, "Write timm:MODEL"),
+        ("image", "timm:,precision=amp", OptionError, "Write timm:MODEL"),
+        ("image", "timm:resnet18,precision=bf16", OptionError, "amp_bf16"),
+        ("image", "pixels:precision=amp", OptionError, "precision"),
         ("image", "timm:resnet19", UnknownNameError, "resnet18"),
         ("image", "timm:resnet18@none.pth", DataError, "none.pth does not exist"),
         ("image", "open_clip:ViT-B-33/openai", UnknownNameError, "ViT-B-32"),
@@ -213,6 +221,41 @@ def test_timm_takes_weights_from_a_file(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(torch.stack([transform(image) for image in IMAGES[:3]]))
     torch.testing.assert_close(encoder.encode(IMAGES[:3]), expected)
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("amp", 2e-2), ("amp_bf16", 5e-2)])
+def test_precision_is_that_of_autocast(tmp_path: Path, precision: str, rounding: float) -> None:
+    """Features in half precision are float32 tensors near those in full precision, and the random state does not matter."""
+    torch.save(tiny_clip(0).state_dict(), tmp_path / "clip.pt")
+    tiny_bert(tmp_path)
+    clip = f"open_clip:clip-negatives-tiny/{tmp_path / 'clip.pt'}"
+    for make, spec, samples in (
+        (image_encoder, clip, IMAGES[:5]),
+        (text_encoder, clip, TEXTS[:5]),
+        (text_encoder, f"transformers:{tmp_path}", TEXTS[:5]),
+    ):
+        full, half = make(spec), make(f"{spec},precision={precision}")
+        expected, encoded = (F.normalize(encoder.encode(samples), dim=1) for encoder in (full, half))
+        assert encoded.dtype == torch.float32
+        assert not torch.equal(encoded, expected)
+        torch.testing.assert_close(encoded, expected, rtol=0, atol=rounding)
+        assert half.name == f"{full.name},precision={precision}"
+
+
+def test_samples_may_be_prepared_apart_from_the_model(tmp_path: Path) -> None:
+    """`encode` of many samples equals `forward` of what `prepare` gives for a few at a time."""
+    torch.save(tiny_clip(0).state_dict(), tmp_path / "clip.pt")
+    tiny_bert(tmp_path)
+    clip = f"open_clip:clip-negatives-tiny/{tmp_path / 'clip.pt'}"
+    for encoder, samples in (
+        (image_encoder("pixels:dim=0"), IMAGES),
+        (text_encoder("hashing"), TEXTS),
+        (image_encoder(clip), IMAGES),
+        (text_encoder(clip), TEXTS),
+        (text_encoder(f"transformers:{tmp_path}"), TEXTS),
+    ):
+        apart = encoder.forward([encoder.prepare(samples[:64]), encoder.prepare(samples[64:])])
+        torch.testing.assert_close(encoder.encode(samples), apart, rtol=1e-4, atol=1e-5)
 
 
 def test_timm_refuses_weights_of_another_model(tmp_path: Path) -> None:

@@ -22,13 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clip_negatives.dataset import TablePairs, TarPairs, open_table, tables
+from clip_negatives.dataset import TablePairs, TarPairs, open_table, tables, tar_part
 from clip_negatives.encoders import Encoder, image_encoder, text_encoder
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features import EncodedFeatures, assembly, encode, encoding, run
 from clip_negatives.features.run import EncodingRun
-from clip_negatives.pipelines.prepare import prepare
-from clip_negatives.pipelines.recipe import Recipe
 from clip_negatives.storage.atomic import write_tensors
 from clip_negatives.storage.clusters_parts import FEATURES
 from tests.pairs import listings, png, write_csv, write_tar, write_tars
@@ -293,7 +291,7 @@ def test_killed_process_loses_at_most_a_part(source: TablePairs, tmp_path: Path,
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(source.path), str(work)],
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (work / "images" / source.parts()[1].digest()).exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
@@ -350,19 +348,44 @@ def test_error_is_reported_if_the_others_cannot_be_stopped(tmp_path: Path) -> No
 
 
 def test_large_images_are_encoded_in_smaller_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pixels of a chunk are limited, because all its images are in memory; the features stay the same."""
-    source, sizes, write = open_table(write_csv(tmp_path, 12)), list[int](), encoding._write
-    whole = prepare(source, tmp_path / "whole", Recipe(clusterer="kmeans:n_clusters=2"), progress=False)
+    """The pixels that are prepared together are limited, because these images are in memory; the features stay the same."""
+    source, sizes, plain = open_table(write_csv(tmp_path, 12)), list[int](), image_encoder("pixels:dim=8")
+    whole = _run(source, tmp_path / "whole", plain)
 
-    def noted(raw: Tensor, *rest: Any) -> None:
-        sizes.append(len(raw))
-        write(raw, *rest)
+    def noted(images: Sequence[Image.Image]) -> Tensor:
+        sizes.append(len(images))
+        return plain.encode(images)
 
-    monkeypatch.setattr(encoding, "_write", noted)
     monkeypatch.setattr(encoding, "MAX_PIXELS", 3 * 32 * 32)  # an image has 32 x 32
-    parts = prepare(source, tmp_path / "parts", Recipe(clusterer="kmeans:n_clusters=2"), progress=False)
-    assert sizes == [3, 3, 3, 3, 12]  # all texts
-    assert torch.equal(whole.clusters.features_of("image", "a test"), parts.clusters.features_of("image", "a test"))
+    parts = _run(source, tmp_path / "parts", dataclasses.replace(plain, prepare=noted))
+    assert sizes == [3, 3, 3, 3]
+    assert all(torch.equal(*pair) for pair in zip(whole, parts, strict=True))
+
+
+@pytest.mark.parametrize("n_threads", [1, 8])
+def test_files_do_not_depend_on_reading_ahead(
+    source: TablePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_threads: int
+) -> None:
+    """All files are the same bytes as those of a run that reads one batch after another."""
+
+    def files(data: TablePairs | TarPairs, work: Path) -> dict[str, bytes]:
+        _encode(data, work)
+        return {str(file.relative_to(work)): file.read_bytes() for file in work.rglob("*") if file.is_file()}
+
+    for name, data in (("table", source), ("tars", TarPairs(write_tars(tmp_path, 30)))):
+        ahead = files(data, tmp_path / name)
+        with monkeypatch.context() as patches:
+            patches.setattr(encoding, "read_ahead", lambda items, count: (item for item in items))
+            for module in (tables, tar_part):
+                patches.setattr(module, "reading_threads", lambda: n_threads)
+            assert files(data, tmp_path / f"{name} serially") == ahead
+
+
+def test_broken_image_of_a_table_is_named_with_its_row(source: TablePairs, tmp_path: Path) -> None:
+    """An error of the thread that reads ahead ends the command as before."""
+    Path(source.image_paths[20]).write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"The image .* \(row 20 of .*\) cannot be decoded\. Repair it"):
+        _encode(source, tmp_path / "work")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -378,7 +401,7 @@ def test_image_without_finite_features_is_named(source: TablePairs, tmp_path: Pa
         place[0] += len(images)
         return encoded
 
-    broken = dataclasses.replace(sound, encode=poisoned)
+    broken = dataclasses.replace(sound, prepare=poisoned)
     with pytest.raises(DataError, match=r"pixels.* gives NaN or infinity for the image of sample 20\. Leave the sample out"):
         _encode(source, tmp_path / "work", broken)
     assert len(list((tmp_path / "work" / "images").glob("*/record.json"))) == 1
@@ -387,6 +410,6 @@ def test_image_without_finite_features_is_named(source: TablePairs, tmp_path: Pa
 
 def test_text_without_finite_features_is_named(source: TablePairs, tmp_path: Path) -> None:
     sound = text_encoder("tfidf:dim=8")
-    broken = dataclasses.replace(sound, encode=lambda texts: sound.encode(texts) * float("nan"))
+    broken = dataclasses.replace(sound, prepare=lambda texts: sound.encode(texts) * float("nan"))
     with pytest.raises(DataError, match=r"tfidf.* gives NaN or infinity for the text '"):
         encode(source, image_encoder("pixels:dim=8"), broken, tmp_path / "work")

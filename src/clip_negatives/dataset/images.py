@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from clip_negatives.dataset.notes import KEY, image_kinds
+from clip_negatives.distributed.environment import reading_threads
 from clip_negatives.errors import DataError
 from clip_negatives.storage.atomic import digest
 from clip_negatives.storage.limits import VARIABLE, limit
@@ -108,7 +109,7 @@ def read_small_image(file: Any, side: int) -> Image.Image | None:
 
 def read_small_files(paths: Sequence[str], side: int) -> Iterator[Image.Image | None]:
     """Yield `read_small_image` of each file, read ahead by threads."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(reading_threads()) as pool:
         for start in range(0, len(paths), AHEAD):
             yield from pool.map(lambda path: read_small_image(path, side), paths[start : start + AHEAD])
 

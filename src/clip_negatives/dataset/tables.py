@@ -21,6 +21,7 @@ from clip_negatives.dataset.stored_images import ImageFiles, StoredImages, withi
 from clip_negatives.dataset.table_parts import TablePart
 from clip_negatives.dataset.tar_names import tar_names
 from clip_negatives.dataset.values import as_strings, check_values, identities, is_missing
+from clip_negatives.distributed.environment import reading_threads
 from clip_negatives.errors import DataError
 from clip_negatives.printing import log
 from clip_negatives.storage.digests import rows_digest
@@ -176,7 +177,7 @@ class TablePairs:
 
     def images(self, start: int, stop: int) -> Iterator[Image.Image]:
         """Yield the images of rows start .. stop-1, RGB; a damaged image is a DataError with its file and row."""
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(reading_threads()) as pool:
             for first in range(start, stop, AHEAD):
                 rows = range(first, min(first + AHEAD, stop))
                 results = in_slices(pool, lambda row: read_or_count(self.stored.file(row)), rows)
@@ -186,7 +187,7 @@ class TablePairs:
 
     def small_images(self, rows: Sequence[int], side: int) -> Iterator[Image.Image | None]:
         """Yield the images of `rows`, shrunk to fit a square of `side` pixels; None for an image that cannot be read."""
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(reading_threads()) as pool:
             for start in range(0, len(rows), AHEAD):
                 ahead = rows[start : start + AHEAD]
                 yield from pool.map(lambda row: read_small_image(self.stored.file(row), side), ahead)

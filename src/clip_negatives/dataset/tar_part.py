@@ -17,6 +17,7 @@ from clip_negatives.dataset.notes import NO_GROUP, Note
 from clip_negatives.dataset.pairs import BrokenSample, Sample, TornTar
 from clip_negatives.dataset.urls import ShardStream, is_plain, open_url, shard_source, shard_stamp
 from clip_negatives.dataset.values import MISSING
+from clip_negatives.distributed.environment import reading_threads
 from clip_negatives.storage.limits import OF_SAMPLES, limit
 from clip_negatives.storage.safe_reading import parse_json
 from clip_negatives.storage.source_files import SourceFile
@@ -46,7 +47,7 @@ class TarPart:
 
     def samples(self) -> Iterator[Sample | BrokenSample]:
         """Read the pairs; threads decode the images."""
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(reading_threads()) as pool:
             for batch in limited_batches(self.raw_samples(), AHEAD, _count_pixels):
                 yield from pool.map(self._decode, batch)
 

@@ -6,6 +6,7 @@ import os
 
 from clip_negatives.errors import ProcessError
 
+MAX_THREADS = 32  # as in Python's `ThreadPoolExecutor`
 REPAIR = "Start the processes with torchrun, or unset WORLD_SIZE."
 
 
@@ -21,6 +22,15 @@ def started_processes() -> int:
         if rank is not None and number > 1 and rank >= number:
             raise ProcessError(f"{name} is {rank}, but WORLD_SIZE is {number}. {REPAIR}")
     return number
+
+
+def reading_threads() -> int:
+    """Return how many threads read and decode: as many as `ThreadPoolExecutor` has for this process's share of the CPUs.
+
+    The processes that torchrun starts on a machine share its CPUs.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(MAX_THREADS, max(1, cpus // (_number("LOCAL_WORLD_SIZE", 1) or 1)) + 4)
 
 
 def check_address(*names: str) -> None:

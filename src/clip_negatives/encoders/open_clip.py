@@ -8,7 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from clip_negatives.encoders.encoder import Encoder, check_model, device, image_model, loading, restored, run
+from clip_negatives.encoders.encoder import (
+    Encoder,
+    Precision,
+    check_model,
+    device,
+    image_model,
+    loading,
+    model_encoder,
+    restored,
+)
 from clip_negatives.errors import DataError
 from clip_negatives.storage.digests import weights_digest
 
@@ -22,26 +31,32 @@ MAX_WORD = 2048
 _LONG_WORD = re.compile(rf"(?<!\S)\S{{{MAX_WORD + 1},}}")
 
 
-def image_tower(model: str) -> Encoder:
+def image_tower(model: str, precision: Precision = "fp32") -> Encoder:
     """Return the image tower of ``MODEL/WEIGHTS``, ``local-dir:FOLDER`` or ``hf-hub:NAME``."""
-    return _loaded(model)[0]
+    return towers(*_loaded(model), precision)[0]
 
 
-def text_tower(model: str) -> Encoder:
+def text_tower(model: str, precision: Precision = "fp32") -> Encoder:
     """Return the text tower of a model; see `image_tower`."""
-    return _loaded(model)[1]
+    return towers(*_loaded(model), precision)[1]
 
 
-def towers(model: Any, transform: Callable[[Any], Any], tokenizer: Callable[..., Any]) -> tuple[Encoder, Encoder]:
+def towers(
+    model: Any, transform: Callable[[Any], Any], tokenizer: Callable[..., Any], precision: Precision = "fp32"
+) -> tuple[Encoder, Encoder]:
     """Return the encoders of images and texts of a model of open_clip in eval mode, with its transform and its tokenizer."""
-    tower = functools.partial(model.encode_text, normalize=True)
+
+    def tokens(texts: Sequence[str]) -> Any:
+        return tokenizer([text[:MAX_CHARACTERS] for text in texts])
+
     return (
-        image_model(functools.partial(model.encode_image, normalize=True), transform),
-        Encoder(lambda texts: run(tower, texts, lambda batch: tokenizer([text[:MAX_CHARACTERS] for text in batch]))),
+        image_model(functools.partial(model.encode_image, normalize=True), transform, precision),
+        model_encoder(functools.partial(model.encode_text, normalize=True), tokens, precision),
     )
 
 
-def _loaded(model: str) -> tuple[Encoder, Encoder]:
+def _loaded(model: str) -> tuple[Any, Callable[[Any], Any], ShortWords]:
+    """Return a model, its transform and its tokenizer."""
     from open_clip import factory
 
     model, weights = (model, "") if model.startswith(SCHEMES) else model.partition("/")[::2]
@@ -72,7 +87,7 @@ def _checked(model: str, weights: str) -> tuple[str, str, str]:
 
 
 @functools.lru_cache(maxsize=1)  # the two towers of a model are loaded once
-def _load(name: str, weights: str, digest: str) -> tuple[Encoder, Encoder]:
+def _load(name: str, weights: str, digest: str) -> tuple[Any, Callable[[Any], Any], ShortWords]:
     import open_clip
 
     is_file = Path(weights).is_file()
@@ -85,7 +100,7 @@ def _load(name: str, weights: str, digest: str) -> tuple[Encoder, Encoder]:
             # A checkpoint trained with --siglip has a logit bias, which no encoder uses.
             **({"init_logit_bias": 0.0} if is_file else {}),
         )
-        return towers(model.eval(), transform, ShortWords(open_clip.get_tokenizer(name)))
+        return model.eval(), transform, ShortWords(open_clip.get_tokenizer(name))
 
 
 def cut_long_words(text: str) -> str:

