@@ -365,10 +365,10 @@ def test_a_full_disk_is_to_be_freed(
     def fill(self: Negatives, *given: Any, **named: Any) -> None:
         if next(calls) == epochs:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events")
-        train_one_epoch(self, *given, **named)
+        train_epoch(self, *given, **named)
 
-    calls, train_one_epoch = iter(range(1, 9)), Negatives.train_one_epoch
-    monkeypatch.setattr(Negatives, "train_one_epoch", fill)
+    calls, train_epoch = iter(range(1, 9)), Negatives.train_epoch
+    monkeypatch.setattr(Negatives, "train_epoch", fill)
     line = [*arguments, "--epochs", str(epochs), "--name", "run"]
     with pytest.raises(ArtifactError, match=re.escape(words)), named(names):
         train(line, TrainOptions("in_batch", "uniform"))

@@ -19,8 +19,8 @@ from webdataset.handlers import reraise_exception
 from clip_negatives.dataset import open_pairs
 from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, stream_tars, train
+from clip_negatives.integrations.open_clip.adapter import installed
 from clip_negatives.integrations.open_clip.guest import NO_GHOSTSCRIPT, replaced
-from clip_negatives.integrations.open_clip.seam import load_main
 from clip_negatives.integrations.open_clip.stream_tars import expand_tars
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 from clip_negatives.pipelines.prepare import prepare
@@ -177,4 +177,4 @@ def test_tars_that_end_before_their_end_end_the_stream_where_the_handler_says(tm
 def test_an_open_clip_that_reads_tars_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(open_clip_train.data, "tar_file_expander")
     with pytest.raises(UnsupportedError, match="no tar_file_expander"):
-        load_main()
+        installed()

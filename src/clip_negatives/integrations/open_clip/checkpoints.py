@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from open_clip_train.train import unwrap_model
 
 from clip_negatives.errors import ArtifactError, DivergedError
 from clip_negatives.integrations.open_clip.arguments import LATEST
@@ -95,7 +94,7 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
 
 def check_finite(model: torch.nn.Module, epoch: int) -> None:
     """Raise DivergedError if a weight is not finite; called before a checkpoint is written."""
-    not_finite = [name for name, weight in unwrap_model(model).named_parameters() if not bool(weight.isfinite().all())]
+    not_finite = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if not_finite:
         raise DivergedError(
             f"The training diverged: after epoch {epoch}, {not_finite[0]} and {len(not_finite) - 1} more weights are NaN or "

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip_train.train
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss
@@ -24,6 +23,7 @@ class EpochFigures:
 
     args: Any
     tb_writer: Any  # open_clip's TensorBoard writer, or None
+    wandb: Any  # module with the interface of wandb, or None
     epoch: int
     steps: int  # steps in an epoch; accumulated batches are one step
     clusters: Clusters | None  # None: only figures of the weighting are known
@@ -60,5 +60,5 @@ class EpochFigures:
         if self.tb_writer is not None:
             for name, value in figures.items():
                 self.tb_writer.add_scalar(name, value, step)
-        if self.args.wandb:
-            open_clip_train.train.wandb.log(figures, step=step)  # the module that open_clip logs to
+        if self.wandb is not None:
+            self.wandb.log(figures, step=step)
