@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from clip_negatives.integrations.open_clip.seam import Negatives
     from clip_negatives.losses.module import NegativesClipLoss
 
-SERVED = "open_clip_torch>=3.0,<4"
+SERVED = "open_clip_torch>=3.0,<5"
 Replacement = tuple[Any, str, Any]  # owner, name of the attribute, new value; see `guest.replaced`
 
 # Functions of open_clip that we replace or call, with the parameters that we use: of all generations, then by adapter.
@@ -47,6 +47,17 @@ ADAPTERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "open_clip_train.main.pt_load": ("file_path", "map_location"),
         "open_clip_train.main.train_one_epoch": ("model", "data", "loss", "epoch", "optimizer"),
         "open_clip_train.train.unwrap_model": ("model",),
+    },
+    "version4": {
+        **_EXPECTED,
+        "open_clip.task.CLIPTask": ("model", "loss"),
+        "open_clip.task.SigLIPTask": ("model", "loss"),
+        "open_clip.task.get_model_from_task": (),
+        "open_clip_train.data.SyntheticDataset": (),
+        "open_clip_train.file_utils.pt_load": ("file_path", "map_location"),
+        "open_clip_train.main.create_task": ("args", "model"),
+        "open_clip_train.main.train_one_epoch": ("state", "data", "args", "tb_writer"),
+        "open_clip_train.train.get_wandb_backend": ("args",),
     },
 }
 
@@ -86,12 +97,20 @@ class Adapter(ABC):
         """Yield each given option that does not work with this package, and the reason."""
 
     @abstractmethod
+    def checks(self) -> list[Replacement]:
+        """Return the functions of `main` to replace in a rehearsal, to check the model."""
+
+    @abstractmethod
     def replacements(self, negatives: Negatives) -> list[Replacement]:
         """Return the functions of `main` to replace in a training run."""
 
     @abstractmethod
     def keep_entries(self, stages: list[Any], entries: tuple[str, ...]) -> bool:
         """Let the batches of a webdataset stream be ``(images, tokens, *entries)``; False if the stages are unknown."""
+
+    @abstractmethod
+    def as_batch(self, batch: Any) -> Any:
+        """Return a batch ``(images, tokens)`` in the form that open_clip's loop expects."""
 
     @abstractmethod
     def wandb(self, args: Namespace) -> Any:

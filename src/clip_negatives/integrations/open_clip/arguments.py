@@ -42,8 +42,10 @@ def parsed(arguments: Sequence[str]) -> Namespace:
     try:
         with contextlib.redirect_stderr(output):
             args: Namespace = parse_args([*FOUND, *arguments])
-    except ValueError as error:  # open_clip splits each --aug-cfg at "="
-        raise InputError("--aug-cfg needs settings name=value. Correct it.") from error
+    except ValueError as error:
+        splits = "unpack" in str(error)  # open_clip splits each --aug-cfg at "="
+        fault = "--aug-cfg needs settings name=value" if splits else f"open_clip's arguments: {str(error).rstrip('.')}"
+        raise InputError(f"{fault}. Correct it.") from error
     except SystemExit as stopped:
         if not stopped.code:
             raise

@@ -70,6 +70,11 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
     if args.resume == LATEST:
         is_only = all(checkpoint == file for checkpoint in file.parent.glob("*.pt"))
         repair = f"Remove it: --resume latest then {'trains from the start' if is_only else 'uses the one before'}."
+    if file.is_dir():
+        raise ArtifactError(
+            f"The checkpoint {file} is a folder of the parts of a sharded model. Its index is a pickle, which can run code. "
+            "Use a .pt file for --resume."
+        )
     try:
         check_file(file)
         with file.open("rb") as stream:
@@ -190,5 +195,7 @@ def resumed_file(main: ModuleType, args: Namespace) -> Path | None:
         return None
     folder = Path(args.logs) / args.name / "checkpoints"
     most_recent = folder / str(main.LATEST_CHECKPOINT_NAME)
+    if args.save_most_recent and not most_recent.exists():
+        most_recent = most_recent.with_suffix("")  # of a sharded model
     file = most_recent if args.save_most_recent else latest_checkpoint(main)(str(folder), remote=False)
     return Path(file) if file is not None and Path(file).exists() else None

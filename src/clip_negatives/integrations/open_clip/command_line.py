@@ -86,8 +86,9 @@ def _check_values(args: Namespace) -> None:
     check_choice("--lr-scheduler", args.lr_scheduler, ("cosine", "const", "const-cooldown"))
     if args.lr_scheduler == "const-cooldown" and args.epochs_cooldown is None:
         raise InputError("--lr-scheduler const-cooldown needs the number of cooldown epochs. Add --epochs-cooldown.")
-    for name in ("wandb", "tensorboard"):
-        if (name in args.report_to or "all" in args.report_to) and getattr(open_clip_train.main, name) is None:
+    for name in ("wandb", "trackio", "tensorboard"):
+        is_given = name in args.report_to or ("all" in args.report_to and name != "trackio")
+        if is_given and getattr(open_clip_train.main, name, True) is None:
             raise MissingPackageError(f"--report-to {args.report_to} needs {name}. Install it: pip install {name}.")
     try:
         torch.device(args.device)

@@ -37,7 +37,7 @@ class TrainData:
     adapter: Adapter
     current: CurrentSamples  # passes the samples of each batch to the loss
     folder: ClustersOrLabels | None
-    dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
+    dataloader: Any = None  # yields open_clip's batches, and has the counts num_batches and num_samples that open_clip reads
     teacher: Callable[[Any], Towers] | None = None  # returns the features of a batch by another model
     additions: Additions = field(default_factory=Additions)  # what the sampler adds to each sample
 
@@ -57,7 +57,7 @@ class TrainData:
         """Create the loader for these clusters."""
         native, args = self.info.dataloader, self.args
         if self.dataset is None:
-            self.dataloader = HandOver(self._stream(native), self.current, self.args.epochs)
+            self.dataloader = HandOver(self._stream(native), self.current, args.epochs, self.adapter.as_batch)
             read_captions(native, caption_field(self.args))
             self.dataloader.num_batches = native.num_batches
         else:
@@ -69,7 +69,7 @@ class TrainData:
             sampler = self.options.create_sampler(context)
             self.additions = Additions.of(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
-            self.dataloader = HandOver(loader, self.current, args.epochs)
+            self.dataloader = HandOver(loader, self.current, args.epochs, self.adapter.as_batch)
             self.dataloader.num_batches = len(loader)
         self.dataloader.num_samples = native.num_samples
         self.dataloader.teacher = self.teacher

@@ -32,6 +32,12 @@ class EpochFigures:
     batches: int = 0  # number of batches so far
     due: int | None = None  # step whose figures of the weighting are not logged yet
 
+    @property
+    def _intervals(self) -> list[int]:
+        """Return the numbers of steps between two logs: of open_clip 4 also that of figures, apart from the text."""
+        names = "log_every_n_steps", "log_metric_every_n_steps"
+        return [max(1, getattr(self.args, name)) for name in names if hasattr(self.args, name)]
+
     def log_clusters(self) -> None:
         """Log the sizes of the clusters at the first step of the epoch."""
         if self.clusters is not None:
@@ -42,7 +48,7 @@ class EpochFigures:
         self.finish()
         self.batches += 1
         step, rest = divmod(self.batches, self.args.accum_freq)
-        if not rest and ((step - 1) % self.args.log_every_n_steps == 0 or step == self.steps):
+        if not rest and (step == self.steps or any((step - 1) % interval == 0 for interval in self._intervals)):
             clusters = self.clusters
             self._log({} if clusters is None else batch_figures(current.samples, clusters, self.terms), step - 1)
             self.due = step - 1

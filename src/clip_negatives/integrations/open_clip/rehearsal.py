@@ -93,6 +93,7 @@ class _Start:
             (*self._adapter.checkpoint_reader, self._read_checkpoint),
             (main, "get_data", self._try_data),
             (factory, "load_checkpoint", self._try_weights),
+            *self._adapter.checks(),
             *table_dataset.replacements(self._args.dataset_type),
         ]
 

@@ -44,6 +44,7 @@ class TableDataset(Dataset[Any]):
         sep: str = "",
         tokenizer: Any = None,
         *,
+        variable_text: bool = False,
         dataset_type: str = "auto",
     ) -> None:
         columns = Columns(img_key or None, caption_key or None, None, sep or None)

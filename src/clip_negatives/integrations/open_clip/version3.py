@@ -26,6 +26,10 @@ class OpenClip(Adapter):
         if args.horovod:
             yield "--horovod", "the loss gathers samples with torch.distributed"
 
+    def checks(self) -> list[Replacement]:
+        """Return nothing: the arguments show which models are not supported."""
+        return []
+
     def replacements(self, negatives: Negatives) -> list[Replacement]:
         """Return ``get_data``, ``create_loss`` and ``train_one_epoch``."""
         own_train_one_epoch = self.main.train_one_epoch
@@ -45,6 +49,10 @@ class OpenClip(Adapter):
         if len(places) == 1:
             stages[places[0]] = webdataset.to_tuple("image", "text", *entries)
         return len(places) == 1
+
+    def as_batch(self, batch: Any) -> Any:
+        """Return the batch as it is."""
+        return batch
 
     def wandb(self, args: Namespace) -> Any:
         """Return wandb with ``--report-to wandb``."""

@@ -1,0 +1,128 @@
+"""open_clip 4: a task holds model and loss; batches are dicts."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import open_clip_train.data
+import open_clip_train.file_utils
+import open_clip_train.main
+import open_clip_train.train
+import torch
+import webdataset
+from open_clip.task import CLIPTask, SigLIPTask, get_model_from_task
+from torch.utils.data import DataLoader, default_collate
+
+from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.adapter import Adapter, Epoch, Replacement
+from clip_negatives.integrations.open_clip.seam import Negatives
+from clip_negatives.losses.module import NegativesClipLoss
+
+# Options of each reason why they do not work; all of them are off by default.
+UNSUPPORTED = {
+    "its batches have no sample ids": ("use_naflex",),
+    "the checks and the re-clustering need all weights on each process": ("fsdp",),
+    "the clusters belong to the captions of --csv-caption-key": ("json_text_key", "json_text_key_probs"),
+}
+DEFAULTS = {"image_key": "jpg;png;jpeg;webp", "text_key": "txt"}
+
+
+class OpenClip(Adapter):
+    """The training of open_clip 4."""
+
+    main = open_clip_train.main
+    checkpoint_reader = open_clip_train.file_utils, "pt_load"
+
+    def unsupported(self, args: Namespace) -> Iterator[tuple[str, str]]:
+        """Yield options of other losses, of other batches and of other captions than those that were clustered."""
+        if "genlip" in args.model.lower() or "genlap" in args.model.lower():
+            yield f"--model {args.model}", "it has no contrastive loss"
+        for reason, names in UNSUPPORTED.items():
+            for name in names:
+                if getattr(args, name):
+                    yield f"--{name.replace('_', '-')}", reason
+        for name, default in DEFAULTS.items():
+            if getattr(args, name) != default:
+                yield f"--{name.replace('_', '-')}", "clip-negatives prepare reads the endings jpg, png, jpeg, webp and txt"
+
+    def checks(self) -> list[Replacement]:
+        """Return ``create_task`` with a check of the task."""
+        return [(self.main, "create_task", partial(_checked_task, self.main.create_task))]
+
+    def replacements(self, negatives: Negatives) -> list[Replacement]:
+        """Return ``get_data``, ``train_one_epoch``, which sets the loss of the task, and the data set of synthetic data."""
+        own_train_one_epoch = self.main.train_one_epoch
+
+        def get_data(args: Namespace, preprocess_fns: Any, epoch: int = 0, tokenizer: Any = None, **_: Any) -> Any:
+            data = negatives.get_data(args, preprocess_fns, epoch, tokenizer)
+            if "val" in data and isinstance(loader := data["val"].dataloader, DataLoader):
+                loader.collate_fn = _collated
+            return data
+
+        def train_one_epoch(state: Any, data: Any, args: Namespace, tb_writer: Any = None) -> None:
+            if not isinstance(state.task.loss, NegativesClipLoss):
+                state.task.loss = _outside_graphs(negatives.create_loss(args))
+            train = partial(own_train_one_epoch, state, data, args, tb_writer=tb_writer)
+            model, loss = get_model_from_task(state.task), state.task.loss
+            negatives.train_epoch(Epoch(state.epoch, model, loss, state.optimizer, tb_writer, train))
+
+        functions = {"get_data": get_data, "train_one_epoch": train_one_epoch}
+        return [
+            *((self.main, name, function) for name, function in functions.items()),
+            (open_clip_train.data, "SyntheticDataset", SyntheticPairs),
+        ]
+
+    def keep_entries(self, stages: list[Any], entries: tuple[str, ...]) -> bool:
+        """Keep the entries in ``rename``, and insert ``to_tuple`` before ``batched``."""
+        names = [getattr(getattr(stage, "f", None), "__name__", "") for stage in stages]
+        if names.count("_rename") != 1 or names.count("_batched") != 1:
+            return False
+        rename = names.index("_rename")
+        stages[rename] = webdataset.rename(**stages[rename].kw, **{name: name for name in entries})
+        stages.insert(names.index("_batched"), webdataset.to_tuple("image", "text", *entries))
+        return True
+
+    def as_batch(self, batch: Any) -> Any:
+        """Return ``{"image": images, "text": tokens}``."""
+        return {"image": batch[0], "text": batch[1]}
+
+    def wandb(self, args: Namespace) -> Any:
+        """Return wandb or trackio, as ``--report-to`` names it."""
+        return open_clip_train.train.get_wandb_backend(args)
+
+
+class SyntheticPairs(open_clip_train.data.SyntheticDataset):  # type: ignore[misc]
+    """open_clip's synthetic data as pairs ``(image, tokens)``, like our tables."""
+
+    def __getitem__(self, idx: int) -> tuple[Any, Any]:
+        sample = super().__getitem__(idx)
+        return sample["image"], sample["text"]
+
+
+def _collated(samples: list[Any]) -> dict[str, Any]:
+    """Return a batch of pairs as a dict, for open_clip's evaluation."""
+    images, tokens = default_collate(samples)
+    return {"image": images, "text": tokens}
+
+
+def _outside_graphs(loss: NegativesClipLoss) -> NegativesClipLoss:
+    """Keep a loss out of the graphs of ``--torchcompile``: it reads the samples of the batch, which differ at each call."""
+    forward: Callable[..., Any] = loss.forward
+    loss.forward = torch.compiler.disable(forward)  # type: ignore[method-assign]
+    return loss
+
+
+def _checked_task(create_task: Callable[..., Any], args: Namespace, model: Any, *rest: Any, **named: Any) -> Any:
+    """Return the task for a model; UnsupportedError if its loss or its captions are of another kind."""
+    task = create_task(args, model, *rest, **named)
+    fault = ""
+    if type(task) not in (CLIPTask, SigLIPTask):
+        fault = f"is trained with {type(task).__name__}, and the weights fit only the contrastive loss of CLIP"
+    elif args.variable_text:
+        fault = "has captions of variable length, and the sampler needs tokens of one length"
+    if fault:
+        raise UnsupportedError(f"--model {args.model} {fault}. Use another model, or train with open_clip_train itself.")
+    return task
