@@ -72,7 +72,6 @@ def refusal(*arguments: str) -> str:
         (["--force-image-size", "0"], "open_clip cannot start with these arguments: "),
         (["--force-context-length", "0"], "Please set a valid context length"),
         (["--aug-cfg", "scale"], "--aug-cfg needs settings name=value"),
-        (["--trace"], "open_clip cannot start with these arguments: "),
         (["--resume", "http://127.0.0.1:9/a.pt"], "The checkpoint http://127.0.0.1:9/a.pt cannot be read: "),
         (["--val-data", "http://127.0.0.1:9/a.csv"], "The csv file http://127.0.0.1:9/a.csv cannot be read: "),
     ],
@@ -254,19 +253,6 @@ def test_more_pairs_than_there_are(train_csv: Path, tmp_path: Path) -> None:
     assert shown.exit_code == 0
     assert 0 < int(shown.output.split(": ")[1].split()[0]) < ROWS * (ROWS - 1)
     assert read_clusters(tmp_path / "clusters").clusters.n_samples == ROWS
-
-
-@pytest.mark.parametrize("change", ["gone", "other arguments"])
-def test_an_open_clip_of_another_structure(change: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import open_clip_train.main
-
-    if change == "gone":
-        monkeypatch.delattr(open_clip_train.main, "create_loss")
-    else:
-        monkeypatch.setattr(open_clip_train.main, "create_loss", lambda task: None)
-    shown = refusal("train", *BASELINE, "--", *arguments)
-    assert "has no create_loss(args) in its training" in shown
-    assert "Install open_clip_torch>=3.0,<4" in shown
 
 
 def checkpoint(arguments: list[str], epoch: int) -> Path:

@@ -25,7 +25,7 @@ from clip_negatives.losses.module import NegativesClipLoss
 UNSUPPORTED = {
     "its batches have no sample ids": ("use_naflex",),
     "the checks and the re-clustering need all weights on each process": ("fsdp",),
-    "the clusters belong to the captions of --csv-caption-key": ("json_text_key", "json_text_key_probs"),
+    "the option --csv-caption-key names the ending or json field of the captions": ("json_text_key", "json_text_key_probs"),
 }
 DEFAULTS = {"image_key": "jpg;png;jpeg;webp", "text_key": "txt"}
 
@@ -46,7 +46,7 @@ class OpenClip(Adapter):
                     yield f"--{name.replace('_', '-')}", reason
         for name, default in DEFAULTS.items():
             if getattr(args, name) != default:
-                yield f"--{name.replace('_', '-')}", "clip-negatives prepare reads the endings jpg, png, jpeg, webp and txt"
+                yield f"--{name.replace('_', '-')}", "prepare reads the endings jpg, png, jpeg, webp and txt"
 
     def checks(self) -> list[Replacement]:
         """Return ``create_task`` with a check of the task."""
@@ -122,7 +122,7 @@ def _checked_task(create_task: Callable[..., Any], args: Namespace, model: Any, 
     if type(task) not in (CLIPTask, SigLIPTask):
         fault = f"is trained with {type(task).__name__}, and the weights fit only the contrastive loss of CLIP"
     elif args.variable_text:
-        fault = "has captions of variable length, and the sampler needs tokens of one length"
+        fault = "has captions of variable length, and the batches need tokens of one length"
     if fault:
         raise UnsupportedError(f"--model {args.model} {fault}. Use another model, or train with open_clip_train itself.")
     return task
