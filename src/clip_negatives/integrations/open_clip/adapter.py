@@ -125,12 +125,13 @@ def check_installed() -> None:
 
 def installed() -> Adapter:
     """Return the adapter of the installed open_clip; UnsupportedError if it has another structure."""
-    missing = {adapter: list(_missing(expected)) for adapter, expected in ADAPTERS.items()}
-    for name, functions in missing.items():
-        if not functions:
+    faults: list[list[str]] = []
+    for name, expected in ADAPTERS.items():
+        if not (missing := list(_missing(expected))):
             adapter: Adapter = import_module(f"{__package__}.{name}").OpenClip()
             return adapter
-    raise _unsupported(f"{min(missing.values(), key=len)[0]} in its training")
+        faults.append(missing)
+    raise _unsupported(f"{min(faults, key=len)[0]} in its training")
 
 
 def _unsupported(missing: str) -> UnsupportedError:

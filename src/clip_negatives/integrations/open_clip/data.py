@@ -12,12 +12,14 @@ from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
+from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.adapter import SERVED, Adapter
 from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, NegativeSampler, SamplingContext
+from clip_negatives.printing import log
 from clip_negatives.step import Towers
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
@@ -101,6 +103,13 @@ class TrainData:
             raise _unknown_stream()
         if stage is not None:
             stages.insert(_place_after_tars(stages), stage)
+
+    def check_labels(self, processes: Processes) -> None:
+        """Check after an epoch of a stream that samples had labels."""
+        if isinstance(loader := self.dataloader.loader, StreamLoader):
+            loader.check_labelled(any(processes.gather(loader.any_labelled)))
+            if loader.unlabelled:
+                log(f"{loader.unlabelled} samples so far have no cluster labels; their pairs have weight 1")
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of open_clip's own sampler or stream, and of our sampler."""

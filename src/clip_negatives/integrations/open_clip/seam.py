@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from clip_negatives.anchor_loss import AnchorLoss
-from clip_negatives.batches.streams import StreamLoader
 from clip_negatives.clustering.fit import refresh_due
 from clip_negatives.distributed.processes import ALONE, Processes
 from clip_negatives.encoders.open_clip import ShortWords
@@ -139,7 +138,7 @@ class Negatives:
         epoch.train()
         if self._figures is not None:
             self._figures.finish()
-        self._check_stream()
+        self._data.check_labels(self._processes)
         check_finite(epoch.model, number + 1)
         if first and args.resume:
             self._store_record(args)
@@ -168,13 +167,6 @@ class Negatives:
             self._teacher = self._processes.together(lambda: fixed_teacher(str(options.teacher), args))
         self._processes.together(lambda: restore_teacher(self._teacher, args, self._start_epoch))
         self._data.teacher = self._data.dataloader.teacher = self._teacher
-
-    def _check_stream(self) -> None:
-        """Check after an epoch of a stream that samples had labels."""
-        if isinstance(loader := self._data.dataloader.loader, StreamLoader):
-            loader.check_labelled(any(self._processes.gather(loader.any_labelled)))
-            if loader.unlabelled:
-                log(f"{loader.unlabelled} samples so far have no cluster labels; their pairs have weight 1")
 
     def _refresh(self, epoch: Epoch) -> None:
         """Cluster with the model that is trained, and use the new clusters for the batches and the weights."""
