@@ -75,7 +75,6 @@ def test_an_open_clip_without_training_is_an_error(arguments: list[str], monkeyp
                 (["--fsdp"], "--fsdp is not supported: the checks and the re-clustering need all weights on each process"),
                 (["--json-text-key", "caption"], "--json-text-key is not supported: the option --csv-caption-key names"),
                 (["--text-key", "txt;caption"], "--text-key is not supported: prepare reads the endings"),
-                (["--image-key", "png"], "--image-key is not supported: prepare reads the endings"),
                 (["--dataset-type", "webdataset-audio"], "--dataset-type must be auto, csv"),
                 (["--text-pad-multiple", "0"], "open_clip's arguments: --text-pad-multiple must be > 0"),
                 (["--report-to", "wandb,trackio"], "pip install"),
@@ -86,6 +85,13 @@ def test_an_open_clip_without_training_is_an_error(arguments: list[str], monkeyp
 def test_unsupported_arguments(arguments: list[str], theirs: list[str], words: str, tmp_path: Path) -> None:
     assert words in refusal("train", *BASELINE, "--", *arguments, *theirs)
     assert list(tmp_path.iterdir()) == []
+
+
+@only_4
+def test_other_endings_of_images_are_an_error(arguments: list[str]) -> None:
+    """On the command line, ``--image-key`` is our own option."""
+    with pytest.raises(UnsupportedError, match="^--image-key is not supported: prepare reads the endings"):
+        train([*arguments, "--image-key", "png", "--name", "run"], PLAIN)
 
 
 @only_4
