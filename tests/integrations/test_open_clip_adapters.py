@@ -90,7 +90,7 @@ def test_unsupported_arguments(arguments: list[str], theirs: list[str], words: s
 @only_4
 def test_other_endings_of_images_are_an_error(arguments: list[str]) -> None:
     """On the command line, ``--image-key`` is our own option."""
-    with pytest.raises(UnsupportedError, match="^--image-key is not supported: prepare reads the endings"):
+    with pytest.raises(UnsupportedError, match=r"^--image-key is not supported: prepare reads the endings"):
         train([*arguments, "--image-key", "png", "--name", "run"], PLAIN)
 
 
