@@ -73,8 +73,8 @@ def test_an_open_clip_without_training_is_an_error(arguments: list[str], monkeyp
                 (["--model", "naflexgenlip_b16"], "--model naflexgenlip_b16 is not supported: it has no contrastive loss"),
                 (["--use-naflex"], "--use-naflex is not supported: its batches have no sample ids"),
                 (["--fsdp"], "--fsdp is not supported: the checks and the re-clustering need all weights on each process"),
-                (["--json-text-key", "caption"], "--json-text-key is not supported: the option --csv-caption-key names"),
-                (["--text-key", "txt;caption"], "--text-key is not supported: prepare reads the endings"),
+                (["--json-text-key", "caption"], "--json-text-key is not supported: --csv-caption-key names the ending"),
+                (["--text-key", "txt;caption"], "--text-key is not supported: --csv-caption-key names the ending"),
                 (["--dataset-type", "webdataset-audio"], "--dataset-type must be auto, csv"),
                 (["--text-pad-multiple", "0"], "open_clip's arguments: --text-pad-multiple must be > 0"),
                 (["--report-to", "wandb,trackio"], "pip install"),
@@ -90,7 +90,7 @@ def test_unsupported_arguments(arguments: list[str], theirs: list[str], words: s
 @only_4
 def test_other_endings_of_images_are_an_error(arguments: list[str]) -> None:
     """On the command line, ``--image-key`` is our own option."""
-    with pytest.raises(UnsupportedError, match=r"^--image-key is not supported: prepare reads the endings"):
+    with pytest.raises(UnsupportedError, match=r"^--image-key is not supported: images in tars have the endings"):
         train([*arguments, "--image-key", "png", "--name", "run"], PLAIN)
 
 

@@ -31,14 +31,24 @@ Replacement = tuple[Any, str, Any]  # owner, name of the attribute, new value; s
 
 # Functions of open_clip that we replace or call, with the parameters that we use: of all generations, then by adapter.
 _EXPECTED = {
+    "open_clip.factory.load_checkpoint": ("model", "checkpoint_path"),
+    "open_clip.get_input_dtype": ("precision",),
+    "open_clip_train.data.CsvDataset": (),
+    "open_clip_train.data.expand_urls": ("urls",),
+    "open_clip_train.data.get_csv_dataset": (),
+    "open_clip_train.data.get_dataset_fn": ("data_path", "dataset_type"),
+    "open_clip_train.data.get_dataset_size": ("shards",),
+    "open_clip_train.data.tar_file_expander": (),
+    "open_clip_train.data.url_opener": (),
+    "open_clip_train.distributed.is_using_distributed": (),
+    "open_clip_train.distributed.world_info_from_env": (),
     "open_clip_train.main.get_data": ("args", "preprocess_fns", "epoch", "tokenizer"),
     "open_clip_train.main.get_latest_checkpoint": ("path", "remote"),
     "open_clip_train.main.init_distributed_device": ("args",),
     "open_clip_train.main.parse_args": ("args",),
     "open_clip_train.main.random_seed": (),
     "open_clip_train.main.setup_logging": (),
-    "open_clip_train.data.tar_file_expander": (),
-    "open_clip_train.data.url_opener": (),
+    "open_clip_train.precision.get_autocast": ("precision", "device_type"),
 }
 ADAPTERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "version3": {

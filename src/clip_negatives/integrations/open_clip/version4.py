@@ -21,13 +21,15 @@ from clip_negatives.integrations.open_clip.adapter import Adapter, Epoch, Replac
 from clip_negatives.integrations.open_clip.seam import Negatives
 from clip_negatives.losses.module import NegativesClipLoss
 
-# Options of each reason why they do not work; all of them are off by default.
+# Options that do not work with another value than the default, and the reason.
+_CAPTIONS = "--csv-caption-key names the ending or json field of the captions"
 UNSUPPORTED = {
-    "its batches have no sample ids": ("use_naflex",),
-    "the checks and the re-clustering need all weights on each process": ("fsdp",),
-    "the option --csv-caption-key names the ending or json field of the captions": ("json_text_key", "json_text_key_probs"),
+    "use_naflex": (False, "its batches have no sample ids"),
+    "fsdp": (False, "the checks and the re-clustering need all weights on each process"),
+    "json_text_key": (None, _CAPTIONS),
+    "text_key": ("txt", _CAPTIONS),
+    "image_key": ("jpg;png;jpeg;webp", "images in tars have the endings jpg, png, jpeg and webp"),
 }
-DEFAULTS = {"image_key": "jpg;png;jpeg;webp", "text_key": "txt"}
 
 
 class OpenClip(Adapter):
@@ -37,16 +39,12 @@ class OpenClip(Adapter):
     checkpoint_reader = open_clip_train.file_utils, "pt_load"
 
     def unsupported(self, args: Namespace) -> Iterator[tuple[str, str]]:
-        """Yield options of other losses, of other batches and of other captions than those that were clustered."""
+        """Yield models without a contrastive loss, and options of other batches than those of the clustered samples."""
         if "genlip" in args.model.lower() or "genlap" in args.model.lower():
             yield f"--model {args.model}", "it has no contrastive loss"
-        for reason, names in UNSUPPORTED.items():
-            for name in names:
-                if getattr(args, name):
-                    yield f"--{name.replace('_', '-')}", reason
-        for name, default in DEFAULTS.items():
-            if getattr(args, name) != default:
-                yield f"--{name.replace('_', '-')}", "prepare reads the endings jpg, png, jpeg, webp and txt"
+        for name, (default, reason) in UNSUPPORTED.items():
+            if getattr(args, name, default) != default:
+                yield f"--{name.replace('_', '-')}", reason
 
     def checks(self) -> list[Replacement]:
         """Return ``create_task`` with a check of the task."""
@@ -64,10 +62,11 @@ class OpenClip(Adapter):
 
         def train_one_epoch(state: Any, data: Any, args: Namespace, tb_writer: Any = None) -> None:
             if not isinstance(state.task.loss, NegativesClipLoss):
-                state.task.loss = _outside_graphs(negatives.create_loss(args))
+                loss = negatives.create_loss(args)
+                state.task.loss = _outside_graphs(loss) if args.torchcompile else loss
             train = partial(own_train_one_epoch, state, data, args, tb_writer=tb_writer)
-            model, loss = get_model_from_task(state.task), state.task.loss
-            negatives.train_epoch(Epoch(state.epoch, model, loss, state.optimizer, tb_writer, train))
+            model = get_model_from_task(state.task)
+            negatives.train_epoch(Epoch(state.epoch, model, state.task.loss, state.optimizer, tb_writer, train))
 
         functions = {"get_data": get_data, "train_one_epoch": train_one_epoch}
         return [
