@@ -86,7 +86,7 @@ class OpenClip(Adapter):
 
     def as_batch(self, batch: Any) -> Any:
         """Return ``{"image": images, "text": tokens}``."""
-        return {"image": batch[0], "text": batch[1]}
+        return _named(batch)
 
     def wandb(self, args: Namespace) -> Any:
         """Return wandb or trackio, as ``--report-to`` names it."""
@@ -101,10 +101,14 @@ class SyntheticPairs(open_clip_train.data.SyntheticDataset):  # type: ignore[mis
         return sample["image"], sample["text"]
 
 
-def _collated(samples: list[Any]) -> dict[str, Any]:
-    """Return a batch of pairs as a dict, for open_clip's evaluation."""
-    images, tokens = default_collate(samples)
+def _named(pair: Any) -> dict[str, Any]:
+    images, tokens = pair
     return {"image": images, "text": tokens}
+
+
+def _collated(samples: list[Any]) -> dict[str, Any]:
+    """Return a batch of our tables or synthetic pairs, for open_clip's evaluation."""
+    return _named(default_collate(samples))
 
 
 def _outside_graphs(loss: NegativesClipLoss) -> NegativesClipLoss:
