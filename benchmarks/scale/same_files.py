@@ -124,10 +124,11 @@ class FirstBatchError(Exception):
 def measure_start(data: Path, folder: Path) -> list[dict[str, Any]]:
     """Measure the start of a training without the comparison, and the comparison."""
     began = time.perf_counter(), time.process_time()
-    from clip_negatives.integrations.open_clip import command_line, preflight, seam, train
+    from clip_negatives.integrations.open_clip import command_line, preflight, train
+    from clip_negatives.integrations.open_clip.adapter import installed
     from clip_negatives.integrations.open_clip.train_options import TrainOptions
 
-    seam.load_main()
+    installed()
     imports = time.perf_counter() - began[0], time.process_time() - began[1]
     options = TrainOptions(clusters=folder / "clusters")
     arguments = f"--train-data {data} --dataset-type csv --model clip-negatives-tiny --logs {folder / 'logs'}".split()

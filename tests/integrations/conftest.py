@@ -51,5 +51,6 @@ def arguments(train_csv: Path, tmp_path: Path) -> list[str]:
 
 
 def logged_losses(log: Path) -> list[str]:
-    """Return the losses of a log as open_clip printed them."""
-    return [line.split("Contrastive_loss: ")[1] for line in log.read_text().splitlines() if "Contrastive_loss: " in line]
+    """Return the losses of the steps in a log as open_clip printed them."""
+    steps = [line for line in log.read_text().splitlines() if "Train Epoch: " in line]
+    return [line.split("Contrastive_loss: ")[1] for line in steps]

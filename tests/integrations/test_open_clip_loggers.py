@@ -28,7 +28,7 @@ class Wandb(SimpleNamespace):
     """Stand for the module, and note what is logged."""
 
     def __init__(self) -> None:
-        super().__init__(logged=[])
+        super().__init__(logged=[], __name__="wandb")
 
     def init(self, **named: object) -> None: ...
     def save(self, file: object) -> None: ...

@@ -72,7 +72,6 @@ def refusal(*arguments: str) -> str:
         (["--force-image-size", "0"], "open_clip cannot start with these arguments: "),
         (["--force-context-length", "0"], "Please set a valid context length"),
         (["--aug-cfg", "scale"], "--aug-cfg needs settings name=value"),
-        (["--trace"], "open_clip cannot start with these arguments: "),
         (["--resume", "http://127.0.0.1:9/a.pt"], "The checkpoint http://127.0.0.1:9/a.pt cannot be read: "),
         (["--val-data", "http://127.0.0.1:9/a.csv"], "The csv file http://127.0.0.1:9/a.csv cannot be read: "),
     ],
@@ -256,19 +255,6 @@ def test_more_pairs_than_there_are(train_csv: Path, tmp_path: Path) -> None:
     assert read_clusters(tmp_path / "clusters").clusters.n_samples == ROWS
 
 
-@pytest.mark.parametrize("change", ["gone", "other arguments"])
-def test_an_open_clip_of_another_structure(change: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import open_clip_train.main
-
-    if change == "gone":
-        monkeypatch.delattr(open_clip_train.main, "create_loss")
-    else:
-        monkeypatch.setattr(open_clip_train.main, "create_loss", lambda task: None)
-    shown = refusal("train", *BASELINE, "--", *arguments)
-    assert "has no create_loss(args) in its training" in shown
-    assert "Install open_clip_torch>=3.0,<4" in shown
-
-
 def checkpoint(arguments: list[str], epoch: int) -> Path:
     return Path(arguments[arguments.index("--logs") + 1]) / "run" / "checkpoints" / f"epoch_{epoch}.pt"
 
@@ -365,10 +351,10 @@ def test_a_full_disk_is_to_be_freed(
     def fill(self: Negatives, *given: Any, **named: Any) -> None:
         if next(calls) == epochs:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "events")
-        train_one_epoch(self, *given, **named)
+        train_epoch(self, *given, **named)
 
-    calls, train_one_epoch = iter(range(1, 9)), Negatives.train_one_epoch
-    monkeypatch.setattr(Negatives, "train_one_epoch", fill)
+    calls, train_epoch = iter(range(1, 9)), Negatives.train_epoch
+    monkeypatch.setattr(Negatives, "train_epoch", fill)
     line = [*arguments, "--epochs", str(epochs), "--name", "run"]
     with pytest.raises(ArtifactError, match=re.escape(words)), named(names):
         train(line, TrainOptions("in_batch", "uniform"))

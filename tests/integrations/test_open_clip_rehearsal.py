@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 from clip_negatives.cli import main
+from clip_negatives.integrations.open_clip.adapter import installed
 from clip_negatives.integrations.open_clip.command_line import parsed
 from clip_negatives.integrations.open_clip.rehearsal import rehearse
 from clip_negatives.integrations.open_clip.tiny import tiny_model
@@ -92,7 +93,7 @@ def test_rehearsal_leaves_nothing_behind(arguments: list[str], tmp_path: Path, c
     open_clip.add_model_config(Path(open_clip.__file__).parent / "model_configs")
     before, functions = dict(vars(args)), dict(vars(open_clip_train.main))
     handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
-    rehearse(open_clip_train.main, args)
+    rehearse(installed(), args)
     assert vars(args) == before
     assert vars(open_clip_train.main) == functions
     assert (logging.root.handlers, logging.root.manager.disable) == (handlers, disabled)
@@ -110,7 +111,7 @@ def test_model_that_needs_memory(arguments: list[str], monkeypatch: pytest.Monke
         return create(*given, **named)
 
     monkeypatch.setattr(open_clip_train.main, "create_model_and_transforms", reading)
-    rehearse(open_clip_train.main, parsed(arguments))
+    rehearse(installed(), parsed(arguments))
     assert devices == ["meta", "cpu"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip_train.data
-import open_clip_train.main
+import open_clip_train.file_utils
 import pytest
 import torch
 import webdataset.tariterators
@@ -17,10 +17,9 @@ from PIL import Image
 from webdataset.handlers import reraise_exception
 
 from clip_negatives.dataset import open_pairs
-from clip_negatives.errors import ArtifactError, DataError, UnsupportedError
+from clip_negatives.errors import ArtifactError, DataError
 from clip_negatives.integrations.open_clip import TrainOptions, stream_tars, train
 from clip_negatives.integrations.open_clip.guest import NO_GHOSTSCRIPT, replaced
-from clip_negatives.integrations.open_clip.seam import load_main
 from clip_negatives.integrations.open_clip.stream_tars import expand_tars
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 from clip_negatives.pipelines.prepare import prepare
@@ -41,7 +40,7 @@ class Program:
 
 def test_a_checkpoint_is_read_as_open_clip_reads_it(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "name": "run", "state_dict": {"w": torch.ones(2)}}, tmp_path / "epoch_3.pt")
-    ours, theirs = (load(str(tmp_path / "epoch_3.pt"), "cpu") for load in (load_checkpoint, open_clip_train.main.pt_load))
+    ours, theirs = (load(str(tmp_path / "epoch_3.pt"), "cpu") for load in (load_checkpoint, open_clip_train.file_utils.pt_load))
     assert torch.equal(ours.pop("state_dict")["w"], theirs.pop("state_dict")["w"])
     assert ours == theirs == {"epoch": 3, "name": "run"}
 
@@ -172,9 +171,3 @@ def test_tars_that_end_before_their_end_end_the_stream_where_the_handler_says(tm
     with replaced(*OUR_TARS):
         assert _read(str(tar), str(tar)) == [("a.txt", b"shoe")] * 2
         assert _read(str(tar), str(tar), handler=lambda _: False) == [("a.txt", b"shoe")]
-
-
-def test_an_open_clip_that_reads_tars_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(open_clip_train.data, "tar_file_expander")
-    with pytest.raises(UnsupportedError, match="no tar_file_expander"):
-        load_main()

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from open_clip_train.params import parse_args
-
 from clip_negatives.advice import named
 from clip_negatives.dataset import formats
 from clip_negatives.dataset.urls import check_reachable
 from clip_negatives.errors import InputError
+from clip_negatives.integrations.open_clip.adapter import check_installed
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.storage.manifest import LABELS_FOLDER, check_clusters
 from clip_negatives.storage.paths import obstacle
@@ -36,12 +35,17 @@ FOUND = ("--csv-separator=", "--csv-img-key=", "--csv-caption-key=")
 
 def parsed(arguments: Sequence[str]) -> Namespace:
     """Return the arguments as open_clip's parser reads them; ``--help`` prints the help and exits."""
+    check_installed()
+    from open_clip_train.params import parse_args
+
     output = io.StringIO()
     try:
         with contextlib.redirect_stderr(output):
             args: Namespace = parse_args([*FOUND, *arguments])
-    except ValueError as error:  # open_clip splits each --aug-cfg at "="
-        raise InputError("--aug-cfg needs settings name=value. Correct it.") from error
+    except ValueError as error:
+        splits = "unpack" in str(error)  # open_clip splits each --aug-cfg at "="
+        fault = "--aug-cfg needs settings name=value" if splits else f"open_clip's arguments: {str(error).rstrip('.')}"
+        raise InputError(f"{fault}. Correct it.") from error
     except SystemExit as stopped:
         if not stopped.code:
             raise

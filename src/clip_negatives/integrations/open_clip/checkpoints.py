@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from open_clip_train.train import unwrap_model
 
 from clip_negatives.errors import ArtifactError, DivergedError
 from clip_negatives.integrations.open_clip.arguments import LATEST
@@ -71,6 +70,11 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
     if args.resume == LATEST:
         is_only = all(checkpoint == file for checkpoint in file.parent.glob("*.pt"))
         repair = f"Remove it: --resume latest then {'trains from the start' if is_only else 'uses the one before'}."
+    if file.is_dir():
+        raise ArtifactError(
+            f"The checkpoint {file} is a folder of the parts of a sharded model. Its index is a pickle, which can run code. "
+            "Use a .pt file for --resume."
+        )
     try:
         check_file(file)
         with file.open("rb") as stream:
@@ -95,7 +99,7 @@ def read_checkpoint(file: Path, args: Namespace) -> dict[str, Any]:
 
 def check_finite(model: torch.nn.Module, epoch: int) -> None:
     """Raise DivergedError if a weight is not finite; called before a checkpoint is written."""
-    not_finite = [name for name, weight in unwrap_model(model).named_parameters() if not bool(weight.isfinite().all())]
+    not_finite = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
     if not_finite:
         raise DivergedError(
             f"The training diverged: after epoch {epoch}, {not_finite[0]} and {len(not_finite) - 1} more weights are NaN or "
@@ -191,5 +195,7 @@ def resumed_file(main: ModuleType, args: Namespace) -> Path | None:
         return None
     folder = Path(args.logs) / args.name / "checkpoints"
     most_recent = folder / str(main.LATEST_CHECKPOINT_NAME)
+    if args.save_most_recent and not most_recent.exists():
+        most_recent = most_recent.with_suffix("")  # of a sharded model
     file = most_recent if args.save_most_recent else latest_checkpoint(main)(str(folder), remote=False)
     return Path(file) if file is not None and Path(file).exists() else None

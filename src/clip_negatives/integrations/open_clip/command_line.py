@@ -16,6 +16,7 @@ from clip_negatives.dataset.urls import check_shards, expand_urls
 from clip_negatives.encoders.open_clip import MODELS, SCHEMES
 from clip_negatives.errors import DataError, InputError, MissingPackageError, UnknownNameError, UnsupportedError
 from clip_negatives.host.option_checks import check_choice
+from clip_negatives.integrations.open_clip.adapter import installed
 from clip_negatives.integrations.open_clip.arguments import kind_of, parsed
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.integrations.open_clip.train_set import check_environment, check_validation, steps_of_epoch, world_size
@@ -40,17 +41,14 @@ def _check_loss(args: Namespace, options: TrainOptions) -> None:
     _, weighting = options.plugins
     if weighting.requires_logit_bias and not args.siglip:
         raise InputError(f"The weighting {weighting.name} needs a logit bias. Add --siglip.")
-    for unsupported, option in (
-        (args.distill_model is not None, "--distill-model"),
-        (args.siglip and not weighting.requires_logit_bias, f"--siglip with the weighting {weighting.name}"),
-        ("coca" in args.model.lower(), f"--model {args.model} (CoCa)"),
-        (args.horovod, "--horovod"),
-    ):
-        if unsupported:
-            raise UnsupportedError(
-                f"{option} is not supported: the weights fit only the contrastive loss of CLIP. Leave it out, or train with "
-                "open_clip_train itself."
-            )
+    other_losses = {
+        "--distill-model": args.distill_model is not None,
+        f"--siglip with the weighting {weighting.name}": args.siglip and not weighting.requires_logit_bias,
+        f"--model {args.model} (CoCa)": "coca" in args.model.lower(),
+    }
+    given = [(option, "the weights fit only the contrastive loss of CLIP") for option in other_losses if other_losses[option]]
+    for option, reason in (*given, *installed().unsupported(args)):
+        raise UnsupportedError(f"{option} is not supported: {reason}. Leave it out, or train with open_clip_train itself.")
 
 
 def _check_model(args: Namespace) -> None:
@@ -88,8 +86,9 @@ def _check_values(args: Namespace) -> None:
     check_choice("--lr-scheduler", args.lr_scheduler, ("cosine", "const", "const-cooldown"))
     if args.lr_scheduler == "const-cooldown" and args.epochs_cooldown is None:
         raise InputError("--lr-scheduler const-cooldown needs the number of cooldown epochs. Add --epochs-cooldown.")
-    for name in ("wandb", "tensorboard"):
-        if (name in args.report_to or "all" in args.report_to) and getattr(open_clip_train.main, name) is None:
+    for name in ("wandb", "trackio", "tensorboard"):
+        is_given = name in args.report_to or ("all" in args.report_to and name != "trackio")
+        if is_given and getattr(open_clip_train.main, name, True) is None:
             raise MissingPackageError(f"--report-to {args.report_to} needs {name}. Install it: pip install {name}.")
     try:
         torch.device(args.device)

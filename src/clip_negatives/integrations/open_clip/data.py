@@ -6,18 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import webdataset
 from torch.utils.data import IterableDataset
 
 from clip_negatives.batches.extras import Additions, Captions
 from clip_negatives.batches.loader import IndexedLoader
 from clip_negatives.batches.streams import CaptionStage, LabelStage, StreamLoader, TextStage
 from clip_negatives.dataset.urls import expand_urls
+from clip_negatives.distributed.processes import Processes
 from clip_negatives.errors import UnsupportedError
+from clip_negatives.integrations.open_clip.adapter import SERVED, Adapter
 from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples, HandOver
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.interfaces import Clusters, NegativeSampler, SamplingContext
+from clip_negatives.printing import log
 from clip_negatives.step import Towers
 from clip_negatives.storage.clusters_folder import ClustersFolder
 from clip_negatives.storage.labels_folder import ClustersOrLabels, LabelsFolder
@@ -34,9 +36,10 @@ class TrainData:
     info: Any  # open_clip's DataInfo
     args: Any
     options: TrainOptions
+    adapter: Adapter
     current: CurrentSamples  # passes the samples of each batch to the loss
     folder: ClustersOrLabels | None
-    dataloader: Any = None  # yields (images, texts), and has the counts num_batches and num_samples that open_clip reads
+    dataloader: Any = None  # yields open_clip's batches, and has the counts num_batches and num_samples that open_clip reads
     teacher: Callable[[Any], Towers] | None = None  # returns the features of a batch by another model
     additions: Additions = field(default_factory=Additions)  # what the sampler adds to each sample
 
@@ -56,7 +59,7 @@ class TrainData:
         """Create the loader for these clusters."""
         native, args = self.info.dataloader, self.args
         if self.dataset is None:
-            self.dataloader = HandOver(self._stream(native), self.current, self.args.epochs)
+            self.dataloader = HandOver(self._stream(native), self.current, args.epochs, self.adapter.as_batch)
             read_captions(native, caption_field(self.args))
             self.dataloader.num_batches = native.num_batches
         else:
@@ -68,7 +71,7 @@ class TrainData:
             sampler = self.options.create_sampler(context)
             self.additions = Additions.of(sampler)
             loader = IndexedLoader(native, sampler, getattr(self.dataset, "tokenize", None))
-            self.dataloader = HandOver(loader, self.current, args.epochs)
+            self.dataloader = HandOver(loader, self.current, args.epochs, self.adapter.as_batch)
             self.dataloader.num_batches = len(loader)
         self.dataloader.num_samples = native.num_samples
         self.dataloader.teacher = self.teacher
@@ -76,19 +79,37 @@ class TrainData:
     def _stream(self, native: Any) -> StreamLoader:
         if isinstance(self.folder, LabelsFolder):
             shards: KnownShards = self.folder.shards
-            _append_to_batches(native, ("__labels__",), LabelStage(self.folder.shards))
+            self._add_to_batches(native, ("__labels__",), LabelStage(self.folder.shards))
             loader = StreamLoader(native, is_alone=self.args.world_size == 1)
         elif self.folder is None:
-            _append_to_batches(native, ("__key__",))
+            self._add_to_batches(native, ("__key__",))
             return StreamLoader(native)
         else:
             rows = ShardRows.of(self.folder)
             stage = TextStage(rows.shards, rows.left_out(self.folder.broken))
-            _append_to_batches(native, ("__url__", "__key__", "__text__"), stage)
+            self._add_to_batches(native, ("__url__", "__key__", "__text__"), stage)
             shards, loader = rows.shards, StreamLoader(native, rows)
         if self.args.rank == 0:
             warn_of_uncompared_shards(shards, expand_urls(self.args.train_data))
         return loader
+
+    def _add_to_batches(self, loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
+        """Append entries of the samples to each batch of a stream. The order of the samples does not change.
+
+        `stage` adds the entries to the samples, right after the tars are read; None if the samples have them already.
+        """
+        stages = loader.pipeline[0].dataset.pipeline
+        if not self.adapter.keep_entries(stages, entries):
+            raise _unknown_stream()
+        if stage is not None:
+            stages.insert(_place_after_tars(stages), stage)
+
+    def check_labels(self, processes: Processes) -> None:
+        """Check after an epoch of a stream that samples had labels."""
+        if isinstance(loader := self.dataloader.loader, StreamLoader):
+            loader.check_labelled(any(processes.gather(loader.any_labelled)))
+            if loader.unlabelled:
+                log(f"{loader.unlabelled} samples so far have no cluster labels; their pairs have weight 1")
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of open_clip's own sampler or stream, and of our sampler."""
@@ -111,34 +132,14 @@ def read_captions(loader: Any, field: str | None) -> None:
         stages.insert(place, CaptionStage(field, OPTIONS["text"]))
 
 
-def _append_to_batches(loader: Any, entries: tuple[str, ...], stage: LabelStage | TextStage | None = None) -> None:
-    """Append entries of the samples to each batch of a stream. The order of the samples does not change.
-
-    `stage` adds the entries to the samples, right after the tars are read; None if the samples have them already.
-    """
-    stages = loader.pipeline[0].dataset.pipeline
-    tuple_places = [place for place, name in enumerate(_names(stages)) if name == "_to_tuple"]
-    if len(tuple_places) != 1:
-        raise _unknown_stream()
-    if stages[tuple_places[0]].args == ("image", "text"):
-        stages[tuple_places[0]] = webdataset.to_tuple("image", "text", *entries)
-        if stage is not None:
-            stages.insert(_place_after_tars(stages), stage)
-
-
 def _place_after_tars(stages: list[Any]) -> int:
     """Return the place after the stage that reads the tars."""
-    places = [place for place, name in enumerate(_names(stages)) if name.startswith(TAR_STAGES)]
+    names = [getattr(getattr(stage, "f", stage), "__name__", "") for stage in stages]
+    places = [place for place, name in enumerate(names) if name.startswith(TAR_STAGES)]
     if len(places) != 1:
         raise _unknown_stream()
     return places[0] + 1
 
 
-def _names(stages: list[Any]) -> list[str]:
-    """Return the name of the function of each stage."""
-    return [getattr(getattr(stage, "f", stage), "__name__", "") for stage in stages]
-
-
 def _unknown_stream() -> UnsupportedError:
-    fault = "The webdataset stream of this open_clip differs from version 3: no tar stage, or no to_tuple('image', 'text')."
-    return UnsupportedError(f"{fault} Install open_clip_torch>=3.0,<4.")
+    return UnsupportedError(f"The webdataset stream of this open_clip has unknown stages. Install {SERVED}.")

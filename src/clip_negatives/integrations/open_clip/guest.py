@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +22,9 @@ from torch.nn import parallel
 
 from clip_negatives.dataset.images import pillow_limit
 from clip_negatives.integrations.open_clip import stream_tars, table_dataset
+from clip_negatives.integrations.open_clip.adapter import Adapter, Replacement
 from clip_negatives.integrations.open_clip.checkpoints import atomic_save, latest_checkpoint
+from clip_negatives.integrations.open_clip.seam import Negatives
 from clip_negatives.integrations.open_clip.untrusted import load_checkpoint
 
 
@@ -42,15 +43,16 @@ NO_GHOSTSCRIPT = (EpsImagePlugin, "gs_binary", False)  # an EPS image is a progr
 
 @contextmanager
 def installed(
-    main: ModuleType, negatives: Any, dataset_type: str = "auto", known_missing: frozenset[str] = frozenset()
+    adapter: Adapter, negatives: Negatives, dataset_type: str = "auto", known_missing: frozenset[str] = frozenset()
 ) -> Iterator[None]:
     """Make the replacements of a run of ``open_clip_train.main``, and restore everything at the end.
 
     `dataset_type` is the value of ``--dataset-type``; `known_missing` are the tars that were missing in `prepare`.
     """
-    replacements: list[tuple[Any, str, Any]] = [
-        *((main, name, getattr(negatives, name)) for name in ("get_data", "create_loss", "train_one_epoch")),
-        (main, "pt_load", load_checkpoint),  # a damaged checkpoint stops with an error message
+    main = adapter.main
+    replacements: list[Replacement] = [
+        *adapter.replacements(negatives),
+        (*adapter.checkpoint_reader, load_checkpoint),  # a damaged checkpoint stops with an error message
         (main, "get_latest_checkpoint", latest_checkpoint(main)),  # in folders of any name
         *table_dataset.replacements(dataset_type),  # tables of more kinds than csv; a pipe in place of an image does not block
         *stream_tars.replacements(known_missing),  # tars are opened as in `prepare`, and read within our limits
@@ -65,7 +67,7 @@ def installed(
 
 
 @contextmanager
-def replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+def replaced(*replacements: Replacement) -> Iterator[None]:
     """Set attributes, each given as ``(owner, name, value)``, and restore the former values at the end."""
     with ExitStack() as stack:
         for owner, name, value in replacements:

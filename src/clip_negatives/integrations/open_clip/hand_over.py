@@ -57,6 +57,8 @@ class CurrentSamples:
 class HandOver:
     """A loader for open_clip's loop: yields the batches of a loader of ``(batch, samples)`` and pushes their samples.
 
+    `as_batch` returns a batch in the form that the loop expects.
+
     Attributes:
         epoch: epoch of the next iteration.
         teacher: returns the features of a batch by another model; None without a teacher.
@@ -67,8 +69,8 @@ class HandOver:
     num_batches: int
     num_samples: int
 
-    def __init__(self, loader: Iterable[Any], current: CurrentSamples, epochs: int) -> None:
-        self.loader, self.epoch, self._current, self._epochs = loader, 0, current, epochs
+    def __init__(self, loader: Iterable[Any], current: CurrentSamples, epochs: int, as_batch: Callable[[Any], Any]) -> None:
+        self.loader, self.epoch, self._current, self._epochs, self._as_batch = loader, 0, current, epochs, as_batch
         self.teacher: Callable[[Any], Towers] | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -79,4 +81,4 @@ class HandOver:
             step = self.epoch * steps + position // self._current.batches
             samples = samples.at(step, self._epochs * steps, epoch=self.epoch)
             self._current.push(samples if self.teacher is None else samples.with_teacher(*self.teacher(batch)))
-            yield batch
+            yield self._as_batch(batch)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clip_negatives.advice import argument, remedies
 from clip_negatives.errors import ArtifactError, ClipNegativesError
+from clip_negatives.integrations.open_clip.adapter import installed
 from clip_negatives.integrations.open_clip.arguments import FOUND, check_paths, has_checkpoint, parsed
 from clip_negatives.integrations.open_clip.train_options import TrainOptions
 from clip_negatives.plugin_code import no_exit
@@ -26,6 +27,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
     options = options or TrainOptions()
     check_paths(arguments, options)  # before the slow imports
     options.check()
+    adapter = installed()  # before the imports that need its functions
     from clip_negatives.batches.streams import worker_errors
     from clip_negatives.distributed.failures import lost_process_errors
     from clip_negatives.integrations.open_clip import (
@@ -39,22 +41,22 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
         train_set,
     )
 
-    main = seam.load_main()
+    main = adapter.main
     args = command_line.check_arguments(arguments, options)
     record = run_record.record_of(args, options, run_record.data_section(args))
     folder, warning = None, ""
     if train_set.rank() == 0:  # the other ranks wait in open_clip's own rendezvous, and read the folder after it
         checkpoint = checkpoints.check_resumed(main, args)
         run_record.check_resume(args, checkpoint, record, anyway=options.resume_anyway)  # names a changed --model
-        rehearsal.rehearse(main, args)
+        rehearsal.rehearse(adapter, args)
         folder = preflight.first_folder(args, options)
         preflight.try_plugins(folder, args, options)
         full_record = run_record.with_clusters(record, folder)
         warning = run_record.check_resume(args, checkpoint, full_record, anyway=options.resume_anyway)
     run_lock = sole_user(Path(args.logs) / args.name, wait=False) if args.name and train_set.rank() == 0 else nullcontext()
     try:
-        negatives = seam.Negatives(main, options, folder, record, warning)
-        changes = guest.installed(main, negatives, args.dataset_type, options.known_missing)
+        negatives = seam.Negatives(adapter, options, folder, record, warning)
+        changes = guest.installed(adapter, negatives, args.dataset_type, options.known_missing)
         with run_lock, lost_process_errors(), changes, no_exit(), worker_errors():
             outcome = main.main([*FOUND, *arguments])
     except OSError as error:
@@ -77,11 +79,11 @@ def check(arguments: Sequence[str], options: TrainOptions) -> None:
     """Run the checks of `train` without training; without clusters, skip the checks that need them."""
     check_paths(arguments, options)
     options.check()
-    from clip_negatives.integrations.open_clip import command_line, preflight, rehearsal, seam
+    adapter = installed()  # before the imports that need its functions
+    from clip_negatives.integrations.open_clip import command_line, preflight, rehearsal
 
-    main = seam.load_main()
     args = command_line.check_arguments(arguments, options)
-    rehearsal.rehearse(main, args)
+    rehearsal.rehearse(adapter, args)
     if options.clusters is not None:
         preflight.try_plugins(preflight.first_folder(args, options), args, options)
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import open_clip_train.train
 from torch import Tensor
 
 from clip_negatives.anchor_loss import AnchorLoss
@@ -24,6 +23,7 @@ class EpochFigures:
 
     args: Any
     tb_writer: Any  # open_clip's TensorBoard writer, or None
+    wandb: Any  # module with the interface of wandb, or None
     epoch: int
     steps: int  # steps in an epoch; accumulated batches are one step
     clusters: Clusters | None  # None: only figures of the weighting are known
@@ -31,6 +31,12 @@ class EpochFigures:
     logged: Mapping[str, Tensor]  # figures of the weighting in the last step, see `NegativesClipLoss.logged`
     batches: int = 0  # number of batches so far
     due: int | None = None  # step whose figures of the weighting are not logged yet
+
+    @property
+    def _intervals(self) -> list[int]:
+        """Return the numbers of steps between two logs: of open_clip 4 also that of figures, apart from the text."""
+        names = "log_every_n_steps", "log_metric_every_n_steps"
+        return [max(1, getattr(self.args, name)) for name in names if hasattr(self.args, name)]
 
     def log_clusters(self) -> None:
         """Log the sizes of the clusters at the first step of the epoch."""
@@ -42,7 +48,7 @@ class EpochFigures:
         self.finish()
         self.batches += 1
         step, rest = divmod(self.batches, self.args.accum_freq)
-        if not rest and ((step - 1) % self.args.log_every_n_steps == 0 or step == self.steps):
+        if not rest and (step == self.steps or any((step - 1) % interval == 0 for interval in self._intervals)):
             clusters = self.clusters
             self._log({} if clusters is None else batch_figures(current.samples, clusters, self.terms), step - 1)
             self.due = step - 1
@@ -60,5 +66,5 @@ class EpochFigures:
         if self.tb_writer is not None:
             for name, value in figures.items():
                 self.tb_writer.add_scalar(name, value, step)
-        if self.args.wandb:
-            open_clip_train.train.wandb.log(figures, step=step)  # the module that open_clip logs to
+        if self.wandb is not None:
+            self.wandb.log(figures, step=step)

@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow as pa
 import torch
 from open_clip_train.precision import get_autocast
-from open_clip_train.train import unwrap_model
 from torch import Tensor
 
 from clip_negatives.advice import argument
@@ -78,16 +77,15 @@ def _features(model: Any, dataset: Any, preprocess: Any, args: Any) -> tuple[Ten
     """Return the features of this rank's share of the samples, without augmentation."""
     unaugmented = copy(dataset)
     unaugmented.transforms = preprocess
-    unwrapped = unwrap_model(getattr(model, "_orig_mod", model))
-    dtype = next(unwrapped.parameters()).dtype
+    dtype = next(model.parameters()).dtype
     autocast = get_autocast(args.precision, device_type=torch.device(args.device).type)
 
     def features(batch: Any) -> tuple[Tensor, Tensor]:
         images, texts = batch
         with autocast():
-            image = unwrapped.encode_image(images.to(args.device, dtype), normalize=True)
-            text = unwrapped.encode_text(texts.to(args.device), normalize=True)
+            image = model.encode_image(images.to(args.device, dtype), normalize=True)
+            text = model.encode_text(texts.to(args.device), normalize=True)
         return image.float(), text.float()
 
     share = {"rank": args.rank, "world_size": args.world_size, "batch_size": args.batch_size, "num_workers": args.workers}
-    return encode_share(unwrapped, unaugmented, features, **share)
+    return encode_share(model, unaugmented, features, **share)

@@ -11,7 +11,6 @@ import warnings
 from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from PIL import Image
 
 from clip_negatives.errors import ArtifactError, ClipNegativesError, InputError
 from clip_negatives.integrations.open_clip import guest, table_dataset
+from clip_negatives.integrations.open_clip.adapter import Adapter, Replacement
 from clip_negatives.integrations.open_clip.arguments import kind_of
 from clip_negatives.integrations.open_clip.checkpoints import read_checkpoint, resumed_file
 from clip_negatives.integrations.open_clip.train_set import world_size
@@ -30,7 +30,7 @@ class RehearsedError(Exception):
     """The end of a rehearsal that detected no fault."""
 
 
-def rehearse(main: ModuleType, args: Namespace) -> None:
+def rehearse(adapter: Adapter, args: Namespace) -> None:
     """Run open_clip's main function up to the training data, with a temporary folder for its logs.
 
     open_clip's own code creates the model and the optimizer, loads weights and a checkpoint, and opens the evaluation data. The
@@ -41,15 +41,15 @@ def rehearse(main: ModuleType, args: Namespace) -> None:
         ArtifactError: a file of weights or a checkpoint is damaged, or does not fit the model.
         InputError: open_clip cannot start with these arguments.
     """
-    if _fault(main, args, "meta") is not None and (fault := _fault(main, args, "cpu")) is not None:
+    if _fault(adapter, args, "meta") is not None and (fault := _fault(adapter, args, "cpu")) is not None:
         raise fault
 
 
-def _fault(main: ModuleType, args: Namespace, device: str) -> ClipNegativesError | None:
+def _fault(adapter: Adapter, args: Namespace, device: str) -> ClipNegativesError | None:
     """Return the error of a rehearsal on a device, or None."""
-    checkpoint = resumed_file(main, args)
+    checkpoint = resumed_file(adapter.main, args)
     with ExitStack() as stack:
-        start = _Start(main, args, stack.enter_context(tempfile.TemporaryDirectory()), checkpoint, device)
+        start = _Start(adapter, args, stack.enter_context(tempfile.TemporaryDirectory()), checkpoint, device)
         stack.enter_context(guest.restored_process())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
@@ -60,7 +60,7 @@ def _fault(main: ModuleType, args: Namespace, device: str) -> ClipNegativesError
         stack.enter_context(guest.replaced(*start.replacements()))
         stack.enter_context(torch.device(device))
         try:
-            main.main([])
+            adapter.main.main([])
         except RehearsedError:
             return None
         except ClipNegativesError as error:
@@ -75,23 +75,25 @@ def _fault(main: ModuleType, args: Namespace, device: str) -> ClipNegativesError
 class _Start:
     """A start of open_clip with replaced arguments, on a single process."""
 
-    def __init__(self, main: ModuleType, args: Namespace, logs: str, checkpoint: Path | None, device: str) -> None:
-        self._main, self._args, self._checkpoint, self._device = main, args, checkpoint, device
+    def __init__(self, adapter: Adapter, args: Namespace, logs: str, checkpoint: Path | None, device: str) -> None:
+        self._adapter, self._args, self._checkpoint, self._device = adapter, args, checkpoint, device
         self._resume = None if checkpoint is None else str(checkpoint)
         self._logs, self._loads_checkpoint = logs, False
-        self._get_data, self._load_weights = main.get_data, factory.load_checkpoint
+        self._get_data, self._load_weights = adapter.main.get_data, factory.load_checkpoint
 
-    def replacements(self) -> list[tuple[Any, str, Any]]:
+    def replacements(self) -> list[Replacement]:
         """Return the attributes to replace, for `guest.replaced`."""
+        main = self._adapter.main
         changes = {"logs": self._logs, "name": "rehearsal", "resume": self._resume, "remote_sync": None, "copy_codebase": False}
         return [
-            (self._main, "parse_args", lambda _: Namespace(**{**vars(self._args), **changes})),
-            (self._main, "init_distributed_device", self._one_process),
-            (self._main, "setup_logging", lambda *_: None),
-            (self._main, "random_seed", lambda *_: None),
-            (self._main, "pt_load", self._read_checkpoint),
-            (self._main, "get_data", self._try_data),
+            (main, "parse_args", lambda _: Namespace(**{**vars(self._args), **changes})),
+            (main, "init_distributed_device", self._one_process),
+            (main, "setup_logging", lambda *_: None),
+            (main, "random_seed", lambda *_: None),
+            (*self._adapter.checkpoint_reader, self._read_checkpoint),
+            (main, "get_data", self._try_data),
             (factory, "load_checkpoint", self._try_weights),
+            *self._adapter.checks(),
             *table_dataset.replacements(self._args.dataset_type),
         ]
 

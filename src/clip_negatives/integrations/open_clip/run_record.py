@@ -39,11 +39,15 @@ NOT_RECORDED = {
     "remote_sync", "remote_sync_frequency", "remote_sync_protocol", "resume", "save_frequency", "save_most_recent",
     "delete_previous_checkpoint", "zeroshot_frequency", "val_frequency", "val_data", "val_num_samples", "imagenet_val",
     "imagenet_v2", "cache_dir", "dist_url", "dist_backend", "no_set_device_rank", "horovod", "train_data", "dataset_type",
-    "csv_separator", "csv_img_key", "csv_caption_key",
+    "csv_separator", "csv_img_key", "csv_caption_key", "log_metric_every_n_steps", "train_loss_ema_samples",
+    "val_retrieval_chunk_size", "val_retrieval_precision",
 }
 # Arguments for speed and memory. They are recorded, because a comparison measures both. They may change at a resume, and differ
 # between processes.
-COST = {"device", "workers", "log_every_n_steps", "torchcompile", "grad_checkpointing", "ddp_static_graph"}
+COST = {
+    "device", "workers", "log_every_n_steps", "grad_checkpointing", "ddp_static_graph", "torchcompile", "torchcompile_strategy",
+    "torchcompile_backend", "torchcompile_mode",
+}
 # Arguments for the length of the training and for the optimizer. They may change at a resume.
 SCHEDULE = {
     "epochs", "epochs_cooldown", "train_num_samples", "lr", "beta1", "beta2", "eps", "wd", "momentum", "warmup", "opt",

@@ -19,6 +19,7 @@ from clip_negatives.dataset import archive
 from clip_negatives.dataset.tars import ENDINGS
 from clip_negatives.dataset.urls import ShardStream, open_url
 from clip_negatives.errors import DataError, MissingShardError
+from clip_negatives.integrations.open_clip.adapter import Replacement
 from clip_negatives.storage.limits import VARIABLE, limit
 
 FRUITLESS_TARS = 100  # stop after this many tars in a row without a file that can be read
@@ -28,8 +29,8 @@ File = tuple[str, bytes | None]  # name and content of a file in a tar; None if 
 Handler = Callable[[Exception], bool]
 
 
-def replacements(known_missing: frozenset[str]) -> list[tuple[Any, str, Any]]:
-    """Return the attributes of open_clip and webdataset to replace, each ``(module, name, value)``."""
+def replacements(known_missing: frozenset[str]) -> list[Replacement]:
+    """Return the attributes of open_clip and webdataset to replace."""
     functions = {"url_opener": functools.partial(open_tars, known_missing=known_missing), "tar_file_expander": expand_tars}
     modules = open_clip_train.data, webdataset.tariterators
     return [(module, name, value) for module in modules for name, value in functions.items()]

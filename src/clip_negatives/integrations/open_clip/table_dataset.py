@@ -15,6 +15,7 @@ from clip_negatives.advice import named
 from clip_negatives.dataset import Columns, open_table
 from clip_negatives.dataset.formats import kind_of
 from clip_negatives.dataset.images import check_regular
+from clip_negatives.integrations.open_clip.adapter import Replacement
 from clip_negatives.integrations.open_clip.arguments import OPTIONS
 from clip_negatives.printing import log
 
@@ -43,6 +44,7 @@ class TableDataset(Dataset[Any]):
         sep: str = "",
         tokenizer: Any = None,
         *,
+        variable_text: bool = False,
         dataset_type: str = "auto",
     ) -> None:
         columns = Columns(img_key or None, caption_key or None, None, sep or None)
@@ -68,7 +70,7 @@ def dataset_function(location: str, dataset_type: str) -> Callable[..., Any]:
     return function
 
 
-def replacements(dataset_type: str) -> list[tuple[Any, str, Any]]:
-    """Return the attributes of open_clip to replace, each ``(module, name, value)``."""
+def replacements(dataset_type: str) -> list[Replacement]:
+    """Return the attributes of open_clip to replace."""
     dataset = functools.partial(TableDataset, dataset_type=dataset_type)
     return [(open_clip_data, "CsvDataset", dataset), (open_clip_data, "get_dataset_fn", dataset_function)]

@@ -10,7 +10,6 @@ from typing import Any
 import open_clip
 import torch
 from open_clip_train.precision import get_autocast
-from open_clip_train.train import get_input_dtype, unwrap_model
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -40,7 +39,7 @@ class Teacher:
         """Return the features of a batch ``(images, tokens)``, unit norm, each of shape (B, D)."""
         model: Any = self.model
         device = self.args.device
-        images = batch[0].to(device, get_input_dtype(self.args.precision), non_blocking=True)
+        images = batch[0].to(device, open_clip.get_input_dtype(self.args.precision), non_blocking=True)
         tokens = batch[1].to(device, non_blocking=True)
         with get_autocast(self.args.precision, device_type=torch.device(device).type)():
             return Towers(model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True))
@@ -66,9 +65,8 @@ class MovingAverage(Teacher):
     """
 
     def __init__(self, model: nn.Module, args: Namespace, decay: float, optimizer: Optimizer) -> None:
-        trained = unwrap_model(model)
-        super().__init__(deepcopy(trained), args)
-        self._trained, self._average = trained, get_ema_multi_avg_fn(decay)
+        super().__init__(deepcopy(model), args)
+        self._trained, self._average = model, get_ema_multi_avg_fn(decay)
         optimizer.register_step_post_hook(self._update)
 
     def _update(self, *_: Any) -> None:
