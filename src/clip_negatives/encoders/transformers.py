@@ -73,8 +73,8 @@ def from_folder(folder: str | Path, precision: Precision = "fp32") -> Encoder:
         return [(rows, tokenizer([texts[row] for row in rows], **options)) for rows in batched(order)]
 
     def mean_of_tokens(tokens: Any) -> Tensor:
-        hidden = model(**tokens.to(device())).last_hidden_state.float()
-        mask = tokens["attention_mask"][..., None].to(hidden.dtype)
+        hidden: Tensor = model(**tokens.to(device())).last_hidden_state.float()
+        mask: Tensor = tokens["attention_mask"][..., None].to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def of_chunk(batches: list[tuple[Sequence[int], Any]]) -> Tensor:
