@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from importlib import import_module
 from importlib.metadata import version
@@ -12,7 +13,9 @@ import open_clip
 import open_clip_train.main
 import pytest
 import torch
+from open_clip import factory
 
+from clip_negatives.encoders.encoder import restored
 from clip_negatives.encoders.open_clip import MODELS
 from clip_negatives.errors import ArtifactError, UnsupportedError
 from clip_negatives.integrations.open_clip import TrainOptions, adapter, train
@@ -135,17 +138,48 @@ def test_a_sharded_checkpoint_is_an_error(arguments: list[str], more: list[str])
         read_checkpoint(file, args)
 
 
-@only_4
-@pytest.mark.parametrize("strategy", ["model", "task", "step"])
-def test_losses_of_compiled_tasks_equal_open_clip(arguments: list[str], strategy: str) -> None:
+def losses_of_both(line: list[str]) -> tuple[list[str], list[str]]:
+    """Return the losses of `train` and of open_clip alone."""
     open_clip.add_model_config(MODELS)
-    line = [*arguments, "--torchcompile", "--torchcompile-backend", "aot_eager", "--torchcompile-strategy", strategy]
-    logs = Path(arguments[arguments.index("--logs") + 1])
+    logs = Path(line[line.index("--logs") + 1])
     with replaced(CPU_DDP), restored_process():
         open_clip_train.main.main([*line, "--name", "plain"])
     train([*line, "--name", "ours"], PLAIN)
     ours, expected = (logged_losses(logs / name / "out.log") for name in ("ours", "plain"))
     assert len(ours) == ROWS // BATCH
+    return ours, expected
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model", "small-vit", "--grad-checkpointing", "--force-patch-dropout", "0.5", "--lock-image"],
+        [
+            "--model",
+            "small-vit",
+            "--lock-text",
+            "--lock-text-freeze-layer-norm",
+            "--precision",
+            "pure_bf16",
+            "--skip-scheduler",
+        ],
+    ],
+)
+def test_losses_with_more_options_equal_open_clip(arguments: list[str], more: list[str], tmp_path: Path) -> None:
+    vision = {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
+    (tmp_path / "small-vit.json").write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
+    with restored(factory, "_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
+        open_clip.add_model_config(tmp_path / "small-vit.json")
+        ours, expected = losses_of_both([*arguments, *more])
+    assert ours == expected
+
+
+@only_4
+@pytest.mark.parametrize("strategy", ["model", "task", "step"])
+def test_losses_of_compiled_tasks_equal_open_clip(arguments: list[str], strategy: str) -> None:
+    line = [*arguments, "--torchcompile", "--torchcompile-backend", "aot_eager", "--torchcompile-strategy", strategy]
+    ours, expected = losses_of_both(line)
     assert ours == expected
 
 
