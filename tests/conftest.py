@@ -16,6 +16,19 @@ if not torch.cuda.is_available():
 from clip_negatives.clustering.similarity import centroid_similarity
 from clip_negatives.interfaces import Clustering, Clusters
 
+LONG_FILES = (
+    "tests/test_docs_run.py",
+    "tests/compare/test_compare.py",
+    "tests/losses/kernels/test_machine_code.py",
+    "tests/integrations/test_open_clip_rivals.py",
+    "tests/test_third_party.py",
+)
+"""Files of tests that take minutes; they start first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONG_FILES)
+
 
 def pytest_configure() -> None:
     if not entry_points(group="clip_negatives"):

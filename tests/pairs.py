@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib
 import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,14 @@ def listings(n: int) -> tuple[Listing, ...]:
     keys, texts, items = whole.column("key"), whole.column("text"), whole.column("item")
     rows = sorted(range(len(whole)), key=lambda row: (items[row], row))[:n]
     return tuple((keys[row], texts[row], items[row], whole.image(row)) for row in rows)
+
+
+def export(folder: Path, split: str, rows: Sequence[int], **options: Any) -> Path:
+    """Export a few listings of a split as `catalogue.export` exports all, which takes many seconds."""
+    some = catalogue.Catalogue(catalogue.load(split).table.take(list(rows)))
+    module = importlib.import_module("clip_negatives.catalogue.export")
+    with mock.patch.object(module, "load", return_value=some):
+        return catalogue.export(folder, split=split, **options)
 
 
 def write_csv(folder: Path, n: int = 64, *, separator: str = "\t") -> Path:

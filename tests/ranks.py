@@ -15,7 +15,9 @@ from typing import Any
 from unittest import mock
 
 from clip_negatives.cli import main
+from clip_negatives.compare import run as compare_run
 from clip_negatives.dataset import tables
+from clip_negatives.distributed.child import end_with_parent
 
 FORKS = multiprocessing.get_context("forkserver")
 
@@ -23,13 +25,15 @@ ROOT = Path(__file__).parents[1]
 """The folder of `tests`, which is not on the path by itself."""
 
 PRELOADED = [
+    *compare_run.PRELOADED,
     "tests.ranks",
     "clip_negatives.pipelines.prepare",
+    "open_clip_train.main",
     "sklearn.decomposition",
     "sklearn.feature_extraction.text",
     "faiss",
 ]
-"""What processes need not import, if nothing else started the server that forks them: a run of pytest has one of it."""
+"""Modules that the fork server imports once for all processes. A run of pytest has one server, whose first user sets them."""
 
 
 def start(world_size: int, work: Callable[..., Any], *arguments: Any, log: Path) -> list[BaseProcess]:
@@ -39,7 +43,7 @@ def start(world_size: int, work: Callable[..., Any], *arguments: Any, log: Path)
         (log / str(rank)).touch()
     ports = free_ports(len(arguments))
     ranks = [
-        FORKS.Process(target=_rank, args=(rank, world_size, ports, log, work, arguments), daemon=True)
+        FORKS.Process(target=_rank, args=(rank, world_size, ports, log, dict(os.environ), work, arguments))
         for rank in range(world_size)
     ]
     FORKS.set_forkserver_preload(PRELOADED)
@@ -53,11 +57,13 @@ def run(world_size: int, work: Callable[..., Any], *arguments: Any, log: Path) -
     """Do so, wait until all are done, and return what each rank said."""
     ranks = start(world_size, work, *arguments, log=log)
     deadline = time.monotonic() + 120
-    for process in ranks:
-        process.join(max(0, deadline - time.monotonic()))
-    codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        process.kill()
+    try:
+        for process in ranks:
+            process.join(max(0, deadline - time.monotonic()))
+        codes = [process.exitcode for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
     said = [(log / str(rank)).read_text() for rank in range(world_size)]
     assert codes == [0] * world_size, said
     return said
@@ -79,12 +85,21 @@ def command(line: Sequence[object]) -> int:
         return int(end.code or 0)
 
 
-def _rank(rank: int, world_size: int, ports: list[str], log: Path, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
+def _rank(
+    rank: int,
+    world_size: int,
+    ports: list[str],
+    log: Path,
+    environment: dict[str, str],
+    work: Callable[..., Any],
+    arguments: Sequence[Any],
+) -> None:
+    end_with_parent()
     said = os.open(log / str(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1), os.dup2(said, 2)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
     names |= {"MASTER_PORT": ports[0], "MASTER_PORTS": " ".join(ports)}
-    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(environment | {name: str(value) for name, value in names.items()})
     work(*arguments)
 
 

@@ -1,9 +1,10 @@
 """Every command and every block of Python in the docs runs, on a small part of the catalogue.
 
 What a reader brings (a csv, a loader, a model) stands ready under the names that the pages use. Trainings get a small model and
-one epoch appended, as open_clip takes the last of two values; a comparison has one of its methods and one seed, and what the
-catalogue exports is cut. All else is run as it is written. Left out: what builds the project itself (pip, tox, scripts under
-benchmarks), which CI and other tests run.
+one epoch appended, as open_clip takes the last of two values; a comparison has one of its methods, one seed and two candidates
+of the temperature; and what the catalogue exports is cut. Comparisons share their output, so that they reuse runs. All else is
+run as it is written. Left out: what builds the project itself (pip, tox, scripts under benchmarks), which CI and other tests
+run.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from click.testing import CliRunner
 from torch.utils.data import DataLoader, TensorDataset
 
 import clip_negatives
-from clip_negatives import ClustersFolder, catalogue, read_clusters
+from clip_negatives import ClustersFolder, read_clusters
 from clip_negatives.cli import main
 from clip_negatives.dataset import open_pairs
 from clip_negatives.host import registry
 from clip_negatives.host.method import split_methods
 from clip_negatives.pipelines.prepare import prepare
-from tests.pairs import write_clip_retrieval
+from tests.pairs import export, write_clip_retrieval
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
@@ -59,7 +60,7 @@ def commands(page: Path) -> list[str]:
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with train.csv, test.csv (each with a column product), and clusters and embeddings of the first."""
     folder = tmp_path_factory.mktemp("docs")
-    exported = catalogue.export(folder / "exported", split="test", format="csv")
+    exported = export(folder / "exported", "test", range(2 * ROWS), format="csv")
     rows = list(csv.reader((exported / "test.csv").open(), delimiter="\t"))
     rows[0] = ["product" if name == "item" else name for name in rows[0]]
     for name, some in (("train.csv", rows[1 : 1 + ROWS]), ("test.csv", rows[1 + ROWS : 1 + 2 * ROWS])):
@@ -114,7 +115,7 @@ def there(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path
 
 
-def run(line: str) -> None:
+def run(line: str, workspace: Path) -> None:
     """Run a command as it is written, but for what makes it small."""
     words = shlex.split(line)[1:]
     ours, theirs = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
@@ -122,7 +123,11 @@ def run(line: str) -> None:
         if "--methods" in ours:  # one will do; the README's first is a name of every installation
             place = ours.index("--methods") + 1
             ours[place] = split_methods(ours[place].replace("neighbours,", ""))[0]
-        ours += ["--seeds", "1"]
+        if "--temperatures" in ours:
+            place = ours.index("--temperatures") + 1
+            ours[place] = ",".join(ours[place].split(",")[:2])
+        items = "groups" if "--group-column" in ours else "texts"  # all runs change with them
+        ours += ["--seeds", "1", "--output", str(workspace / f"compared-by-{items}")]
         if "--train-data" not in theirs:
             ours, theirs = [*ours, "--test-data", "test.csv"], [*theirs, "--train-data", "train.csv"]
     if ours[0] in ("train", "compare"):
@@ -138,12 +143,6 @@ def run(line: str) -> None:
     for exported in Path.cwd().glob("*/*.csv") if ours[0] == "catalogue" else ():
         exported.write_text("".join(exported.read_text().splitlines(keepends=True)[: ROWS + 1]))
     assert shown.exit_code == 0, (line, shown.output, shown.stderr)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
-def test_commands(page: Path, there: Path) -> None:
-    for line in commands(page):
-        run(line)
 
 
 class Model(torch.nn.Module):
@@ -176,24 +175,29 @@ def what_a_reader_has() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if blocks(page, "python") and page.name != SIGNATURES], ids=lambda page: page.stem
-)
-def test_python(page: Path, there: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(there)
+def python(page: Path) -> list[str]:
+    return [] if page.name == SIGNATURES else blocks(page, "python")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page) or python(page)], ids=lambda page: page.stem)
+def test_page(
+    page: Path, workspace: Path, there: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run the commands of a page, then its Python, which reads what they have written."""
     for state in (AcceleratorState, PartialState, GradientState):
         monkeypatch.setattr(state, "_shared_state", {})  # of the processes, which other tests configure in another way
-    for line in commands(page):  # what a page's Python reads, its commands have written
-        if line.split()[1] in ("catalogue", "prepare", "generate", "meter"):
-            run(line)
-    names = what_a_reader_has()
-    for block in blocks(page, "python"):
+    for line in commands(page):
+        run(line, workspace)
+    names = what_a_reader_has() if python(page) else {}
+    for block in python(page):
         if block.startswith('--8<-- "docs/examples/'):
             continue  # whole trainings, which are run beside the tests of the trainers they are for
         if block.startswith("--8<--"):
             exec((ROOT / block.split('"')[1]).read_text(), {"__name__": "included"})
         elif "def test_" in block:
+            pytester = request.getfixturevalue("pytester")  # not before: it forgets what is imported after it
             result = pytester.inline_run(pytester.makepyfile(block), "-q", "-p", "no:cacheprovider", "-k", "not loader")
+            monkeypatch.chdir(there)
             passed, _, failed = result.listoutcomes()
             assert (bool(passed), failed) == (True, [])
         else:

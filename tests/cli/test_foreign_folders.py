@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from clip_negatives import Recipe, catalogue
+from clip_negatives import Recipe
 from clip_negatives.cli import main
 from clip_negatives.pipelines.prepare import prepare
+from tests.pairs import export
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a catalogue in tars, its clusters, and a small csv."""
     home = tmp_path_factory.mktemp("made")
-    catalogue.export(home / "catalogue", split="test", format="both")
+    export(home / "catalogue", "test", range(96), format="both")
     csv = home / "pairs.csv"
     csv.write_text("".join((home / "catalogue" / "test.csv").read_text().splitlines(keepends=True)[:49]))
     recipe = Recipe(clusterer="kmeans:n_clusters=4")

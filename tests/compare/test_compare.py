@@ -23,7 +23,7 @@ from clip_negatives.compare.study import run_folder
 from clip_negatives.errors import ArtifactError, ClipNegativesError, DataError, InputError
 from clip_negatives.host.method import Method
 from clip_negatives.report import write_comparison
-from tests.pairs import write_csv
+from tests.pairs import export, write_csv
 
 EPOCHS = 2
 BATCH = 64
@@ -32,15 +32,15 @@ BY_ITEM = Recipe(columns=Columns(group="item"))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Return csv files with every sixth training listing and the test listings of the same items."""
+    """Return csv files with every twentieth training listing and the test listings of the same items."""
     folder = tmp_path_factory.mktemp("data")
-    train = catalogue.export(folder / "train", split="train", format="csv") / "train.csv"
-    test = catalogue.export(folder / "test", split="test", format="csv") / "test.csv"
-    rows = train.read_text().splitlines(keepends=True)
-    small = [rows[0], *rows[1::20]]
-    train.write_text("".join(small))
-    items = {row.split("\t")[3] for row in small}
-    test.write_text("".join(row for row in test.read_text().splitlines(keepends=True) if row.split("\t")[3] in items))
+    items = {split: catalogue.load(split).column("item") for split in ("train", "test")}
+    chosen = set(items["train"][::20])
+    rows = {
+        "train": range(0, len(items["train"]), 20),
+        "test": [row for row, item in enumerate(items["test"]) if item in chosen],
+    }
+    train, test = (export(folder / name, name, rows[name], format="csv") / f"{name}.csv" for name in rows)
     return str(train), str(test)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_negatives import catalogue
+from tests.pairs import export
 
 ROWS = 192
 BATCH = 32
@@ -15,15 +15,14 @@ BATCH = 32
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a csv and two tars of the first listings of the catalogue's test split."""
-    return catalogue.export(tmp_path_factory.mktemp("catalogue") / "all", split="test", format="both", shard_size=ROWS // 2)
+    """Return a folder with a csv and two tars of the first ROWS listings of the catalogue's test split."""
+    return export(tmp_path_factory.mktemp("catalogue") / "all", "test", range(ROWS), format="both", shard_size=ROWS // 2)
 
 
 @pytest.fixture(scope="session")
 def train_csv(exported: Path) -> Path:
     """Return a csv of ROWS listings."""
-    file = exported / "small.csv"
-    file.write_text("".join((exported / "test.csv").read_text().splitlines(keepends=True)[: ROWS + 1]))
+    file = exported / "test.csv"
     assert sum(1 for _ in csv.reader(file.open(), delimiter="\t")) == ROWS + 1
     return file
 

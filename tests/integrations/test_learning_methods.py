@@ -19,7 +19,7 @@ from tests import ranks
 from tests.integrations import test_lightning as lightning
 from tests.integrations import test_transformers as transformers
 from tests.integrations.clustered import write_folder
-from tests.integrations.test_open_clip_harmless import _train as started
+from tests.integrations.test_open_clip_harmless import ours, trained
 
 from .conftest import BATCH, ROWS, logged_losses
 
@@ -196,14 +196,13 @@ def test_the_parameters_move_with_the_model_in_each_loop(tmp_path: Path, monkeyp
 
 def test_two_processes_go_on_as_if_never_stopped(arguments: list[str]) -> None:
     method = ["--sampler", "mined:run=2,share=0.5", "--weighting", "learned_temperature"]
-    ours = ["-m", "clip_negatives", "train", *method, "--"]
     whole_image = ["--aug-cfg", "scale=(1.0, 1.0)", "ratio=(1.0, 1.0)"]  # random crops would differ after a resume
     of_two = ["--local-loss", "--gather-with-grad", "--dist-backend", "gloo"]
     line = [*arguments, *of_two, *whole_image, "--epochs", "2"]
-    whole = started(ours, line, "run", processes=2)
+    whole = trained(ours, method, line, "run", processes=2)
     assert len(whole) == STEPS
     (run(arguments) / "checkpoints" / "epoch_2.pt").unlink()
-    resumed = started(ours, [*line, "--resume", "latest"], "run", processes=2)
+    resumed = trained(ours, method, [*line, "--resume", "latest"], "run", processes=2)
     assert resumed[len(whole) :] == whole[STEPS // 2 :]
 
 

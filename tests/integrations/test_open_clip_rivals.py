@@ -107,7 +107,7 @@ def test_siglip_wants_its_bias_and_its_loss(arguments: list[str]) -> None:
         train([*arguments, "--siglip", "--name", "run"], TrainOptions())
 
 
-def test_compared_with_what_decides_at_each_step(tmp_path: Path, exported: Path, train_csv: Path) -> None:
+def test_compared_with_what_decides_at_each_step(tmp_path: Path, train_csv: Path) -> None:
     found = compare(
         tmp_path / "out",
         methods="llave,siglip",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import subprocess
-import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import open_clip_train.data
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,33 +24,10 @@ from clip_negatives.pipelines.given_labels import write_given_labels
 from clip_negatives.pipelines.prepare import prepare
 from clip_negatives.step import BatchSamples
 from clip_negatives.storage.labels_folder import write_labels
+from clip_negatives_plugins.in_batch.sampler import InBatch
+from tests import ranks
 
 from .conftest import BATCH, ROWS, logged_losses
-
-SCRIPT = """
-import os, sys
-from pathlib import Path
-import open_clip_train.data
-import torch
-from clip_negatives.integrations.open_clip import TrainOptions, train
-
-clusters, seen, *arguments = sys.argv[1:]
-batches = Path(f"{seen}-{os.environ['RANK']}.pt")
-options, taken = TrainOptions(clusters=Path(clusters), sampler="in_batch"), []
-if "csv" in arguments:
-    from clip_negatives_plugins.in_batch.sampler import InBatch
-    InBatch.__iter__ = lambda self: iter(torch.load(batches))
-elif not batches.exists():
-    note = lambda samples: taken.append(samples.ids.tolist())
-    options = TrainOptions(clusters=Path(clusters), sampler="in_batch", on_batch=note)
-for size in ("SIZE", "INITIAL"):  # open_clip shuffles samples by the time of day
-    setattr(open_clip_train.data, f"_SAMPLE_SHUFFLE_{size}", 1)
-train(arguments, options)
-if taken:
-    torch.save(taken, batches)
-"""
-"""Train with these clusters; the first run keeps the batches of each process, and one of csv takes them."""
-
 
 WHOLE = ["--aug-cfg", "scale=(1.0,1.0)"]
 """Whole pictures: what is cut out at random would differ between the loaders."""
@@ -249,11 +226,27 @@ def test_labels_are_refused_where_they_do_not_serve(arguments: list[str], shards
             train([*stream[:-1], f"run-{workers}", "--workers", workers], TrainOptions(clusters=labels, sampler="in_batch"))
 
 
+def _train_on_this_rank(clusters: Path, seen: Path, arguments: list[str]) -> None:
+    """Train with these clusters; the first run stores the batches of each process, and one of csv takes them."""
+    torch.set_num_threads(1)
+    batches, taken = seen / f"{os.environ['RANK']}.pt", []
+    options = TrainOptions(clusters=clusters, sampler="in_batch", on_batch=lambda samples: taken.append(samples.ids.tolist()))
+    if batches.exists():
+        options = replace(options, on_batch=None)
+    if "csv" in arguments:
+        InBatch.__iter__ = lambda self: iter(torch.load(batches))
+    for size in ("SIZE", "INITIAL"):  # open_clip shuffles samples by the time of day
+        setattr(open_clip_train.data, f"_SAMPLE_SHUFFLE_{size}", 1)
+    train(arguments, options)
+    if taken:
+        torch.save(taken, batches)
+
+
 def test_two_processes_learn_what_they_learn_of_csv(arguments: list[str], shards: str, tmp_path: Path) -> None:
     """The same batches on two processes: keys that are looked up, labels that come with the samples, csv by index."""
     clusters, labels = _labelled(shards, tmp_path)
-    script, seen = tmp_path / "script.py", tmp_path / "seen"
-    script.write_text(SCRIPT)
+    seen = tmp_path / "seen"
+    seen.mkdir()
     arguments += [*WHOLE, "--dist-backend", "gloo"]
     stream, found = _of_stream(arguments, shards), {}
     for name, folder, line in (
@@ -261,11 +254,7 @@ def test_two_processes_learn_what_they_learn_of_csv(arguments: list[str], shards
         ("labels", labels, stream),
         ("csv", _of_csv(clusters, tmp_path / "csv"), arguments),
     ):
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
-        command = [*launcher, str(script), str(folder), str(seen), *line, "--name", name]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        ranks.run(2, _train_on_this_rank, folder, seen, [*line, "--name", name], log=tmp_path / "output" / name)
         found[name] = _losses(line, name)
     assert len(found["keys"]) == ROWS // BATCH // 2
     assert found["labels"] == found["keys"]

@@ -6,13 +6,11 @@ Both processes are started once for all: they write what they found into a file 
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import lightning
 import pytest
 import torch
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from torch import distributed as dist
@@ -22,6 +20,7 @@ from transformers import TrainingArguments
 from clip_negatives import attach
 from clip_negatives.integrations.lightning import NegativesCallback
 from clip_negatives.integrations.sentence_transformers import NegativesBatches, with_index
+from tests import ranks
 from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_folder
 from tests.integrations.test_lightning import Towers
 from tests.integrations.test_sentence_transformers import Watched as WatchedLoss
@@ -99,22 +98,17 @@ def _all(folder: Path, name: str, batch: int):
     return {trainer: make(folder, name, batch) for trainer, make in zip(TRAINERS, made, strict=True)}
 
 
-def _process(rank: int, folder: Path, port: int) -> None:
+def _process(folder: Path) -> None:
     torch.set_num_threads(1)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({key: str(value) for key, value in names.items()})
     os.environ |= {"ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu", "PL_TORCH_DISTRIBUTED_BACKEND": "gloo"}
-    torch.save(_all(folder, "two", BATCH), folder / f"{rank}.pt")
+    torch.save(_all(folder, "two", BATCH), folder / f"{os.environ['RANK']}.pt")
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("processes")
     write_folder(folder / "clusters")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_process, (folder, port), nprocs=WORLD)
+    ranks.run(WORLD, _process, folder, log=folder / "log")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     one = _all(folder, "one", WORLD * BATCH)

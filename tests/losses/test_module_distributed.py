@@ -10,7 +10,6 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from open_clip import ClipLoss
 
 from clip_negatives.anchor_loss import AnchorLoss
@@ -19,6 +18,7 @@ from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.metrics import FalseNegatives, RankAtK
 from clip_negatives.step import BatchSamples
 from tests.info_nce import BACKENDS, features, gradients, weights
+from tests.ranks import run
 
 WORLD, B, D, N = 2, 5, 4, 20
 MODES = list(itertools.product([False, True], repeat=2))
@@ -43,10 +43,10 @@ def _run(loss, dtype, rank, **options):
     return [value.detach(), *gradients(value, *inputs)]
 
 
-def _process(rank, folder):
+def _process(folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
-    found = {}
+    dist.init_process_group("gloo")
+    rank, found = dist.get_rank(), {}
     for local_loss, with_grad in MODES:
         how = {"local_loss": local_loss, "gather_with_grad": with_grad, "rank": rank, "world_size": WORLD}
         found["open_clip", local_loss, with_grad] = _run(ClipLoss(**how), torch.float32, rank)
@@ -64,7 +64,7 @@ def _process(rank, folder):
         found["extras", local_loss, with_grad] = _run_extra(extras, rank, images=True)
     found["random"] = _random_parameters(rank)
     found["metrics"] = _metrics(_part(rank))
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -127,9 +127,9 @@ def _metrics(part):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("processes"))
-    mp.spawn(_process, args=(folder,), nprocs=WORLD)
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(WORLD)]
+    folder = tmp_path_factory.mktemp("processes")
+    run(WORLD, _process, folder, log=folder / "log")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
 def test_random_parameters_begin_and_stay_equal_on_all_processes(found):

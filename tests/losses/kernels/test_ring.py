@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from clip_negatives.errors import InputError
 from clip_negatives.interfaces import LossTerms
@@ -16,6 +15,7 @@ from clip_negatives.losses.backends import interpreted
 from clip_negatives.losses.functional import weighted_info_nce
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
+from tests import ranks
 from tests.info_nce import features, gradients, weights
 
 B, D = 4, 3
@@ -47,9 +47,10 @@ WAYS = {
 BACKENDS = {"chunked": torch.float64} | ({"triton": torch.float32} if interpreted() else {})
 
 
-def _process(rank, world, folder):
+def _process(folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
     part, found = slice(rank * B, (rank + 1) * B), {}
     for backend, way, (name, terms) in itertools.product(BACKENDS, WAYS, _cases(world * B).items()):
         if terms.targeted and backend == "triton":
@@ -61,7 +62,7 @@ def _process(rank, world, folder):
         found[backend, way, name] = [value.detach(), *gradients(value, *inputs)]
     if interpreted():
         found["autocast"] = _seen_under_autocast(part, world * B)
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -78,9 +79,9 @@ def _seen_under_autocast(part, n):
 
 @pytest.fixture(scope="module", params=[2, 3])
 def found(request, tmp_path_factory):
-    folder = str(tmp_path_factory.mktemp("ring"))
-    mp.spawn(_process, args=(request.param, folder), nprocs=request.param)
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(request.param)]
+    folder = tmp_path_factory.mktemp("ring")
+    ranks.run(request.param, _process, folder, log=folder / "log")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 
 @pytest.mark.parametrize("name", ["plain", "weighted", "normalized", "all", "targets"])

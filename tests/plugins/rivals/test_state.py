@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from clip_negatives.anchor_loss import AnchorLoss
 from clip_negatives.anchors import info_nce
@@ -15,6 +14,7 @@ from clip_negatives.host import registry
 from clip_negatives.integrations.open_clip.hand_over import CurrentSamples
 from clip_negatives.losses.module import NegativesClipLoss
 from clip_negatives.step import BatchSamples
+from tests import ranks
 from tests.conftest import make_clusters
 from tests.info_nce import features, gradients
 
@@ -188,10 +188,10 @@ def test_state_goes_on_after_a_checkpoint_and_new_clusters(spec):
             torch.testing.assert_close(step(loss, number)[0], expected[number])
 
 
-def _process(rank, folder):
+def _process(folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {}
+    dist.init_process_group("gloo")
+    rank, found = dist.get_rank(), {}
     for spec in (*STATEFUL, "llave:alpha=2.0", "weight", "siglip", "swap"):
         for local_loss in (False, True):
             how = {"local_loss": local_loss, "gather_with_grad": True, "rank": rank, "world_size": 2}
@@ -199,12 +199,12 @@ def _process(rank, folder):
             part = slice(rank * B // 2, (rank + 1) * B // 2)
             results = [step(loss, number, part) for number in range(5)]
             found[spec, local_loss] = [value.detach() for value, _ in results], results[-1][1], loss.state_dict()
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_are_as_one(tmp_path):
-    mp.spawn(_process, args=(str(tmp_path),), nprocs=2)
+    ranks.run(2, _process, tmp_path, log=tmp_path / "log")
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for (spec, local_loss), (values, slopes, state) in parts[0].items():
         other_values, other_slopes, other_state = parts[1][spec, local_loss]

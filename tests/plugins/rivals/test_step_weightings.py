@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pluggy
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from clip_negatives.host import hookspecs
 from clip_negatives.losses.module import NegativesClipLoss
@@ -22,6 +22,7 @@ from clip_negatives_plugins import softclip as softclip_plugin
 from clip_negatives_plugins.learned_temperature.weighting import LearnedTemperature
 from clip_negatives_plugins.softclip.weighting import softclip
 from clip_negatives_plugins.xbm.weighting import Xbm
+from tests import ranks
 from tests.info_nce import features
 from tests.plugins.rivals.tiny_training import B, N, Training
 
@@ -120,23 +121,23 @@ def _steps(loss: NegativesClipLoss, part: slice) -> dict[str, Any]:
     }
 
 
-def _process(rank: int, folder: str) -> None:
+def _process(folder: Path) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {}
+    dist.init_process_group("gloo")
+    rank, found = dist.get_rank(), {}
     for name in FACTORIES:
         for local_loss in (False, True):
             loss = _loss(name, local_loss=local_loss, gather_with_grad=True, rank=rank, world_size=2)
             found[name, local_loss] = _steps(loss, slice(rank * B // 2, (rank + 1) * B // 2))
-    torch.save(found, f"{folder}/{rank}.pt")
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
-    folder = str(tmp_path_factory.mktemp("processes"))
-    mp.spawn(_process, args=(folder,), nprocs=2)
-    return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
+    folder = tmp_path_factory.mktemp("processes")
+    ranks.run(2, _process, folder, log=folder / "log")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
 @each
