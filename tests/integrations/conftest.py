@@ -39,6 +39,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CLIP_NEGATIVES_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def every_skipped_sample_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let open_clip 4 log each skipped sample, not only the first and each thousandth."""
+    monkeypatch.setattr("open_clip_train.data._WDS_ERROR_LOG_EVERY", 1, raising=False)
+
+
 @pytest.fixture
 def arguments(train_csv: Path, tmp_path: Path) -> list[str]:
     """Return a command line of open_clip_train for one short epoch on the CPU."""

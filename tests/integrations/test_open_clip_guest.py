@@ -134,4 +134,4 @@ def test_records_of_this_package_forge_no_line_in_the_log_of_open_clip(tmp_path:
         setup_logging(str(tmp_path / "out.log"), logging.INFO)
         log("a\n2024-01-01,00:00:00 | INFO | Contrastive_loss: 0.0 \x1b[2J", logging.INFO)
     (line,) = (tmp_path / "out.log").read_text().splitlines()
-    assert line.endswith(r" | INFO | clip-negatives: a\n2024-01-01,00:00:00 | INFO | Contrastive_loss: 0.0 \x1b[2J")
+    assert line.endswith(r" | clip-negatives: a\n2024-01-01,00:00:00 | INFO | Contrastive_loss: 0.0 \x1b[2J")
