@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_negatives import catalogue
 from clip_negatives.scaffold import new_plugin
+from tests.pairs import export
 
 ROOT = Path(__file__).resolve().parents[1]
 THEIRS = Path(__file__).parent / "third_party" / "clip_negatives_neighbours"
@@ -50,9 +51,25 @@ def test_sampler_has_at_most_25_lines() -> None:
     assert len((THEIRS / "clip_negatives_neighbours" / "__init__.py").read_text().splitlines()) <= 25
 
 
+COMMANDS = """
+import shlex, sys
+from clip_negatives.cli import main
+for line in sys.argv[1:]:
+    main(shlex.split(line), standalone_mode=False)
+    print("END", flush=True)
+"""
+
+
+def _run_commands(python: Path, *commands: list[str], **more: object) -> list[str]:
+    """Run commands in one process, as each process takes seconds to import torch, and return what each one prints."""
+    return _run(python, "-c", COMMANDS, *map(shlex.join, commands), **more).split("END\n")[:-1]
+
+
 def test_they_conform(python: Path) -> None:
-    for name in ("neighbours", *BEGUN):
-        shown = _run(python, "-m", "clip_negatives", "plugins", "check", name.replace("-", "_"))
+    names = [name.replace("-", "_") for name in ("neighbours", *BEGUN)]
+    reports = _run_commands(python, *(["plugins", "check", name] for name in names))
+    for name, shown in zip(names, reports, strict=True):
+        assert f" {name}" in shown
         assert "pickles" in shown
         assert "failed" not in shown
 
@@ -71,17 +88,16 @@ def test_it_is_listed(python: Path) -> None:
     assert "plugin neighbours of clip-negatives-neighbours 0.3.0\n" in shown
 
 
-@pytest.mark.parametrize(("sampler", "weighting"), [("neighbours:run=8", "uniform"), ("my_sampler:run=2", "my_weighting")])
-def test_they_are_trained_with(python: Path, tmp_path: Path, sampler: str, weighting: str) -> None:
-    exported = catalogue.export(tmp_path / "data", split="test", format="csv")
-    small = exported / "small.csv"
-    small.write_text("".join((exported / "test.csv").read_text().splitlines(keepends=True)[:97]))
-    arguments = ["--train-data", small, "--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "32"]
+def test_they_are_trained_with(python: Path, tmp_path: Path) -> None:
+    data = export(tmp_path / "data", "test", range(96), format="csv") / "test.csv"
+    arguments = ["--train-data", str(data), "--dataset-type", "csv", "--model", "clip-negatives-tiny", "--batch-size", "32"]
     arguments += ["--epochs", "1", "--workers", "0", "--device", "cpu", "--precision", "fp32", "--log-every-n-steps", "1"]
-    arguments += ["--logs", tmp_path / "logs", "--name", "run"]
-    options = ["--sampler", sampler, "--weighting", weighting]
-    environment = {**os.environ, "CLIP_NEGATIVES_CACHE": str(tmp_path / "cache")}
-    _run(python, "-m", "clip_negatives", "train", *options, "--", *arguments, env=environment)
-    log = (tmp_path / "logs" / "run" / "out.log").read_text()
-    assert log.count("Contrastive_loss") == 3
-    assert f"sampler {sampler}" in log
+    arguments += ["--logs", str(tmp_path / "logs"), "--name"]
+    methods = {"neighbours:run=8": "uniform", "my_sampler:run=2": "my_weighting"}
+    options = [["--sampler", sampler, "--weighting", weighting] for sampler, weighting in methods.items()]
+    lines = [["train", *given, "--", *arguments, f"run-{number}"] for number, given in enumerate(options)]
+    _run_commands(python, *lines, env={**os.environ, "CLIP_NEGATIVES_CACHE": str(tmp_path / "cache")})
+    for number, sampler in enumerate(methods):
+        log = (tmp_path / "logs" / f"run-{number}" / "out.log").read_text()
+        assert log.count("Contrastive_loss") == 3
+        assert f"sampler {sampler}" in log

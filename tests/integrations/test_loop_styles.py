@@ -1,4 +1,4 @@
-"""A thousand steps in each usual style of loop: the loss gets the samples whose features it gets.
+"""Three hundred steps in each usual style of loop: the loss gets the samples whose features it gets.
 
 Each image shows its own row (`clustered.picture`), and so does each text of sentence-transformers. The towers note the rows
 that they encode, and the loss compares them with the samples that it is given.
@@ -28,7 +28,7 @@ from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_fold
 from tests.integrations.test_sentence_transformers import data, words_model
 from tests.integrations.test_transformers import arguments, collate, tiny_clip
 
-STEPS = 1000
+STEPS = 300
 EPOCHS = -(-STEPS // (N // BATCH))
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
@@ -103,7 +103,7 @@ def trainer(folder: Path, watch: Watch) -> None:
     model.register_forward_pre_hook(
         lambda _, given, named: watch.encoded.append(rows_of(named["pixel_values"])), with_kwargs=True
     )
-    run = arguments(folder.parent / "run", num_train_epochs=EPOCHS, gradient_accumulation_steps=2, logging_steps=500)
+    run = arguments(folder.parent / "run", num_train_epochs=EPOCHS, gradient_accumulation_steps=2, logging_steps=50)
     NegativesTrainer(model, run, train_dataset=Pictures(), data_collator=collate, clusters=folder).train()
 
 
@@ -144,7 +144,7 @@ class Module(lightning.LightningModule):
 def lightnings(folder: Path, watch: Watch) -> None:
     negatives = NegativesCallback(folder)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    fit = lightning.Trainer(accelerator="cpu", max_epochs=EPOCHS, callbacks=[negatives], check_val_every_n_epoch=50, **quiet)
+    fit = lightning.Trainer(accelerator="cpu", max_epochs=EPOCHS, callbacks=[negatives], check_val_every_n_epoch=15, **quiet)
     fit.fit(Module(negatives, watch))
 
 
