@@ -13,7 +13,7 @@ from clip_negatives.pipelines.assigned_parts import COSINES_AT_ONCE
 from clip_negatives.storage import sample_buckets, shard_buckets
 
 N, D, K, SHARDS = 10**9, 512, 100_000, 100_000  # the planned data: pairs, length of a feature, clusters of each side, tars
-IMAGE_BYTES = 20_000  # of an image in a tar
+IMAGE_BYTES, SAMPLE_BYTES = 20_000, 100  # of an image in a tar, and of key and caption in a table
 SAMPLE, ITERATIONS = 256, 25  # defaults of `centroids` and kmeans: rows per cluster that train the centroids, and iterations
 TASKS, CORES, BANDWIDTH = 100, 16, 1e9  # tasks at a time, cores of a task, and bytes that a task reads or writes a second
 CORE_HOUR, READS, WRITES = 0.05, 0.0004e-3, 0.005e-3  # dollars for a core's hour, a request that reads, and one that writes
@@ -87,14 +87,13 @@ def stages_of(result: Mapping[str, Any]) -> list[Stage]:
     of = {step: _largest(rows, step) for step in ("encode", "centroids", "assign", "labels of tasks")}
     flat, levels = _assignment(result["kmeans"])
     data, features, sampled = N * IMAGE_BYTES, 4 * N * D, 2 * SAMPLE * K
-    table_bytes = _a_pair(of["encode"], "bytes_written") - 4 * 16 * 16  # beside the features of its small encoders
     centroids, cosines = 2 * 4 * K * D, 4 * COSINES_AT_ONCE
     return [
         Stage(
             "`encode`, but for the encoders",
             N / of["encode"]["per_second"],
             data,
-            features + max(0.0, table_bytes) * N,
+            features + SAMPLE_BYTES * N,
             *_requests(of["encode"]),
             memory=_bytes(of["encode"]) + 4 * D * N / SHARDS,
         ),
