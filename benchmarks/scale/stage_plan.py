@@ -72,6 +72,7 @@ def section(result: Mapping[str, Any]) -> str:
         "look_up": N / _largest(rates, "look up labels")["per_second"] / HOUR,
         "plan": N / _largest(rates, "plan of an epoch")["per_second"] / HOUR,
         "generate": N / _largest(rates, "generate")["per_second"] / HOUR,
+        "labels": 10 * next(stage.seconds for stage in stages if "labels" in stage.name) / HOUR,
         "reshard_plan": PLAN_BYTES * N / 1e9,
         "features": 4 * N * D / 1e12,
         "sampler": 24 * N / 1e9,
