@@ -58,9 +58,11 @@ def streams(file: Path) -> str:
     names = "data", "tars", "processes", "batch"
     figures = {(row["way"], *(row[name] for name in names)): f"{row['per_anchor']:.3f}" for row in result["rows"]}
     ways, cases = dict.fromkeys(way for way, *_ in figures), sorted({tuple(case) for _, *case in figures})
-    columns = [f"{data}, tars {tars}, {processes} x {batch:,}" for data, tars, processes, batch in cases]
-    rows = [[way, *(figures.get((way, *case), "") for case in cases)] for way in ways]
-    return ABOUT["streams"].format(**result["sizes"]) + table(rows, ["batches from", *columns])
+    rows = []
+    for data, tars, processes, batch in cases:
+        found = [figures.get((way, data, tars, processes, batch), "") for way in ways]
+        rows.append([data, tars, f"{processes} x {batch:,}", *found])
+    return ABOUT["streams"].format(**result["sizes"]) + table(rows, ["data", "tars", "batch", *ways])
 
 
 def tasks(file: Path) -> str:
