@@ -152,7 +152,7 @@ def test_labels_compare_tars_at_addresses_of_several_kinds(place: dict[str, str]
     absent = place["HTTP"] + "/none/absent"
     for option, location in (("--from", f"{absent}.parquet"), ("--centroids", f"{absent}.npy,text.npy")):
         fault = _fails("labels", "other", *given, option, location)
-        assert re.search(rf"^{absent}\.\w+ is a URL, but .* read from a local disk\. Copy it there\.$", fault)
+        assert re.search(rf"^The (table|npy file) {absent}\.\w+ cannot be read: 404, ", fault)
 
 
 def _measured_here(job: run.Job) -> dict[str, Any]:

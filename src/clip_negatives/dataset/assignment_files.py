@@ -44,6 +44,7 @@ def _files_at(url: str) -> list[str]:
     with reading_from(url, "table"):
         system, path = fsspec.core.url_to_fs(url)
         if is_web(url) or not system.isdir(path):  # a web server would send the whole file
+            check_reachable("table", url)
             listed = [path]
         else:
             inside = (file for file in system.find(path) if not re.search(r"/[._]", file.removeprefix(path)))

@@ -12,9 +12,9 @@ import open_clip_train.file_utils
 import open_clip_train.main
 import open_clip_train.train
 import torch
-import webdataset
 from open_clip.task import CLIPTask, SigLIPTask, get_model_from_task
 from torch.utils.data import DataLoader, default_collate
+from webdataset import rename, to_tuple
 
 from clip_negatives.errors import UnsupportedError
 from clip_negatives.integrations.open_clip.adapter import Adapter, Epoch, Replacement
@@ -79,9 +79,9 @@ class OpenClip(Adapter):
         names = [getattr(getattr(stage, "f", None), "__name__", "") for stage in stages]
         if names.count("_rename") != 1 or names.count("_batched") != 1:
             return False
-        rename = names.index("_rename")
-        stages[rename] = webdataset.rename(**stages[rename].kw, **{name: name for name in entries})
-        stages.insert(names.index("_batched"), webdataset.to_tuple("image", "text", *entries))
+        place = names.index("_rename")
+        stages[place] = rename(**stages[place].kw, **{name: name for name in entries})
+        stages.insert(names.index("_batched"), to_tuple("image", "text", *entries))
         return True
 
     def as_batch(self, batch: Any) -> Any:
