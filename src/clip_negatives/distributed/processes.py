@@ -63,10 +63,6 @@ class Processes:
         """Return the items of this process: items number rank, rank + world_size, ..."""
         return items[self.rank :: self.world_size]
 
-    def share(self, n: int) -> range:
-        """Return this process's share of the numbers 0 .. n-1: a consecutive block."""
-        return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
-
     def gather(self, value: T) -> list[T]:
         """Return the values of all processes, by rank."""
         if self.world_size == 1:

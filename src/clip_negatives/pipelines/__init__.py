@@ -1,1 +1,1 @@
-"""Commands that read a data set and write files: prepare, generate, reshard."""
+"""Commands that read a data set and write files, such as prepare, encode, assign, generate and reshard."""
