@@ -1,4 +1,4 @@
-"""The section of the page about choosing a method on one's own data."""
+"""Tables about choosing a method on one's own data."""
 
 from __future__ import annotations
 
@@ -8,25 +8,12 @@ from typing import Any
 
 from sections import table
 from studies import BASELINE
-from tables import FIGURES, gain, marked, named, relative, signed
+from tables import FIGURES, folded, gain, marked, named, relative, signed
 from trained_tables import title_of
 
 HELD = f"{BASELINE}@0.1"
 LEAST_ROWS = 3  # of a correlation
 QUESTIONS = ("near-duplicates", "groups")
-
-
-def choices_section(result: Mapping[str, Any], equal: Mapping[str, Any] | None, about: Mapping[str, str]) -> Iterator[str]:
-    """Yield the parts of the section: regret, fixed methods, false claims, gains of all methods."""
-    study, data = result["study"], result["data"]
-    yield about["choices"].format(**study)
-    yield _regret(data)
-    yield about["fixed"] + "\n" + _fixed(data)
-    if equal is not None:
-        rows = list(equal["data"].values())
-        yield about["equal"].format(**{name: sum(row[name] for row in rows) for name in ("claims", "studies")})
-    yield about["held"].format(**study, held=HELD)
-    yield _gains(data)
 
 
 def heads_and_towers(heads: Mapping[str, Any], trained: Iterable[Mapping[str, Any]], about: str) -> Iterator[str]:
@@ -45,10 +32,11 @@ def heads_and_towers(heads: Mapping[str, Any], trained: Iterable[Mapping[str, An
     columns = ("heads, Rank@1 [95 %]", "model, Rank@1 [95 %]", "heads, Rank@10 [95 %]", "model, Rank@10 [95 %]")
     first, tenth = (correlation(*zip(*(row[place] for row in gains), strict=True)) for place in range(2))
     yield about.format(rows=len(rows), first=signed(f"{first:+.2f}"), tenth=signed(f"{tenth:+.2f}"))
-    yield table(rows, ("method", "data", "trained model", *columns))
+    yield folded("Heads beside trained models", table(rows, ("method", "data", "trained model", *columns)))
 
 
-def _regret(data: Mapping[str, Any]) -> str:
+def regret_table(data: Mapping[str, Any]) -> str:
+    """Return the choice on each data set, its regret and its gain."""
     rows = [
         [
             *(name, question, f"`{row['chosen']}`", f"`{row['best']}`", f"{100 * row['regret']:.1f}"),
@@ -73,7 +61,8 @@ def _regret(data: Mapping[str, Any]) -> str:
     return table(rows, ("data", "held out", "chosen", "best on the test", "regret, %", over, f"over `{BASELINE}`, %", "order"))
 
 
-def _fixed(data: Mapping[str, Any]) -> str:
+def fixed_table(data: Mapping[str, Any]) -> str:
+    """Return the regret of the chosen method and of methods that are fixed without a look at the data."""
     regrets = {name: {key: one[QUESTIONS[0]]["regret_of"][name] for key, one in data.items()} for name in _fixed_names(data)}
     regrets["chosen"] = {key: one[QUESTIONS[0]]["regret"] for key, one in data.items()}
     rows = [
@@ -87,7 +76,8 @@ def _fixed_names(data: Mapping[str, Any]) -> list[str]:
     return list(next(iter(data.values()))[QUESTIONS[0]]["regret_of"])
 
 
-def _gains(data: Mapping[str, Any]) -> str:
+def gains_table(data: Mapping[str, Any]) -> str:
+    """Return the gain of each method over in-batch negatives at a fixed temperature."""
     names = [name for name in next(iter(data.values()))["beside"] if name != HELD]
     gains = {name: {key: one["beside"][name]["over_held"] for key, one in data.items()} for name in names}
     rows = [

@@ -22,9 +22,19 @@ def signed(text: str) -> str:
     return text.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "\N{MINUS SIGN}")
 
 
+def significant(figure: Mapping[str, float]) -> bool:
+    """Return whether the interval of a gain excludes 0."""
+    return figure["low"] > 0 or figure["high"] < 0
+
+
 def marked(text: str, figure: Mapping[str, float]) -> str:
     """Return a gain, in bold if it is significant."""
-    return f"**{signed(text)}**" if figure["low"] > 0 or figure["high"] < 0 else signed(text)
+    return f"**{signed(text)}**" if significant(figure) else signed(text)
+
+
+def folded(title: str, content: str) -> str:
+    """Return Markdown that the reader opens by a click on its title."""
+    return f'<details markdown="1"><summary>{title}</summary>\n\n{content}\n</details>\n'
 
 
 def gain(figure: Mapping[str, float]) -> str:

@@ -68,7 +68,7 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "twemoji-" in made
     assert "noto-" not in made
     monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
-    assert "| `paper` |" in page.page()
+    assert "| `paper` |" in "\n".join(page.pages().values())
     first = json.loads(result.read_text())
     monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
     trained.main()
@@ -87,7 +87,7 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     timed = json.loads(result.read_text())["data"]["objects"]
     assert set(timed["seconds_per_step"]) == {"in_batch", "random_reduction"}
     assert {name: value for name, value in timed.items() if name != "seconds_per_step"} == again
-    assert f"| {1000 * timed['seconds_per_step']['in_batch']:.0f} |" in page.page()
+    assert f"| {1000 * timed['seconds_per_step']['in_batch']:.0f} |" in "\n".join(page.pages().values())
     monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
     trained.main()
     kept = json.loads(result.read_text())["data"]["objects"]

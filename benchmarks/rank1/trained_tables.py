@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tables import head, relative, rows_of
+from tables import folded, head, relative, rows_of
 
 TITLES = {"scratch": "From scratch", "dense": "From scratch with large batches", "finetune": "Fine-tuning of pretrained towers"}
 
@@ -30,7 +30,8 @@ def trained_section(result: Mapping[str, Any], about: str) -> Iterator[str]:
         }
         rates = study["data"][name].get("learning_rates", study["learning_rates"])
         yield head(name, data, rates, steps=data["runs"][0]["steps"])
-        yield rows_of({method: relative(data, method) for method in data["summaries"]}, more)
+        rows = rows_of({method: relative(data, method) for method in data["summaries"]}, more)
+        yield folded(f"All figures of {name}", rows)
 
 
 def _mean(runs: list[dict[str, Any]], name: str) -> float | None:
