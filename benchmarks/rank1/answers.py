@@ -131,7 +131,7 @@ def density(data: Mapping[str, Any]) -> str:
         f"{_percent(figure['gain'])} with {count:.1f}" + (" (significant)" if significant(figure) else "")
         for count, figure in rows
     )
-    return f"Not steadily. By the number of others of its item that a listing meets in a batch, the default gains Rank@1: {told}."
+    return f"Not steadily. By the number of others of its item that a listing meets in a batch, the default gains: {told}."
 
 
 def default(data: Mapping[str, Any]) -> str:
