@@ -190,6 +190,20 @@ def test_features_are_read_at_s3_and_from_a_web_server_that_fails_at_first(place
             list(NpyFeatures.open([f"{place['HTTP']}/{fault}/always/images.npy"]).blocks())
 
 
+def test_features_centroids_and_assignments_of_tasks_at_s3(place: dict[str, str]) -> None:
+    encoders = "--image-encoder", "pixels:size=4,dim=0", "--text-encoder", "hashing:dim=8"
+    _works("encode", _at(TARS["s3"], place), "s3://bucket/tasks/parts", *encoders, "--task", "1/1")
+    centroids = "s3://bucket/tasks/centroids"
+    for _ in range(2):  # the second time replaces the first
+        _works("centroids", "s3://bucket/tasks/parts", centroids, "--clusterer", "kmeans:n_clusters=2")
+    _works("assign", "s3://bucket/tasks/parts", centroids, "s3://bucket/tasks/assignments", "--task", "1/1")
+    files = f"{centroids}/image.npy,{centroids}/text.npy"
+    _works("labels", "task-labels", "--from", "s3://bucket/tasks/assignments", "--centroids", files)
+    assert read_labels("task-labels").image.n_clusters == 2
+    fault = _fails("centroids", "s3://bucket/tasks/parts", "s3://bucket/tasks/parts", "--clusterer", "kmeans:n_clusters=2")
+    assert "s3://bucket/tasks/parts has files, but no centroids.json of clip-negatives. Name another URL." in fault
+
+
 def test_prepare_takes_a_table_and_features_at_s3(place: dict[str, str]) -> None:
     given = ["--features", "s3://bucket/images.npy,s3://bucket/texts.npy"]
     _works("prepare", "s3://bucket/pairs.parquet", "there", *given, *FOUR)

@@ -1,13 +1,15 @@
 """Run the commands of docs/scale.md on S3 whose requests fail now and then: python benchmarks/scale/faults.py [--small].
 
 The commands read and write tars, features and assignments at a server of S3 on this machine, through a proxy that fails one
-request in fifty. Everything that they write must be what they write on a disk.
+request in fifty. Everything that they write must be what they write on a disk, except for the addresses of the tars.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import fsspec
+import pyarrow.parquet as pq
 from run import result_file, write_json
 from tasks import write_tars
 
@@ -79,17 +82,29 @@ def run(home: Path, local: Path, place: str, tars: str, per_tar: int, address: s
             running.returncode = os.waitstatus_to_exitcode(status)
         assert running.returncode == 0, command
         after = counts(address)
-        told = {"cpu_seconds": usage.ru_utime + usage.ru_stime, "peak_mib": usage.ru_maxrss / 1024}
         traffic = {key: after[key] - before.get(key, 0) for key in after}
-        yield {"command": command[0], "seconds": time.perf_counter() - start, **told, **traffic}
+        seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+        yield {"command": command[0], **seconds, **traffic}
 
 
-def contents(folder: str) -> dict[str, bytes]:
-    """Return all files of a folder, but for those with addresses and times."""
+def contents(folder: str) -> dict[str, bytes | list[dict[str, Any]]]:
+    """Return all files of a folder, except for those with addresses and times; addresses of tars are replaced by names."""
     system, path = fsspec.core.url_to_fs(folder)
     files = {file.removeprefix(path): file for file in system.find(path)}
     kept = {name: file for name, file in files.items() if not name.endswith(NOT_COMPARED) and "/claims/" not in name}
-    return {name: system.cat_file(file) for name, file in kept.items()}
+    # The name of a part ends with a digest of the address of its tar.
+    by_tar = {re.sub("-[0-9a-f]{16}/", "/", name): system.cat_file(file) for name, file in kept.items()}
+    assert len(by_tar) == len(kept), "two tars have the same name"
+    return {
+        name: rows_of(file) if name.endswith(("samples.parquet", "assignments.parquet")) else file
+        for name, file in by_tar.items()
+    }
+
+
+def rows_of(file: bytes) -> list[dict[str, Any]]:
+    """Return the rows of a table; the column of tars has their names instead of their addresses."""
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(file)).to_pylist()
+    return [{**row, "shard": Path(row["shard"]).name} for row in rows]
 
 
 @contextmanager
@@ -98,8 +113,10 @@ def faulty_store() -> Iterator[str]:
     command = [sys.executable, str(Path(__file__).with_name("faulty_store.py")), str(SHARE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.kill()
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.kill()
 
 
 def counts(address: str) -> Mapping[str, int]:

@@ -86,6 +86,15 @@ def _power(before: Mapping[str, Any], row: Mapping[str, Any], name: str) -> str:
     return f"{math.log(row[name] / before[name]) / math.log(row['n'] / before['n']):.2f}"
 
 
+def memory(file: Path) -> str:
+    """Return the memory of a sample."""
+    result = json.loads(file.read_text())
+    names = "process", "with_workers", "peak"
+    rows = [[row["case"], *(f"{row[name]:,.0f}" if name in row else "" for name in names)] for row in result["rows"]]
+    about = ABOUT["memory"].format(n=result["rows"][0]["n"], machine=file.parent.name, **result)
+    return about + table(rows, ["what", "a process", "with workers", "peak"])
+
+
 def faults(file: Path) -> str:
     """Return what the commands took on a store of which some requests fail."""
     result = json.loads(file.read_text())
@@ -93,8 +102,8 @@ def faults(file: Path) -> str:
     rows = []
     for row in result["rows"]:
         traffic = [f"{row[name] / 1e6:,.0f}" if name.startswith("bytes") else f"{row[name]:,}" for name in names]
-        rows.append([row["command"], f"{row['cpu_seconds']:.0f}", f"{row['peak_mib']:.0f}", *traffic])
-    columns = ["command", "core seconds", "MiB in all", "requests", "failed", "MB read", "MB written"]
+        rows.append([row["command"], f"{row['cpu_seconds']:.0f}", *traffic])
+    columns = ["command", "core seconds", "requests", "failed", "MB read", "MB written"]
     return ABOUT["faults"].format(**{**result, "n": f"{result['n']:,}", "share": f"{result['share']:.0%}"}) + table(
         rows, columns
     )
@@ -103,6 +112,7 @@ def faults(file: Path) -> str:
 PARTS: dict[str, Callable[[Path], str]] = {
     "tasks": tasks,
     "faults": faults,
+    "memory": memory,
     "same-files": same_files,
     "reading": reading,
     "overlap": overlap,

@@ -17,7 +17,7 @@ from stage_plan import SHARDS, D, K, N
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 DOCS = HERE.parents[1] / "docs"
-KINDS = ("kmeans", "prepare", "rates", "tasks")
+KINDS = ("kmeans", "memory", "prepare", "rates", "tasks")
 
 MOMENTS = {"encoded": "once encoded", "end": "at the end, mapped features among it"}
 

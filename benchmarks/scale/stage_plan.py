@@ -18,7 +18,7 @@ SAMPLE, ITERATIONS = 256, 25  # defaults of `centroids` and kmeans: rows per clu
 TASKS, CORES, BANDWIDTH = 100, 16, 1e9  # tasks at a time, cores of a task, and bytes that a task reads or writes a second
 CORE_HOUR, READS, WRITES = 0.05, 0.0004e-3, 0.005e-3  # dollars for a core's hour, a request that reads, and one that writes
 HOUR = 3600.0
-ROW_BYTES, PLAN_BYTES = 40, 40  # of a row in a bucket, and of a sample in the first task of `reshard`
+ROW_BYTES = 40  # of a row in a bucket of `reshard`
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -63,6 +63,7 @@ def section(result: Mapping[str, Any]) -> str:
     images, encode = IMAGE_BYTES / 1000, _largest(result["tasks"]["rows"], "encode")
     rates = result["rates"]["rows"]
     flat, levels = _assignment(result["kmeans"])
+    memory = {row["case"]: row for row in result["memory"]["rows"]}
     numbers = {
         "rows": table([stage.row() for stage in stages], head),
         "total": sum(stage.price for stage in stages),
@@ -73,9 +74,9 @@ def section(result: Mapping[str, Any]) -> str:
         "plan": N / _largest(rates, "plan of an epoch")["per_second"] / HOUR,
         "generate": N / _largest(rates, "generate")["per_second"] / HOUR,
         "labels": 10 * next(stage.seconds for stage in stages if "labels" in stage.name) / HOUR,
-        "reshard_plan": PLAN_BYTES * N / 1e9,
+        "reshard_plan": memory["plan of reshard"]["peak"] * N / 1e9,
         "features": 4 * N * D / 1e12,
-        "sampler": 24 * N / 1e9,
+        "sampler": memory["our table, clusters and sampler"]["process"] * N / 1e9,
     }
     prices = {"core": CORE_HOUR, "reads": READS * 1e6, "writes": WRITES * 1e6}
     assumed = {"image": images, "tasks": TASKS, "cores": CORES, "bandwidth": BANDWIDTH / 1e9, "sample": SAMPLE}

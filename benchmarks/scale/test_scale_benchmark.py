@@ -36,6 +36,13 @@ def test_tasks() -> None:
     assert all(row["requests"] > 0 and row["bytes_read"] > 0 for row in rows[:3])
 
 
+def test_memory() -> None:
+    """What a sample takes in memory is measured for each data set, and for the plan of `reshard`."""
+    rows = rows_of("memory.py", "scale-memory.json")
+    assert [bool(row.get("process")) for row in rows] == [True, True, True, False]
+    assert rows[-1]["peak"] > 0
+
+
 def test_same_files() -> None:
     """`prepare` and the start of a training are measured with and without the comparison."""
     rows = rows_of("same_files.py", "scale-same-files.json")

@@ -178,9 +178,9 @@ def reshard(data: str, clusters: Path, output: str, task: str | None, **options:
     early.check_labelled(clusters)
     early.check_new_shards(output, options["work_folder"])
     chosen = chosen_task(task)
-    from clip_negatives.pipelines.new_shards import is_store
     from clip_negatives.pipelines.reshard import reshard as write_shards
     from clip_negatives.progress import shown
+    from clip_negatives.storage.stored_folder import is_store
 
     with shown(True):
         result = write_shards(data, clusters, output, **options, task=chosen)

@@ -63,10 +63,10 @@ def encode(data: str, parts: str, task: str | None, dataset_type: str, recipe: R
 
 @parameters.command(
     "clip-negatives centroids parts/ centroids/ --clusterer kmeans:n_clusters=10000",
-    "clip-negatives centroids s3://bucket/parts centroids/ --clusterer kmeans:n_clusters=100000,levels=2",
+    "clip-negatives centroids s3://bucket/parts s3://bucket/centroids --clusterer kmeans:n_clusters=100000,levels=2",
 )
 @click.argument("parts")
-@click.argument("output", metavar="CENTROIDS", type=parameters.FOLDER)
+@click.argument("output", metavar="CENTROIDS")
 @parameters.clusterer_options
 @click.option(
     "--points-per-cluster", default=POINTS_PER_CLUSTER, type=click.IntRange(min=1), help="Samples to draw for each cluster."
@@ -74,14 +74,16 @@ def encode(data: str, parts: str, task: str | None, dataset_type: str, recipe: R
 @click.option("--seed", default=Recipe.seed, help="Seed of the sample and the clustering.")
 @max_lost_option
 @max_missing_option
-def centroids(parts: str, output: Path, recipe: Recipe, points_per_cluster: int, **limits: Any) -> None:
+def centroids(parts: str, output: str, recipe: Recipe, points_per_cluster: int, **limits: Any) -> None:
     """Cluster a random sample of encoded parts.
 
     PARTS is the complete folder of `encode`. CENTROIDS is the folder to write:
-    image.npy and text.npy, row k the centroid of cluster k. The clusterer needs its
-    number of clusters, such as kmeans:n_clusters=10000.
+    image.npy and text.npy, row k the centroid of cluster k. Each of the two is a
+    path, or a URL such as s3://. The clusterer needs its number of clusters, such as
+    kmeans:n_clusters=10000.
     """
-    early.check_output_folder(output, "centroids")
+    if "://" not in output:  # a URL is checked later
+        early.check_output_folder(Path(output), "centroids")
     from clip_negatives.pipelines.sampled_centroids import write_centroids
 
     clusterers: dict[str, Any] = {"clusterer": recipe.clusterer, "text_clusterer": recipe.text_clusterer, "seed": recipe.seed}

@@ -134,6 +134,11 @@ class TablePairs:
         """Return the keys, or without a column of keys the row numbers: unlike paths, they are unique."""
         return self._keys.to_pylist() if self._keys is not None else [str(row) for row in range(len(self))]
 
+    @property
+    def text_column(self) -> pa.ChunkedArray:
+        """Return the text of each row."""
+        return self._texts
+
     @functools.cached_property
     def texts(self) -> Sequence[str]:
         """Return the text of each row."""

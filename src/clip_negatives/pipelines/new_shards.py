@@ -25,6 +25,7 @@ from clip_negatives.storage.paths import check_resumable, files_in, output_path
 from clip_negatives.storage.safe_reading import one_line, parse_json, read_json
 from clip_negatives.storage.source_files import SourceFile
 from clip_negatives.storage.store_errors import store_errors
+from clip_negatives.storage.stored_folder import is_store
 
 # Files of the output, besides its settings: number of samples of each shard (for open_clip), and labels folder.
 SIZES, LABELS = "sizes.json", "labels"
@@ -44,11 +45,6 @@ def open_output(location: str | Path, work_folder: str | Path | None = None) -> 
         fault = f"{location} is a URL, but the samples wait on a local disk"
         raise InputError(f"{fault}. Name a folder with enough space: {argument('work_folder', 'work_folder=')} FOLDER.")
     return StoredShards(str(location).rstrip("/"), work)
-
-
-def is_store(location: str | Path) -> bool:
-    """Return whether an output is a URL of an object store."""
-    return "://" in str(location) and not str(location).startswith(("file:", "local:"))
 
 
 def shard_name(number: int) -> str:

@@ -71,7 +71,7 @@ def reshard(
     Independent tasks may share the work: the same call with other values of `task`, at any time, on machines that see
     `work_folder`. The call returns when the output is complete. After an interruption, the same call continues, with any
     number of tasks: old tars that were read completely are not read again, and complete shards are kept. The first task makes
-    the plan, which takes 40 bytes of memory for each sample. The others map it from the disk.
+    the plan, which takes about 120 bytes of memory for each sample. The others map it from the disk.
 
     Args:
         data: the clustered tars, or copies at other addresses.

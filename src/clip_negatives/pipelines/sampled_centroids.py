@@ -21,6 +21,7 @@ from clip_negatives.distributed.processes import ALONE
 from clip_negatives.errors import ArtifactError, DataError, InputError
 from clip_negatives.features.losses import Losses, PartReport, check_share
 from clip_negatives.host import registry
+from clip_negatives.interfaces import Clustering
 from clip_negatives.pipelines.encoded_parts import parts_folder
 from clip_negatives.pipelines.part_rows import sampled_features
 from clip_negatives.pipelines.recipe import POINTS_PER_CLUSTER
@@ -30,6 +31,7 @@ from clip_negatives.storage.limits import MAX_LOST
 from clip_negatives.storage.manifest import CENTROIDS_FOLDER
 from clip_negatives.storage.provenance import plugins_section, resolved
 from clip_negatives.storage.safe_reading import parse_json
+from clip_negatives.storage.stored_folder import local_output
 from clip_negatives.storage.task_folder import Record, TaskFolder
 
 REPAIR = "and run clip-negatives encode again, or accept the loss with {}"
@@ -50,11 +52,12 @@ def write_centroids(
     """Cluster a random sample of encoded parts, write the centroids atomically, and return their manifest.
 
     Each part gives its share of the sample. The sample depends on the seed and the parts alone. It is memory-mapped from a
-    temporary file beside `output`.
+    temporary file beside `output`; if `output` is a URL, the file is in the temporary folder of the system.
 
     Args:
         parts: folder of `clip_negatives.pipelines.encoded_parts.encode_parts`, a path or a URL.
-        output: folder for ``image.npy``, ``text.npy`` (row k is the centroid of cluster k) and ``centroids.json``.
+        output: folder for ``image.npy``, ``text.npy`` (row k is the centroid of cluster k) and ``centroids.json``, a path or a
+            URL.
         clusterer: ``name:n_clusters=...`` of any clusterer with this option.
         text_clusterer: clusterer of the texts; None uses `clusterer`.
         points_per_cluster: number of samples that are drawn for each of the clusters.
@@ -73,30 +76,20 @@ def write_centroids(
     limit = MissingLimit(max_missing_shards)
     check_share(max_lost)
     wanted = _wanted_points(specs, points_per_cluster)
-    target = CENTROIDS_FOLDER.check(output)
-    folder = parts_folder(parts).opened()
-    records = folder.records()
-    _check_losses(records, limit, max_lost)
-    counts = [int(record["count"]) for record in records]
-    size = min(sum(counts), wanted)
-    check_clusterers(size, **specs)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with shown(progress), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.sample.") as name:
-        scratch = Path(name)
-        image, text = (sampled_features(folder, side, counts, size, seed, scratch) for side in MODALITIES)
-        clusterings = cluster_together(image, text, **specs, seed=seed, processes=ALONE)
-    centroids = {side: clustering.centroids for side, clustering in zip(MODALITIES, clusterings, strict=True)}
-    about = {
-        "clusterer": resolved("clusterer", specs["clusterer"]),
-        "text_clusterer": resolved("clusterer", specs["text_clusterer"]),
-        "plugins": plugins_section([("clusterer", spec) for spec in specs.values()]),
-        "seed": seed,
-        "plan": folder.plan,
-        "n_samples": sum(counts),
-        "n_sampled": size,
-        **{f"n_{side}_clusters": len(rows) for side, rows in centroids.items()},
-    }
-    return _write(target, centroids, about)
+    with local_output(CENTROIDS_FOLDER, output) as target:
+        folder = parts_folder(parts).opened()
+        records = folder.records()
+        _check_losses(records, limit, max_lost)
+        counts = [int(record["count"]) for record in records]
+        size = min(sum(counts), wanted)
+        check_clusterers(size, **specs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with shown(progress), tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.sample.") as name:
+            scratch = Path(name)
+            image, text = (sampled_features(folder, side, counts, size, seed, scratch) for side in MODALITIES)
+            clusterings = cluster_together(image, text, **specs, seed=seed, processes=ALONE)
+        about = _about(specs, seed, folder.plan, sum(counts), size)
+        return _write(target, dict(zip(MODALITIES, clusterings, strict=True)), about)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +148,24 @@ def _check_losses(records: list[Record], limit: MissingLimit, max_lost: float) -
         raise DataError("The parts have no sample. Check the data.")
 
 
-def _write(target: Path, centroids: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
+def _about(specs: Mapping[str, str], seed: int, plan: str, n_samples: int, n_sampled: int) -> dict[str, Any]:
+    """Return what determines the centroids."""
+    return {
+        **{option: resolved("clusterer", spec) for option, spec in specs.items()},
+        "plugins": plugins_section([("clusterer", spec) for spec in specs.values()]),
+        "seed": seed,
+        "plan": plan,
+        "n_samples": n_samples,
+        "n_sampled": n_sampled,
+    }
+
+
+def _write(target: Path, clusterings: Mapping[str, Clustering], about: Mapping[str, Any]) -> dict[str, Any]:
     with CENTROIDS_FOLDER.replacing(target) as partial:
-        files = {}
-        for side, rows in centroids.items():
+        files, sizes = {}, {}
+        for side, clustering in clusterings.items():
             file = partial / f"{side}.npy"
-            np.save(file, rows.float().numpy())
+            np.save(file, clustering.centroids.float().numpy())
             files[file.name] = {"bytes": file.stat().st_size, "sha256": sha256(file.read_bytes()).hexdigest()}
-        return CENTROIDS_FOLDER.write_manifest(partial, about, files)
+            sizes[f"n_{side}_clusters"] = clustering.n_clusters
+        return CENTROIDS_FOLDER.write_manifest(partial, {**about, **sizes}, files)

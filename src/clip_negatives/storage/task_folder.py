@@ -134,7 +134,7 @@ class TaskFolder:
         sizes = {file.name: file.stat().st_size for file in sorted(files.iterdir())}
         self.remove(f"{name}/{RECORD}")  # a part whose files are replaced is not complete
         for file in sizes:
-            self._copy(files / file, f"{name}/{file}")
+            self.copy(files / file, f"{name}/{file}")
         content = {**record, "plan": self.plan, "bytes": sizes}
         content[SELF_DIGEST] = _digest(content)
         self.write(f"{name}/{RECORD}", (json.dumps(content, indent=1) + "\n").encode())
@@ -170,6 +170,15 @@ class TaskFolder:
         with store_errors(self.url):
             self.system.pipe_file(f"{self.root}/{file}", content)
 
+    def copy(self, source: Path, file: str) -> None:
+        """Copy a local file into the folder."""
+        if self.is_local:
+            with replaced_file(f"{self.root}/{file}") as partial:
+                shutil.copyfile(source, partial)
+            return
+        with store_errors(self.url):
+            self.system.put_file(str(source), f"{self.root}/{file}")
+
     def remove(self, file: str) -> None:
         """Remove a record or a claim, if it is still there."""
         with store_errors(self.url):
@@ -190,14 +199,6 @@ class TaskFolder:
             self.system.pipe_file(path, content, mode="create")
             return True
         return False
-
-    def _copy(self, source: Path, file: str) -> None:
-        if self.is_local:
-            with replaced_file(f"{self.root}/{file}") as partial:
-                shutil.copyfile(source, partial)
-            return
-        with store_errors(self.url):
-            self.system.put_file(str(source), f"{self.root}/{file}")
 
     def _stored_plan(self) -> dict[str, Any] | None:
         if (content := self.read(PLAN)) is None:

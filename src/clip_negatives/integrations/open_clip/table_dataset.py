@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
 from open_clip_train import data as open_clip_data
 from PIL import Image
 from torch.utils.data import Dataset
 
 from clip_negatives.advice import named
+from clip_negatives.batches.extras import Captions
 from clip_negatives.dataset import Columns, open_table
 from clip_negatives.dataset.formats import kind_of
 from clip_negatives.dataset.images import check_regular
@@ -29,8 +31,7 @@ class TableDataset(Dataset[Any]):
     or another special file raises OSError.
 
     Attributes:
-        images: path of each image; None if the images are in the table.
-        captions: text of each row.
+        captions: text of each row, in Arrow's memory: lists of Python strings take more, and each worker would copy them.
         transforms: function of an undecoded image.
         tokenize: function of a list of texts.
     """
@@ -51,7 +52,7 @@ class TableDataset(Dataset[Any]):
         with named(OPTIONS):
             self.pairs = open_table(input_filename, columns, dataset_type=dataset_type)
         log(self.pairs.summary, logging.INFO)
-        self.images, self.captions = self.pairs.image_paths, self.pairs.texts
+        self.captions = Captions(pa.table({"text": self.pairs.text_column}))
         self.transforms, self.tokenize = transforms, tokenizer
 
     def __len__(self) -> int:
