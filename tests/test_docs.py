@@ -117,6 +117,19 @@ def test_included_files_are_there() -> None:
         assert (ROOT / included.group(1)).is_file(), mark
 
 
+def test_pictures_are_there() -> None:
+    """The build checks links and anchors, but not pictures."""
+    pictures = [(page, name) for page in PAGES for name in re.findall(r"!\[[^\]]*\]\(([^)\s]+)", page.read_text())]
+    assert len(pictures) > 5
+    assert [(page.name, name) for page, name in pictures if not (page.parent / name).is_file()] == []
+
+
+def test_index_of_the_api_lists_every_entry() -> None:
+    pages = sorted((ROOT / "docs" / "api").iterdir())
+    entries = {f"api/{page.name}#{name}" for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
+    assert set(re.findall(r"\((api/\w+\.md#\S+)\)", (ROOT / "docs" / "api.md").read_text())) == entries
+
+
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().split("\nnav:")[1]
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}

@@ -1,6 +1,6 @@
 """Progress of long work on stderr: a bar on a terminal, and lines elsewhere, such as in the log of a job.
 
-Short work prints no line. Long work prints a line about every `SECONDS_BETWEEN_LINES` seconds::
+Short work prints no line. Long work prints a line about every `SECONDS_BETWEEN_LINES` seconds:
 
     Encoding images: 4,096 of 100,000, about 3 min left
 

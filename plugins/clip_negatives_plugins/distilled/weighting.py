@@ -14,7 +14,7 @@ from clip_negatives.host.option_checks import check_number
 def distilled(anchors: Anchors, *, mass: float = 0.4) -> Tensor:
     """Give a part of the target to the pairs that a teacher finds similar.
 
-    With t the teacher's cosines and `scale` the live factor of the logits::
+    With t the teacher's cosines and `scale` the live factor of the logits:
 
         T = (1 - mass) I + mass softmax(scale t)
 

@@ -17,7 +17,7 @@ class RedrawnCaptions(Adding):
 
     A file has the further captions: a jsonl, parquet or csv file with one row per sample, in the order of the data. Each row
     has the own caption and a list of further captions; in a csv file, the list is JSON. With ``positives=K``, K more captions
-    are drawn. With z the logit, y_i0 the drawn caption of image x_i, and y_ik the K more::
+    are drawn. With z the logit, y_i0 the drawn caption of image x_i, and y_ik the K more:
 
         image_i = log(sum over j and k of exp z(x_i, y_jk)) - mean over k of z(x_i, y_ik)
         text_i  = log(sum over j of exp z(x_j, y_i0)) - z(x_i, y_i0)

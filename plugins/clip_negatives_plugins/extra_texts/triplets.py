@@ -13,7 +13,7 @@ from clip_negatives_plugins.extra_texts.hard import HardTexts
 class Triplets(HardTexts):
     """Add the image and the caption of a hard negative sample to each sample.
 
-    With x_i and y_i the features of image and text i, x'_j and y'_j those of the added image and caption j, and z the logit::
+    With x_i and y_i the features of image and text i, x'_j and y'_j those of the added image and caption j, and z the logit:
 
         image_i = log(sum over j of exp z(x_i, y_j) + sum over j of exp z(x_i, y'_j)) - z(x_i, y_i)
         text_i  = log(sum over j of exp z(x_j, y_i) + sum over j of exp z(x'_j, y_i)) - z(x_i, y_i)

@@ -52,7 +52,7 @@ def attach(
     """Return a loader and a loss that add a negative sampler and a loss weighting to your training loop.
 
     The loader yields ``(batch, samples)``: the same kind of batches as before, composed by the sampler, with the identity of
-    their samples. Call the loss as you call `open_clip.ClipLoss`, and pass it the samples of the features::
+    their samples. Call the loss as you call `open_clip.ClipLoss`, and pass it the samples of the features:
 
         for epoch in range(epochs):
             loader.set_epoch(epoch)

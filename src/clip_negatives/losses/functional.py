@@ -57,7 +57,7 @@ def weighted_info_nce(
     """Return the contrastive loss of images and texts, with weights or other treatment of the incorrect pairs.
 
     The logits are ``z_ij = logit_scale * s_ij + logit_bias``. N_i are the negatives of anchor i (its kept incorrect pairs), P_i
-    its positives, b the log-weights, alpha the weight of the positives. The loss is the mean over all images and texts i of::
+    its positives, b the log-weights, alpha the weight of the positives. The loss is the mean over all images and texts i of:
 
         n_i    = sum over j in N_i of exp(z_ij + b_ij)
         loss_i = log(n_i + alpha * sum over p in P_i of exp(z_ip)) - mean over p in P_i of z_ip

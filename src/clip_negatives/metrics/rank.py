@@ -23,7 +23,7 @@ def rank_at_k(
 ) -> Tensor:
     """Return Rank@k: the share of queries with an entry of their own group among the k most similar gallery entries.
 
-    Without ties, the result equals::
+    Without ties, the result equals:
 
         nearest = (query_features @ gallery_features.T).topk(k).indices
         (gallery_groups[nearest] == query_groups[:, None]).any(dim=1).float().mean()

@@ -2,7 +2,7 @@
 
 They equal those of `objective.anchor_losses`, in about 40 % of its operations: the number of operations decides the time of a
 small batch. With z the logit, b the log-weight, N the negatives of anchor i, and m their mean weight if weights are normalised
-and 1 otherwise::
+and 1 otherwise:
 
     odds_i = log(sum over j in N of exp(z_ij + b_ij)) - log(m_i) - z_ii
     loss_i = log(1 + exp(odds_i))

@@ -1,6 +1,6 @@
 """The loss of each anchor, from the sums over its pairs: a few operations on vectors, the same for every backend.
 
-With z the logit, N the kept incorrect pairs of anchor i, P its positives (itself and its group) and w the weights::
+With z the logit, N the kept incorrect pairs of anchor i, P its positives (itself and its group) and w the weights:
 
     n = sum over N of w exp(z)                                      # negatives
     n = |N| n / sum over N of w                                     # if weights are normalised
