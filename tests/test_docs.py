@@ -126,7 +126,9 @@ def test_pictures_are_there() -> None:
 
 def test_index_of_the_api_lists_every_entry() -> None:
     pages = sorted((ROOT / "docs" / "api").iterdir())
-    entries = {f"api/{page.name}#{name}" for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)}
+    entries = {
+        f"api/{page.name}#{name}" for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+    }
     assert set(re.findall(r"\((api/\w+\.md#\S+)\)", (ROOT / "docs" / "api.md").read_text())) == entries
 
 
