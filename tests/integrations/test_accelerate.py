@@ -224,13 +224,11 @@ def assert_resumed(whole: Any, stopped: Any, resumed: Any) -> None:
     assert all(torch.equal(resumed[2][name], value) for name, value in whole[2].items())
 
 
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"sampler": "in_batch", "shuffle": True}])
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"sampler": "in_batch", "shuffle": True, "epochs": 2}])
 def test_a_run_resumed_within_an_epoch_equals_one_that_never_stopped(folder: Path, tmp_path: Path, options: Any) -> None:
-    options = options | ({"generator": torch.Generator()} if options.get("shuffle") else {})
     runs = []
     for checkpoint, stop in ((tmp_path / "none", False), (tmp_path / "state", True), (tmp_path / "state", False)):
-        if "generator" in options and not checkpoint.exists():
-            options["generator"].manual_seed(3)
+        torch.manual_seed(3)  # of the loop's own shuffle
         runs.append(train(folder, checkpoint, stop=stop, **options))
     assert_resumed(*runs)
 

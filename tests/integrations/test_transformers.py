@@ -127,9 +127,7 @@ def test_weights_reach_the_loss_of_siglip(tmp_path, clusters):
 def test_a_logit_bias_and_the_weighting_must_fit(tmp_path, clusters):
     with pytest.raises(InputError, match=r"SiglipModel has a logit bias, which the weighting weighted_infonce.*'siglip'"):
         trainer(tmp_path, tiny_siglip())
-    with pytest.raises(
-        InputError, match=r"siglip needs a model with a logit bias, such as SiglipModel, and CLIPModel has none"
-    ):
+    with pytest.raises(InputError, match=r"siglip needs a model with a logit bias, such as SiglipModel, and CLIPModel has"):
         trainer(tmp_path, weighting="siglip")
 
 

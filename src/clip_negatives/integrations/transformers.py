@@ -1,4 +1,4 @@
-"""Hugging Face's `Trainer` with the batches of a negative sampler and the weighted loss, for `CLIPModel`, `SiglipModel` and models like them.
+"""Hugging Face's `Trainer` with the batches of a negative sampler and the weighted loss, for CLIP and SigLIP.
 
 Each batch holds the ids of its samples: the loss cannot use the last fetched batch, because the Trainer and accelerate fetch
 later batches before a forward pass.
