@@ -114,14 +114,14 @@ def test_siglip_trains_as_the_models_own_loss_does(tmp_path, clusters, more):
 
 
 def test_weights_reach_the_loss_of_siglip(tmp_path, clusters):
-    """The incorrect pairs of the default are weighted less, so their losses are smaller."""
+    """The batches are the same, so only the weights of the incorrect pairs change the loss."""
     found, plain = (
         trainer(tmp_path, tiny_siglip(), weighting=name, max_steps=1) for name in ("siglip:of=weighted_infonce", "siglip")
     )
     found.train()
     plain.train()
     assert found.seen == plain.seen
-    assert losses(found)[0] < losses(plain)[0]
+    assert abs(losses(found)[0] - losses(plain)[0]) > 0.01 * losses(plain)[0]
 
 
 def test_a_logit_bias_and_the_weighting_must_fit(tmp_path, clusters):

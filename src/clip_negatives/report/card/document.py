@@ -59,8 +59,8 @@ def write_card(
     data = ModelCardData(tags=TAGS, **named, **metadata)
     citation = block(f"{PAPER}\n\n{SOFTWARE.format(version=version('clip-negatives'))}", "bibtex")
     texts = {**sections, "Citation": f"The paper of the default method, and this software:\n\n{citation}"}
-    body = "\n\n".join(f"## {heading}\n\n{text}" for heading, text in texts.items())
-    content = f"{ModelCard(f'---\n{data.to_yaml()}\n---\n\n# {escaped(title)}\n\n{escaped(answer)}\n\n{body}')}\n"
+    parts = [f"# {escaped(title)}", escaped(answer), *(f"## {heading}\n\n{text}" for heading, text in texts.items())]
+    content = str(ModelCard("\n\n".join([f"---\n{data.to_yaml()}\n---", *parts]))) + "\n"
     with replaced_file(file) as partial:
         partial.write_text(f"{content}{_mark(content)}\n", encoding="utf-8", newline="\n")
     return file

@@ -51,10 +51,11 @@ def write_training_card(run: Path, command: str, *, train_data: str | None, n_tr
     processes, trainer = record["processes"]["number"], record["open_clip"]
     evaluation = _last_evaluation(run) if val_data else {}
     digests = {name: value for name, value in record["data"].items() if name != "kind"}
+    start = "" if processes == 1 else f"Start it on {processes} processes.\n\n"
     sections = {
         "Method": "\n".join(f"* {name}: {code('none' if value is None else value)}" for name, value in _method(record).items()),
         "Data": data_line("Training", train_data, n_train, digests),
-        "Run it again": f"{'' if processes == 1 else f'Start it on {processes} processes.\n\n'}{block(command, 'bash')}",
+        "Run it again": start + block(command, "bash"),
         "Versions": versions_lines(record["versions"]),
     }
     return write_card(
