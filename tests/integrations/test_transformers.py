@@ -103,6 +103,7 @@ def test_uniform_loss_of_a_batch_is_the_models_own(tmp_path, clusters):
 
 @pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 2, "num_train_epochs": 2}])
 def test_siglip_trains_as_the_models_own_loss_does(tmp_path, clusters, more):
+    more = more | {"optim": "sgd", "learning_rate": 0.1}  # Adam amplifies the rounding of gradients that are zero
     expected = trainer(tmp_path, tiny_siglip(), kind=Trainer, **more)
     expected.train()
     found = trainer(tmp_path, tiny_siglip(), sampler="in_batch", weighting="siglip", **more)
