@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from clip_negatives import attach
 from clip_negatives.errors import DataError, InputError
+from clip_negatives.integrations.accelerate import AcceleratedLoader
 from tests import ranks
 from tests.integrations.clustered import Pictures, rows_of, write_folder
 
@@ -183,6 +184,84 @@ def test_a_prepared_loader_cannot_be_attached_again(folder: Path) -> None:
             attach(again, folder, keys=KEYS)
 
 
+def train(folder: Path, checkpoint: Path, *, stop: bool = False, size: int = SIZE, epochs: int = 3, **options: Any) -> Any:
+    """Train with accelerate, from the checkpoint if there is one. With `stop`, save in the middle of epoch 1 and return.
+
+    Returns the ids of each batch, the weights, and the buffers of the loss. Two batches are accumulated for each step.
+    """
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    method = {"weighting": "sogclr", "sampler": options.pop("sampler", "cluster_similarity")}
+    native = DataLoader(Pictures(ROWS, mapping=False), batch_size=size, **options)
+    attached_loader, loss = attach(native, folder, keys=KEYS, epochs=epochs, **method)
+    torch.manual_seed(1 if checkpoint.exists() else 0)  # the weights of a resumed run come from the checkpoint
+    model = nn.Linear(3 * 64, 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    loader, seen = AcceleratedLoader(accelerator, attached_loader, loss), []
+    if checkpoint.exists():
+        accelerator.load_state(checkpoint)
+    for epoch in range(loader.epoch, epochs):
+        loader.set_epoch(epoch)
+        for batch, ((images, _), samples) in enumerate(loader, 1):
+            with accelerator.accumulate(model):
+                features = F.normalize(model(images.flatten(1)), dim=1)
+                accelerator.backward(loss(features, features.roll(1, 1), 5.0, samples=samples))
+                optimizer.step()
+                optimizer.zero_grad()
+            assert rows_of(images).tolist() == samples.ids.tolist()
+            seen.append(samples.ids.tolist())
+            if stop and (epoch, batch) == (1, 2):
+                assert accelerator.sync_gradients
+                accelerator.save_state(checkpoint)
+                return seen, None, None
+    return seen, accelerator.unwrap_model(model).weight.detach(), dict(loss.named_buffers())
+
+
+def assert_resumed(whole: Any, stopped: Any, resumed: Any) -> None:
+    assert stopped[0] + resumed[0] == whole[0]
+    assert torch.equal(resumed[1], whole[1])
+    assert whole[2].keys() == resumed[2].keys()
+    assert all(torch.equal(resumed[2][name], value) for name, value in whole[2].items())
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"sampler": "in_batch", "shuffle": True, "epochs": 2}])
+def test_a_run_resumed_within_an_epoch_equals_one_that_never_stopped(folder: Path, tmp_path: Path, options: Any) -> None:
+    runs = []
+    for checkpoint, stop in ((tmp_path / "none", False), (tmp_path / "state", True), (tmp_path / "state", False)):
+        torch.manual_seed(3)  # of the loop's own shuffle
+        runs.append(train(folder, checkpoint, stop=stop, **options))
+    assert_resumed(*runs)
+
+
+def test_a_state_at_the_end_of_an_epoch_begins_with_the_next(folder: Path, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    loader = AcceleratedLoader(accelerator, *attached(folder))
+    assert len(loader) == len(ids_of(loader)) == 3
+    accelerator.save_state(tmp_path / "state")
+    again = Accelerator(cpu=True)
+    resumed = AcceleratedLoader(again, *attached(folder))
+    again.load_state(tmp_path / "state")
+    assert (resumed.epoch, ids_of(resumed)) == (0, [])
+    assert epoch_of(resumed, 1) == epoch_of(loader, 1)
+
+
+def test_a_state_of_another_loader_is_an_error(folder: Path, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    AcceleratedLoader(accelerator, *attached(folder))
+    accelerator.save_state(tmp_path / "state")
+    other = Accelerator(cpu=True)
+    AcceleratedLoader(other, *attached(folder, sampler="in_batch"))
+    with pytest.raises(InputError, match=r"The state is not of this loader \(in_batch"):
+        other.load_state(tmp_path / "state")
+
+
+def test_only_the_loader_of_attach_is_accelerated(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    loader, loss = attached(folder)
+    with pytest.raises(InputError, match=r"Expected the loader of clip_negatives.attach.* Do not prepare the loader yourself"):
+        AcceleratedLoader(accelerator, accelerator.prepare(loader), loss)
+
+
 def _process(folder: Path) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
@@ -209,6 +288,9 @@ def _process(folder: Path) -> None:
         rest = ids_of(skip_first_batches(prepared, 1))
         results[name] = {"ids": whole, "alone": alone, "rest": rest, "gathered": gathered, "length": len(prepared)}
     torch.save(results, folder / f"{accelerator.process_index}.pt")
+    checkpoint = folder / "state"
+    runs = [train(folder, folder / "none", size=4), train(folder, checkpoint, size=4, stop=True)]
+    torch.save([*runs, train(folder, checkpoint, size=4)], folder / f"runs-{accelerator.process_index}.pt")
     split = Accelerator(dataloader_config=DataLoaderConfiguration(split_batches=True))
     loader, _ = attached(folder, 4)
     with pytest.raises(InputError, match="without split_batches"):
@@ -221,6 +303,10 @@ def _process(folder: Path) -> None:
 def test_two_processes_get_their_own_batches_once(folder: Path, tmp_path: Path) -> None:
     ranks.run(2, _process, folder, log=tmp_path / "log")
     first, second = (torch.load(folder / f"{rank}.pt") for rank in range(2))
+    for runs in (own_runs := [torch.load(folder / f"runs-{rank}.pt") for rank in range(2)]):
+        assert_resumed(*runs)
+    assert torch.equal(own_runs[0][0][1], own_runs[1][0][1])
+    assert own_runs[0][0][0] != own_runs[1][0][0]
     for name in ("chosen", "shared", "added"):
         for own in (first[name], second[name]):
             assert own["ids"] == own["alone"]

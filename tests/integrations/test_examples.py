@@ -43,3 +43,11 @@ def test_the_example_with_lightning_learns_and_logs(tmp_path, monkeypatch):
     assert len([row for row in rows if row["clip_negatives/image_cluster_size_mean"]]) == 2  # at the start, and refreshed
     losses = [float(row["loss"]) for row in rows if row["loss"]]
     assert sum(losses[-3:]) < sum(losses[:3])  # one step says little: their losses differ by a tenth
+
+
+def test_the_example_with_accelerate_learns_and_stores_its_place(tmp_path, monkeypatch):
+    example = run("accelerate_loop.py", tmp_path, monkeypatch)
+    assert sum(example["losses"][-5:]) < sum(example["losses"][:5])
+    state = torch.load(example["work"] / "last" / "custom_checkpoint_0.pkl")
+    steps = len(example["losses"]) // 10 * 10
+    assert state["epoch"] * len(example["loader"]) + state["batches"] == steps

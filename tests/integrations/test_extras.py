@@ -17,6 +17,7 @@ from clip_negatives.errors import MissingPackageError
         ("sentence_transformers", "sentence-transformers", "datasets"),
         ("sentence_transformers", "sentence-transformers", "sentence_transformers"),
         ("transformers", "transformers", "accelerate"),
+        ("accelerate", "accelerate", "accelerate"),
         ("lightning", "lightning", "lightning"),
     ],
 )

@@ -25,25 +25,29 @@ from tests.integrations.clustered import BATCH, N, Pictures, rows_of, write_fold
 from tests.integrations.test_lightning import Towers
 from tests.integrations.test_sentence_transformers import Watched as WatchedLoss
 from tests.integrations.test_sentence_transformers import data, words_model
-from tests.integrations.test_transformers import Watched, collate, tiny_clip
+from tests.integrations.test_transformers import Watched, collate, tiny_clip, tiny_siglip
 
 WORLD = 2
 STEPS = N // (WORLD * BATCH)
 PLAIN = {"optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant", "max_grad_norm": 0.0, "num_train_epochs": 2}
 QUIET = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 3}
-TRAINERS = ("transformers", "resumed", "sentence_transformers", "lightning", "loop", "in_batch")
+TRAINERS = ("transformers", "resumed", "siglip", "sentence_transformers", "lightning", "loop", "in_batch")
 
 
-def _transformers(folder: Path, name: str, batch: int, resume: str | None = None, **ours):
+def _transformers(folder: Path, name: str, batch: int, resume: str | None = None, model=tiny_clip, **ours):
     saved = {"save_strategy": "steps", "save_steps": STEPS + 1}
     run = TrainingArguments(str(folder / name), per_device_train_batch_size=batch, **PLAIN, **QUIET, **saved)
-    trainer = Watched(tiny_clip(), run, train_dataset=Pictures(), data_collator=collate, clusters=folder / "clusters", **ours)
+    trainer = Watched(model(), run, train_dataset=Pictures(), data_collator=collate, clusters=folder / "clusters", **ours)
     trainer.train(resume)
     return trainer.seen, trainer.model.state_dict()
 
 
 def _resumed(folder: Path, name: str, batch: int):
     return _transformers(folder, name, batch, str(folder / name / f"checkpoint-{STEPS + 1}"))
+
+
+def _siglip(folder: Path, name: str, batch: int):
+    return _transformers(folder, f"{name}-siglip", batch, model=tiny_siglip, weighting="siglip:of=weighted_infonce")
 
 
 def _in_batch(folder: Path, name: str, batch: int):
@@ -94,7 +98,7 @@ def _loop(folder: Path, name: str, batch: int):
 
 
 def _all(folder: Path, name: str, batch: int):
-    made = (_transformers, _resumed, _sentence_transformers, _lightning, _loop, _in_batch)
+    made = (_transformers, _resumed, _siglip, _sentence_transformers, _lightning, _loop, _in_batch)
     return {trainer: make(folder, name, batch) for trainer, make in zip(TRAINERS, made, strict=True)}
 
 

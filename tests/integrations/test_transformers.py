@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import IterableDataset, WeightedRandomSampler
-from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, Trainer, TrainingArguments
 from transformers.data import default_data_collator
 
 from clip_negatives import hold_temperature
@@ -34,6 +34,16 @@ def tiny_clip(seed: int = 0) -> CLIPModel:
     vision = {**layers, "image_size": 8, "patch_size": 4}
     torch.manual_seed(seed)
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+
+
+def tiny_siglip(seed: int = 0) -> SiglipModel:
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    text = {**layers, "vocab_size": 20, "max_position_embeddings": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(seed)
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config={**layers, "image_size": 8, "patch_size": 4}))
+    model.logit_scale.data.fill_(1.0)
+    model.logit_bias.data.fill_(-2.0)
+    return model
 
 
 def arguments(folder: Path, **more) -> TrainingArguments:
@@ -89,6 +99,37 @@ def test_uniform_loss_of_a_batch_is_the_models_own(tmp_path, clusters):
     batch = collate([Pictures()[row] for row in range(BATCH)])
     expected = found.model(**batch).loss
     torch.testing.assert_close(found.compute_loss(found.model, {**batch, IDS: torch.arange(BATCH)}), expected)
+
+
+@pytest.mark.parametrize("more", [{}, {"gradient_accumulation_steps": 2, "num_train_epochs": 2}])
+def test_siglip_trains_as_the_models_own_loss_does(tmp_path, clusters, more):
+    more = more | {"optim": "sgd", "learning_rate": 0.1}  # Adam amplifies the rounding of gradients that are zero
+    expected = trainer(tmp_path, tiny_siglip(), kind=Trainer, **more)
+    expected.train()
+    found = trainer(tmp_path, tiny_siglip(), sampler="in_batch", weighting="siglip", **more)
+    found.train()
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-5)
+    for name, weight in expected.model.state_dict().items():
+        torch.testing.assert_close(found.model.state_dict()[name], weight, rtol=1e-4, atol=1e-4)
+    assert found.model.logit_bias != -2
+
+
+def test_weights_reach_the_loss_of_siglip(tmp_path, clusters):
+    """The batches are the same, so only the weights of the incorrect pairs change the loss."""
+    found, plain = (
+        trainer(tmp_path, tiny_siglip(), weighting=name, max_steps=1) for name in ("siglip:of=weighted_infonce", "siglip")
+    )
+    found.train()
+    plain.train()
+    assert found.seen == plain.seen
+    assert abs(losses(found)[0] - losses(plain)[0]) > 0.01 * losses(plain)[0]
+
+
+def test_a_logit_bias_and_the_weighting_must_fit(tmp_path, clusters):
+    with pytest.raises(InputError, match=r"SiglipModel has a logit bias, which the weighting weighted_infonce.*'siglip'"):
+        trainer(tmp_path, tiny_siglip())
+    with pytest.raises(InputError, match=r"siglip needs a model with a logit bias, such as SiglipModel, and CLIPModel has"):
+        trainer(tmp_path, weighting="siglip")
 
 
 def test_a_model_may_return_a_plain_dict(tmp_path, clusters):

@@ -6,7 +6,7 @@ and the loader yields ``(batch, samples)``: even with prefetching, a batch keeps
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -116,21 +116,32 @@ class IndexedLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Yield ``(batch, samples)`` of the epoch; a sample whose file is missing or damaged is a `DataError`."""
         self._warn_of_repetition()
-        epoch, skip = self.epoch, self.batch_sampler.skip
-        self._place, self._is_running = (epoch, skip), True
+        yield from self.counted(self._own_batches)
+
+    def _own_batches(self) -> Iterator[Any]:
         self._newest = iteration = object()
-        if 0 < skip >= len(self):  # nothing is left; torch's iterator would draw from the global generator
-            self._skip_rest_of_epoch(epoch)
-            return
         with self.batch_sampler.of_this_process():
             batches = super().__iter__()
-        for position, (batch, samples) in enumerate(batches, skip + 1):
+        for batch, samples in batches:
             if isinstance(batch, FailedBatch):
                 raise batch.error
             if self._newest is not iteration and self.persistent_workers:
                 raise InputError("persistent_workers=True allows one iterator at a time. Set persistent_workers=False.")
-            self._place = epoch, position
             yield batch, samples
+
+    def counted(self, read: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """Yield what `read` returns, and count it in `state_dict`: the batches of this loader, read by another loader.
+
+        accelerate reads the batches with a loader of its own, see `clip_negatives.integrations.accelerate`.
+        """
+        epoch, skip = self.epoch, self.batch_sampler.skip
+        self._place, self._is_running = (epoch, skip), True
+        if 0 < skip >= len(self):  # nothing is left; torch's iterator would draw from the global generator
+            self._skip_rest_of_epoch(epoch)
+            return
+        for position, item in enumerate(read(), skip + 1):
+            self._place = epoch, position
+            yield item
         self._finished, self._is_running = epoch, False
 
     def _skip_rest_of_epoch(self, epoch: int) -> None:

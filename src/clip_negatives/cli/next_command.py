@@ -98,4 +98,16 @@ def _given(names: Iterable[str]) -> list[str]:
     context = click.get_current_context()
     options: dict[str, Any] = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
     given = [name for name in names if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return [word for name in given for word in (options[name], str(context.params[name]))]
+    return [word for name in given for word in _words(options[name], context.params[name])]
+
+
+def _words(option: str, value: Any) -> tuple[str, ...]:
+    """Return an option as the words of a command; an option that is on or off has no value."""
+    return (option,) if value is True else (option, str(value))
+
+
+def same_command(after: Sequence[str]) -> str:
+    """Return the running command with the options that the user gave, without ``--json``; `after` are open_clip's arguments."""
+    context = click.get_current_context()
+    names = [str(name) for name in context.params if name not in ("json_file", "open_clip_arguments")]
+    return command_line(str(context.command.name), options=names, after=after)

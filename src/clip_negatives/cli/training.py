@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from clip_negatives.cli import early, parameters
-from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, TRAIN_DATA, show_next, without_options
+from clip_negatives.cli.next_command import COLUMNS, RECIPE, TEST_DATA, TRAIN_DATA, same_command, show_next, without_options
 from clip_negatives.cli.output import console, echo, is_stdout, write_json
 from clip_negatives.compare.methods import CONTROL, FIXED_TEMPERATURE, QUICK_METHODS
 from clip_negatives.compare.methods import METHODS as DEFAULT_METHODS
@@ -71,8 +72,22 @@ def train(open_clip_arguments: tuple[str, ...], method: str | None, **options: A
     from clip_negatives.integrations import open_clip
 
     arguments = parameters.open_clip_arguments(open_clip_arguments, options["recipe"].columns)
-    open_clip.train(arguments, open_clip.TrainOptions(**options))
+    run = open_clip.train(arguments, open_clip.TrainOptions(**options))
+    if run is not None and os.environ.get("RANK", "0") == "0":
+        _write_card(run, arguments, same_command(open_clip_arguments))
     _show_comparison(open_clip_arguments)
+
+
+def _write_card(run: Path, arguments: Sequence[str], command: str) -> None:
+    """Write the result card of a training run; `arguments` are those of open_clip."""
+    from clip_negatives.integrations.open_clip.arguments import parsed
+    from clip_negatives.integrations.open_clip.train_set import number_of_pairs
+    from clip_negatives.report import write_training_card
+
+    args = parsed(arguments)
+    data = {"train_data": args.train_data, "n_train": number_of_pairs(args), "val_data": args.val_data}
+    if (card := write_training_card(run, command, **data)) is not None:
+        echo(f"Result card: {card}", err=True)
 
 
 def _parts(text: str, clusters: Path | None) -> dict[str, Any]:
@@ -161,7 +176,7 @@ def compare(
     from clip_negatives.compare import compare as run_comparison
     from clip_negatives.compare import output as show
     from clip_negatives.integrations.open_clip.arguments import parsed
-    from clip_negatives.report import write_comparison
+    from clip_negatives.report import write_comparison, write_comparison_card
 
     def announce(job: Job, number: int, total: int, state: str) -> None:
         left = current().seconds_left()
@@ -180,6 +195,7 @@ def compare(
     for suffix in ("png", "svg"):
         show.plot(comparison, output / f"ranks.{suffix}")
     page = write_comparison(comparison, output)
+    write_comparison_card(comparison, output, same_command(open_clip_arguments))
     for sentence in show.sentences(comparison):
         text.print(sentence)
     text.print(show.results_table(comparison))

@@ -200,7 +200,12 @@ class _Study:
             "epochs": args.epochs,
             "seeds": self.seeds,
             "n_train": folder.clusters.n_samples,
+            "train": self.train,
             "test": self.test,
+            "data": {
+                "training": open_described(self.train).identity(),
+                "test": open_described(self.test).identity(),
+            },
             "clusters": {key: value for key, value in folder.manifest.items() if key != "files"},
             "versions": {name: version(name) for name in ("clip-negatives", "open_clip_torch", "torch", "faiss-cpu")},
             "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",

@@ -1,4 +1,4 @@
-"""Hugging Face's `Trainer` with the batches of a negative sampler and the weighted loss, for models like `CLIPModel`.
+"""Hugging Face's `Trainer` with the batches of a negative sampler and the weighted loss, for CLIP and SigLIP.
 
 Each batch holds the ids of its samples: the loss cannot use the last fetched batch, because the Trainer and accelerate fetch
 later batches before a forward pass.
@@ -46,7 +46,7 @@ STATE = "clip_negatives.safetensors"  # file in a checkpoint with the state of t
 
 
 class NegativesTrainer(Trainer):
-    """`transformers.Trainer` for CLIP models, with the batches of a negative sampler and the weighted loss.
+    """`transformers.Trainer` for CLIP and SigLIP models, with the batches of a negative sampler and the weighted loss.
 
     With ``sampler="in_batch"`` and ``weighting="uniform"``, batches and losses equal the Trainer's with ``return_loss=True``.
     With several processes, negatives come from all processes. Evaluation does not change.
@@ -62,7 +62,7 @@ class NegativesTrainer(Trainer):
 
     Raises:
         ClipNegativesError: the folder cannot be read or belongs to other data, or a name is unknown.
-        InputError: `compute_loss_func` is given.
+        InputError: `compute_loss_func` is given; or only one of model and weighting has a logit bias.
     """
 
     loss_is_scaled_for_ga = False  # the loss is a mean over the batch: the Trainer divides by the number of accumulated batches
@@ -82,6 +82,7 @@ class NegativesTrainer(Trainer):
         super().__init__(*args, **named)
         self.folder, self.sampler, self._keys = read_clusters(clusters), sampler, keys
         check_temperature_of(self.model, weighting)
+        self._check_bias(weighting)
         terms = loss_terms(weighting, self.folder.clusters, teacher=False)
         options: dict[str, Any] = {"rank": self.args.process_index, "world_size": self.args.world_size, "backend": backend}
         self.negatives = NegativesClipLoss(local_loss=True, gather_with_grad=True, terms=terms, **options).to(self.args.device)
@@ -90,6 +91,21 @@ class NegativesTrainer(Trainer):
         self._parameters: LossParameters | None = None
         self._resumed: Path | None = None  # checkpoint
         self.add_callback(_StoreState(self))
+
+    def _check_bias(self, weighting: str) -> None:
+        """Check that the model has a logit bias if, and only if, the weighting trains one."""
+        item, _ = registry.default_registry().resolve("loss_weighting", weighting)
+        has_bias, name = hasattr(self.model, "logit_bias"), type(self.model).__name__
+        if has_bias and not item.requires_logit_bias:
+            raise InputError(
+                f"{name} has a logit bias, which the weighting {item.name} does not train. Use weighting='siglip', or "
+                "weighting='siglip:of=weighted_infonce'."
+            )
+        if item.requires_logit_bias and not has_bias:
+            raise InputError(
+                f"The weighting {item.name} needs a model with a logit bias, such as SiglipModel, and {name} has none. Use "
+                "another weighting."
+            )
 
     def create_optimizer(self, *args: Any, **named: Any) -> Any:
         """Create the Trainer's optimizer, with the parameters of the loss."""
@@ -136,16 +152,16 @@ class NegativesTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, *rest, **named)
         outputs = model(**{name: value for name, value in inputs.items() if name != IDS} | {"return_loss": False})
         inner = self.accelerator.unwrap_model(model)
-        if not {"image_embeds", "text_embeds"} <= set(outputs) or hasattr(inner, "logit_bias"):
+        if not {"image_embeds", "text_embeds"} <= set(outputs):
             raise UnsupportedError(
-                f"NegativesTrainer cannot train {type(inner).__name__}: the model must have a logit_scale, no logit_bias, and "
-                "outputs image_embeds and text_embeds, as CLIPModel has. Train in your own loop, with attach."
+                f"NegativesTrainer cannot train {type(inner).__name__}: the model must have a logit_scale, and outputs "
+                "image_embeds and text_embeds, as CLIPModel and SiglipModel have. Train in your own loop, with attach."
             )
         self._samples = BatchSamples(ids=inputs[IDS]).at(
             self.state.global_step, self.state.max_steps, epoch=int(self.state.epoch or 0)
         )
-        scale = inner.logit_scale.exp()
-        loss = self.negatives(outputs["image_embeds"], outputs["text_embeds"], scale, samples=self._samples)
+        scale, bias = inner.logit_scale.exp(), getattr(inner, "logit_bias", None)
+        loss = self.negatives(outputs["image_embeds"], outputs["text_embeds"], scale, bias, samples=self._samples)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

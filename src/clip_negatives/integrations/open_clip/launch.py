@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from clip_negatives.storage.clusters_folder import ClustersFolder
 
 
-def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None:
+def train(arguments: Sequence[str], options: TrainOptions | None = None) -> Path | None:
     """Train as ``python -m open_clip_train.main`` does with `arguments`, but with the method in `options`.
 
-    Every check that can run before open_clip starts does so, before the first file is written.
+    Every check that can run before open_clip starts does so, before the first file is written. Returns the folder of the run.
     """
     options = options or TrainOptions()
     check_paths(arguments, options)  # before the slow imports
@@ -66,6 +66,7 @@ def train(arguments: Sequence[str], options: TrainOptions | None = None) -> None
         raise ArtifactError(f"{fault} {remedies(error) or 'Correct this.'} Then {_next_step(negatives.run_folder)}.") from error
     if outcome not in (None, 0):
         raise ClipNegativesError("open_clip stopped before training. See its message above.")
+    return negatives.run_folder
 
 
 def _next_step(run: Path | None) -> str:

@@ -69,10 +69,9 @@ def world_size() -> int:
 
 def steps_of_epoch(args: Namespace) -> int:
     """Return the steps of an epoch, at least one; DataError if there are too few samples or their number is unknown."""
-    kind = kind_of(args)
-    if kind == "webdataset":
+    if kind_of(args) == "webdataset":
         return _steps_of_stream(args)
-    n = args.train_num_samples if kind == "synthetic" else len(pairs(args).keys)
+    n = number_of_pairs(args)
     step_size = args.batch_size * world_size()
     if step_size > n:
         repair = "Use a smaller --batch-size" if n >= world_size() else "Use fewer processes"
@@ -81,6 +80,14 @@ def steps_of_epoch(args: Namespace) -> int:
             f"{args.train_data or 'the synthetic data'} has {n}. {repair if n > 1 else 'Add pairs'}."
         )
     return int(n // step_size)
+
+
+def number_of_pairs(args: Namespace) -> int:
+    """Return the number of training pairs; of a stream, the samples of an epoch, or DataError if they are unknown."""
+    kind = kind_of(args)
+    if kind == "webdataset":
+        return samples_of_stream(args)
+    return int(args.train_num_samples) if kind == "synthetic" else len(pairs(args).keys)
 
 
 def _steps_of_stream(args: Namespace) -> int:
