@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 import re
@@ -13,7 +14,7 @@ import click
 import pytest
 
 from clip_negatives import catalogue
-from clip_negatives.cli import main
+from clip_negatives.cli import COMMANDS, main
 from clip_negatives.dataset.columns import COMMON
 from clip_negatives.dataset.kinds import KINDS
 from clip_negatives.host import hookspecs, registry
@@ -129,6 +130,15 @@ def test_index_of_the_api_lists_every_entry() -> None:
     names = {page.name: re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE) for page in (docs / "api").iterdir()}
     entries = {f"api/{page}#{name}" for page in names for name in names[page]}
     assert set(re.findall(r"\((api/\w+\.md#\S+)\)", (docs / "api.md").read_text())) == entries
+
+
+def test_every_command_is_listed_with_its_functions() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", (ROOT / "docs" / "commands.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == sorted(set(COMMANDS) - {"completion"})
+    for _, functions in rows:
+        for path in re.findall(r"`([\w.]+)`", functions):
+            module, _, name = path.rpartition(".")
+            assert callable(getattr(importlib.import_module(f"clip_negatives.{module}"), name)), path
 
 
 def test_every_page_is_in_the_navigation() -> None:
