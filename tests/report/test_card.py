@@ -178,3 +178,23 @@ def test_the_citation_is_that_of_the_repository() -> None:
         assert all(part in citation for part in parts)
     names = re.findall(r"given-names: (.*)\n +family-names: (.*)\n", citation)
     assert " and ".join(f"{family}, {given}" for given, family in names) in document.PAPER
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("train --train-data https://me:hunter2@host/a.csv", "train --train-data https://HIDDEN@host/a.csv"),
+        ("check 'https://host/a.csv?X-Sig=abc&X-Key=def'", "check 'https://host/a.csv?HIDDEN'"),
+        ("""train 'pipe:curl -H "Authorization: Bearer abc" x'""", """train 'pipe:curl -H "Authorization: HIDDEN" x'"""),
+        ("prepare 'shards/00?.tar' --text-encoder hashing:dim=64", "prepare 'shards/00?.tar' --text-encoder hashing:dim=64"),
+    ],
+)
+def test_passwords_and_tokens_are_not_published(command: str, shown: str, tmp_path: Path) -> None:
+    setting = comparison().setting
+    train = {**setting["train"], "location": "https://me:hunter2@host/train.csv?X-Sig=abc&X-Key=def"}
+    result = dataclasses.replace(comparison(), setting={**setting, "train": train})
+    write_comparison_card(result, tmp_path, command)
+    text = (tmp_path / NAME).read_text()
+    assert f"```bash\n{shown}\n```" in text
+    assert ("Passwords and tokens are replaced by HIDDEN." in text) == (command != shown)
+    assert not any(secret in text for secret in ("hunter2", "=abc", "=def", "Bearer"))

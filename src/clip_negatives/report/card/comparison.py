@@ -11,10 +11,11 @@ from clip_negatives.compare.methods import BASELINE
 from clip_negatives.compare.output import judgement
 from clip_negatives.compare.results import DIRECTIONS, SCORES
 from clip_negatives.report.card.document import (
-    block,
     code,
+    command_block,
     data_line,
     dataset_metadata,
+    file_name,
     table,
     versions_lines,
     write_card,
@@ -53,7 +54,7 @@ def write_comparison_card(comparison: Comparison, output: str | Path, command: s
         "Result": f"Text to image, in %, mean of {count}. The gain is that in MRR over {code(BASELINE)}, with its simultaneous "
         f"95 % confidence interval.\n\n{_results(comparison)}",
         "Data": "\n".join(data),
-        "Run it again": block(command, "bash"),
+        "Run it again": command_block(command),
         "Versions": versions_lines(setting["versions"]),
     }
     title = f"Comparison of negatives for {setting['model']}"
@@ -97,7 +98,7 @@ def _metrics(comparison: Comparison) -> Iterator[EvalResult]:
     """Yield the scores of every method in both directions, as shares."""
     from huggingface_hub import EvalResult
 
-    dataset = Path(comparison.setting["test"]["location"]).name
+    dataset = file_name(comparison.setting["test"]["location"])
     arguments: dict[str, Any] = {"pairs": comparison.runs[0]["queries"], **comparison.setting["data"]["test"]}
     for direction, label in DIRECTIONS.items():
         for name, summaries in comparison.summaries.items():

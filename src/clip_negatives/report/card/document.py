@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 NAME = "result-card.md"
 MARK = "<!-- clip-negatives "  # of the last line, before a digest of the lines above: an edited card is not ours any more
+SECRETS = (
+    re.compile(r"(?<=://)[^/@\s'\"]+(?=@)"),  # user and password of an address
+    re.compile(r"(?<=\?)[^\s'\"&]+=[^\s'\"]+"),  # query of an address, such as a signature
+    re.compile(r"(?i)(?<=authorization: )[^'\"]+"),  # header of a command such as curl
+)
+HIDDEN = "HIDDEN"
 TAGS = ["clip", "clip-negatives", "contrastive-learning", "image-text-retrieval"]
 PAPER = """@inproceedings{tagami2024automatic,
   title = {Automatic data generation of incorrect image-text pairs for effective contrastive learning of CLIP model},
@@ -84,7 +90,12 @@ def dataset_metadata(location: str | None) -> dict[str, Any]:
 def data_line(role: str, location: str | None, count: int, digests: Mapping[str, Any]) -> str:
     """Return the line of a data set: its file name, its number of pairs, and its digests."""
     contents = "".join(f", {name} {code(value)}" for name, value in digests.items())
-    return f"* {role}: {code(Path(location or 'synthetic data').name)}, {count:,} pairs{contents}"
+    return f"* {role}: {code(file_name(location or 'synthetic data'))}, {count:,} pairs{contents}"
+
+
+def file_name(location: str) -> str:
+    """Return the file name of a data set at a path or URL."""
+    return Path(without_secrets(location)).name
 
 
 def versions_lines(versions: Mapping[str, str]) -> str:
@@ -104,6 +115,20 @@ def code(value: object) -> str:
     fence = "`" * (_longest_run(text) + 1)
     space = " " if "`" in text else ""
     return f"{fence}{space}{text}{space}{fence}"
+
+
+def command_block(command: str) -> str:
+    """Return a command as a block of code without passwords, signatures and tokens, since cards are published."""
+    shown = without_secrets(command)
+    said = "" if shown == command else f"\n\nPasswords and tokens are replaced by {HIDDEN}."
+    return block(shown, "bash") + said
+
+
+def without_secrets(text: str) -> str:
+    """Return a command or an address without passwords, signatures and tokens."""
+    for secret in SECRETS:
+        text = secret.sub(HIDDEN, text)
+    return text
 
 
 def block(text: str, language: str) -> str:

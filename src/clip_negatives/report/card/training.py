@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from clip_negatives.integrations.open_clip.run_record import record_file
 from clip_negatives.printing import log
 from clip_negatives.report.card.document import (
-    block,
     code,
+    command_block,
     data_line,
     dataset_metadata,
+    file_name,
     versions_lines,
     write_card,
 )
@@ -55,7 +56,7 @@ def write_training_card(run: Path, command: str, *, train_data: str | None, n_tr
     sections = {
         "Method": "\n".join(f"* {name}: {code('none' if value is None else value)}" for name, value in _method(record).items()),
         "Data": data_line("Training", train_data, n_train, digests),
-        "Run it again": start + block(command, "bash"),
+        "Run it again": start + command_block(command),
         "Versions": versions_lines(record["versions"]),
     }
     return write_card(
@@ -104,7 +105,7 @@ def _metrics(evaluation: Mapping[str, Any], val_data: str) -> Iterator[EvalResul
                 task_type="image-text-retrieval",
                 task_name=f"retrieval, {found[1].replace('_', ' ')}",
                 dataset_type="image-text-pairs",
-                dataset_name=Path(val_data).name,
+                dataset_name=file_name(val_data),
                 dataset_config=found[1],
                 dataset_args={"pairs": evaluation.get("num_samples")},
                 metric_type=found[2],
