@@ -26,6 +26,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
     monkeypatch.setattr("clip_negatives.compare.compare", compare)
     monkeypatch.setattr("clip_negatives.compare.output.plot", lambda *_: None)
     monkeypatch.setattr("clip_negatives.report.write_comparison", lambda *_: tmp_path / "report.html")
+    monkeypatch.setattr("clip_negatives.report.write_comparison_card", lambda *_: None)
     return arguments
 
 
