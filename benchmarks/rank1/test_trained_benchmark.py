@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import page
 import tomllib
 import trained
+from trained_tables import trained_section
 
 from clip_negatives.compare import parse_methods
 
@@ -51,6 +52,11 @@ def test_study_files_name_methods_that_there_are(file: Path) -> None:
         assert set(data.get("methods", [])) <= set(methods)
 
 
+def section(result: Path) -> str:
+    """Return the section of the page about a result file."""
+    return "\n".join(trained_section(json.loads(result.read_text()), "{title}"))
+
+
 def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Every run is done once; queries and training listings share no seller."""
     (tmp_path / "study.toml").write_text(SMALL)
@@ -67,8 +73,7 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     made = next(tmp_path.rglob("test/asked.csv")).read_text()
     assert "twemoji-" in made
     assert "noto-" not in made
-    monkeypatch.setattr(page, "RESULTS", tmp_path / "results")
-    assert "| `paper` |" in "\n".join(page.trained_section(json.loads(result.read_text()), "{title}"))
+    assert "| `paper` |" in section(result)
     first = json.loads(result.read_text())
     monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
     trained.main()
@@ -87,7 +92,7 @@ def test_study_of_trained_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     timed = json.loads(result.read_text())["data"]["objects"]
     assert set(timed["seconds_per_step"]) == {"in_batch", "random_reduction"}
     assert {name: value for name, value in timed.items() if name != "seconds_per_step"} == again
-    assert f"| {1000 * timed['seconds_per_step']['in_batch']:.0f} |" in "\n".join(page.trained_section(json.loads(result.read_text()), "{title}"))
+    assert f"| {1000 * timed['seconds_per_step']['in_batch']:.0f} |" in section(result)
     monkeypatch.setattr(sys, "argv", [*command, "--only", "in_batch"])
     trained.main()
     kept = json.loads(result.read_text())["data"]["objects"]
