@@ -97,7 +97,9 @@ def learning_rate(ranks: dict[float, float]) -> float:
 def told_of(found: Comparison) -> dict[str, Any]:
     """Return the result of a comparison without paths, and without times, which need an idle machine."""
     whole = found.to_dict()
-    setting = {name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters", "train", "test")}
+    setting = {
+        name: value for name, value in whole["setting"].items() if name not in ("arguments", "clusters", "train", "test")
+    }
     dropped = ("clusters", "losses", "seconds_per_step", "train_seconds")
     runs = [{name: value for name, value in run.items() if name not in dropped} for run in whole["runs"]]
     tables = {
