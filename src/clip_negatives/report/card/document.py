@@ -61,7 +61,7 @@ def write_card(
     if file.exists() and not is_ours(file):
         log(f"No result card was written: {file} was edited, or clip-negatives did not write it. Move it, then run again.")
         return None
-    named = {"model_name": printable(title), "eval_results": list(results)} if results else {}
+    named: dict[str, Any] = {"model_name": printable(title), "eval_results": list(results)} if results else {}
     data = ModelCardData(tags=TAGS, **named, **metadata)
     citation = block(f"{PAPER}\n\n{SOFTWARE.format(version=version('clip-negatives'))}", "bibtex")
     texts = {**sections, "Citation": f"The paper of the default method, and this software:\n\n{citation}"}
