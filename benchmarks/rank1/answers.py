@@ -56,12 +56,12 @@ def trained(studies: Sequence[Mapping[str, Any]]) -> str:
         for method in data["summaries"]
         if method != BASELINE
     ]
-    found = [f"`{method}`, {_percent(figure['gain'])}" for method, figure in figures if significant(figure)]
-    named = f" ({'; '.join(found)})" if found else ""
+    named_gains = [f"`{method}`, {_percent(figure['gain'])}" for method, figure in figures if significant(figure)]
+    names = f" ({'; '.join(named_gains)})" if named_gains else ""
     return (
-        f"{len(found)} of {len(figures)} differences from in-batch negatives at Rank@1 {'is' if len(found) == 1 else 'are'} "
-        f"significant{named}; chance alone makes one in 20 significant. Gains of heads say little about Rank@1 of "
-        f"a trained model."
+        f"{len(named_gains)} of {len(figures)} differences from in-batch negatives at Rank@1 "
+        f"{'is' if len(named_gains) == 1 else 'are'} significant{names}; chance alone makes one in 20 significant. "
+        "Gains of heads say little about Rank@1 of a trained model."
     )
 
 
@@ -122,11 +122,11 @@ def parts(data: Mapping[str, Any]) -> str:
 def density(data: Mapping[str, Any]) -> str:
     """Return the gain of the default by the false negatives of an image."""
     rows = [(one["near_duplicates_per_anchor"], one["methods"]["default"][FIGURES[0]]) for one in data.values()]
-    told = ", ".join(
+    gains = ", ".join(
         f"{_percent(figure['gain'])} with {count:.1f}" + (" (significant)" if significant(figure) else "")
         for count, figure in rows
     )
-    return f"Not steadily. By the number of others of its item that a listing meets in a batch, the default gains: {told}."
+    return f"Not steadily. By the number of others of its item that a listing meets in a batch, the default gains: {gains}."
 
 
 def default(data: Mapping[str, Any]) -> str:

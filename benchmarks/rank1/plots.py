@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.colors import Normalize
+from heat_map import heat_map
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from sections import save_svg
-from tables import BASELINE, FIGURES, ordered, relative, significant
+from tables import BASELINE, FIGURES, ordered, relative
 
 LABEL = "gain in text-to-image Rank@1 over in-batch negatives, %"
 GOOD, BAD, NEITHER = "#1a7f5a", "#b5442e", "0.55"
-CLIPPED = 25  # percent; a stronger gain has the same colour, so that one outlier does not hide the others
 N_BEST = N_WORST = 3
 Gain = Mapping[str, float]
 
@@ -37,20 +35,20 @@ def plot_answer(heads: Mapping[str, Any], trained: Mapping[str, Mapping[str, Any
         label: {**cells[label], **{column: found[label] for column, found in whole.items() if label in found}}
         for label in (*others[:N_BEST], *both, *others[-N_WORST:])
     }
-    _heat_map(values, [*heads, *whole], target, rules=[len(heads)], heading=("heads on frozen features", "whole models"))
+    heat_map(values, [*heads, *whole], target, rules=[len(heads)], heading=("heads on frozen features", "whole models"))
 
 
 def plot_heads(heads: Mapping[str, Any], target: Path) -> None:
     """Draw the gain of every method on every data set of heads, the best on average first."""
     cells = _by_method(heads)
-    _heat_map(dict(sorted(cells.items(), key=lambda item: -_mean(item[1]))), list(heads), target)
+    heat_map(dict(sorted(cells.items(), key=lambda item: -_mean(item[1]))), list(heads), target)
 
 
 def plot_temperature(choices: Mapping[str, Any], held: str, target: Path) -> None:
     """Draw the gain in MRR over in-batch negatives at a fixed temperature."""
     names = [name for name in next(iter(choices.values()))["beside"] if name != held]
     cells = {name: {data: one["beside"][name]["over_held"] for data, one in choices.items()} for name in names}
-    _heat_map(dict(sorted(cells.items(), key=lambda item: -_mean(item[1]))), list(choices), target)
+    heat_map(dict(sorted(cells.items(), key=lambda item: -_mean(item[1]))), list(choices), target)
 
 
 def plot_validation(data: Mapping[str, Any], target: Path) -> None:
@@ -64,7 +62,7 @@ def plot_validation(data: Mapping[str, Any], target: Path) -> None:
         }
         for name in names
     }
-    _heat_map(dict(sorted(cells.items(), key=lambda item: -_mean(item[1]))), list(data), target)
+    heat_map(dict(sorted(cells.items(), key=lambda item: -_mean(item[1]))), list(data), target)
 
 
 def plot_regret(choices: Mapping[str, Any], target: Path) -> None:
@@ -119,11 +117,11 @@ def plot_pairs(data: Mapping[str, Any], target: Path) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
     for place, method in enumerate(names):
         for shift, (name, one) in enumerate(data.items()):
-            at, found = place + 0.15 * (shift - (len(data) - 1) / 2), one["methods"].get(method)
-            if found is not None:
+            at, method_pairs = place + 0.15 * (shift - (len(data) - 1) / 2), one["methods"].get(method)
+            if method_pairs is not None:
                 color = f"C{shift}"
-                left.barh(at, found["removed_per_anchor"], height=0.14, color=color, label=name if place == 0 else None)
-                right.barh(at, 100 * found["false_share_of_removed"], height=0.14, color=color)
+                left.barh(at, method_pairs["removed_per_anchor"], height=0.14, color=color, label=name if place == 0 else None)
+                right.barh(at, 100 * method_pairs["false_share_of_removed"], height=0.14, color=color)
     left.set_yticks(range(len(names)), [name.replace(":", ":\n").replace(",", ",\n") for name in names], fontsize=8)
     left.invert_yaxis()
     left.set_xlabel("removed pairs of an image in a batch")
@@ -236,46 +234,3 @@ def _interval(axes: Any, place: float, one: Gain) -> None:
     color = GOOD if one["low"] > 0 else BAD if one["high"] < 0 else NEITHER
     axes.plot([100 * one["low"], 100 * one["high"]], [place, place], color=color, lw=2)
     axes.plot(100 * one["gain"], place, "o", color=color, ms=4)
-
-
-def _heat_map(
-    rows: Mapping[str, Mapping[str, Gain]],
-    columns: Sequence[str],
-    target: Path,
-    *,
-    rules: Sequence[int] = (),
-    heading: Sequence[str] = (),
-) -> None:
-    """Draw gains in percent as coloured cells; a frame marks a significant one, rules separate groups of columns."""
-    figure = Figure(figsize=(3.4 + 0.78 * len(columns), 0.27 * len(rows) + 0.9), layout="constrained")
-    axes = figure.subplots()
-    colours, scale = _palette(), Normalize(-CLIPPED, CLIPPED)
-    for y, cells in enumerate(rows.values()):
-        for x, column in enumerate(columns):
-            if column in cells:
-                one = cells[column]
-                axes.add_patch(Rectangle((x, y), 1, 1, color=colours(scale(100 * one["gain"])), lw=0))
-                text = f"{100 * one['gain']:+.0f}".replace("-", "\N{MINUS SIGN}")
-                axes.text(x + 0.5, y + 0.52, text, ha="center", va="center", fontsize=8)
-                if significant(one):
-                    axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, fill=False, ec="0.1", lw=1.2))
-    for rule in rules:
-        axes.axvline(rule, color="0.2", lw=1.5)
-    for start, end, text in zip((0, *rules), (*rules, len(columns)), heading, strict=False):
-        axes.text((start + end) / 2, -2.4, text, ha="center", fontsize=9, weight="bold")
-    axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
-    axes.set_xticks([x + 0.5 for x in range(len(columns))], columns, fontsize=7)
-    axes.set_yticks([y + 0.5 for y in range(len(rows))], [_short(name) for name in rows], fontsize=8)
-    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
-    axes.spines[:].set_visible(False)
-    save_svg(figure, target)
-
-
-def _palette() -> Any:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("gains", ["#e08a73", "#ffffff", "#6fbf9b"])
-
-
-def _short(name: str, limit: int = 44) -> str:
-    return name if len(name) <= limit else name[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"

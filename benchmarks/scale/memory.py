@@ -44,8 +44,8 @@ def main() -> None:
     few, rows = held_with(FEW), []
     for n in SIZES["small" if small else "full"]:
         for name, held in held_with(n).items():
-            told = {key: (held[key] - few[name][key]) * 2**20 / (n - FEW) for key in held}
-            rows.append({"case": name, "n": n, **told})
+            per_sample = {key: (held[key] - few[name][key]) * 2**20 / (n - FEW) for key in held}
+            rows.append({"case": name, "n": n, **per_sample})
             print(rows[-1], flush=True)
     about = {"k": K, "workers": WORKERS, "read": READ}
     print(f"Results: {write_json(result_file('scale-memory.json', small=small), {**about, 'rows': rows})}")
@@ -119,9 +119,9 @@ def of_sampler(home: Path, n: int) -> dict[str, float]:
     folder = read_clusters(home / "csv")
     sampler = Method().create_sampler(SamplingContext.of(folder.clusters, BATCH))
     loader = IndexedLoader(DataLoader(dataset, BATCH, num_workers=WORKERS), sampler)
-    told = held_by(loader)
+    memory = held_by(loader)
     assert folder.samples.num_rows == n  # the folder is held until here, as in a training
-    return told
+    return memory
 
 
 def of_reshard(home: Path, n: int) -> dict[str, float]:

@@ -70,8 +70,8 @@ def _files(kind: FolderKind, stored: TaskFolder) -> tuple[dict[str, int], set[st
     """
     with store_errors(stored.url):
         stored.system.invalidate_cache(stored.root)
-        found = stored.system.find(stored.root, detail=True)
-    sizes = {path.removeprefix(stored.root).lstrip("/"): int(entry["size"]) for path, entry in found.items()}
+        entries = stored.system.find(stored.root, detail=True)
+    sizes = {path.removeprefix(stored.root).lstrip("/"): int(entry["size"]) for path, entry in entries.items()}
     listed = _listed(stored, kind.manifest, kind.name)
     mark = _listed(stored, WORK, None)
     if sizes and listed is None and mark is None:

@@ -83,8 +83,8 @@ def is_ours(file: Path) -> bool:
 
 def dataset_metadata(location: str | None) -> dict[str, Any]:
     """Return the metadata that name a data set of the hub; empty for other data."""
-    found = re.search(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)/", location or "")
-    return {"datasets": [found[1]]} if found else {}
+    dataset = re.search(r"huggingface\.co/datasets/([\w.-]+/[\w.-]+)/", location or "")
+    return {"datasets": [dataset[1]]} if dataset else {}
 
 
 def data_line(role: str, location: str | None, count: int, digests: Mapping[str, Any]) -> str:

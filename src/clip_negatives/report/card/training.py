@@ -99,15 +99,15 @@ def _metrics(evaluation: Mapping[str, Any], val_data: str) -> Iterator[EvalResul
     from huggingface_hub import EvalResult
 
     for name, value in evaluation.items():
-        found = METRIC.fullmatch(name)
-        if found and isinstance(value, int | float) and math.isfinite(value):
+        metric = METRIC.fullmatch(name)
+        if metric and isinstance(value, int | float) and math.isfinite(value):
             yield EvalResult(
                 task_type="image-text-retrieval",
-                task_name=f"retrieval, {found[1].replace('_', ' ')}",
+                task_name=f"retrieval, {metric[1].replace('_', ' ')}",
                 dataset_type="image-text-pairs",
                 dataset_name=file_name(val_data),
-                dataset_config=found[1],
+                dataset_config=metric[1],
                 dataset_args={"pairs": evaluation.get("num_samples")},
-                metric_type=found[2],
+                metric_type=metric[2],
                 metric_value=round(value, 6),
             )
